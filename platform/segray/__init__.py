@@ -1,0 +1,1 @@
+"""SegFormer on Ray: train, tune, ship and serve semantic segmentation."""

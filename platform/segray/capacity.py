@@ -1,0 +1,106 @@
+"""How many CPUs, GPUs and threads a worker gets: one pure rule from a laptop to a cluster of GPU nodes.
+
+Logical CPUs are Ray's bookkeeping; threads are what really runs. A worker's share of its node is the node's CPUs
+divided by the workers it is made for. The worker may run as many threads as its share, but reserves only half of
+it: what is left always lets Ray Data's read tasks start. (Workers that reserve every logical CPU leave the reads
+none, and both sides wait for ever.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from segray.errors import CapacityError
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node offers, or would offer once the autoscaler has started it."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker of a run gets.
+
+    Attributes:
+        workers: how many there are.
+        device: "cpu" or "cuda".
+        threads: threads a worker computes and decodes with.
+        cpus: logical CPUs a worker reserves.
+        gpus: GPUs a worker reserves.
+        read_cpus: logical CPUs left to the read tasks of a worker.
+    """
+
+    workers: int
+    device: str
+    threads: int
+    cpus: float
+    gpus: int
+    read_cpus: float
+
+    def __str__(self) -> str:
+        gpu = ", 1 GPU" if self.gpus else ""
+        return (
+            f"{self.workers} x {self.device} worker: {self.threads} threads, {self.cpus:g} logical CPUs{gpu} "
+            f"each; {self.read_cpus:g} for reading"
+        )
+
+
+def place(nodes: Sequence[Node], workers: int, device: str) -> Placement:
+    """Returns what each of `workers` gets on a cluster that can grow to `nodes`.
+
+    Args:
+        nodes: every node there is or ever can be.
+        workers: how many are wanted; one GPU each, or at least one CPU each.
+        device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
+
+    Raises:
+        CapacityError: the cluster can never hold them.
+    """
+    if device == "auto":
+        device = "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
+    fits = _by_gpu(nodes) if device == "cuda" else _by_cpu(nodes)
+    if workers > fits:
+        raise CapacityError(_refusal(nodes, workers, device, fits))
+    share = _share(nodes, workers, device)
+    threads = max(1, int(share))
+    reserved = threads / 2
+    return Placement(workers, device, threads, reserved, int(device == "cuda"), max(share - reserved, 0.5))
+
+
+def _by_gpu(nodes: Sequence[Node]) -> int:
+    return sum(int(node.gpus) for node in nodes if node.cpus >= 1)
+
+
+def _by_cpu(nodes: Sequence[Node]) -> int:
+    return sum(int(node.cpus) for node in nodes)
+
+
+def _share(nodes: Sequence[Node], workers: int, device: str) -> float:
+    """Returns the CPUs of the poorest node that one worker may use."""
+    if device == "cuda":
+        return min(node.cpus / node.gpus for node in nodes if node.gpus >= 1 and node.cpus >= 1)
+    usable = sorted((node for node in nodes if node.cpus >= 1), key=lambda node: -node.cpus)
+    spread = usable[: min(workers, len(usable))]
+    return max(1.0, min(node.cpus for node in spread) / ceil(workers / len(spread)))
+
+
+def _refusal(nodes: Sequence[Node], workers: int, device: str, fits: int) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    needs = "one GPU" if device == "cuda" else "one CPU"
+    advice = f"use --train.workers {fits}" if fits else "use --train.device cpu, or a cluster with GPUs"
+    return (
+        f"train.workers is {workers}, with {needs} each; the cluster can hold {fits}: "
+        f"it has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; {advice}."
+    )
+
+
+def widest(nodes: Sequence[Node], device: str) -> int:
+    """Returns how many workers use the whole cluster: one a GPU, or one a node with a CPU, at least one."""
+    gpus = sum(int(node.gpus) for node in nodes)
+    if device == "cuda" or (device == "auto" and gpus):
+        return max(1, gpus)
+    return max(1, sum(node.cpus >= 1 for node in nodes))

@@ -1,0 +1,161 @@
+"""The checkpoint folder: weights, training state and what they mean, without a pickle.
+
+    model.safetensors  the weights
+    state.pt           optimiser and random state; opens with `weights_only=True`
+    config.json        the whole Config
+    classes.json       names and palette
+    meta.json          step, metrics, counts, dataset digest, versions; written last
+
+A folder without `meta.json` is not a checkpoint: something ended before it was whole.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from segray import model as models
+from segray.classes import Classes
+from segray.config import Config
+from segray.errors import CheckpointError
+
+FORMAT = 1
+WEIGHTS, STATE, CONFIG, CLASSES, META = (
+    "model.safetensors",
+    "state.pt",
+    "config.json",
+    "classes.json",
+    "meta.json",
+)
+
+
+class Meta(BaseModel):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        format: version of the folder's layout.
+        step: optimiser steps made.
+        metrics: of the validation at this step, under their metric names.
+        confusion: the counts (K, K) those metrics came from; rows are the truth.
+        dataset_digest: digest of the manifest trained on.
+        versions: of the libraries that wrote it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    step: int
+    metrics: dict[str, float]
+    confusion: list[list[int]]
+    dataset_digest: str
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries that decide what a model computes."""
+    found = {}
+    for name in ("segray", "torch", "numpy", "ray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def save(
+    folder: Path, model: nn.Module, state: dict[str, Any], config: Config, classes: Classes, meta: Meta
+) -> None:
+    """Writes a checkpoint into an existing folder.
+
+    Args:
+        folder: where to.
+        model: the bare model, not its DDP wrapper.
+        state: tensors, numbers and strings in dicts and lists: what `weights_only=True` can read back.
+        config: the run's Config.
+        classes: what the logits' channels mean.
+        meta: written last.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS)
+    torch.save(state, folder / STATE)
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2))
+    (folder / CLASSES).write_text(classes.model_dump_json(indent=2))
+    (folder / META).write_text(meta.model_dump_json())
+
+
+def load_meta(folder: Path) -> Meta:
+    """Returns what the checkpoint in `folder` says of itself.
+
+    Raises:
+        CheckpointError: there is no such folder, it is no checkpoint, or not whole.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder} is no folder; expected one that holds {META}.")
+    if not (folder / META).exists():
+        raise CheckpointError(
+            f"{folder} holds no {META}: it is no checkpoint, or writing it was cut short; name another."
+        )
+    try:
+        return Meta.model_validate_json((folder / META).read_text())
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / META} is damaged or of another version ({error}).") from error
+
+
+def load_config(folder: Path) -> Config:
+    """Returns the Config that a checkpoint was trained with."""
+    return Config.model_validate(_json(folder / CONFIG))
+
+
+def load_classes(folder: Path) -> Classes:
+    """Returns the classes of a checkpoint."""
+    return Classes.model_validate(_json(folder / CLASSES))
+
+
+def _json(file: Path) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); the checkpoint is not whole.") from error
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint, on the CPU."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read ({error}).") from error
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Returns the training state of a checkpoint, on the CPU."""
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def build_model(config: Config, classes: Classes) -> nn.Module:
+    """Returns the model a Config describes, with freshly drawn parameters."""
+    settings = config.model
+    return models.build(
+        settings.variant, classes.num_classes, drop_path=settings.drop_path, dropout=settings.dropout
+    )
+
+
+def load_model(folder: Path) -> nn.Module:
+    """Returns the model of a checkpoint with its weights, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: the folder is no whole checkpoint, or its weights do not fit its config.
+    """
+    load_meta(folder)
+    model = build_model(load_config(folder), load_classes(folder))
+    try:
+        model.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from error
+    return model.eval()

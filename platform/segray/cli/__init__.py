@@ -1,0 +1,24 @@
+"""The command line: `segray COMMAND`, and the same commands as scripts in pipelines/."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "prepare": "write a dataset as parquet shards",
+    "train": "train a model and register it",
+    "evaluate": "count a model's hits and misses on a split",
+    "sync": "upload what a run could not send to MLflow",
+}
+
+
+def main() -> None:
+    """Runs `segray COMMAND ...`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        sys.argv = [f"segray {name}", *sys.argv[2:]]
+        # Only the command asked for is imported: the others would cost seconds.
+        import_module(f"segray.cli.{name}").main()
+        return
+    lines = [f"  {command:<10} {what}" for command, what in COMMANDS.items()]
+    print("usage: segray COMMAND [--help] ...", *lines, sep="\n")
+    sys.exit(0 if name in ("-h", "--help") else 2)

@@ -1,0 +1,102 @@
+"""What all commands share: their flags, and how they end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from segray import config
+from segray.config import Config
+from segray.errors import ConfigError, SegrayError
+
+BASE_VARIABLE = "SEGRAY_CONFIG"
+INTERRUPTED = 130
+
+
+def end(command: Callable[[], None]) -> NoReturn:
+    """Runs a command and ends the process: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    try:
+        command()
+    except SegrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are ours: one line, exit code 2."""
+
+    def __init__(self, description: str, with_config: bool = False) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+        )
+        self._with_config = with_config
+        self.add_argument("-h", "--help", action="store_true", help="show this help and end")
+        if with_config:
+            self.add_argument(
+                "--config",
+                action="append",
+                type=Path,
+                default=[],
+                metavar="FILE",
+                help="settings in YAML; several are laid on each other, later ones win",
+            )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the mistake as our error."""
+        raise ConfigError(f"{message}; see --help.")
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+        """Returns the command's own flags, and the Config of files and dotted flags (the default without them).
+
+        Order: defaults, the file named by SEGRAY_CONFIG, each --config in turn, flags.
+        """
+        argv = sys.argv[1:] if argv is None else argv
+        if "-h" in argv or "--help" in argv:  # before required flags are missed
+            self._help()
+        flags, rest = self.parse_known_args(argv)
+        if not self._with_config:
+            if rest:
+                self.error(f"{rest[0]} is not a flag of this command")
+            return flags, Config()
+        base = os.environ.get(BASE_VARIABLE)
+        files = [Path(base), *flags.config] if base else flags.config
+        return flags, config.load(files, dotted(rest))
+
+    def _help(self) -> NoReturn:
+        self.print_help()
+        if self._with_config:
+            print("\nsettings:")
+            tyro.cli(Config, args=["--help"], prog="", description="", use_underscores=True)
+        sys.exit(0)
+
+
+def dotted(argv: Sequence[str]) -> dict[str, Any]:
+    """Returns `--optim.lr 6e-5 --data.root=DIR` as {"optim.lr": "6e-5", "data.root": "DIR"}.
+
+    A flag without a value means true; `none` is none. Values stay text: the fields coerce them.
+
+    Raises:
+        ConfigError: something is no flag.
+    """
+    settings: dict[str, Any] = {}
+    waiting = list(argv)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"'{word}' stands alone; expected --section.setting value; see --help.")
+        key, given, value = word.removeprefix("--").partition("=")
+        if not given:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        settings[key] = None if value.lower() == "none" else value
+    return settings

@@ -1,0 +1,53 @@
+"""`train`: a Config in, a trained, evaluated and registered model out."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from segray.cli.command import Parser, end
+from segray.cli.progress import TrainingProgress
+from segray.cli.tables import show_places, show_scores
+from segray.train import Result, fit
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_train)
+
+
+def _train() -> None:
+    parser = Parser("Trains SegFormer on a prepared dataset and registers the best checkpoint.", with_config=True)
+    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
+    parser.add_argument("--quiet", action="store_true", help="print the result alone")
+    flags, config = parser.parse()
+    if flags.data:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
+    console = Console(soft_wrap=True)
+    quiet = Console(quiet=True) if flags.quiet else console
+    with TrainingProgress(quiet, config.train.steps) as progress:
+        result = fit(config, say=lambda line: quiet.print(line, highlight=False), watch=progress.watch)
+    _show(console, result, config.data.root)
+    if flags.json:
+        flags.json.write_text(json.dumps(asdict(result), indent=2))
+
+
+def _show(console: Console, result: Result, root: str) -> None:
+    console.print()
+    show_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
+    model = f"{result.model} version {result.version}" if result.version else "not registered: MLflow is away"
+    reference = f"models:/{result.model}/{result.version}" if result.version else result.checkpoint
+    console.print()
+    show_places(
+        console,
+        {
+            "run": result.folder,
+            "checkpoint": result.checkpoint,
+            "mlflow": f"{result.tracking_uri} run {result.run_id or 'not uploaded'}",
+            "model": model,
+            "next": f"python pipelines/evaluate.py --model {reference} --data {root} --split test",
+        },
+    )
+    console.print(f"\nval mIoU {result.scores.miou:.4f}", highlight=False)

@@ -1,0 +1,27 @@
+"""The configuration: one tree of settings, four uses. See `schema` for the settings, `load` for their origins."""
+
+from segray.config.load import build, explain, flat, load, merge
+from segray.config.schema import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "build",
+    "explain",
+    "flat",
+    "load",
+    "merge",
+]

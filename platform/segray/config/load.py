@@ -1,0 +1,104 @@
+"""From files and flags to a Config, and from pydantic's errors to ours."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from segray.config.schema import Config
+from segray.errors import ConfigError, listing
+
+
+def flat(config: BaseModel) -> dict[str, Any]:
+    """Returns every setting under its dotted key, in order of declaration."""
+    return dict(_flatten(config.model_dump(mode="json")))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `base` with `over` laid on it, section by section; a dotted key in `over` is a path."""
+    merged = dict(base)
+    for key, value in over.items():
+        head, _, rest = key.partition(".")
+        inner = {rest: value} if rest else value
+        if isinstance(inner, Mapping):
+            section = merged.get(head)
+            merged[head] = merge(section if isinstance(section, Mapping) else {}, inner)
+        else:
+            merged[head] = inner
+    return merged
+
+
+def load(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Returns the Config of the files, each laid on those before it, and the overrides on top.
+
+    Raises:
+        ConfigError: a file is missing or no YAML mapping, or `build` refuses the whole.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree = merge(tree, _read_yaml(file))
+    return build(merge(tree, overrides or {}))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {file} does not exist.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {file} is no YAML: {error}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"config file {file} holds a {type(found).__name__}; expected sections of settings.")
+    return found
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Returns the Config of a tree of settings; every value is coerced by its field (`1e-5` is a number).
+
+    Raises:
+        ConfigError: all that is wrong, a line each, with dotted key, value and what was expected.
+    """
+    try:
+        return Config.model_validate(merge({}, tree))
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """Returns pydantic's errors as our own: `optim.lr is -1; expected greater than 0.`, a line each."""
+    lines = [_explain_one(details) for details in error.errors()]
+    return lines[0] if len(lines) == 1 else f"{len(lines)} settings cannot be used:{listing(lines)}"
+
+
+def _explain_one(details: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        return f"{key} is not a setting{_nearest_key(key)}."
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    expected = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key} is {details['input']!r}; expected {expected}."
+
+
+def _nearest_key(key: str) -> str:
+    known = list(flat(Config()))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:  # `lr` or `learning.lr` for `optim.lr`: compare the last part alone
+        leaf = key.rsplit(".", 1)[-1]
+        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
+        close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]}?" if close else ""

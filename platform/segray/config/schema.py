@@ -1,0 +1,162 @@
+"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
+
+`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
+checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
+"""
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+CROP_MULTIPLE = 32
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Settings):
+    """Which data, and how a training crop is made of it."""
+
+    root: str = "data/demo"
+    """Dataset folder or URI, as written by prepare."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "val"
+    """Split to validate on."""
+    short_side: Positive | None = None
+    """Images are resized to this short side (px) before anything else; none keeps their own size."""
+    crop: Positive = 512
+    """Side of the square training crop in px, a multiple of 32."""
+    scale_min: Annotated[float, Field(gt=0)] = 0.5
+    """Smallest random scale."""
+    scale_max: Annotated[float, Field(gt=0)] = 2.0
+    """Largest random scale."""
+    cat_max_ratio: Fraction = 0.75
+    """A crop with more than this share of one class is drawn again, up to ten times."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+    """Distort brightness, contrast, saturation and hue at random."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.crop % CROP_MULTIPLE:
+            use = max(CROP_MULTIPLE, round(self.crop / CROP_MULTIPLE) * CROP_MULTIPLE)
+            raise _impossible("data.crop", self.crop, f"a multiple of {CROP_MULTIPLE}", f"use {use}")
+        if self.scale_min > self.scale_max:
+            raise _impossible("data.scale_min", self.scale_min, f"at most data.scale_max, {self.scale_max}")
+        return self
+
+
+class ModelConfig(_Settings):
+    """Which SegFormer."""
+
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b0"
+    """Size of the model."""
+    drop_path: Fraction = 0.1
+    """Largest stochastic-depth rate; it rises linearly from 0 over the blocks."""
+    dropout: Fraction = 0.1
+    """Dropout of whole channels before the classifier."""
+
+
+class OptimConfig(_Settings):
+    """AdamW and its schedule: linear warm-up, then polynomial decay to 0."""
+
+    lr: Annotated[float, Field(gt=0)] = 6e-5
+    """Peak learning rate of the encoder."""
+    head_lr_factor: Annotated[float, Field(gt=0)] = 10.0
+    """The head learns at lr times this."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of every parameter except the layer norms."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    warmup_steps: Count = 1500
+    """Steps of linear warm-up."""
+    warmup_ratio: Fraction = 1e-6
+    """The warm-up starts at lr times this."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Power of the polynomial decay."""
+
+
+class TrainConfig(_Settings):
+    """The run: how long, how wide, how often it looks up."""
+
+    steps: Positive = 160_000
+    """Optimiser steps."""
+    batch: Positive = 16
+    """Images of one optimiser step over all workers together."""
+    workers: Positive = 1
+    """DDP workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes GPUs if the cluster has any."""
+    seed: Count = 0
+    """Seed of weights, order, crops and dropout."""
+    log_every: Positive = 50
+    """Steps between two reports of loss, lr and throughput."""
+    val_every: Positive = 4000
+    """Steps between two validations, each with a checkpoint; the last step is always validated."""
+
+
+class EvalConfig(_Settings):
+    """How a model is evaluated."""
+
+    align: Positive = 32
+    """Sides are rounded up to a multiple of this for the forward pass; counted at the mask's own size."""
+
+
+class TrackingConfig(_Settings):
+    """Where runs and models are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    experiment: str = "segray"
+    """MLflow experiment."""
+    model: str = "segray"
+    """Name the best checkpoint is registered under."""
+
+
+class Config(_Settings):
+    """Everything a run is determined by."""
+
+    name: str | None = None
+    """Name of the run and its folder; none makes a fresh one."""
+    results: str = "results"
+    """Folder or URI that holds the runs."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.train.batch < self.train.workers:
+            raise _impossible(
+                "train.batch",
+                self.train.batch,
+                f"at least one image for each of the {self.train.workers} workers",
+            )
+        if self.optim.warmup_steps >= self.train.steps:
+            raise _impossible(
+                "optim.warmup_steps", self.optim.warmup_steps, f"fewer than train.steps, {self.train.steps}"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Hash over the settings that decide what is learned (the run's name and places do not)."""
+        decisive = self.model_dump_json(exclude={"name": True, "results": True, "tracking": True})
+        return hashlib.blake2b(decisive.encode(), digest_size=8).hexdigest()
+
+
+def _impossible(key: str, value: object, expected: str, advice: str = "") -> ValueError:
+    return ValueError(f"{key} is {value}; expected {expected}{'; ' + advice if advice else ''}.")

@@ -1,0 +1,1 @@
+"""Datasets: from a source on disk to batches on a device."""

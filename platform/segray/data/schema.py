@@ -1,0 +1,179 @@
+"""The data contract: what a dataset folder holds, its manifest and the columns of its parquet shards."""
+
+import hashlib
+import json
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.fs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from segray.classes import Classes
+from segray.errors import DataError
+
+MANIFEST = "dataset.json"
+FORMAT = 1
+
+COLUMNS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("mask", pa.binary(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+    ]
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Part):
+    """One parquet file.
+
+    Attributes:
+        path: relative to the dataset folder, e.g. `train/part-00000.parquet`.
+        rows: number of rows.
+        bytes: size of the file.
+        row_groups: rows of each row group, in order.
+        digest: content hash over the digests of its rows.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    row_groups: tuple[int, ...]
+    digest: str
+
+
+class Split(_Part):
+    """The rows of one split, shard after shard.
+
+    Attributes:
+        shards: the files, in order.
+        class_pixels: pixels of each class 0..K-1 over all rows.
+        mean_height, mean_width: mean image size in pixels.
+    """
+
+    shards: tuple[Shard, ...]
+    class_pixels: tuple[int, ...]
+    mean_height: float
+    mean_width: float
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the split."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Manifest(_Part):
+    """What `dataset.json` holds: everything known about a dataset without opening a shard.
+
+    Attributes:
+        format: version of this layout.
+        classes: names and palette; the ignore id follows from their number.
+        splits: by name (train, val, test ...).
+        source: where the data came from and the command that converted it, for people.
+        normalised: `split/id: why` of images that were re-encoded as PNG at conversion.
+        digest: content hash over format, classes and splits.
+    """
+
+    format: int
+    classes: Classes
+    splits: dict[str, Split]
+    source: dict[str, str] = Field(default_factory=dict)
+    normalised: tuple[str, ...] = ()
+    digest: str = ""
+
+    def sealed(self) -> Self:
+        """Returns the manifest with its digest set."""
+        return self.model_copy(update={"digest": self.content_digest()})
+
+    def content_digest(self) -> str:
+        """Returns the hash over what the data is; where it came from does not count."""
+        return digest_of(self.model_dump_json(include={"format", "classes", "splits"}).encode())
+
+    def split(self, name: str) -> Split:
+        """Returns a split by name.
+
+        Raises:
+            DataError: there is no such split; the message lists those there are.
+        """
+        if name not in self.splits:
+            raise DataError(f"the dataset has no split '{name}'; it has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+
+def digest_of(*pieces: bytes) -> str:
+    """Returns a content hash of the pieces, each counted with its length so that borders matter."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Returns the filesystem of a folder or URI (local, s3://, gs://) and the folder's path on it.
+
+    Raises:
+        DataError: the URI's scheme is unknown.
+    """
+    try:
+        if "://" in root:
+            found, path = pyarrow.fs.FileSystem.from_uri(root)
+            return found, path
+        return pyarrow.fs.LocalFileSystem(), root.rstrip("/") or "/"
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{root} cannot be opened: {error}.") from error
+
+
+def read_manifest(root: str) -> Manifest:
+    """Returns the manifest of the dataset in `root`, a folder or URI, after a look at every shard's size.
+
+    Raises:
+        DataError: no dataset is there, its manifest is damaged, or a shard vanished or changed.
+    """
+    fs, path = filesystem(root)
+    try:
+        with fs.open_input_stream(f"{path}/{MANIFEST}") as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data.root {root} holds no dataset ({MANIFEST} is missing); "
+            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {root}`."
+        ) from error
+    except OSError as error:
+        raise DataError(f"data.root {root} cannot be read: {error}.") from error
+    manifest = _parse(root, text)
+    _check_shards(root, fs, path, manifest)
+    return manifest
+
+
+def _parse(root: str, text: bytes) -> Manifest:
+    try:
+        found = json.loads(text)
+        if found.get("format") != FORMAT:
+            raise DataError(f"{root}/{MANIFEST} has format {found.get('format')}; expected {FORMAT}.")
+        manifest = Manifest.model_validate(found)
+    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+        raise DataError(f"{root}/{MANIFEST} is damaged ({error}); convert the dataset again.") from error
+    if manifest.digest != manifest.content_digest():
+        raise DataError(f"{root}/{MANIFEST} was changed by hand (its digest disagrees); convert again.")
+    return manifest
+
+
+def _check_shards(root: str, fs: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> None:
+    for split in manifest.splits.values():
+        infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
+        for shard, info in zip(split.shards, infos, strict=True):
+            if info.type == pyarrow.fs.FileType.NotFound:
+                raise DataError(f"shard {root}/{shard.path} is missing; convert the dataset again.")
+            if info.size != shard.bytes:
+                raise DataError(
+                    f"shard {root}/{shard.path} is damaged: {info.size} bytes; expected {shard.bytes}; "
+                    "convert the dataset again."
+                )

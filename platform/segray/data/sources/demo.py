@@ -1,0 +1,69 @@
+"""The embedded dataset: streets drawn from a seed, so that nobody needs a download to see segray work."""
+
+from functools import lru_cache, partial
+
+import cv2
+import numpy as np
+
+from segray.classes import Classes
+from segray.data.images import encode_mask
+from segray.data.sources import street
+from segray.data.sources.sample import Found, Sample
+from segray.errors import DataError
+
+SPLITS = {"train": 320, "val": 60, "test": 60}
+
+_JPEG_QUALITY = 92
+_USUAL_BYTES = 16_000
+
+
+def find(source: str | None) -> Found:
+    """Returns the demo's samples and classes.
+
+    Raises:
+        DataError: a source folder was named.
+    """
+    if source is not None:
+        raise DataError(f"format demo draws its images and reads no --source; leave out --source {source}.")
+    return Found(samples(), classes())
+
+
+def classes() -> Classes:
+    """Returns the names and colours of what is drawn."""
+    return Classes(names=tuple(street.PALETTE), palette=tuple(street.PALETTE.values()))
+
+
+def samples(seed: int = 0, splits: dict[str, int] | None = None) -> tuple[Sample, ...]:
+    """Returns so many samples for each split; each is a function of seed, split and index alone."""
+    return tuple(
+        _sample(seed, split, index) for split, rows in (splits or SPLITS).items() for index in range(rows)
+    )
+
+
+def _sample(seed: int, split: str, index: int) -> Sample:
+    return Sample(
+        split=split,
+        id=f"{split}/street_{index:05d}",
+        image=f"image {index} of demo split {split}",
+        mask=f"mask {index} of demo split {split}",
+        size_bytes=_USUAL_BYTES,
+        read_image=partial(_image, seed, split, index),
+        read_mask=partial(_mask, seed, split, index),
+    )
+
+
+def _image(seed: int, split: str, index: int) -> bytes:
+    return _pair(seed, split, index)[0]
+
+
+def _mask(seed: int, split: str, index: int) -> bytes:
+    return _pair(seed, split, index)[1]
+
+
+@lru_cache(maxsize=1)
+def _pair(seed: int, split: str, index: int) -> tuple[bytes, bytes]:
+    """Returns the JPEG and the PNG of a street; remembered, because image and mask are asked for in turn."""
+    pixels, ids = street.draw(np.random.default_rng([seed, *split.encode(), index]))
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)
+    return jpeg.tobytes(), encode_mask(ids)

@@ -1,0 +1,115 @@
+"""The training loop: plain torch over any iterable of batches, on any device, with or without DDP."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from segray.optim import set_lr
+
+Batch = Mapping[str, Any]
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step that was made.
+
+    Attributes:
+        step: steps made so far, this one included.
+        loss: mean loss over this rank's share, detached, on the device: reading it waits for the device.
+        lr: the encoder's learning rate of this step.
+        images: images this rank contributed.
+        wait_s: seconds this rank waited for its batch.
+    """
+
+    step: int
+    loss: Tensor
+    lr: float
+    images: int
+    wait_s: float
+
+
+def steps(
+    model: nn.Module,
+    loss: Loss,
+    optimiser: Optimizer,
+    batches: Iterable[Batch],
+    *,
+    lr_factor: Callable[[int], float],
+    ignore_id: int,
+    start: int = 0,
+) -> Iterator[Step]:
+    """Makes one optimiser step for each batch and yields it.
+
+    Args:
+        model: `model(images) -> dict[str, Tensor]`, possibly wrapped in DDP, on its device.
+        loss: `loss(outputs, batch, ignore_id=, normaliser=) -> (total, parts)`.
+        optimiser: over the model's parameters; its groups bear `peak_lr`.
+        batches: `image` (B, 3, H, W) uint8 and `mask` (B, H, W), anywhere; they are moved to the model.
+        lr_factor: from the 0-based step to what the peak rates are multiplied with.
+        ignore_id: mask value that is not trained on.
+        start: steps that were made before.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    asked = perf_counter()
+    for index, batch in enumerate(batches, start):
+        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        waited = perf_counter() - asked
+        factor = lr_factor(index)
+        set_lr(optimiser, factor)
+        normaliser = global_pixels(moved["mask"], ignore_id)
+        total, _ = loss(model(moved["image"]), moved, ignore_id=ignore_id, normaliser=normaliser)
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        optimiser.step()
+        yield Step(index + 1, total.detach(), optimiser.param_groups[0]["lr"], len(moved["mask"]), waited)
+        model.train()
+        asked = perf_counter()
+
+
+def global_pixels(mask: Tensor, ignore_id: int) -> Tensor:
+    """Returns what a rank divides its summed loss by: the global batch's valid pixels over the number of ranks.
+
+    DDP averages the ranks' gradients; so divided, their mean is that of the global batch, however unevenly the
+    images and the ignored pixels are spread. At least one pixel, so that an ignored batch gives 0.
+    """
+    pixels = (mask != ignore_id).sum().float()
+    world = 1
+    if dist.is_available() and dist.is_initialized():
+        world = dist.get_world_size()
+        dist.all_reduce(pixels)
+    return pixels.clamp_min(1) / world
+
+
+class Meter:
+    """Sums steps up between two reports."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._images = 0
+        self._wait_s = 0.0
+        self._since = perf_counter()
+
+    def add(self, step: Step) -> None:
+        """Counts a step in."""
+        self._losses.append(step.loss)
+        self._images += step.images
+        self._wait_s += step.wait_s
+
+    def take(self) -> dict[str, float]:
+        """Returns this rank's mean loss, images and seconds since the last call, and starts anew."""
+        taken = {
+            "loss": float(torch.stack(self._losses).mean()) if self._losses else 0.0,
+            "images": float(self._images),
+            "wait_s": self._wait_s,
+            "elapsed_s": perf_counter() - self._since,
+        }
+        self.__init__()  # type: ignore[misc]
+        return taken

@@ -1,0 +1,188 @@
+"""The Mix Transformer encoder: an image to four maps at 1/4, 1/8, 1/16 and 1/32 of its size.
+
+Tokens are kept as maps of shape (B, h, w, C). Seen as (B, C, h, w) such a map is a channels-last image, so linear
+layers, layer norms and convolutions all read it as it lies, without a copy between them.
+
+See: SegFormer, arXiv 2105.15203, section 3.1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PATCH = (7, 3, 3, 3)
+STRIDE = (4, 2, 2, 2)
+HEADS = (1, 2, 5, 8)
+REDUCTION = (8, 4, 2, 1)
+MLP_RATIO = 4
+
+# Epsilon of (block and stage norms, norms right after a convolution), as each publisher has it.
+NORM_EPS = {"official": (1e-6, 1e-5), "mmseg": (1e-6, 1e-6), "transformers": (1e-5, 1e-5)}
+
+
+def as_image(tokens: Tensor) -> Tensor:
+    """Returns the map (B, h, w, C) seen as a channels-last image (B, C, h, w); no copy."""
+    return tokens.permute(0, 3, 1, 2)
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """Returns the image (B, C, h, w) seen as a map (B, h, w, C); no copy."""
+    return image.permute(0, 2, 3, 1)
+
+
+class Embedding(nn.Module):
+    """Overlapping patches: a strided convolution and a layer norm."""
+
+    def __init__(self, in_dim: int, dim: int, patch: int, stride: int, eps: float):
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, dim, patch, stride, patch // 2)
+        self.norm = nn.LayerNorm(dim, eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns a map (B, h, w, C) of an image or of the stage before, (B, C', H, W)."""
+        tokens: Tensor = self.norm(as_tokens(self.proj(image)))
+        return tokens
+
+
+class Attention(nn.Module):
+    """Attention of every token to a map reduced by `reduction` in both directions."""
+
+    def __init__(self, dim: int, heads: int, reduction: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduction = reduction
+        if reduction > 1:
+            self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
+            self.norm = nn.LayerNorm(dim, eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the attended map, of the shape (B, h, w, C) of `tokens`."""
+        query = self._split(self.q(tokens))
+        context = self._reduced(tokens)
+        key, value = (self._split(half) for half in self.kv(context).chunk(2, dim=-1))
+        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, D)
+        joined: Tensor = self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
+        return joined
+
+    def _reduced(self, tokens: Tensor) -> Tensor:
+        if self.reduction == 1:
+            return tokens
+        reduced: Tensor = self.norm(as_tokens(self.reduce(as_image(tokens))))
+        return reduced
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """Returns (B, h, w, C) as heads (B, heads, N, D)."""
+        return tokens.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class MixFFN(nn.Module):
+    """Feed-forward layer with a 3x3 depth-wise convolution, which is also what tells positions apart."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        mixed: Tensor = self.mix(as_image(self.fc1(tokens)))
+        out: Tensor = self.fc2(F.gelu(as_tokens(mixed)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; in training each branch is dropped for whole images at rate `drop_path`."""
+
+    def __init__(self, dim: int, heads: int, reduction: int, drop_path: float, eps: tuple[float, float]):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps[0])
+        self.attn = Attention(dim, heads, reduction, eps[1])
+        self.norm2 = nn.LayerNorm(dim, eps[0])
+        self.ffn = MixFFN(dim, MLP_RATIO * dim)
+        self.drop_path = drop_path
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        tokens = self._add(tokens, self.attn(self.norm1(tokens)))
+        return self._add(tokens, self.ffn(self.norm2(tokens)))
+
+    def _add(self, tokens: Tensor, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return tokens + branch
+        keep = 1.0 - self.drop_path
+        kept = branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        return torch.addcmul(tokens, branch, kept)
+
+
+class Stage(nn.Module):
+    """Embedding, blocks and a last layer norm, whose output feeds the head and the next stage."""
+
+    def __init__(self, embedding: Embedding, blocks: Sequence[Block], dim: int, eps: float):
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the stage's map (B, C, h, w), channels-last."""
+        tokens = self.embedding(image)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return as_image(self.norm(tokens))
+
+
+class Encoder(nn.Module):
+    """Mix Transformer.
+
+    Attributes:
+        dims: channels of the four maps.
+        strides: image pixels per cell of the four maps.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        drop_path: float = 0.1,
+        norm_eps: str = "official",
+    ):
+        super().__init__()
+        self.dims = tuple(dims)
+        eps = NORM_EPS[norm_eps]
+        # Linear over all blocks, from 0 at the first to `drop_path` at the last.
+        rates = iter(torch.linspace(0.0, drop_path, sum(depths)).tolist())
+        self.stages = nn.ModuleList()
+        for level, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            in_dim = dims[level - 1] if level else 3
+            embedding = Embedding(in_dim, dim, PATCH[level], STRIDE[level], eps[1])
+            blocks = [Block(dim, HEADS[level], REDUCTION[level], next(rates), eps) for _ in range(depth)]
+            self.stages.append(Stage(embedding, blocks, dim, eps[0]))
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Returns four maps (B, C_i, h_i, w_i) of a normalised image (B, 3, H, W); h_1 is ceil(H / 4)."""
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        return maps
+
+
+def initialise(module: nn.Module) -> None:
+    """Draws the published start values: Linear from N(0, 0.02) cut at 2 sigma, convolutions by their fan-out."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,109 @@
+"""Where things go: the run's folder, the tracking store, and what is allowed in a submitted job."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from segray.config import Config
+from segray.errors import ConfigError
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def in_submitted_job() -> bool:
+    """Returns whether this process is the driver of a job given to `ray job submit`."""
+    return JOB_VARIABLE in os.environ
+
+
+def is_uri(place: str) -> bool:
+    """Returns whether a place is a URI rather than a path."""
+    return "://" in place
+
+
+def absolute(key: str, place: str) -> str:
+    """Returns a place as an absolute path or URI.
+
+    Raises:
+        ConfigError: it is relative in a submitted job, whose working directory is a copy that Ray throws away.
+    """
+    if is_uri(place):
+        return place
+    if in_submitted_job() and not Path(place).expanduser().is_absolute():
+        raise ConfigError(
+            f"{key} is {place}, a relative path; in a submitted job the working directory is a copy that is "
+            "thrown away; expected an absolute path on shared storage or a URI."
+        )
+    return str(Path(place).expanduser().absolute())
+
+
+def settled(config: Config) -> Config:
+    """Returns the config with every place absolute and the tracking store named.
+
+    Raises:
+        ConfigError: a place is relative in a submitted job.
+    """
+    results = absolute("results", config.results)
+    data = config.data.model_copy(update={"root": absolute("data.root", config.data.root)})
+    tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, results)})
+    return config.model_copy(update={"results": results, "data": data, "tracking": tracking})
+
+
+def tracking_uri(uri: str | None, results: str) -> str:
+    """Returns the MLflow URI: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the results.
+
+    Raises:
+        ConfigError: a sqlite path is relative in a submitted job, or there is no folder for a default.
+    """
+    uri = uri or os.environ.get(TRACKING_VARIABLE)
+    if uri is None:
+        if is_uri(results):
+            raise ConfigError(
+                f"tracking.uri is not set and results is {results}; expected the URI of an MLflow server."
+            )
+        return f"sqlite:///{Path(results).parent}/mlflow.db"
+    prefix = "sqlite:///"
+    if uri.startswith(prefix):
+        return prefix + absolute("tracking.uri", uri.removeprefix(prefix))
+    return uri if is_uri(uri) else absolute("tracking.uri", uri)
+
+
+def new_run_folder(config: Config) -> tuple[str, str]:
+    """Makes the folder of a new run and returns (name, folder).
+
+    Raises:
+        ConfigError: a run of the given name is there already.
+    """
+    if is_uri(config.results):
+        name = config.name or _fresh_name(config)
+        return name, f"{config.results.rstrip('/')}/{name}"
+    Path(config.results).mkdir(parents=True, exist_ok=True)
+    if config.name is not None:
+        return config.name, _made(config.results, config.name)
+    return _first_free(config)
+
+
+def _first_free(config: Config) -> tuple[str, str]:
+    stem = _fresh_name(config)
+    for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
+        folder = Path(config.results) / name
+        try:
+            folder.mkdir()  # exclusive: of two runs that start at once, one takes the next name
+        except FileExistsError:
+            continue
+        return name, str(folder)
+    raise ConfigError(f"{config.results} holds a hundred runs named {stem}; name yours with --name.")
+
+
+def _made(results: str, name: str) -> str:
+    folder = Path(results) / name
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise ConfigError(f"name is {name}, and {folder} is there already; choose another name.") from error
+    return str(folder)
+
+
+def _fresh_name(config: Config) -> str:
+    data = Path(config.data.root.rstrip("/")).name
+    return f"{data}-{config.model.variant}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

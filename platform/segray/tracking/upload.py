@@ -1,0 +1,185 @@
+"""From the journal to MLflow: in order, once, and without anybody waiting for it."""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from mlflow.entities import Dataset, DatasetInput, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from segray import registry
+from segray.errors import RegistryError
+from segray.tracking.journal import JOURNAL, Record, Tail
+
+STATE = "uploaded.json"
+KEY_TAG = "segray.run"
+MOST_METRICS = MOST_PARAMS = 100
+MOST_VALUE = 6000
+
+UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+
+
+class Upload:
+    """Uploads the journal of one run, from where it stopped the last time.
+
+    Safe to repeat: the run is found by its key before one is made, and a metric that is sent again has the same
+    step, value and time, which MLflow keeps once.
+
+    Attributes:
+        run_id: MLflow's id of the run, once it is known.
+        version: version the model was registered as, once it was.
+    """
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        # MLflow's own patience is minutes; ours is spent by trying again later.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._folder = folder
+        self._uri = uri
+        state = _read_state(folder)
+        self._tail = Tail(folder / JOURNAL, state.get("offset", 0))
+        self.run_id: str | None = state.get("run_id")
+        self.version: str | None = state.get("version")
+
+    def drain(self) -> None:
+        """Uploads what has come since the last call.
+
+        Raises:
+            RegistryError: the server does not answer or refuses; what is left stays in the journal.
+        """
+        done = self._tail.offset
+        try:
+            with _only_uploader(self._folder):
+                client = MlflowClient(self._uri, self._uri)
+                for record in self._tail.read():
+                    self._send(client, record)
+                    done = self._tail.offset
+                    self._save(done)
+        except UNAVAILABLE as error:
+            self._tail.offset = done
+            raise RegistryError(f"MLflow at {self._uri} does not take records: {_reason(error)}") from error
+
+    def _send(self, client: MlflowClient, record: Record) -> None:
+        if record["kind"] == "run":
+            self.run_id = _find_or_create_run(client, record, self._uri)
+        elif record["kind"] == "metrics":
+            _log_metrics(client, self._run(), record)
+        elif record["kind"] == "text":
+            client.log_text(self._run(), record["text"], record["name"])
+        elif record["kind"] == "model":
+            self.version = registry.register(
+                client, self._run(), Path(record["folder"]), record["name"], record["aliases"]
+            )
+        elif record["kind"] == "end":
+            client.set_terminated(self._run(), record["status"], record["time_ms"])
+
+    def _run(self) -> str:
+        assert self.run_id is not None, "a journal starts with the record of its run"
+        return self.run_id
+
+    def _save(self, offset: int) -> None:
+        state = {"offset": offset, "run_id": self.run_id, "version": self.version}
+        temporary = self._folder / f"{STATE}.tmp"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._folder / STATE)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    file = folder / STATE
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+@contextmanager
+def _only_uploader(folder: Path) -> Iterator[None]:
+    """Holds the run's lock: two uploads at once would create two MLflow runs."""
+    with (folder / f"{STATE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _find_or_create_run(client: MlflowClient, record: Record, uri: str) -> str:
+    experiment = _experiment(client, record["experiment"], uri)
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['key']}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    tags = {**record["tags"], KEY_TAG: record["key"]}
+    run = client.create_run(experiment, record["time_ms"], tags, record["name"])
+    run_id = str(run.info.run_id)
+    params = [Param(key, str(value)[:MOST_VALUE]) for key, value in record["params"].items()]
+    for first in range(0, len(params), MOST_PARAMS):
+        client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+    dataset = record["dataset"]
+    entity = Dataset(dataset["name"], dataset["digest"], "local", json.dumps({"uri": dataset["root"]}))
+    client.log_inputs(run_id, [DatasetInput(entity, [])])
+    return run_id
+
+
+def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A sqlite store would otherwise put artifacts under the working directory of whoever comes first.
+    place = f"{Path(uri.removeprefix('sqlite:///')).parent}/mlartifacts" if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, place))
+
+
+def _log_metrics(client: MlflowClient, run_id: str, record: Record) -> None:
+    metrics = [
+        Metric(_key(name), value, record["time_ms"], record["step"])
+        for name, value in record["values"].items()
+    ]
+    for first in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(run_id, metrics[first : first + MOST_METRICS])
+
+
+def _key(name: str) -> str:
+    """Returns a metric name in the characters MLflow allows; class names hold anything."""
+    return "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
+
+
+def tags(commit: str | None) -> dict[str, str]:
+    """Returns the tags of a run."""
+    return {"mlflow.source.git.commit": commit} if commit else {}
+
+
+class Uploading(threading.Thread):
+    """Uploads a journal beside the training, every few seconds, and says once when MLflow is away."""
+
+    def __init__(self, upload: Upload, say: Callable[[str], None], every_s: float = 2.0) -> None:
+        super().__init__(daemon=True, name="segray-upload")
+        self._upload, self._say, self._every_s = upload, say, every_s
+        self._stopped = threading.Event()
+        self._complained = False
+
+    def run(self) -> None:
+        """Uploads until stopped."""
+        while not self._stopped.wait(self._every_s):
+            self._try()
+
+    def _try(self) -> bool:
+        try:
+            self._upload.drain()
+        except RegistryError as error:
+            if not self._complained:
+                self._complained = True
+                self._say(f"{error}; training goes on and keeps its records.")
+            return False
+        return True
+
+    def finish(self) -> bool:
+        """Stops, uploads what is left, and returns whether all of it is there."""
+        self._stopped.set()
+        self.join()
+        return self._try()

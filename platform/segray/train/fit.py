@@ -1,0 +1,195 @@
+"""The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.train
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from segray import capacity, checkpoint, cluster, places, registry
+from segray.classes import Classes
+from segray.config import Config, flat
+from segray.data.schema import Manifest, read_manifest
+from segray.errors import DataError, TrainingError
+from segray.metrics import Scores, scores
+from segray.tracking import Journal, Upload, Uploading
+from segray.train.report import JournalReports
+from segray.train.worker import Job, work
+
+METRIC = "val/miou"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left.
+
+    Attributes:
+        name: of the run.
+        folder: of the run, absolute.
+        checkpoint: folder of the best checkpoint.
+        step: of the best checkpoint.
+        scores: of its validation.
+        tracking_uri: MLflow store of run and model.
+        run_id: MLflow's id, none if MLflow was away.
+        model: name the checkpoint is registered under.
+        version: its version there, none if MLflow was away.
+    """
+
+    name: str
+    folder: str
+    checkpoint: str
+    step: int
+    scores: Scores
+    tracking_uri: str
+    run_id: str | None
+    model: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked and has its folder."""
+
+    config: Config
+    name: str
+    folder: str
+    job: Job
+
+
+def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Path], None] | None = None) -> Result:
+    """Trains, validates, tracks and registers what the Config describes.
+
+    Args:
+        config: the run.
+        say: called with the few lines a person should read.
+        watch: called with the run's folder before training starts, to follow its journal.
+
+    Raises:
+        UserError: the run cannot work; nothing is left behind.
+        TrainingError: it started and failed; what it had is in its folder.
+    """
+    prepared = _prepare(config)
+    say(f"run {prepared.name}: {prepared.job.placement}")
+    folder = Path(prepared.folder)
+    journal = Journal(folder)
+    journal.write("run", **_run_record(prepared))
+    journal.write("text", name="config.json", text=prepared.config.model_dump_json(indent=2))
+    if watch is not None:
+        watch(folder)
+    uri = prepared.config.tracking.uri or ""
+    uploading = Uploading(Upload(folder, uri), say)
+    uploading.start()
+    status = "FAILED"
+    try:
+        best = _train(prepared)
+        model = prepared.config.tracking.model
+        journal.write("model", folder=str(best), name=model, aliases=[registry.CHALLENGER])
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        journal.write("end", status=status)
+        if not uploading.finish():
+            say(f"MLflow at {uri} does not have everything; upload it with `segray sync {folder}`.")
+    return _result(prepared, best, Upload(folder, uri))
+
+
+def _prepare(config: Config) -> Prepared:
+    """Returns the run, after everything that can be known to fail was tried."""
+    settled = places.settled(config)
+    manifest = read_manifest(settled.data.root)
+    _check_splits(settled, manifest)
+    cluster.connect()
+    placement = capacity.place(cluster.nodes(), settled.train.workers, settled.train.device)
+    name, folder = places.new_run_folder(settled)
+    named = settled.model_copy(update={"name": name})
+    return Prepared(named, name, folder, Job(named, manifest, placement))
+
+
+def _check_splits(config: Config, manifest: Manifest) -> None:
+    for name in (config.data.train_split, config.data.val_split):
+        if manifest.split(name).rows == 0:
+            raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
+
+
+def _run_record(prepared: Prepared) -> dict[str, object]:
+    config, manifest = prepared.config, prepared.job.manifest
+    commit = git_commit()
+    return {
+        "key": f"{prepared.folder}",
+        "name": prepared.name,
+        "experiment": config.tracking.experiment,
+        "params": flat(config),
+        "tags": {"mlflow.source.git.commit": commit} if commit else {},
+        "dataset": {
+            "name": Path(config.data.root).name,
+            "digest": manifest.digest,
+            "root": config.data.root,
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the working directory, marked where files differ from it; none outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _train(prepared: Prepared) -> Path:
+    """Returns the folder of the best checkpoint of the run."""
+    placement, config = prepared.job.placement, prepared.config
+    resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": prepared.job},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy="PACK" if placement.gpus else "SPREAD",
+        ),
+        run_config=RunConfig(
+            name=prepared.name,
+            storage_path=config.results,
+            callbacks=[JournalReports(prepared.folder)],
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
+    kept = [(metrics[METRIC], Path(found.path)) for found, metrics in result.best_checkpoints or []]
+    if not kept:
+        raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
+    return max(kept)[1]
+
+
+def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
+    meta = checkpoint.load_meta(best)
+    classes: Classes = prepared.job.manifest.classes
+    result = Result(
+        name=prepared.name,
+        folder=prepared.folder,
+        checkpoint=str(best),
+        step=meta.step,
+        scores=scores(np.asarray(meta.confusion), classes.names),
+        tracking_uri=prepared.config.tracking.uri or "",
+        run_id=upload.run_id,
+        model=prepared.config.tracking.model,
+        version=upload.version,
+    )
+    return result
+
+

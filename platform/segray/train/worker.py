@@ -1,0 +1,187 @@
+"""What one DDP worker does: stream its share of the plan, make steps, validate, hand over checkpoints."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from segray import checkpoint, losses, metrics
+from segray.capacity import Placement
+from segray.config import Config
+from segray.data.augment import Augment
+from segray.data.plan import Plan, rows_of, slots_of
+from segray.data.schema import Manifest
+from segray.data.stream import Source, evaluation_rows, training_batches
+from segray.loop import Meter, Step, steps
+from segray.optim import adamw, lr_factor
+from segray.predict import count
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs to know; the same for every rank."""
+
+    config: Config
+    manifest: Manifest
+    placement: Placement
+
+
+@dataclass
+class Rank:
+    """One worker's part of the run: who it is, and what it trains."""
+
+    job: Job
+    rank: int
+    world: int
+    device: torch.device
+    model: nn.Module
+    optimiser: Optimizer
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Trains to the last step; the function Ray Train runs on every worker.
+
+    Args:
+        settings: {"job": Job}; Ray Train passes a dict.
+    """
+    job: Job = settings["job"]
+    rank, start = _start(job)
+    trained = _distributed(rank)
+    meter = Meter()
+    for step in _steps(rank, trained, start):
+        meter.add(step)
+        if _is_due(job, step.step):
+            _report(rank, step, meter)
+
+
+def _start(job: Job) -> tuple[Rank, int]:
+    """Returns this rank with its model and optimiser, and the steps already made."""
+    context = ray.train.get_context()
+    config, rank = job.config, context.get_world_rank()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.placement.threads)
+    torch.manual_seed(config.train.seed)  # the same weights on every rank
+    model = checkpoint.build_model(config, job.manifest.classes).to(device)
+    optimiser = adamw(model, config.optim)
+    torch.manual_seed(config.train.seed * 1_000_003 + rank + 1)  # but dropout of its own
+    start = _restore(model, optimiser)
+    return Rank(job, rank, context.get_world_size(), device, model, optimiser), start
+
+
+def _restore(model: nn.Module, optimiser: Optimizer) -> int:
+    """Loads the checkpoint that Ray Train restarts from, if any, and returns its step."""
+    found = ray.train.get_checkpoint()
+    if found is None:
+        return 0
+    with found.as_directory() as path:
+        folder = Path(path)
+        model.load_state_dict(checkpoint.load_weights(folder))
+        optimiser.load_state_dict(checkpoint.load_state(folder)["optimiser"])
+        return checkpoint.load_meta(folder).step
+
+
+def _distributed(rank: Rank) -> nn.Module:
+    if rank.world == 1:
+        return rank.model
+    devices = [rank.device] if rank.device.type == "cuda" else None
+    # The batch norm keeps its running figures equal on all ranks by itself.
+    return DistributedDataParallel(
+        rank.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def _steps(rank: Rank, trained: nn.Module, start: int) -> Iterator[Step]:
+    config, manifest = rank.job.config, rank.job.manifest
+    source = Source(config.data.root, manifest.split(config.data.train_split))
+    plan = Plan(source.group_rows(), config.train.batch, config.train.seed)
+    batches = training_batches(
+        source,
+        plan,
+        slots_of(rank.rank, rank.world, config.train.batch),
+        start,
+        config.train.steps,
+        Augment(config.data, manifest.classes.ignore_id),
+        rank.job.placement.read_cpus,
+    )
+    return steps(
+        trained,
+        losses.cross_entropy,
+        rank.optimiser,
+        batches,
+        lr_factor=partial(lr_factor, config=config.optim, steps=config.train.steps),
+        ignore_id=manifest.classes.ignore_id,
+        start=start,
+    )
+
+
+def _is_due(job: Job, step: int) -> bool:
+    return step % job.config.train.log_every == 0 or validates(job.config, step)
+
+
+def validates(config: Config, step: int) -> bool:
+    """Returns whether a validation follows this step."""
+    return step % config.train.val_every == 0 or step == config.train.steps
+
+
+def _report(rank: Rank, step: Step, meter: Meter) -> None:
+    """Reports the steps since the last report, and a validation with its checkpoint where one is due.
+
+    Every rank reports at the same steps: the report is collective.
+    """
+    found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take()}
+    if not validates(rank.job.config, step.step):
+        ray.train.report(found)
+        return
+    counts = validate(rank)
+    scores = metrics.scores(counts.numpy(), rank.job.manifest.classes.names).named("val")
+    name = f"step-{step.step:06d}"
+    if rank.rank == 0:
+        folder = _save(rank, step.step, scores, counts)
+        made = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(found | scores, checkpoint=made, checkpoint_dir_name=name, delete_local_checkpoint_after_upload=True)
+    else:
+        ray.train.report(found | scores, checkpoint_dir_name=name)
+    meter.take()  # validating is not training
+
+
+def validate(rank: Rank) -> Tensor:
+    """Returns the confusion counts (K, K) int64 over the whole validation split, the same on every rank."""
+    config, manifest = rank.job.config, rank.job.manifest
+    source = Source(config.data.root, manifest.split(config.data.val_split))
+    rows = evaluation_rows(
+        source,
+        rows_of(rank.rank, rank.world, source.split.rows),
+        config.data.short_side,
+        config.eval.align,
+        rank.job.placement.read_cpus,
+    )
+    classes = manifest.classes
+    counts = count(rank.model, rows, classes.num_classes, classes.ignore_id, rank.job.placement.threads)
+    if rank.world > 1:
+        counts = counts.to(rank.device)
+        dist.all_reduce(counts)
+    return counts.cpu()
+
+
+def _save(rank: Rank, step: int, scores: dict[str, float], counts: Tensor) -> str:
+    folder = tempfile.mkdtemp(prefix="segray-checkpoint-")
+    meta = checkpoint.Meta(
+        step=step,
+        metrics=scores,
+        confusion=counts.tolist(),
+        dataset_digest=rank.job.manifest.digest,
+        versions=checkpoint.versions(),
+    )
+    state = {"optimiser": rank.optimiser.state_dict()}
+    checkpoint.save(Path(folder), rank.model, state, rank.job.config, rank.job.manifest.classes, meta)
+    return folder
