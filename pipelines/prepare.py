@@ -1,7 +1,7 @@
 """Writes images and masks as a dataset of parquet shards.
 
-    python pipelines/prepare.py --format demo --out data/demo
-    python pipelines/prepare.py --format folder --source DIR --out data/mine --classes classes.txt --ignore-id 11
+python pipelines/prepare.py --format demo --out data/demo
+python pipelines/prepare.py --format folder --source DIR --out data/mine --classes classes.txt --ignore-id 11
 """
 
 from segray.cli.prepare import main

@@ -1,7 +1,7 @@
 """Trains SegFormer and registers the best checkpoint.
 
-    python pipelines/train.py --config pipelines/configs/demo.yaml
-    ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/train.py ...
+python pipelines/train.py --config pipelines/configs/demo.yaml
+ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/train.py ...
 """
 
 from segray.cli.train import main

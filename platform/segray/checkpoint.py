@@ -68,9 +68,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def save(
-    folder: Path, model: nn.Module, state: dict[str, Any], config: Config, classes: Classes, meta: Meta
-) -> None:
+def save(folder: Path, model: nn.Module, state: dict[str, Any], config: Config, classes: Classes, meta: Meta) -> None:
     """Writes a checkpoint into an existing folder.
 
     Args:
@@ -117,7 +115,7 @@ def load_classes(folder: Path) -> Classes:
     return Classes.model_validate(_json(folder / CLASSES))
 
 
-def _json(file: Path) -> Any:  # noqa: ANN401
+def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -127,9 +125,10 @@ def _json(file: Path) -> Any:  # noqa: ANN401
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint, on the CPU."""
     try:
-        return load_file(folder / WEIGHTS)
+        weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read ({error}).") from error
+    return weights
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -141,9 +140,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 def build_model(config: Config, classes: Classes) -> nn.Module:
     """Returns the model a Config describes, with freshly drawn parameters."""
     settings = config.model
-    return models.build(
-        settings.variant, classes.num_classes, drop_path=settings.drop_path, dropout=settings.dropout
-    )
+    return models.build(settings.variant, classes.num_classes, drop_path=settings.drop_path, dropout=settings.dropout)
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -78,9 +78,7 @@ def read_names(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"classes file {path} cannot be read ({error}); expected one class name a line."
-        ) from error
+        raise DataError(f"classes file {path} cannot be read ({error}); expected one class name a line.") from error
     if text.lstrip().startswith("["):
         names = _json_names(path, text)
     else:

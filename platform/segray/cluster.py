@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 
 from segray.capacity import Node
 from segray.errors import CapacityError, SegrayError
+from segray.quiet import quieten
 
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head node
 MOST_NODES = 1000
@@ -34,8 +35,7 @@ def connect() -> None:
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    quieten()
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:

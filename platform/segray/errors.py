@@ -5,6 +5,7 @@ One string argument keeps them picklable, so they cross process borders unchange
 """
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 MOST_LISTED = 20
 
@@ -59,8 +60,5 @@ def listing(lines: Sequence[str], most: int = MOST_LISTED) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?` for the closest known name, or nothing when none is close."""
-    # difflib is only needed on the way to an error.
-    from difflib import get_close_matches
-
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -68,9 +68,7 @@ def evaluate(folder: Path, root: str, split: str, workers: int | None = None, de
     nodes = cluster.nodes()
     placement = capacity.place(nodes, workers or capacity.widest(nodes, device), device)
     counts = _count(_Job(config, classes, checkpoint.load_weights(folder), source, placement))
-    return Evaluation(
-        counts, scores(counts, classes.names), split, source.split.rows, manifest.digest, meta.step
-    )
+    return Evaluation(counts, scores(counts, classes.names), split, source.split.rows, manifest.digest, meta.step)
 
 
 def _check(root: str, split: str, source: Source, ours: Classes, theirs: Classes) -> None:
@@ -102,10 +100,11 @@ def _count(job: _Job) -> Confusion:
         parts = ray.get([task.remote(shared, rank) for rank in range(placement.workers)])
     except RayError as error:
         raise cluster.cause(error) or SegrayError(f"evaluation failed: {error}") from error
-    return np.sum(parts, axis=0, dtype=np.int64)
+    total: Confusion = np.sum(parts, axis=0, dtype=np.int64)
+    return total
 
 
-def _count_share(job: _Job, rank: int) -> Any:  # noqa: ANN401
+def _count_share(job: _Job, rank: int) -> Any:
     placement = job.placement
     model = checkpoint.build_model(job.config, job.classes)
     model.load_state_dict(job.weights)

@@ -87,9 +87,7 @@ def summed_cross_entropy(
     return total, None if grads is None else grads.transpose(1, 2).to(logits.dtype)
 
 
-def _score(
-    scores: Tensor, target: Tensor, ignore_id: int, *, with_grad: bool
-) -> tuple[Tensor, Tensor | None]:
+def _score(scores: Tensor, target: Tensor, ignore_id: int, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Returns the summed cross-entropy of scores (R, K, W) against ids (R, W), and its gradient (R, K, W)."""
     valid = (target != ignore_id).unsqueeze(1)
     index = target.unsqueeze(1).where(valid, 0)

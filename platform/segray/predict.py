@@ -15,6 +15,7 @@ from segray import checkpoint
 from segray.classes import Classes
 from segray.config import Config
 from segray.data.augment import fit_to_model
+from segray.data.images import Mask
 from segray.metrics import confusion
 
 
@@ -60,7 +61,7 @@ def count(
     return total
 
 
-def _in_flight(pool: ThreadPoolExecutor, function: Any, rows: Iterable[Any], most: int) -> Iterator[Any]:  # noqa: ANN401
+def _in_flight(pool: ThreadPoolExecutor, function: Any, rows: Iterable[Any], most: int) -> Iterator[Any]:
     """Yields function(row) in order, at most `most` rows ahead, so that memory stays flat."""
     waiting: list[Any] = []
     for row in rows:
@@ -89,9 +90,9 @@ class Predictor:
         self.config = checkpoint.load_config(folder)
         self.classes = checkpoint.load_classes(folder)
 
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8 | np.uint16]:
+    def __call__(self, image: NDArray[np.uint8]) -> Mask:
         """Returns class ids (H, W), uint8 below 256 classes, else uint16, of an RGB image (H, W, 3) uint8."""
         fitted = fit_to_model(image, self.config.data.short_side, self.config.eval.align)
         images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(self._device)  # (1, 3, H', W')
         found = segment(self._model, images, (image.shape[0], image.shape[1]))[0].cpu().numpy()
-        return found.astype(np.uint8 if self.classes.num_classes < 256 else np.uint16)
+        return found.astype(np.uint8) if self.classes.num_classes < 256 else found.astype(np.uint16)

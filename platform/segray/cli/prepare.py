@@ -42,9 +42,7 @@ def _prepare() -> None:
             flags.out,
             ignore_ids=flags.ignore_id,
             source={"format": flags.format, "source": flags.source or "", "command": shlex.join(sys.argv)},
-            on_progress=lambda what, done, total: progress.update(
-                task, description=what, completed=done, total=total
-            ),
+            on_progress=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
         )
     _show(console, flags.out, manifest)
 

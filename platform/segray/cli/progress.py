@@ -76,7 +76,11 @@ class TrainingProgress:
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[figures]}"), console=console
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(20),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
     )
 
 

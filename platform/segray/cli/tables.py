@@ -8,7 +8,8 @@ from segray.metrics import Scores
 
 def show_scores(console: Console, title: str, scores: Scores) -> None:
     """Prints IoU by class and the means."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    console.print(title, style="bold", highlight=False)
+    table = Table(show_edge=False, pad_edge=False, header_style="")
     table.add_column("class")
     table.add_column("IoU", justify="right")
     table.add_column("", justify="left")

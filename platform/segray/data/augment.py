@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.config import DataConfig
+from segray.data.images import Mask, Pixels
 
-Image = NDArray[np.uint8]
-Mask = NDArray[Any]
 
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
@@ -39,7 +38,7 @@ class Augment:
         self._ignore_id = ignore_id
         self._of_thread = threading.local()
 
-    def __call__(self, image: Image, mask: Mask, seed: int) -> tuple[Image, Mask]:
+    def __call__(self, image: Pixels, mask: Mask, seed: int) -> tuple[Pixels, Mask]:
         pipeline = self._pipeline()
         pipeline.set_random_seed(seed)
         made = pipeline(image=image, mask=mask)
@@ -101,9 +100,7 @@ class ScaledCrop(A.DualTransform):  # type: ignore[misc]
         side = max(1, round(self.crop / scale))
         window = min(side, height), min(side, width)
         # The side that fits is resized to the whole crop; a side that does not keeps the drawn scale.
-        size = tuple(
-            self.crop if cut == side else max(1, min(self.crop, round(cut * scale))) for cut in window
-        )
+        size = tuple(self.crop if cut == side else max(1, min(self.crop, round(cut * scale))) for cut in window)
         top, left = self._place(data["mask"], window)
         return {"window": (top, left, *window), "size": size}
 
@@ -120,11 +117,11 @@ class ScaledCrop(A.DualTransform):  # type: ignore[misc]
         counts[self.ignore_id :] = 0
         return bool(counts.max(initial=0) < self.cat_max_ratio * counts.sum())
 
-    def apply(self, img: Image, window: tuple[int, ...], size: tuple[int, int], **_: Any) -> Image:  # noqa: ANN401
+    def apply(self, img: Pixels, window: tuple[int, ...], size: tuple[int, int], **_: Any) -> Pixels:
         """Returns the crop of an image."""
         return self._pad(resize_image(_cut(img, window), *size), PAD_COLOUR)
 
-    def apply_to_mask(self, mask: Mask, window: tuple[int, ...], size: tuple[int, int], **_: Any) -> Mask:  # noqa: ANN401
+    def apply_to_mask(self, mask: Mask, window: tuple[int, ...], size: tuple[int, int], **_: Any) -> Mask:
         """Returns the crop of a mask: class ids are never mixed."""
         cut = cv2.resize(_cut(mask, window), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return self._pad(cut, (self.ignore_id,))
@@ -133,7 +130,7 @@ class ScaledCrop(A.DualTransform):  # type: ignore[misc]
         below, right = self.crop - made.shape[0], self.crop - made.shape[1]
         if not (below or right):
             return made
-        return cv2.copyMakeBorder(made, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill)
+        return np.asarray(cv2.copyMakeBorder(made, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill))
 
 
 def _cut(pixels: NDArray[Any], window: tuple[int, ...]) -> NDArray[Any]:
@@ -172,12 +169,12 @@ class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
 
     def apply(
         self,
-        img: Image,
-        before: Image | None,
-        hsv: Image | None,
-        after: Image | None,
-        **_: Any,  # noqa: ANN401
-    ) -> Image:
+        img: Pixels,
+        before: Pixels | None,
+        hsv: Pixels | None,
+        after: Pixels | None,
+        **_: Any,
+    ) -> Pixels:
         """Returns the distorted image."""
         if before is not None:
             img = cv2.LUT(img, before)
@@ -186,12 +183,12 @@ class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
         return img if after is None else cv2.LUT(img, after)
 
 
-def _table(levels: NDArray[np.float32]) -> Image | None:
+def _table(levels: NDArray[np.float32]) -> Pixels | None:
     table = np.clip(levels, 0, 255).astype(np.uint8)
     return None if np.array_equal(table, np.arange(256)) else table
 
 
-def _hsv_table(saturation: float, hue: int) -> Image | None:
+def _hsv_table(saturation: float, hue: int) -> Pixels | None:
     if saturation == 1.0 and hue == 0:
         return None
     levels = np.arange(256)
@@ -199,7 +196,7 @@ def _hsv_table(saturation: float, hue: int) -> Image | None:
     return np.stack([(levels + hue) % 180, saturations, levels], axis=-1).astype(np.uint8)[None]
 
 
-def resize_image(image: Image, height: int, width: int) -> Image:
+def resize_image(image: Pixels, height: int, width: int) -> Pixels:
     """Returns the image at another size.
 
     Bilinear as published; below half the size by area, since bilinear would skip pixels there.
@@ -208,7 +205,7 @@ def resize_image(image: Image, height: int, width: int) -> Image:
         return image
     shrinks = height * 2 < image.shape[0] or width * 2 < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=method)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
 def model_size(height: int, width: int, short_side: int | None, align: int) -> tuple[int, int]:
@@ -219,6 +216,7 @@ def model_size(height: int, width: int, short_side: int | None, align: int) -> t
     return up[0], up[1]
 
 
-def fit_to_model(image: Image, short_side: int | None, align: int) -> Image:
+def fit_to_model(image: Pixels, short_side: int | None, align: int) -> Pixels:
     """Returns the image at the size it is evaluated at."""
-    return resize_image(image, *model_size(*image.shape[:2], short_side, align))
+    height, width = image.shape[:2]
+    return resize_image(image, *model_size(height, width, short_side, align))

@@ -119,9 +119,7 @@ def _check_ignored(ignored: frozenset[int], num_classes: int) -> None:
         )
 
 
-def _jobs(
-    samples: Sequence[Sample], root: Path, labels: Labels, shard_bytes: int, row_group_rows: int
-) -> list[Job]:
+def _jobs(samples: Sequence[Sample], root: Path, labels: Labels, shard_bytes: int, row_group_rows: int) -> list[Job]:
     jobs = []
     for split in _splits(samples):
         members = [sample for sample in samples if sample.split == split]

@@ -130,7 +130,7 @@ def source_ids(samples: Sequence[Sample]) -> set[int]:
     return found
 
 
-def _write_groups(file: Any, job: Job, outcome: Outcome) -> tuple[list[int], list[str]]:  # noqa: ANN401
+def _write_groups(file: Any, job: Job, outcome: Outcome) -> tuple[list[int], list[str]]:
     groups: list[int] = []
     digests: list[str] = []
     pixels = np.zeros(job.labels.num_classes, np.int64)

@@ -25,6 +25,7 @@ from segray.data.images import decode_image, decode_mask
 from segray.data.plan import Plan, row_seed
 from segray.data.schema import Shard, Split, filesystem
 from segray.errors import DataError
+from segray.quiet import quieten
 
 Batch = dict[str, Any]
 
@@ -96,9 +97,7 @@ def _read_shard(root: str, shard: Shard, rows: NDArray[np.int64]) -> tuple[pa.Ta
         with pq.ParquetFile(f"{path}/{shard.path}", filesystem=fs, page_checksum_verification=True) as file:
             table = file.read_row_groups(groups.tolist(), columns=["id", "image", "mask"], use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again."
-        ) from error
+        raise DataError(f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again.") from error
     read = np.concatenate([np.arange(ends[g] - shard.row_groups[g], ends[g]) for g in groups])
     return table.take(np.searchsorted(read, rows)), rows
 
@@ -115,15 +114,13 @@ class _Pieces(Datasource):  # type: ignore[misc]
     def estimate_inmemory_data_size(self) -> int:
         return int(self._row_bytes * sum(len(piece.rows) for piece in self._pieces))
 
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ANN401
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         return [self._task(piece) for piece in self._pieces]
 
     def _task(self, piece: Piece) -> ReadTask:
         source = self._source
         size = int(self._row_bytes * len(piece.rows))
-        metadata = BlockMetadata(
-            num_rows=len(piece.rows), size_bytes=size, input_files=None, exec_stats=None
-        )
+        metadata = BlockMetadata(num_rows=len(piece.rows), size_bytes=size, input_files=None, exec_stats=None)
         return ReadTask(lambda: [ray.get(source).read(piece)], metadata)
 
 
@@ -154,9 +151,7 @@ def training_batches(
         `image` (B, 3, H, W) uint8 RGB, `mask` (B, H, W) uint8 or int64, `row` (B,) int64; B = len(slots).
     """
     steps = max(1, int(PIECE_BYTES / (source.row_bytes * len(slots))))
-    pieces = [
-        _training_piece(plan, slots, first, min(first + steps, stop)) for first in range(start, stop, steps)
-    ]
+    pieces = [_training_piece(plan, slots, first, min(first + steps, stop)) for first in range(start, stop, steps)]
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
         return stack([_crop(row, augment) for row in rows])
@@ -214,10 +209,15 @@ def _decode(row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 
 def _batches(
-    source: Source, pieces: list[Piece], collate: Callable[[list[dict[str, Any]]], Batch], batch: int, cpus: float
+    source: Source,
+    pieces: list[Piece],
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    batch: int,
+    cpus: float,
 ) -> Iterable[Batch]:
     if not pieces:
         return ()
+    quieten()
     # Order is the point of the plan, and a rank that reads with every CPU would starve the others.
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -17,9 +17,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Returns (B, C, h, w) normalised over the images and pixels of all ranks, or by the running figures."""
-        if not (
-            self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        ):
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(maps)
         mean, variance, count = _global_moments(maps.detach())
         self._track(mean, variance, count)

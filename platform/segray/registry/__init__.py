@@ -19,9 +19,7 @@ PLACE = "model"
 LOADER = Path(__file__).with_name("loader.py")
 # What a registered model consists of; the optimiser's state stays with the run.
 PARTS = (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES, checkpoint.META)
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("binary", "image")]), outputs=Schema([ColSpec("binary", "mask")])
-)
+SIGNATURE = ModelSignature(inputs=Schema([ColSpec("binary", "image")]), outputs=Schema([ColSpec("binary", "mask")]))
 
 
 def register(client: MlflowClient, run_id: str, folder: Path, name: str, aliases: list[str]) -> str:
@@ -125,5 +123,3 @@ def _known(client: MlflowClient) -> str:
     except (MlflowException, OSError):
         return ""
     return f" (registered there: {', '.join(names) or 'none'})"
-
-

@@ -20,7 +20,7 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
         """Loads the checkpoint of the version."""
         self._predictor = Predictor(context.artifacts["checkpoint"])
 
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:  # noqa: ANN401
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Returns a frame with the column `mask` for a frame with the column `image`, both bytes."""
         masks = [encode_mask(self._predictor(decode_image(image))) for image in model_input["image"]]
         return pd.DataFrame({"mask": masks})

@@ -22,7 +22,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
 
-    def write(self, kind: Kind, **fields: Any) -> None:  # noqa: ANN401
+    def write(self, kind: Kind, **fields: Any) -> None:
         """Appends one record, with the time of now."""
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **fields}
         with self.path.open("a", encoding="utf-8") as file:

@@ -136,10 +136,7 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, record: Record) -> None:
-    metrics = [
-        Metric(_key(name), value, record["time_ms"], record["step"])
-        for name, value in record["values"].items()
-    ]
+    metrics = [Metric(_key(name), value, record["time_ms"], record["step"]) for name, value in record["values"].items()]
     for first in range(0, len(metrics), MOST_METRICS):
         client.log_batch(run_id, metrics[first : first + MOST_METRICS])
 

@@ -179,7 +179,7 @@ def _train(prepared: Prepared) -> Path:
 def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
     meta = checkpoint.load_meta(best)
     classes: Classes = prepared.job.manifest.classes
-    result = Result(
+    return Result(
         name=prepared.name,
         folder=prepared.folder,
         checkpoint=str(best),
@@ -190,6 +190,3 @@ def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
         model=prepared.config.tracking.model,
         version=upload.version,
     )
-    return result
-
-

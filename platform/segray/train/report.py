@@ -16,7 +16,7 @@ class JournalReports(UserCallback):  # type: ignore[misc]
 
     def after_report(
         self,
-        run_context: Any,  # noqa: ANN401
+        run_context: Any,
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:

@@ -148,7 +148,12 @@ def _report(rank: Rank, step: Step, meter: Meter) -> None:
     if rank.rank == 0:
         folder = _save(rank, step.step, scores, counts)
         made = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(found | scores, checkpoint=made, checkpoint_dir_name=name, delete_local_checkpoint_after_upload=True)
+        ray.train.report(
+            found | scores,
+            checkpoint=made,
+            checkpoint_dir_name=name,
+            delete_local_checkpoint_after_upload=True,
+        )
     else:
         ray.train.report(found | scores, checkpoint_dir_name=name)
     meter.take()  # validating is not training

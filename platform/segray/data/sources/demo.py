@@ -35,9 +35,7 @@ def classes() -> Classes:
 
 def samples(seed: int = 0, splits: dict[str, int] | None = None) -> tuple[Sample, ...]:
     """Returns so many samples for each split; each is a function of seed, split and index alone."""
-    return tuple(
-        _sample(seed, split, index) for split, rows in (splits or SPLITS).items() for index in range(rows)
-    )
+    return tuple(_sample(seed, split, index) for split, rows in (splits or SPLITS).items() for index in range(rows))
 
 
 def _sample(seed: int, split: str, index: int) -> Sample:

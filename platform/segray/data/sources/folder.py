@@ -66,10 +66,7 @@ def _samples(split: str, images: Path, masks: Path, problems: list[str]) -> list
         problems.append(f"{image_of[stem]}: image without a mask; expected {masks / stem}.png")
     for stem in sorted(mask_of.keys() - image_of.keys()):
         problems.append(f"{mask_of[stem]}: mask without an image; expected {images / stem}.jpg or .png")
-    return [
-        _sample(split, stem, image_of[stem], mask_of[stem])
-        for stem in sorted(image_of.keys() & mask_of.keys())
-    ]
+    return [_sample(split, stem, image_of[stem], mask_of[stem]) for stem in sorted(image_of.keys() & mask_of.keys())]
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], what: str, problems: list[str]) -> dict[str, Path]:

@@ -42,9 +42,7 @@ _SKIES = np.array([(126, 160, 200), (176, 180, 184), (206, 206, 206), (198, 160,
 # Gains of red, green, blue: noon, overcast, low sun, dusk, sodium lamps.
 _LIGHTS = np.array([(1, 1, 1), (0.88, 0.92, 0.98), (1.12, 0.98, 0.8), (0.62, 0.66, 0.86), (0.8, 0.66, 0.46)])
 # Strength of fine, middle and coarse noise on each class.
-_GRAIN = np.array(
-    [(0, 1, 6), (3, 2, 4), (9, 3, 5), (4, 5, 5), (8, 15, 9), (1, 1, 3), (2, 4, 3), (1, 1, 2)], np.float32
-)
+_GRAIN = np.array([(0, 1, 6), (3, 2, 4), (9, 3, 5), (4, 5, 5), (8, 15, 9), (1, 1, 3), (2, 4, 3), (1, 1, 2)], np.float32)
 
 Point = tuple[float, float, float]
 
@@ -210,7 +208,12 @@ def _house(street: Street, x: float, near: float, far: float) -> Callable[[], No
         for bottom in np.arange(0.9, up - 1.6, floor):
             for ahead in np.arange(near + 0.6, far - 1, pitch):
                 top = bottom + floor * 0.55
-                window = [(x, bottom, ahead), (x, top, ahead), (x, top, ahead + pitch / 2), (x, bottom, ahead + pitch / 2)]
+                window = [
+                    (x, bottom, ahead),
+                    (x, top, ahead),
+                    (x, top, ahead + pitch / 2),
+                    (x, bottom, ahead + pitch / 2),
+                ]
                 street.fill(window, glass)
 
     return paint
@@ -226,7 +229,10 @@ def _front(
         for bottom in np.arange(0.9, up - 1.6, 2.8):
             for x in np.arange(left + 0.7, right - 1.2, 2.4):
                 top = bottom + 1.5
-                street.fill([(x, bottom, ahead), (x, top, ahead), (x + 1.1, top, ahead), (x + 1.1, bottom, ahead)], glass)
+                street.fill(
+                    [(x, bottom, ahead), (x, top, ahead), (x + 1.1, top, ahead), (x + 1.1, bottom, ahead)],
+                    glass,
+                )
 
     return paint
 
@@ -257,7 +263,12 @@ def _tree(street: Street, ahead: float, side: int) -> Callable[[], None]:
     crown = rng.normal(0, 0.55, (14, 3)) * reach
 
     def paint() -> None:
-        trunk = [(x - 0.17, 0, ahead), (x - 0.12, stem + 1, ahead), (x + 0.12, stem + 1, ahead), (x + 0.17, 0, ahead)]
+        trunk = [
+            (x - 0.17, 0, ahead),
+            (x - 0.12, stem + 1, ahead),
+            (x + 0.12, stem + 1, ahead),
+            (x + 0.17, 0, ahead),
+        ]
         street.fill(trunk, bark, VEGETATION)
         for right, up, shade in crown:
             centre = (x + right, max(stem + reach + up, 0.4), ahead)
@@ -270,7 +281,10 @@ def _car(street: Street, ahead: float, side: int) -> Callable[[], None]:
     rng = street.rng
     x = side * rng.choice([street.kerb_m * 0.45, street.kerb_m - 1.1])
     body, up, length = street.pick(_URBAN), rng.uniform(1.35, 2.1), rng.uniform(3.4, 4.6)
-    glass, lamp = street.pick(_URBAN[[3, 6, 11]]) * 0.6, np.array([190.0, 40, 40] if side > 0 else [235.0, 230, 200])
+    glass, lamp = (
+        street.pick(_URBAN[[3, 6, 11]]) * 0.6,
+        np.array([190.0, 40, 40] if side > 0 else [235.0, 230, 200]),
+    )
     waist, far = up * 0.58, ahead + length
     inner, roof = x - 0.88 * np.sign(x), x - 0.68 * np.sign(x)
 
@@ -278,15 +292,34 @@ def _car(street: Street, ahead: float, side: int) -> Callable[[], None]:
         street.fill(_flat(x - 1.05, x + 1.05, ahead - 0.1, far), np.array([34.0, 34, 38]))
         for y in (ahead + 0.8, far - 0.8):
             street.disc((inner, 0.32, y), 0.33, np.array([26.0, 26, 28]), CAR)
-        street.fill([(inner, 0.22, ahead), (inner, waist, ahead), (inner, waist, far), (inner, 0.22, far)], body * 0.8, CAR)
-        side_glass = [(inner, waist, ahead + 0.2), (roof, up, ahead + 0.7), (roof, up, far - 1.4), (inner, waist, far - 0.8)]
+        street.fill(
+            [(inner, 0.22, ahead), (inner, waist, ahead), (inner, waist, far), (inner, 0.22, far)],
+            body * 0.8,
+            CAR,
+        )
+        side_glass = [
+            (inner, waist, ahead + 0.2),
+            (roof, up, ahead + 0.7),
+            (roof, up, far - 1.4),
+            (inner, waist, far - 0.8),
+        ]
         street.fill(side_glass, glass * 0.8, CAR)
         for wheel in (x - 0.8, x + 0.55):
             street.fill(_board(wheel, wheel + 0.25, 0, 0.35, ahead), np.array([24.0, 24, 26]), CAR)
         street.fill(_board(x - 0.9, x + 0.9, 0.22, waist, ahead), body, CAR)
-        cabin = [(x - 0.86, waist, ahead), (x - 0.66, up, ahead + 0.4), (x + 0.66, up, ahead + 0.4), (x + 0.86, waist, ahead)]
+        cabin = [
+            (x - 0.86, waist, ahead),
+            (x - 0.66, up, ahead + 0.4),
+            (x + 0.66, up, ahead + 0.4),
+            (x + 0.86, waist, ahead),
+        ]
         street.fill(cabin, body * 1.1, CAR)
-        screen = [(x - 0.7, waist, ahead), (x - 0.56, up * 0.95, ahead + 0.3), (x + 0.56, up * 0.95, ahead + 0.3), (x + 0.7, waist, ahead)]
+        screen = [
+            (x - 0.7, waist, ahead),
+            (x - 0.56, up * 0.95, ahead + 0.3),
+            (x + 0.56, up * 0.95, ahead + 0.3),
+            (x + 0.7, waist, ahead),
+        ]
         street.fill(screen, glass)
         street.fill(_board(x - 0.86, x - 0.6, waist - 0.25, waist - 0.08, ahead), lamp)
         street.fill(_board(x + 0.6, x + 0.86, waist - 0.25, waist - 0.08, ahead), lamp)
@@ -308,13 +341,32 @@ def _person(street: Street, ahead: float, side: int) -> Callable[[], None]:
 
     def paint() -> None:
         for foot in (-stride, stride):
-            leg = [(x - 0.12, 0.9 * tall, ahead), (x + 0.12, 0.9 * tall, ahead), (x + foot + 0.08, 0, ahead), (x + foot - 0.08, 0, ahead)]
+            leg = [
+                (x - 0.12, 0.9 * tall, ahead),
+                (x + 0.12, 0.9 * tall, ahead),
+                (x + foot + 0.08, 0, ahead),
+                (x + foot - 0.08, 0, ahead),
+            ]
             street.fill(leg, legs, PERSON)
-        torso = [(x - 0.2, 0.8 * tall, ahead), (x - 0.27, 1.42 * tall, ahead), (x + 0.27, 1.42 * tall, ahead), (x + 0.2, 0.8 * tall, ahead)]
+        torso = [
+            (x - 0.2, 0.8 * tall, ahead),
+            (x - 0.27, 1.42 * tall, ahead),
+            (x + 0.27, 1.42 * tall, ahead),
+            (x + 0.2, 0.8 * tall, ahead),
+        ]
         street.fill(torso, coat, PERSON)
         for arm in (-1, 1):
             hand = x + arm * (0.28 + stride / 2)
-            street.fill([(x + arm * 0.2, 1.4 * tall, ahead), (x + arm * 0.28, 1.4 * tall, ahead), (hand + arm * 0.06, 0.8 * tall, ahead), (hand - arm * 0.05, 0.8 * tall, ahead)], coat * 0.85, PERSON)
+            street.fill(
+                [
+                    (x + arm * 0.2, 1.4 * tall, ahead),
+                    (x + arm * 0.28, 1.4 * tall, ahead),
+                    (hand + arm * 0.06, 0.8 * tall, ahead),
+                    (hand - arm * 0.05, 0.8 * tall, ahead),
+                ],
+                coat * 0.85,
+                PERSON,
+            )
         street.disc((x, 1.6 * tall, ahead), 0.15, hair, PERSON)
         street.disc((x, 1.56 * tall, ahead), 0.12, skin, PERSON)
 
