@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segray.model.resize import interpolation, source_rows
+
 # Logits at full resolution that are held at once: a few rows in cache on a CPU, enough to fill a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
 
@@ -66,24 +68,24 @@ def summed_cross_entropy(
     """
     num_images, num_classes, height, width = logits.shape
     rows, columns = mask.shape[-2:]
-    left = interpolation(rows, height, logits.device)
-    right = interpolation(columns, width, logits.device).t().contiguous()
-    step = max(1, min(rows, CHUNK_ELEMENTS.get(logits.device.type, 1 << 26) // (num_classes * columns)))
     total = torch.zeros((), device=logits.device)
+    left = interpolation(rows, height, like=total)
+    right = interpolation(columns, width, like=total).t().contiguous()
+    step = max(1, min(rows, CHUNK_ELEMENTS.get(logits.device.type, 1 << 26) // (num_classes * columns)))
     grads = torch.zeros(num_images, height, num_classes, width, device=logits.device) if with_grad else None
     for image in range(num_images):
         source = logits[image].transpose(0, 1).float()  # (h, K, w)
         for top in range(0, rows, step):
             bottom = min(top + step, rows)
-            first, last = source_rows(top, bottom, rows, height)
-            band = left[top:bottom, first:last]
-            stretched = source[first:last] @ right  # (rows of the band, K, W)
+            source_slice = source_rows(slice(top, bottom), rows, height)
+            band = left[top:bottom, source_slice]
+            stretched = source[source_slice] @ right  # (rows of the band, K, W)
             scores = (band @ stretched.flatten(1)).unflatten(1, (num_classes, columns))  # (R, K, W)
             part, slope = _score(scores, mask[image, top:bottom], ignore_id, with_grad=with_grad)
             total += part
             if grads is not None and slope is not None:
                 back = (band.t() @ slope.flatten(1)).unflatten(1, (num_classes, columns))
-                grads[image, first:last] += back @ right.t()
+                grads[image, source_slice] += back @ right.t()
     return total, None if grads is None else grads.transpose(1, 2).to(logits.dtype)
 
 
@@ -97,22 +99,3 @@ def _score(scores: Tensor, target: Tensor, ignore_id: int, *, with_grad: bool) -
         return total, None
     slope = logs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=logs.dtype)).mul_(valid)
     return total, slope
-
-
-def interpolation(out_size: int, in_size: int, device: torch.device) -> Tensor:
-    """Returns the float32 matrix (out, in) of a bilinear resize along one side, align_corners=False."""
-    centre = ((torch.arange(out_size, device=device) + 0.5) * (in_size / out_size) - 0.5).clamp_min(0)
-    low = centre.long().clamp_max(in_size - 1)
-    high = (low + 1).clamp_max(in_size - 1)
-    fraction = (centre - low).unsqueeze(1)
-    matrix = torch.zeros(out_size, in_size, device=device)
-    matrix.scatter_add_(1, low.unsqueeze(1), 1 - fraction)
-    return matrix.scatter_add_(1, high.unsqueeze(1), fraction)
-
-
-def source_rows(top: int, bottom: int, out_size: int, in_size: int) -> tuple[int, int]:
-    """Returns the half-open range of source rows that rows top..bottom-1 of the output are mixed from."""
-    ratio = in_size / out_size
-    first = int(max((top + 0.5) * ratio - 0.5, 0.0))
-    last = int(max((bottom - 0.5) * ratio - 0.5, 0.0)) + 2
-    return max(first - 1, 0), min(last + 1, in_size)

@@ -95,7 +95,7 @@ def _explain_one(details: ErrorDetails) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    known = list(flat(Config()))
+    known = [*flat(Config()), *Config.model_fields]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # `lr` or `learning.lr` for `optim.lr`: compare the last part alone
         leaf = key.rsplit(".", 1)[-1]

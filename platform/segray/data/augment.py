@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from segray.config import DataConfig
 from segray.data.images import Mask, Pixels
 
-
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
 
@@ -108,7 +107,7 @@ class ScaledCrop(A.DualTransform):  # type: ignore[misc]
         for _ in range(CROP_TRIES):
             top = self.py_random.randint(0, mask.shape[0] - window[0])
             left = self.py_random.randint(0, mask.shape[1] - window[1])
-            if self._is_varied(mask[top : top + window[0], left : left + window[1]]):
+            if self.cat_max_ratio >= 1 or self._is_varied(mask[top : top + window[0], left : left + window[1]]):
                 break
         return top, left
 

@@ -63,10 +63,14 @@ def decode_mask(encoded: bytes) -> Mask:
     Raises:
         DataError: the bytes are no one-channel PNG of 8 or 16 bits.
     """
-    with _opened(encoded, "mask column") as image:
-        if image.mode not in {"L", "I;16"}:
-            raise DataError(f"a mask column holds a {image.mode} image; convert the dataset again.")
-        return _ids(image)
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode in {"L", "I;16"}:
+            return _ids(image)
+        found = f"a {image.mode} image"
+    except Exception as error:  # Pillow's readers raise almost anything on damaged bytes.
+        raise DataError(f"{len(encoded)} bytes of a mask column are no mask; convert the dataset again.") from error
+    raise DataError(f"a mask column holds {found}; expected one channel; convert the dataset again.")
 
 
 def encode_mask(mask: Mask) -> bytes:
@@ -80,13 +84,12 @@ def upright_image(encoded: bytes, name: str) -> UprightImage:
     Raises:
         DataError: the file is no image, is cut off, is too large, or has a pixel type without an 8-bit meaning.
     """
-    with _opened(encoded, name) as image:
-        orientation = _orientation(image)
-        reason = _reason(image, encoded, orientation)
-        if not reason:
-            return UprightImage(encoded, image.height, image.width, UPRIGHT, "")
-        upright = ImageOps.exif_transpose(_eight_bit(image, name))
-        return UprightImage(_png(upright), upright.height, upright.width, orientation, reason)
+    image, orientation = _read(encoded, name)
+    reason = _reason(image, encoded, orientation)
+    if not reason:
+        return UprightImage(encoded, image.height, image.width, UPRIGHT, "")
+    upright = _eight_bit(ImageOps.exif_transpose(image), name)
+    return UprightImage(_png(upright), upright.height, upright.width, orientation, reason)
 
 
 def source_mask(encoded: bytes, name: str) -> Mask:
@@ -95,16 +98,16 @@ def source_mask(encoded: bytes, name: str) -> Mask:
     Raises:
         DataError: the file is no image, is cut off, is too large, or has several channels.
     """
-    with _opened(encoded, name) as image:
-        if image.mode not in _MASK_MODES:
-            raise DataError(
-                f"{name} is a mask with {len(image.getbands())} channels ({image.mode}); expected one channel "
-                "of class ids (8 or 16 bits, or palette); save each pixel's class id instead of its colour."
-            )
-        ids = _ids(image)
-        depth = _png_depth(encoded, image)
-        # Pillow stretches grey of 2 and 4 bits over 0..255; the ids are the numbers before that.
-        return ids // np.uint8(255 // (2**depth - 1)) if image.mode == "L" and depth in {2, 4} else ids
+    image, _ = _read(encoded, name)
+    if image.mode not in _MASK_MODES:
+        raise DataError(
+            f"{name} is a mask with {len(image.getbands())} channels ({image.mode}); expected one channel "
+            "of class ids (8 or 16 bits, or palette); save each pixel's class id instead of its colour."
+        )
+    ids = _ids(image)
+    depth = _png_depth(encoded, image)
+    # Pillow stretches grey of 2 and 4 bits over 0..255; the ids are the numbers before that.
+    return ids // np.uint8(255 // (2**depth - 1)) if image.mode == "L" and depth in {2, 4} else ids
 
 
 def aligned_mask(mask: Mask, image: UprightImage, image_name: str, mask_name: str) -> Mask:
@@ -141,8 +144,8 @@ def _oriented(mask: Mask, orientation: int) -> Mask:
     return np.ascontiguousarray(rotated)
 
 
-def _opened(encoded: bytes, name: str) -> Image.Image:
-    """Returns the image with its pixels loaded; the size is checked before they are."""
+def _read(encoded: bytes, name: str) -> tuple[Image.Image, int]:
+    """Returns the image with its pixels loaded, and its EXIF orientation; the size is checked before loading."""
     try:
         with warnings.catch_warnings():
             # Pillow's own, lower limit only warns; ours is the one that counts.
@@ -150,17 +153,14 @@ def _opened(encoded: bytes, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(encoded))
         pixels = image.width * image.height
         if pixels <= MAX_PIXELS:
+            # Before loading, because Pillow turns a TIFF upright while it loads and forgets that it did.
+            orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
             image.load()
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes.
         raise DataError(f"{name} cannot be read as an image ({error}); replace or remove it.") from error
     if pixels > MAX_PIXELS:
         raise DataError(f"{name} has {pixels} pixels; expected at most {MAX_PIXELS}; cut it into tiles.")
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    return orientation if orientation in range(1, 9) else UPRIGHT
+    return image, orientation if orientation in range(1, 9) else UPRIGHT
 
 
 def _reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
@@ -185,19 +185,23 @@ def _png_depth(encoded: bytes, image: Image.Image) -> int:
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Returns the image as 8-bit RGB or grey with its EXIF data; alpha is dropped, 16 bits keep the upper 8."""
+    """Returns the image as 8-bit RGB or grey; alpha is dropped, of 16 bits the upper 8 stay."""
     if image.mode in _DEEP_GREY:
-        grey = Image.fromarray((_ids(image) >> 8).astype(np.uint8))
-        grey.info["exif"] = image.getexif().tobytes()
-        return grey
-    if image.mode in {"F", "I"}:
-        raise DataError(f"{name} has pixels of type {image.mode}; expected 8 or 16 bits a channel; convert it.")
-    return image if image.mode in _KEPT_MODES else image.convert("RGB")
+        return Image.fromarray((_ids(image) >> 8).astype(np.uint8))
+    try:
+        if image.mode in {"F", "I"}:
+            raise ValueError("their range is not known")
+        return image if image.mode in _KEPT_MODES else image.convert("RGB")
+    except ValueError as error:
+        raise DataError(
+            f"{name} has pixels of type {image.mode} ({error}); expected 8 or 16 bits a channel, grey or RGB; "
+            "convert it."
+        ) from error
 
 
 def _ids(image: Image.Image) -> Mask:
-    dtype = np.uint16 if image.mode in _DEEP_GREY else np.uint8
-    return np.asarray(image).astype(dtype)
+    pixels = np.asarray(image)
+    return pixels.astype(np.uint16) if image.mode in _DEEP_GREY else pixels.astype(np.uint8)
 
 
 def _png(image: Image.Image) -> bytes:

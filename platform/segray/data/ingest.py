@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
 import ray.data
 
 from segray.classes import Classes
-from segray.data.schema import FORMAT, MANIFEST, Manifest, Split, filesystem
+from segray.data.schema import FORMAT, MANIFEST, Manifest, Split
 from segray.data.shards import WIDE_IGNORE, Job, Labels, Outcome, cut, source_ids, write
 from segray.data.sources.sample import Sample
 from segray.errors import DataError, listing
@@ -76,11 +75,10 @@ def convert(
 
 
 def _free_folder(out: str) -> Path:
-    fs, path = filesystem(out)
-    if not isinstance(fs, pyarrow.fs.LocalFileSystem):
+    if "://" in out:
         raise DataError(f"output {out} is not a folder; write to a folder and copy that to the bucket.")
     # Absolute, because tasks run in other working directories.
-    final = Path(path).absolute()
+    final = Path(out).absolute()
     if final.exists() and not final.is_dir():
         raise DataError(f"output folder {out} is a file; expected a folder that is empty or not there yet.")
     if final.is_dir() and any(final.iterdir()):

@@ -45,7 +45,7 @@ class Plan:
         positions = steps * self.batch + np.asarray(slots, dtype=np.int64)[None, :]
         epochs = positions // self.rows
         rows = np.empty_like(positions)
-        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+        for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             rows[here] = epoch_order(self, epoch)[positions[here] % self.rows]
         return epochs, rows

@@ -193,6 +193,7 @@ def _mapped(ids: Mask, labels: Labels, name: str, outcome: Outcome) -> tuple[Mas
         pixels = ", ".join(f"id {index} ({counts[index]} pixels)" for index in unknown[:10])
         more = f" and {len(unknown) - 10} more ids" if len(unknown) > 10 else ""
         raise DataError(f"{name} holds {pixels}{more}; expected ids 0..{num_classes - 1} or {labels.ignore_id}")
-    table = np.full(len(counts), labels.ignore_id, np.uint8 if labels.ignore_id == 255 else np.uint16)
+    table = np.full(len(counts), labels.ignore_id, np.uint16)
     table[:num_classes] = np.arange(num_classes)
-    return table[ids], counts[:num_classes].astype(np.int64)
+    mask = table[ids] if labels.ignore_id > 255 else table.astype(np.uint8)[ids]
+    return mask, counts[:num_classes].astype(np.int64)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.data import DataContext, Dataset, ExecutionResources
+from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.data.datasource import Datasource, ReadTask
@@ -218,13 +218,14 @@ def _batches(
     if not pieces:
         return ()
     quieten()
-    # Order is the point of the plan, and a rank that reads with every CPU would starve the others.
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=max(cpus, READ_CPUS))
+    context.execution_options.preserve_order = True  # the plan's order is the point
     dataset: Dataset = ray.data.read_datasource(
-        _Pieces(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces)
+        _Pieces(source, pieces),
+        num_cpus=READ_CPUS,
+        concurrency=max(1, int(cpus / READ_CPUS)),
+        override_num_blocks=len(pieces),
     )
     batches: Iterable[Batch] = dataset.iter_torch_batches(
         batch_size=batch, collate_fn=_Collate(collate), prefetch_batches=4

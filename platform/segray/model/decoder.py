@@ -1,14 +1,13 @@
-"""The all-MLP decode head, folded: no level is ever upsampled before it is mixed.
+"""The all-MLP decode heads, folded: no level is resized before it is mixed.
 
-As published, each level is projected to E channels, upsampled to 1/4, and all four are concatenated and fused by a
-1x1 convolution. A bilinear resize treats all channels alike, so it commutes with a mixing of channels, and two linear
-maps in a row are one: multiply projection and the level's slice of the fuse into one matrix, apply that at the
-level's own resolution, upsample, add. The parameters stay the published ones, and so do results and gradients.
+As published, each level is projected to E channels and resized to 1/4, and all four are concatenated and fused by a
+1x1 convolution. A bilinear resize treats all channels alike, so it commutes with a mixing of channels, and two
+linear maps in a row are one: multiply projection and the level's slice of the fuse into one matrix, apply that at
+the level's own resolution, resize, add. The parameters stay the published ones, and so do results and gradients.
 
 See: SegFormer, arXiv 2105.15203, section 3.2.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,52 +15,96 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segray.model.encoder import as_image, as_tokens, initialise
+from segray.model.fusion import classify
 from segray.model.norm import BatchNorm2d
+from segray.model.strips import Levels
 
 
-class OfficialHead(nn.Module):
-    """The decode head of the paper: projections, fuse, batch norm, ReLU, Dropout2d, classifier.
+class FusedHead(nn.Module):
+    """What both published heads share: fuse, batch norm, ReLU, Dropout2d, classifier."""
 
-    The slices of `fuse` stand in the published order, coarsest level first.
-    """
-
-    def __init__(self, dims: Sequence[int], width: int, num_classes: int, dropout: float = 0.1):
+    def __init__(self, num_levels: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(dim, width) for dim in dims)
-        self.fuse = nn.Conv2d(len(dims) * width, width, 1, bias=False)
+        self.fuse = nn.Conv2d(num_levels * width, width, 1, bias=False)
         self.bn = BatchNorm2d(width)
-        self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
+        self.dropout = dropout
+
+    def fuse_and_classify(self, maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, h_i, w_i, C_i), finest first.
+
+        Args:
+            maps: the levels.
+            weights: one matrix (E, C_i) for each level.
+            bias: (E,), what all levels' biases add up to.
+        """
+        if not self.bn.training:
+            scale, shift = self.bn.scale_and_shift()
+            weights = [weight * scale.unsqueeze(1) for weight in weights]
+            bias = shift if bias is None else bias * scale + shift
+        *coarser, coarsest = zip(maps[1:], weights[1:], strict=True)
+        # A constant stays what it is when resized, so the smallest map carries the bias.
+        coarse = [F.linear(level, weight) for level, weight in coarser] + [F.linear(*coarsest, bias)]
+        levels = Levels(maps[0], weights[0], coarse)
+        return as_image(classify(levels, self.bn, self._classifier(len(maps[0])), self.classifier.bias))
+
+    def _classifier(self, num_images: int) -> Tensor:
+        """Returns the classifier's matrix (K, E), or (B, K, E) with the channels that Dropout2d drops set to 0.
+
+        To drop a channel of an image is to ignore it in that image's classifier: the same, on a far smaller tensor.
+        """
+        matrix = self.classifier.weight.flatten(1)
+        if not self.training or self.dropout == 0.0:
+            return matrix
+        return matrix * F.dropout(matrix.new_ones(num_images, 1, matrix.shape[1]), self.dropout)
+
+    def _slices(self) -> Sequence[Tensor]:
+        """Returns the fuse's matrices (E, E) of the levels, in the order in which they are stored."""
+        return self.fuse.weight.flatten(1).chunk(self.fuse.in_channels // self.fuse.out_channels, dim=1)
+
+
+class OfficialHead(FusedHead):
+    """The head of the paper, whose fuse reads the coarsest level first."""
+
+    def __init__(self, dims: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__(len(dims), width, num_classes, dropout)
+        self.projections = nn.ModuleList(nn.Linear(dim, width) for dim in dims)
         self.apply(initialise)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Returns logits (B, K, h_1, w_1) of the four levels' maps (B, C_i, h_i, w_i), finest first."""
-        weights, bias = self._folded()
-        fused = add_upsampled([mix(level, weight) for level, weight in zip(maps, weights, strict=True)])
-        fused = fused + bias.view(1, -1, 1, 1)
-        fused = self.dropout(F.relu(self.bn(fused)))
-        return mix(fused, self.classifier.weight.flatten(1), self.classifier.bias)
-
-    def _folded(self) -> tuple[list[Tensor], Tensor]:
-        """Returns one matrix (E, C_i) for each level and the bias (E,) that all levels add up to."""
-        slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)[::-1]
-        pairs = list(zip(slices, self.projections, strict=True))
+        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
+        pairs = list(zip(self._slices()[::-1], self.projections, strict=True))
         with torch.autocast(self.fuse.weight.device.type, enabled=False):
             weights = [part @ projection.weight for part, projection in pairs]
             bias = torch.stack([part @ projection.bias for part, projection in pairs]).sum(0)
-        return weights, bias
+        return self.fuse_and_classify([as_tokens(level) for level in maps], weights, bias)
 
 
-def mix(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns the channels of maps (B, C, h, w) mixed by `weight` (C', C): a 1x1 convolution."""
-    return as_image(F.linear(as_tokens(maps), weight, bias))
+class ConvBNReLU(nn.Module):
+    """A level's projection as mmsegmentation has it: 1x1 convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, width, 1, bias=False)
+        self.bn = BatchNorm2d(width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Returns the level's map (B, E, h, w) of (B, C, h, w)."""
+        mixed = as_image(F.linear(as_tokens(level), self.conv.weight.flatten(1)))
+        return F.relu(self.bn(mixed))
 
 
-def add_upsampled(levels: Sequence[Tensor]) -> Tensor:
-    """Returns the sum (B, E, h_1, w_1) of maps (B, E, h_i, w_i), each resized bilinearly to the first's size."""
-    finest, *coarser = levels
-    total = finest
-    for level in coarser:
-        total = total + F.interpolate(level, size=finest.shape[-2:], mode="bilinear", align_corners=False)
-    return total
+class MmsegHead(FusedHead):
+    """The head of mmsegmentation, whose projections end in a ReLU and whose fuse reads the finest level first."""
+
+    def __init__(self, dims: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__(len(dims), width, num_classes, dropout)
+        self.projections = nn.ModuleList(ConvBNReLU(dim, width) for dim in dims)
+        self.apply(initialise)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
+        projected = [projection(level) for projection, level in zip(self.projections, maps, strict=True)]
+        return self.fuse_and_classify([as_tokens(level) for level in projected], self._slices(), None)

@@ -1,11 +1,19 @@
 """Batch normalisation of the decode head: one batch over all ranks, on any device and backend."""
 
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Moments(NamedTuple):
+    """What a batch norm knows of its batch: pixels (), mean (C,) and biased variance (C,)."""
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -15,86 +23,119 @@ class BatchNorm2d(nn.BatchNorm2d):
     two small collectives, so gloo and nccl both serve. Ranks may hold batches of different sizes.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (B, C, h, w) normalised over the images and pixels of all ranks, or by the running figures."""
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        """Returns (B, C, h, w) normalised over the pixels of all ranks or, in eval, by the running moments."""
+        if not self.training or _num_ranks() == 1:
             return super().forward(maps)
-        mean, variance, count = _global_moments(maps.detach())
-        self._track(mean, variance, count)
-        normed: Tensor = _Normalise.apply(maps, self.weight, self.bias, mean, variance, count, self.eps)
+        variance, mean = torch.var_mean(maps.detach().float(), dim=(0, 2, 3), correction=0)
+        count = torch.full_like(mean[0], maps.numel() // maps.shape[1])
+        moments = over_ranks(Moments(count, mean, variance))
+        self.track(moments)
+        normed: Tensor = _Normalise.apply(self.eps, maps, self.weight, self.bias, *moments)
         return normed
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+    def track(self, moments: Moments) -> None:
+        """Moves the running moments towards those of a batch; the running variance is the unbiased one."""
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
+        count, mean, variance = moments
         unbiased = variance * (count / (count - 1).clamp_min(1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Returns the scale (C,) and shift (C,) that normalisation by the running moments comes to."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
 
-def _global_moments(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean (C,), biased variance (C,) and pixel count () over all ranks, in float32.
+def joined(parts: Moments) -> Moments:
+    """Returns the moments of the union of batches whose moments are stacked in the first dimension.
 
-    Every rank's own moments are gathered and joined (Chan et al.), because a plain sum of squares loses its digits
-    where the mean is large beside the deviation.
+    See: Chan et al.; a plain sum of squares would lose its digits where the mean is large beside the deviation.
     """
-    variance, mean = torch.var_mean(maps.float(), dim=(0, 2, 3), correction=0)
-    count = maps.new_full((1,), maps.numel() // maps.shape[1], dtype=torch.float32)
-    mine = torch.cat([count, mean, variance])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine)
-    counts, means, variances = torch.stack(everyone).split([1, mean.numel(), mean.numel()], dim=1)
-    share = counts / counts.sum()
-    joint_mean = (share * means).sum(0)
-    joint_variance = (share * (variances + (means - joint_mean).square())).sum(0)
-    return joint_mean, joint_variance, counts.sum()
+    counts, means, variances = parts
+    count = counts.sum()
+    share = (counts / count).unsqueeze(1)
+    mean = (share * means).sum(0)
+    return Moments(count, mean, (share * (variances + (means - mean).square())).sum(0))
+
+
+def over_ranks(mine: Moments) -> Moments:
+    """Returns the moments of all ranks' batches together."""
+    if _num_ranks() == 1:
+        return mine
+    packed = torch.cat([mine.count.view(1), mine.mean, mine.variance])
+    everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, packed)
+    stacked = torch.stack(everyone)
+    means, variances = stacked[:, 1:].chunk(2, dim=1)
+    return joined(Moments(stacked[:, 0], means, variances))
+
+
+def sum_over_ranks(mine: Tensor) -> Tensor:
+    """Returns the sum of all ranks' tensors."""
+    total = mine.clone()
+    if _num_ranks() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def input_gradient(
+    moments: Moments, eps: float, weight: Tensor, grad_bias: Tensor, grad_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (C,) scale, slope and offset: the gradient of an input x is `scale * grad + slope * x + offset`.
+
+    Mean and variance are functions of every pixel of every rank, hence the sums over ranks of the gradients of
+    bias and weight, which are given as this rank has them.
+    """
+    count, mean, variance = moments
+    inverse = torch.rsqrt(variance + eps)
+    mean_grad, mean_grad_normed = sum_over_ranks(torch.stack([grad_bias, grad_weight])) / count
+    scale = weight * inverse
+    slope = -scale * inverse * mean_grad_normed
+    return scale, slope, -scale * mean_grad - slope * mean
+
+
+class _Context(Protocol):
+    eps: float
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _Normalise(torch.autograd.Function):
-    """Scales maps by given global moments; its backward knows that the moments came from all ranks' maps."""
+    """Normalises maps by the moments of all ranks, whose backward goes to all ranks' maps."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        maps: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        count: Tensor,
-        eps: float,
-    ) -> Tensor:
-        ctx.save_for_backward(maps, weight, mean, variance, count)
+    def forward(ctx: _Context, eps: float, *tensors: Tensor) -> Tensor:
+        maps, weight, bias, count, mean, variance = tensors
         ctx.eps = eps
+        ctx.save_for_backward(maps, weight, count, mean, variance)
         # Evaluation-mode batch norm is exactly this arithmetic, in one pass and in the maps' own layout.
-        return F.batch_norm(maps, mean, variance, weight.to(mean.dtype), bias.to(mean.dtype), False, 0.0, eps)
+        return F.batch_norm(maps, mean, variance, weight.to(mean), bias.to(mean), training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        maps, weight, mean, variance, count = ctx.saved_tensors
-        inverse = torch.rsqrt(variance + ctx.eps)
-        grad32 = grad.float()
-        grad_bias = grad32.sum((0, 2, 3))
-        grad_weight = (grad32 * (maps.float() - _per_channel(mean))).sum((0, 2, 3)) * inverse
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums)
-        mean_grad, mean_grad_normed = sums / count
-        # d/dx of w * (x - mean) * inverse, with mean and variance functions of every x on every rank.
-        scale = weight.float() * inverse
-        slope = -scale * inverse * mean_grad_normed
-        offset = -scale * mean_grad - slope * mean
-        grad_maps = grad32 * _per_channel(scale) + maps.float() * _per_channel(slope) + _per_channel(offset)
-        return (
-            grad_maps.to(maps.dtype),
-            grad_weight.to(weight.dtype),
-            grad_bias.to(weight.dtype),
-            *(None,) * 4,
-        )
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight, *rest = ctx.saved_tensors
+        moments = Moments(*rest)
+        values, slopes = maps.float(), grad.float()
+        normed = (values - _spread(moments.mean)) * _spread(torch.rsqrt(moments.variance + ctx.eps))
+        grad_bias, grad_weight = slopes.sum((0, 2, 3)), (slopes * normed).sum((0, 2, 3))
+        scale, slope, offset = input_gradient(moments, ctx.eps, weight.float(), grad_bias, grad_weight)
+        grad_maps = _spread(scale) * slopes + _spread(slope) * values + _spread(offset)
+        grads = grad_maps.to(maps.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+        return None, *grads, None, None, None
 
 
-def _per_channel(values: Tensor) -> Tensor:
+def _spread(values: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1)
+
+
+def _num_ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,29 +1,37 @@
 """Bilinear resizing as products with thin matrices, so that a few rows can be resized at a time, and taken back."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 
-def interpolation(out_size: int, in_size: int, device: torch.device | None = None) -> Tensor:
-    """Returns the float32 matrix (out, in) of a bilinear resize along one side, align_corners=False."""
-    centre = ((torch.arange(out_size, device=device) + 0.5) * (in_size / out_size) - 0.5).clamp_min(0)
+def interpolation(out_size: int, in_size: int, like: Tensor) -> Tensor:
+    """Returns the matrix (out, in) of a bilinear resize along one side, align_corners=False.
+
+    Dtype and device are those of `like`.
+    """
+    positions = torch.arange(out_size, dtype=torch.float64)
+    centre = ((positions + 0.5) * (in_size / out_size) - 0.5).clamp_min(0.0)
     low = centre.long().clamp_max(in_size - 1)
     high = (low + 1).clamp_max(in_size - 1)
     fraction = (centre - low).unsqueeze(1)
-    matrix = torch.zeros(out_size, in_size, device=device)
-    matrix.scatter_add_(1, low.unsqueeze(1), 1 - fraction)
-    return matrix.scatter_add_(1, high.unsqueeze(1), fraction)
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    matrix.scatter_add_(1, low.unsqueeze(1), 1.0 - fraction)
+    matrix.scatter_add_(1, high.unsqueeze(1), fraction)
+    return matrix.to(like)
 
 
-def source_rows(top: int, bottom: int, out_size: int, in_size: int) -> slice:
-    """Returns the source rows that rows top..bottom-1 of the output are mixed from (at most two too many)."""
+def source_rows(rows: slice, out_size: int, in_size: int) -> slice:
+    """Returns the rows of the source that `rows` of the output are mixed from, and at most one more each side."""
     ratio = in_size / out_size
-    first = int(max((top + 0.5) * ratio - 0.5, 0.0)) - 1
-    last = int(max((bottom - 0.5) * ratio - 0.5, 0.0)) + 3
-    return slice(max(first, 0), min(last, in_size))
+    first = int(max((rows.start + 0.5) * ratio - 0.5, 0.0))
+    last = int(max((rows.stop - 0.5) * ratio - 0.5, 0.0))
+    return slice(max(first - 1, 0), min(last + 3, in_size))
 
 
-def strips(num_rows: int, row_bytes: int, strip_bytes: int) -> list[slice]:
-    """Returns slices that cut `num_rows` rows into strips of about `strip_bytes`, one row at least."""
+def row_strips(num_rows: int, row_bytes: int, strip_bytes: int) -> Iterator[slice]:
+    """Yields slices that cut `num_rows` rows into strips of about `strip_bytes`, of one row at least."""
     step = max(1, strip_bytes // row_bytes)
-    return [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
+    for top in range(0, num_rows, step):
+        yield slice(top, min(top + step, num_rows))

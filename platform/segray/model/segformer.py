@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.errors import ModelError, nearest
-from segray.model.decoder import OfficialHead
+from segray.model.decoder import MmsegHead, OfficialHead
 from segray.model.encoder import NORM_EPS, Encoder
 
 # RGB mean and deviation of ImageNet, on the scale 0..255.
@@ -32,7 +32,7 @@ VARIANTS = {
     "b4": Variant((64, 128, 320, 512), (3, 8, 27, 3), 768),
     "b5": Variant((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
-HEADS = {"official": OfficialHead}
+HEADS = {"official": OfficialHead, "mmseg": MmsegHead}
 
 
 class SegFormer(nn.Module):

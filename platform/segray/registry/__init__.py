@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -60,13 +61,16 @@ def _pack(folder: Path, temporary: Path) -> Path:
     for part in PARTS:
         shutil.copy(folder / part, staged / part)
     packed = temporary / PLACE
-    mlflow.pyfunc.save_model(
-        packed,
-        python_model=str(LOADER),
-        artifacts={"checkpoint": str(staged)},
-        signature=SIGNATURE,
-        pip_requirements=[f"{name}=={version}" for name, version in checkpoint.versions().items()],
-    )
+    with warnings.catch_warnings():
+        # An example would be an image of ours in every version; the signature says as much.
+        warnings.filterwarnings("ignore", ".*input example.*")
+        mlflow.pyfunc.save_model(
+            packed,
+            python_model=str(LOADER),
+            artifacts={"checkpoint": str(staged)},
+            signature=SIGNATURE,
+            pip_requirements=[f"{name}=={version}" for name, version in checkpoint.versions().items()],
+        )
     return packed
 
 

@@ -161,6 +161,7 @@ def _train(prepared: Prepared) -> Path:
             name=prepared.name,
             storage_path=config.results,
             callbacks=[JournalReports(prepared.folder)],
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
             ),

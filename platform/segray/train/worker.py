@@ -1,6 +1,8 @@
 """What one DDP worker does: stream its share of the plan, make steps, validate, hand over checkpoints."""
 
+import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal.execution import context as reporting
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -25,6 +28,7 @@ from segray.data.stream import Source, evaluation_rows, training_batches
 from segray.loop import Meter, Step, steps
 from segray.optim import adamw, lr_factor
 from segray.predict import count
+from segray.quiet import quieten
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: {"job": Job}; Ray Train passes a dict.
     """
+    quieten()
+    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
     job: Job = settings["job"]
     rank, start = _start(job)
     trained = _distributed(rank)
@@ -96,7 +103,7 @@ def _distributed(rank: Rank) -> nn.Module:
     devices = [rank.device] if rank.device.type == "cuda" else None
     # The batch norm keeps its running figures equal on all ranks by itself.
     return DistributedDataParallel(
-        rank.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        rank.model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
 
 

@@ -1,0 +1,82 @@
+"""The sum of all levels at a quarter of the image's resolution, made a strip of rows at a time."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segray.model.resize import interpolation, row_strips, source_rows
+
+# Bytes of the sum that are worked on at once, for each thread: about half of a core's own cache.
+STRIP_BYTES = 1 << 19
+
+
+class Levels(NamedTuple):
+    """What is summed: `fine @ weight.T` and the coarser levels, resized bilinearly to its size.
+
+    Attributes:
+        fine: the finest level (B, h, w, C).
+        weight: (E, C).
+        coarse: maps (B, h_i, w_i, E).
+    """
+
+    fine: Tensor
+    weight: Tensor
+    coarse: list[Tensor]
+
+
+class Strips:
+    """Makes the sum of levels in strips that fit a core's cache, and takes gradients of strips back to the levels."""
+
+    def __init__(self, levels: Levels) -> None:
+        self.levels = levels
+        fine, weight, coarse = levels
+        self.num_images, self.height, self.width = fine.shape[:3]
+        self.row_bytes = self.width * weight.shape[0] * weight.element_size()
+        self.rows = [interpolation(self.height, level.shape[1], like=weight) for level in coarse]
+        self.widths = [level.shape[2] for level in coarse]
+        # (w, w_2 + w_3 + w_4): one product resizes all coarser levels' columns and adds them up.
+        self.columns = torch.cat([interpolation(self.width, width, like=weight) for width in self.widths], dim=1)
+
+    def __iter__(self) -> Iterator[tuple[int, slice]]:
+        """Yields the image and the rows of each strip."""
+        strip_bytes = STRIP_BYTES * torch.get_num_threads()
+        for image in range(self.num_images):
+            for rows in row_strips(self.height, self.row_bytes, strip_bytes):
+                yield image, rows
+
+    def strip(self, image: int, rows: slice) -> Tensor:
+        """Returns these rows of the sum, (R*w, E)."""
+        total = self.levels.fine[image, rows].flatten(0, 1) @ self.levels.weight.t()
+        bands = [
+            (band @ level[image, source].flatten(1)).unflatten(1, level.shape[2:])
+            for level, source, band in self._bands(self.levels, rows)
+        ]
+        narrow = torch.cat(bands, dim=1)  # (R, w_2 + w_3 + w_4, E)
+        columns = self.columns.expand(narrow.shape[0], -1, -1)
+        total.unflatten(0, (-1, self.width)).baddbmm_(columns, narrow)
+        return total
+
+    def take_back(self, image: int, rows: slice, grad: Tensor, room: Levels) -> None:
+        """Adds to `room` what the gradient (R*w, E) of a strip means for the levels and the weight."""
+        fine = self.levels.fine[image, rows].flatten(0, 1)
+        room.weight.addmm_(grad.t(), fine)
+        torch.mm(grad, self.levels.weight, out=room.fine[image, rows].flatten(0, 1))
+        wide = grad.unflatten(0, (-1, self.width))
+        narrow = torch.bmm(self.columns.t().expand(wide.shape[0], -1, -1), wide)
+        parts = narrow.split(self.widths, dim=1)
+        for (level, source, band), part in zip(self._bands(room, rows), parts, strict=True):
+            level[image, source].flatten(1).addmm_(band.t(), part.flatten(1))
+
+    def room(self) -> Levels:
+        """Returns zeros of the levels' shapes, to hold their gradients."""
+        fine, weight, coarse = self.levels
+        zeros = [torch.zeros_like(level) for level in coarse]
+        return Levels(torch.empty_like(fine), torch.zeros_like(weight), zeros)
+
+    def _bands(self, levels: Levels, rows: slice) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """Yields each coarser level, its rows that `rows` are mixed from, and the matrix that mixes them."""
+        for level, matrix in zip(levels.coarse, self.rows, strict=True):
+            source = source_rows(rows, self.height, level.shape[1])
+            yield level, source, matrix[rows, source]

@@ -1,0 +1,47 @@
+"""What several test modules share: one small Ray cluster, one small dataset."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from segray import config
+from segray.config import Config
+from segray.data.ingest import convert
+from segray.data.sources import demo
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a small Ray cluster of this process; nobody else's is touched."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    started = ray.init(address="local", num_cpus=2, log_to_driver=False, configure_logging=False)
+    yield started.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def streets(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted dataset of a few demo streets: 41 rows to train on, in several shards, and 7 to validate on."""
+    out = tmp_path_factory.mktemp("data") / "streets"
+    samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
+    convert(samples, demo.classes(), str(out), shard_bytes=200_000, row_group_rows=4, absent_ok=True)
+    return out
+
+
+@pytest.fixture
+def tiny(streets: Path, tmp_path: Path) -> Config:
+    """A run of a few steps on the streets, all its traces under the test's own folder."""
+    return config.build(
+        {
+            "results": str(tmp_path / "results"),
+            "data": {"root": str(streets), "crop": 32},
+            "optim": {"lr": 1e-3, "warmup_steps": 1},
+            "train": {"steps": 4, "batch": 4, "workers": 1, "log_every": 1, "val_every": 2},
+        }
+    )

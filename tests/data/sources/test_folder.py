@@ -1,0 +1,133 @@
+"""Folders of image and mask files."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from segray.data.sources import SOURCES, folder
+from segray.errors import DataError
+
+
+def make(root: Path, layout: tuple[str, str], names: dict[str, list[str]]) -> Path:
+    """Writes files that hold their own name; `names` are stems by split."""
+    for split, stems in names.items():
+        for side, suffix in zip(layout, (".jpg", ".png"), strict=True):
+            (root / side / split).mkdir(parents=True, exist_ok=True)
+            for stem in stems:
+                (root / side / split / (stem + suffix)).write_text(f"{side}/{split}/{stem}")
+    return root
+
+
+@pytest.mark.parametrize("layout", [("images", "masks"), ("img_dir", "ann_dir")])
+def test_both_layouts_give_the_pairs_of_each_split_in_a_fixed_order(tmp_path, layout):
+    make(tmp_path, layout, {"val": ["a", "c"], "extra": ["d"], "train": ["b", "a"]})
+    samples = SOURCES["folder"](str(tmp_path)).samples
+    assert [sample.id for sample in samples] == ["train/a", "train/b", "val/a", "val/c", "extra/d"]
+    for sample in samples:
+        assert sample.read_image().decode() == f"{layout[0]}/{sample.id}"
+        assert sample.read_mask().decode() == f"{layout[1]}/{sample.id}"
+        assert sample.size_bytes == len(sample.read_image()) + len(sample.read_mask())
+        assert sample.split == sample.id.split("/")[0]
+
+
+def test_a_relative_folder_is_read_from_any_working_directory(tmp_path, monkeypatch):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    monkeypatch.chdir(tmp_path)
+    (sample,) = pickle.loads(pickle.dumps(folder.find(".").samples))
+    monkeypatch.chdir("/")
+    assert sample.read_image() == b"images/train/a"
+
+
+def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    (tmp_path / "images" / "train" / ".DS_Store").touch()
+    (tmp_path / "images" / ".cache").mkdir()
+    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["train/a"]
+
+
+def test_names_come_from_classes_txt_where_there_is_one(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    assert folder.find(str(tmp_path)).classes is None
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    assert folder.find(str(tmp_path)).classes.names == ("sky", "road")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match=f"source folder {tmp_path}/nowhere does not exist"):
+        folder.find(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="needs --source DIR"):
+        folder.find(None)
+
+
+def test_a_folder_without_the_layout_says_what_it_holds(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match="holds pictures; expected images/ and masks/ or img_dir/ and ann_dir/"):
+        folder.find(str(tmp_path))
+    for side in ("images", "masks"):
+        (tmp_path / side).mkdir()
+    with pytest.raises(DataError, match="images has no split"):
+        folder.find(str(tmp_path))
+
+
+def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a", "b"], "val": ["c"]})
+    (tmp_path / "masks" / "train" / "b.png").unlink()
+    (tmp_path / "images" / "val" / "c.jpg").unlink()
+    with pytest.raises(DataError) as error:
+        folder.find(str(tmp_path))
+    assert f"{tmp_path}/images/train/b.jpg: image without a mask; expected {tmp_path}/masks/train/b.png" in str(
+        error.value
+    )
+    assert f"{tmp_path}/masks/val/c.png: mask without an image" in str(error.value)
+
+
+def test_twenty_problems_are_shown_and_all_are_counted(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": [f"{index:02d}" for index in range(25)] + ["good"]})
+    for index in range(25):
+        (tmp_path / "masks" / "train" / f"{index:02d}.png").unlink()
+    with pytest.raises(DataError) as error:
+        folder.find(str(tmp_path))
+    assert "has 25 files" in str(error.value)
+    assert str(error.value).count("image without a mask") == 20
+    assert "and 5 more" in str(error.value)
+
+
+@pytest.mark.parametrize("side", ["images", "masks"])
+def test_an_empty_split_is_named(tmp_path, side):
+    make(tmp_path, ("images", "masks"), {"train": ["a"], "val": []})
+    if side == "masks":
+        (tmp_path / "masks" / "val").rmdir()
+    with pytest.raises(DataError, match=f"{tmp_path}/images/val: empty split"):
+        folder.find(str(tmp_path))
+
+
+def test_a_split_on_one_side_only_is_named(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a"], "val": ["b"]})
+    (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "valid")
+    with pytest.raises(DataError) as error:
+        folder.find(str(tmp_path))
+    assert f"{tmp_path}/masks/val: folder is missing" in str(error.value)
+    assert f"{tmp_path}/images/valid: folder is missing" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("images/train/b.heic", "not an image"),
+        ("masks/train/b.jpg", r"not a mask \(lossless\)"),
+        ("images/train/a.png", "a.jpg has the same stem"),
+    ],
+)
+def test_files_that_would_be_lost_are_errors(tmp_path, name, message):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=message):
+        folder.find(str(tmp_path))
+
+
+def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    (sample,) = folder.find(str(tmp_path)).samples
+    (tmp_path / "masks" / "train" / "a.png").unlink()
+    with pytest.raises(DataError, match=f"{tmp_path}/masks/train/a.png cannot be read"):
+        sample.read_mask()

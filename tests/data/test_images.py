@@ -1,0 +1,202 @@
+"""Images and masks as bytes."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+from segray.data import images
+from segray.data.images import (
+    UprightImage,
+    aligned_mask,
+    decode_image,
+    decode_mask,
+    encode_mask,
+    source_mask,
+    upright_image,
+)
+from segray.errors import DataError
+
+RNG = np.random.default_rng(0)
+COLOURS = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (32, 24), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(image: Image.Image, orientation: int, format: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, format, exif=exif)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_plain_images_keep_their_own_bytes(format, mode):
+    source = encoded(Image.fromarray(COLOURS).convert(mode), format)
+    stored = upright_image(source, "x")
+    assert (stored.encoded, stored.height, stored.width) == (source, 24, 32)
+    assert (stored.reason, stored.orientation) == ("", 1)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_decoded_pixels_are_rgb_and_grey_is_repeated(format):
+    pixels = decode_image(encoded(Image.fromarray(COLOURS), format, quality=95))
+    assert (pixels.shape, pixels.dtype) == ((24, 32, 3), np.uint8)
+    # A swap of red and blue would be off by about 80.
+    assert np.abs(pixels.astype(int) - COLOURS).mean() < (10 if format == "JPEG" else 1e-9)
+    grey = decode_image(encoded(Image.fromarray(COLOURS[..., 0]), "PNG"))
+    assert np.array_equal(grey, np.repeat(COLOURS[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_rotated_images_are_stored_upright(format, orientation):
+    blocks = Image.fromarray(np.kron(RNG.integers(0, 2, (3, 4), np.uint8) * 255, np.ones((8, 8), np.uint8)))
+    blocks = blocks.convert("RGB")
+    stored = upright_image(with_orientation(blocks, orientation, format), "x")
+    tagged = Image.open(io.BytesIO(with_orientation(blocks, orientation, "JPEG")))
+    expected = np.asarray(ImageOps.exif_transpose(tagged))
+    assert stored.orientation == orientation
+    assert f"EXIF orientation {orientation}" in stored.reason
+    assert (stored.height, stored.width) == expected.shape[:2]
+    assert np.abs(decode_image(stored.encoded).astype(int) - expected).max() < 40
+
+
+def test_each_odd_image_becomes_8_bit_rgb_or_grey_with_a_reason():
+    rgb = Image.fromarray(COLOURS)
+    deep = Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 256 + 77)
+    _, deep_rgb = cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 256 + 77)
+    transparent = Image.fromarray(np.dstack([COLOURS, np.full((24, 32), 9, np.uint8)]))
+    cases = {
+        "pixels of type CMYK": encoded(rgb.convert("CMYK"), "JPEG", quality=100),
+        "alpha": encoded(transparent, "PNG"),
+        "several frames": encoded(rgb, "PNG", save_all=True, append_images=[rgb.rotate(180)]),
+        "format BMP": encoded(rgb, "BMP"),
+        "16 bits": deep_rgb.tobytes(),
+    }
+    for reason, source in cases.items():
+        stored = upright_image(source, "x")
+        assert reason in stored.reason
+        assert np.abs(decode_image(stored.encoded).astype(int) - COLOURS).mean() < 8, reason
+        assert Image.open(io.BytesIO(stored.encoded)).mode == "RGB"
+    grey = upright_image(encoded(deep, "PNG"), "x")
+    assert "16 bits" in grey.reason
+    assert np.array_equal(decode_image(grey.encoded)[..., 0], COLOURS[..., 0])
+    palette = upright_image(encoded(rgb.quantize(16), "PNG"), "x")
+    assert np.array_equal(decode_image(palette.encoded), np.asarray(rgb.quantize(16).convert("RGB")))
+
+
+def test_stored_png_carries_no_orientation_that_a_reader_could_apply_again():
+    stored = upright_image(with_orientation(Image.fromarray(COLOURS), 6), "x")
+    assert not Image.open(io.BytesIO(stored.encoded)).getexif()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_cut_off_images_are_errors_that_name_the_file(format):
+    source = encoded(Image.fromarray(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8))), format)
+    for damaged in (source[: len(source) // 2], b"", b"no image", source[:30]):
+        with pytest.raises(DataError, match=r"train/x\.jpg cannot be read"):
+            upright_image(damaged, "train/x.jpg")
+
+
+def test_pixel_types_without_an_8_bit_meaning_are_errors():
+    with pytest.raises(DataError, match=r"x\.tif has pixels of type F"):
+        upright_image(encoded(Image.fromarray(COLOURS[..., 0].astype(np.float32)), "TIFF"), "x.tif")
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    source = encoded(Image.fromarray(COLOURS), "BMP")
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"x\.bmp has 768 pixels; expected at most 767"):
+        upright_image(source, "x.bmp")
+
+
+@pytest.mark.parametrize("most", [254, 65535])
+def test_masks_survive_encoding(most):
+    mask = RNG.integers(0, most + 1, (17, 23)).astype(np.uint8 if most < 256 else np.uint16)
+    decoded = decode_mask(encode_mask(mask))
+    assert decoded.dtype == mask.dtype
+    assert np.array_equal(decoded, mask)
+
+
+def test_damaged_columns_are_errors():
+    for damaged in (b"", b"no image", encode_mask(np.zeros((9, 9), np.uint8))[:40]):
+        with pytest.raises(DataError, match="convert the dataset again"):
+            decode_mask(damaged)
+    for damaged in (b"", b"no image"):
+        with pytest.raises(DataError, match="convert the dataset again"):
+            decode_image(damaged)
+    with pytest.raises(DataError, match="holds a RGB image"):
+        decode_mask(encoded(Image.fromarray(COLOURS), "PNG"))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_masks_give_indices_at_every_depth(bits):
+    ids = RNG.integers(0, 2**bits, (9, 13)).astype(np.uint8)
+    mask = Image.fromarray(ids)
+    mask.putpalette(list(RNG.integers(0, 256, 3 * 2**bits)))
+    assert np.array_equal(source_mask(encoded(mask, "PNG", bits=bits), "x"), ids)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_masks_give_the_stored_numbers_at_every_depth(bits):
+    ids = RNG.integers(0, 2**bits, (8, 16)).astype(np.uint16)
+    assert np.array_equal(source_mask(grey_png(ids, bits), "x"), ids)
+
+
+def grey_png(ids: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of any depth, put together by hand: Pillow writes 1, 8 and 16 bits only."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    digits = (ids[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(digits.reshape(len(ids), -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGBA", 4), ("LA", 2)])
+def test_masks_with_several_channels_are_refused(mode, channels):
+    with pytest.raises(DataError, match=rf"masks/x\.png is a mask with {channels} channels \({mode}\)"):
+        source_mask(encoded(Image.fromarray(COLOURS).convert(mode), "PNG"), "masks/x.png")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_is_rotated_exactly_where_its_size_shows_that_it_was_not(orientation):
+    ids = RNG.integers(0, 255, (6, 9)).astype(np.uint8)
+    # Pillow's own rotation of the same numbers is the truth.
+    tagged = Image.open(io.BytesIO(with_orientation(Image.fromarray(ids), orientation, "PNG")))
+    upright = np.asarray(ImageOps.exif_transpose(tagged))
+    image = UprightImage(b"", 9, 6, orientation, "rotated")
+    assert np.array_equal(aligned_mask(ids, image, "i", "m"), upright)
+    assert np.array_equal(aligned_mask(upright, image, "i", "m"), upright)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(6, (7, 7)), (3, (6, 9)), (2, (6, 9))])
+def test_a_rotation_that_the_size_does_not_tell_is_an_error(orientation, size):
+    image = UprightImage(b"", *size, orientation, "rotated")
+    with pytest.raises(DataError, match=f"i has EXIF orientation {orientation}.*m does not tell"):
+        aligned_mask(np.zeros(size, np.uint8), image, "i", "m")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_different_sizes_are_errors_with_both_sizes(orientation):
+    image = UprightImage(b"", 9, 6, orientation, "")
+    with pytest.raises(DataError, match="m is 5x9 but i is 6x9"):
+        aligned_mask(np.zeros((9, 5), np.uint8), image, "i", "m")
+
+
+def test_an_upright_image_never_turns_its_mask():
+    image = UprightImage(b"", 9, 6, 1, "")
+    with pytest.raises(DataError, match="m is 9x6 but i is 6x9"):
+        aligned_mask(np.zeros((6, 9), np.uint8), image, "i", "m")

@@ -1,0 +1,224 @@
+"""Conversions on a real Ray cluster: what they write, and what they refuse."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from segray.classes import Classes
+from segray.data import ingest
+from segray.data.images import decode_image, decode_mask
+from segray.data.ingest import convert
+from segray.data.schema import read_manifest
+from segray.data.sources import demo, folder
+from segray.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+HEIGHT, WIDTH = 6, 8
+NAMES = Classes.named(["sky", "road", "car"])
+
+
+def make_source(root: Path, rows: int = 6, splits: tuple[str, ...] = ("train", "val"), most: int = 2) -> Path:
+    """Writes pairs whose masks hold the ids 0..most, each of them in each mask."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for side in ("images", "masks"):
+            (root / side / split).mkdir(parents=True)
+        for index in range(rows):
+            pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "images" / split / f"{index:02d}.png")
+            ids = rng.permutation(np.arange(HEIGHT * WIDTH) % (most + 1)).reshape(HEIGHT, WIDTH)
+            save_mask(root, split, index, ids.astype(np.uint8))
+    return root
+
+
+def save_mask(root: Path, split: str, index: int, ids: np.ndarray) -> None:
+    Image.fromarray(ids).save(root / "masks" / split / f"{index:02d}.png")
+
+
+def converted(root: Path, out: Path, classes: Classes | None = NAMES, **options):
+    return convert(folder.find(str(root)).samples, classes, str(out), **options)
+
+
+def refused(root: Path, out: Path, classes: Classes | None = NAMES, **options) -> str:
+    """Returns the message of a refusal that left nothing behind."""
+    before = sorted(path.name for path in out.parent.iterdir())
+    with pytest.raises(DataError) as error:
+        converted(root, out, classes, **options)
+    assert sorted(path.name for path in out.parent.iterdir()) == before
+    return str(error.value)
+
+
+def test_every_row_arrives_in_its_place(tmp_path):
+    source = make_source(tmp_path / "source", rows=21)
+    progress = []
+    made = converted(source, tmp_path / "out", on_progress=lambda *steps: progress.append(steps), row_group_rows=2)
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert manifest == made
+    assert list(manifest.splits) == ["train", "val"]
+    for name, split in manifest.splits.items():
+        tables = [pq.read_table(tmp_path / "out" / shard.path) for shard in split.shards]
+        rows = [row for table in tables for row in table.to_pylist()]
+        assert len(tables) > 2
+        assert [row["id"] for row in rows] == [f"{name}/{index:02d}" for index in range(21)]
+        for row in rows:
+            stem = row["id"].split("/")[1]
+            image, mask = (source / side / name / f"{stem}.png" for side in ("images", "masks"))
+            assert np.array_equal(decode_image(row["image"]), np.asarray(Image.open(image)))
+            assert np.array_equal(decode_mask(row["mask"]), np.asarray(Image.open(mask)))
+        assert split.class_pixels == tuple(np.sum([row["class_pixels"] for row in rows], axis=0).tolist())
+        assert (split.mean_height, split.mean_width) == (HEIGHT, WIDTH)
+    assert [done for _, done, _ in progress] == sorted({done for _, done, _ in progress})
+    assert len(progress) > 5
+    assert progress[-1] == ("writing", 42, 42)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_digests_do_not_depend_on_the_order_in_which_the_cluster_works(tmp_path, monkeypatch):
+    source = make_source(tmp_path / "source", rows=9)
+    first = converted(source, tmp_path / "first", row_group_rows=1, classes=None)
+    monkeypatch.setattr(ingest, "_spread", lambda function, inputs: reversed([*enumerate(map(function, inputs))]))
+    second = converted(source, tmp_path / "second", row_group_rows=1, classes=None)
+    assert second == first
+    assert second.digest != converted(source, tmp_path / "third", row_group_rows=2, classes=None).digest
+
+
+def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path):
+    source = make_source(tmp_path / "source", most=4)
+    manifest = converted(source, tmp_path / "five", classes=None)
+    assert manifest.classes.names == ("class_0", "class_1", "class_2", "class_3", "class_4")
+    manifest = converted(source, tmp_path / "four", classes=None, ignore_ids=[4])
+    assert manifest.classes.num_classes == 4
+    assert sum(manifest.split("train").class_pixels) < 6 * HEIGHT * WIDTH
+
+
+def test_normalised_images_are_listed_in_the_manifest(tmp_path):
+    source = make_source(tmp_path / "source")
+    path = source / "images" / "val" / "03.png"
+    Image.open(path).convert("RGBA").save(path)
+    manifest = converted(source, tmp_path / "out", source={"format": "folder"})
+    assert manifest.normalised == ("val/03: alpha, pixels of type RGBA",)
+    assert manifest.source == {"format": "folder"}
+
+
+def test_all_unusable_samples_of_all_shards_are_reported_together(tmp_path):
+    source = make_source(tmp_path / "source", rows=9)
+    masks, images = source / "masks", source / "images"
+    (images / "train" / "01.png").write_bytes((images / "train" / "01.png").read_bytes()[:60])
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(masks / "train" / "08.png")
+    save_mask(source, "val", 2, np.zeros((HEIGHT, WIDTH + 1), np.uint8))
+    save_mask(source, "val", 5, np.full((HEIGHT, WIDTH), 7, np.uint8))
+    message = refused(source, tmp_path / "out", row_group_rows=1)
+    lines = message.splitlines()
+    assert lines[0] == "4 of 18 samples cannot be used:"
+    assert f"{images}/train/01.png cannot be read" in lines[1]
+    assert f"{masks}/train/08.png is a mask with 3 channels (RGB)" in lines[2]
+    assert f"{masks}/val/02.png is 9x6 but {images}/val/02.png is 8x6" in lines[3]
+    assert f"{masks}/val/05.png holds id 7 (48 pixels); expected ids 0..2 or 255" in lines[4]
+
+
+def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
+    source = make_source(tmp_path / "source", rows=23, splits=("train",), most=4)
+    message = refused(source, tmp_path / "out")
+    assert message.startswith("23 of 23 samples cannot be used:")
+    assert message.count("holds id 3 (9 pixels), id 4 (9 pixels)") == 20
+    assert "and 3 more" in message
+    assert "3 class names (ids 0..2) but the masks hold ids up to 4" in message
+
+
+def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
+    source = make_source(tmp_path / "source")
+    names = Classes.named(["void", *NAMES.names])
+    assert "4 class names (ids 0..3) but the largest id in the masks is 2" in refused(source, tmp_path / "out", names)
+    assert converted(source, tmp_path / "out", names, absent_ok=True).split("val").class_pixels[3] == 0
+
+
+def test_an_ignored_id_that_is_a_class_is_refused(tmp_path):
+    source = make_source(tmp_path / "source")
+    for classes in (NAMES, None):
+        assert "--ignore-id 1 is also the id of a class" in refused(source, tmp_path / "out", classes, ignore_ids=[1])
+
+
+def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
+    source = make_source(tmp_path / "source", rows=2, splits=("train",))
+    for index in range(2):
+        save_mask(source, "train", index, (np.eye(HEIGHT, WIDTH) * 255).astype(np.uint8))
+    for classes, options in ((None, {}), (Classes.named(["a", "b"]), {"absent_ok": True})):
+        assert "store a foreground of 255 as 1" in refused(source, tmp_path / "out", classes, **options)
+
+
+def test_ids_beyond_a_byte_ask_for_names(tmp_path):
+    source = make_source(tmp_path / "source")
+    save_mask(source, "train", 0, np.full((HEIGHT, WIDTH), 24_013, np.uint16))
+    assert "hold ids up to 24013; without class names" in refused(source, tmp_path / "out", None)
+
+
+def test_unreadable_masks_are_named_without_class_names_too(tmp_path):
+    source = make_source(tmp_path / "source", rows=1, splits=("train",))
+    (source / "masks" / "train" / "00.png").write_bytes(b"no image")
+    message = refused(source, tmp_path / "out", None)
+    assert f"{source}/masks/train/00.png cannot be read" in message
+
+
+def test_an_output_that_is_not_free_is_left_as_it_is(tmp_path):
+    source = make_source(tmp_path / "source")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").touch()
+    assert f"output folder {out} is not empty" in refused(source, out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    assert "is a file" in refused(source, out / "mine")
+    (out / "mine").unlink()
+    assert converted(source, out) == read_manifest(str(out))
+
+
+def test_an_output_that_cannot_be_made_is_an_error(tmp_path):
+    source = make_source(tmp_path / "source", rows=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        converted(source, tmp_path / "file" / "out")
+    with pytest.raises(DataError, match="is not a folder"):
+        convert(folder.find(str(source)).samples, NAMES, "s3://bucket/out")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, interruption):
+    source = make_source(tmp_path / "source")
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done:
+            raise interruption
+
+    with pytest.raises(interruption):
+        converted(source, tmp_path / "out", on_progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_relative_output_is_meant_from_the_drivers_folder(tmp_path, monkeypatch):
+    source = make_source(tmp_path / "source", rows=1)
+    monkeypatch.chdir(tmp_path)
+    converted(source, Path("out"))
+    assert read_manifest(str(tmp_path / "out")).split("val").rows == 1
+
+
+def test_the_demo_converts(tmp_path):
+    samples = demo.samples(splits={"train": 4, "val": 2})
+    manifest = convert(samples, demo.classes(), str(tmp_path / "out"), absent_ok=True)
+    assert manifest.classes == demo.classes()
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 4, "val": 2}
+    assert manifest.normalised == ()
+
+
+@pytest.mark.skipif("SEGRAY_CAMVID" not in os.environ, reason="SEGRAY_CAMVID does not name CamVid's folder")
+def test_camvid_converts(tmp_path):
+    found = folder.find(os.environ["SEGRAY_CAMVID"])
+    manifest = convert(found.samples, found.classes, str(tmp_path / "out"), ignore_ids=[11])
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 367, "val": 101, "test": 233}
+    assert manifest.classes.num_classes == 11
+    assert all(all(split.class_pixels) for split in manifest.splits.values())
+    assert 0 < sum(manifest.split("train").class_pixels) < 367 * 480 * 360
+    assert (manifest.split("val").mean_height, manifest.split("val").mean_width) == (360, 480)
+    assert manifest.normalised == ()

@@ -1,0 +1,147 @@
+"""The main job on a real cluster: trained, tracked, registered, evaluated, and the same again from the same seed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from segray import checkpoint, config, registry
+from segray.data.schema import read_manifest
+from segray.errors import CapacityError, ConfigError, DataError
+from segray.evaluate import evaluate
+from segray.train import fit
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def with_settings(tiny, **changes):
+    return config.build(config.flat(tiny) | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def records(result, kind):
+    lines = (Path(result.folder) / "journal.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def losses(result):
+    return [record["values"]["train/loss"] for record in records(result, "metrics")]
+
+
+def quiet(line):
+    del line
+
+
+@pytest.fixture(scope="module")
+def trained(streets, tmp_path_factory):
+    """Two workers, the whole way to the registry."""
+    run = {
+        "results": str(tmp_path_factory.mktemp("run") / "results"),
+        "data": {"root": str(streets), "crop": 32},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "train": {"steps": 4, "batch": 4, "workers": 2, "log_every": 1, "val_every": 2},
+    }
+    return fit(config.build(run), say=quiet)
+
+
+def test_mlflow_has_the_parameters_the_metrics_the_dataset_and_the_config(trained, streets):
+    client = MlflowClient(trained.tracking_uri)
+    run = client.get_run(trained.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == trained.name
+    assert run.data.params["optim.lr"] == "0.001"
+    assert run.data.params["train.workers"] == "2"
+    assert len(run.data.tags["mlflow.source.git.commit"]) >= 40
+    assert run.inputs.dataset_inputs[0].dataset.digest == read_manifest(str(streets)).digest
+    steps = [metric.step for metric in client.get_metric_history(trained.run_id, "train/loss")]
+    assert steps == [1, 2, 3, 4]
+    validated = client.get_metric_history(trained.run_id, "val/miou")
+    assert [metric.step for metric in validated] == [2, 4]
+    assert max(metric.value for metric in validated) == pytest.approx(trained.scores.miou, abs=1e-12)
+    assert "val/iou/road" in run.data.metrics
+    assert {file.path for file in client.list_artifacts(trained.run_id)} >= {"config.json", "model"}
+
+
+def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(trained):
+    client = MlflowClient(trained.tracking_uri)
+    version = client.get_model_version_by_alias("segray", registry.CHALLENGER)
+    assert (str(version.version), version.run_id) == (trained.version, trained.run_id)
+    folder = registry.fetch(f"models:/segray@{registry.CHALLENGER}", trained.tracking_uri)
+    ours, theirs = checkpoint.load_weights(Path(trained.checkpoint)), checkpoint.load_weights(folder)
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_workers(trained, streets, workers):
+    counted = json.loads((Path(trained.checkpoint) / checkpoint.META).read_text())["confusion"]
+    found = evaluate(Path(trained.checkpoint), str(streets), "val", workers=workers)
+    assert np.array_equal(found.confusion, counted)
+    assert found.scores == trained.scores
+    split = read_manifest(str(streets)).split("val")
+    assert found.confusion.sum() == sum(split.class_pixels)
+    assert found.confusion.sum(axis=1).tolist() == list(split.class_pixels)
+
+
+def test_the_same_seed_gives_the_same_losses_and_a_new_run(tiny):
+    first, second = fit(tiny, say=quiet), fit(tiny, say=quiet)
+    other = fit(with_settings(tiny, train__seed=1), say=quiet)
+    assert losses(first) == losses(second)
+    assert losses(first) != losses(other)
+    assert len({first.folder, second.folder, other.folder}) == 3
+    assert [first.version, second.version, other.version] == ["1", "2", "3"]
+
+
+def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(tiny, tmp_path, capsys):
+    said = []
+    away = with_settings(tiny, tracking__uri="http://127.0.0.1:9")
+    result = fit(away, say=said.append)
+    complaints = [line for line in said if "127.0.0.1:9" in line]
+    assert len(complaints) == 2, said
+    assert "training goes on" in complaints[0]
+    assert f"segray sync {result.folder}" in complaints[1]
+    assert (result.run_id, result.version) == (None, None)
+    assert result.scores.pixels > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"train__workers": 3}, CapacityError, "it has 2 CPUs and 0 GPUs"),
+        ({"train__device": "cuda"}, CapacityError, "0 GPUs"),
+        ({"data__val_split": "valid"}, DataError, "it has train, val, test"),
+        ({"data__root": "/nowhere"}, DataError, "/nowhere holds no dataset"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_once_and_leaves_nothing(tiny, changes, error, said):
+    with pytest.raises(error, match=said):
+        fit(with_settings(tiny, **changes), say=quiet)
+    assert not Path(tiny.results).exists()
+
+
+def test_a_name_that_is_taken_is_refused(tiny):
+    named = with_settings(tiny, name="mine")
+    (Path(tiny.results) / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="choose another name"):
+        fit(named, say=quiet)
+
+
+def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="results is results, a relative path"):
+        fit(with_settings(tiny, results="results"), say=quiet)
+    with pytest.raises(ConfigError, match=r"data\.root is data/x, a relative path"):
+        fit(with_settings(tiny, data__root="data/x"), say=quiet)
+    with pytest.raises(ConfigError, match=r"tracking\.uri is mlflow\.db, a relative path"):
+        fit(with_settings(tiny, tracking__uri="sqlite:///mlflow.db"), say=quiet)
+
+
+def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, streets, tmp_path):
+    copy = shutil.copytree(streets, tmp_path / "copy")
+    for shard in sorted((copy / "train").iterdir()):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"copy/train/part-0000\d\.parquet cannot be read"):
+        fit(with_settings(tiny, data__root=str(copy)), say=quiet)
