@@ -11,6 +11,7 @@ from segray import config
 from segray.config import Config
 from segray.data.ingest import convert
 from segray.data.sources import demo
+from segray.quiet import quieten
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,7 @@ def ray_cluster() -> Iterator[str]:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    quieten()
     started = ray.init(address="local", num_cpus=2, log_to_driver=False, configure_logging=False)
     yield started.address_info["gcs_address"]
     ray.shutdown()

@@ -1,15 +1,17 @@
-"""Losses on logits at a quarter of the mask's size; the upsampling to the mask is the loss's own business."""
+"""Losses on logits at a quarter of the mask's size; the resizing to the mask is the loss's own business."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from segray.errors import DataError
 from segray.model.resize import interpolation, source_rows
 
-# Logits at full resolution that are held at once: a few rows in cache on a CPU, enough to fill a GPU.
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+# Full-resolution logits that are held at once: a few rows in a CPU core's cache, enough at a time to fill a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
 def cross_entropy(
@@ -19,83 +21,97 @@ def cross_entropy(
     ignore_id: int,
     normaliser: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the cross-entropy of the bilinearly upsampled logits, and the same under the name "ce".
+    """Returns the cross-entropy of the bilinearly resized logits, and the same, detached, under the name "ce".
 
-    The sum over valid pixels is divided by `normaliser`. No (B, K, H, W) tensor exists at any time: rows are upsampled,
-    scored and differentiated a few at a time, in float32 whatever the logits' dtype.
+    No tensor (B, K, H, W) exists at any time: a few rows at a time are resized, scored and differentiated, in
+    float32 whatever the logits' dtype. A batch without a valid pixel gives 0, and gradients of 0.
 
     Args:
         outputs: "seg": logits (B, K, h, w).
-        batch: "mask": class ids (B, H, W), any integer dtype, 0..K-1 or `ignore_id`.
+        batch: "mask": class ids (B, H, W) of any integer dtype, 0..K-1 or `ignore_id`.
         ignore_id: mask value that is not counted.
-        normaliser: what the sum is divided by; the number of valid pixels in this batch (at least 1) if not given.
+        normaliser: what the sum over valid pixels is divided by; if not given, their number in this batch.
+
+    Raises:
+        DataError: a mask on the CPU holds an id that is neither a class nor `ignore_id`.
     """
-    logits = outputs["seg"]
-    mask = batch["mask"].to(torch.int64)
+    logits, mask = outputs["seg"], batch["mask"].to(torch.int64)
+    if mask.device.type == "cpu":
+        _check_ids(mask, logits.shape[1], ignore_id)
     if normaliser is None:
         normaliser = (mask != ignore_id).sum().clamp_min(1)
-    total: Tensor = _UpsampledCrossEntropy.apply(logits, mask, ignore_id) / normaliser
+    summed: Tensor = _SummedCrossEntropy.apply(logits, mask, ignore_id)  # type: ignore[no-untyped-call]
+    total = summed / normaliser
     return total, {"ce": total.detach()}
 
 
-class _UpsampledCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of all valid pixels.
+def _check_ids(mask: Tensor, num_classes: int, ignore_id: int) -> None:
+    foreign = (mask < 0) | ((mask >= num_classes) & (mask != ignore_id))
+    if foreign.any():
+        ids = mask[foreign].unique().tolist()
+        raise DataError(
+            f"mask holds the ids {ids[:5]} in {int(foreign.sum())} pixels; expected 0..{num_classes - 1}, "
+            f"or {ignore_id} for ignored pixels; convert the data set again with its true classes."
+        )
 
-    The loss is one number, so its gradient is computed beside it and only scaled in the backward pass.
-    """
+
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The sum over valid pixels. As that is one number, its gradient is made beside it and only scaled backward."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        total, grad = summed_cross_entropy(logits, mask, ignore_id, with_grad=wanted)
+    def forward(ctx: _Context, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+        grad = torch.zeros_like(logits, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        with torch.autocast(logits.device.type, enabled=False):
+            total = _summed(logits, mask, ignore_id, grad)
         if grad is not None:
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(grad.to(logits.dtype))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: _Context, grad_total: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_total.to(grad.dtype), None, None
 
 
-def summed_cross_entropy(
-    logits: Tensor, mask: Tensor, ignore_id: int, *, with_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Returns the float32 sum over valid pixels, and its gradient (B, K, h, w) if asked for.
+def _summed(logits: Tensor, mask: Tensor, ignore_id: int, grad: Tensor | None) -> Tensor:
+    """Returns the summed cross-entropy; adds its gradient to `grad` (B, K, h, w).
 
-    Upsampling is a product with two interpolation matrices, (H, h) from the left and (w, W) from the right; its
-    transpose takes the gradient back. A block of rows touches only a few source rows.
+    A resize is a product with an interpolation matrix from the left (H, h) and one from the right (w, W); their
+    transposes take the gradient back. A chunk of rows touches few rows of the logits.
     """
     num_images, num_classes, height, width = logits.shape
-    rows, columns = mask.shape[-2:]
+    rows, columns = mask.shape[1:]
     total = torch.zeros((), device=logits.device)
-    left = interpolation(rows, height, like=total)
-    right = interpolation(columns, width, like=total).t().contiguous()
-    step = max(1, min(rows, CHUNK_ELEMENTS.get(logits.device.type, 1 << 26) // (num_classes * columns)))
-    grads = torch.zeros(num_images, height, num_classes, width, device=logits.device) if with_grad else None
+    left, right = interpolation(rows, height, like=total), interpolation(columns, width, like=total).t().contiguous()
+    step = max(1, CHUNK_ELEMENTS.get(logits.device.type, 1 << 27) // (num_classes * columns))
     for image in range(num_images):
         source = logits[image].transpose(0, 1).float()  # (h, K, w)
         for top in range(0, rows, step):
-            bottom = min(top + step, rows)
-            source_slice = source_rows(slice(top, bottom), rows, height)
-            band = left[top:bottom, source_slice]
-            stretched = source[source_slice] @ right  # (rows of the band, K, W)
-            scores = (band @ stretched.flatten(1)).unflatten(1, (num_classes, columns))  # (R, K, W)
-            part, slope = _score(scores, mask[image, top:bottom], ignore_id, with_grad=with_grad)
+            chunk = slice(top, min(top + step, rows))
+            near = source_rows(chunk, rows, height)
+            wide = (source[near] @ right).flatten(1)
+            scores = (left[chunk, near] @ wide).unflatten(1, (num_classes, columns))  # (R, K, W)
+            part, slopes = _score(scores, mask[image, chunk], ignore_id)
             total += part
-            if grads is not None and slope is not None:
-                back = (band.t() @ slope.flatten(1)).unflatten(1, (num_classes, columns))
-                grads[image, source_slice] += back @ right.t()
-    return total, None if grads is None else grads.transpose(1, 2).to(logits.dtype)
+            if grad is not None:
+                back = (left[chunk, near].t() @ slopes.flatten(1)).unflatten(1, (num_classes, columns))
+                grad[image, :, near] += (back @ right.t()).transpose(0, 1)
+    return total
 
 
-def _score(scores: Tensor, target: Tensor, ignore_id: int, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+def _score(scores: Tensor, target: Tensor, ignore_id: int) -> tuple[Tensor, Tensor]:
     """Returns the summed cross-entropy of scores (R, K, W) against ids (R, W), and its gradient (R, K, W)."""
     valid = (target != ignore_id).unsqueeze(1)
     index = target.unsqueeze(1).where(valid, 0)
     logs = torch.log_softmax(scores, dim=1)
     total = -(logs.gather(1, index) * valid).sum()
-    if not with_grad:
-        return total, None
-    slope = logs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=logs.dtype)).mul_(valid)
-    return total, slope
+    slopes = logs.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=logs.dtype)).mul_(valid)
+    return total, slopes

@@ -86,8 +86,12 @@ def test_digests_do_not_depend_on_the_order_in_which_the_cluster_works(tmp_path,
     assert second.digest != converted(source, tmp_path / "third", row_group_rows=2, classes=None).digest
 
 
-def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path):
+def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path, monkeypatch):
+    # More than one task looks for ids, and most of them do not meet the largest.
+    monkeypatch.setattr(ingest, "_SCAN_ROWS", 5)
     source = make_source(tmp_path / "source", most=4)
+    for index in range(5):
+        save_mask(source, "val", index, np.eye(HEIGHT, WIDTH, dtype=np.uint8))
     manifest = converted(source, tmp_path / "five", classes=None)
     assert manifest.classes.names == ("class_0", "class_1", "class_2", "class_3", "class_4")
     manifest = converted(source, tmp_path / "four", classes=None, ignore_ids=[4])

@@ -35,7 +35,8 @@ class TrainingProgress:
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def watch(self, folder: Path) -> None:
         """Starts following the journal in a run's folder."""

@@ -9,13 +9,15 @@ See: SegFormer, arXiv 2105.15203, section 3.2.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segray.model.encoder import as_image, as_tokens, initialise
+from segray.model.encoder import initialise
 from segray.model.fusion import classify
+from segray.model.layout import as_image, as_tokens
 from segray.model.norm import BatchNorm2d
 from segray.model.strips import Levels
 
@@ -30,7 +32,9 @@ class FusedHead(nn.Module):
         self.classifier = nn.Conv2d(width, num_classes, 1)
         self.dropout = dropout
 
-    def fuse_and_classify(self, maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    def fuse_and_classify(
+        self, maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None = None
+    ) -> Tensor:
         """Returns logits (B, K, h_1, w_1) of the levels' maps (B, h_i, w_i, C_i), finest first.
 
         Args:
@@ -46,6 +50,7 @@ class FusedHead(nn.Module):
         # A constant stays what it is when resized, so the smallest map carries the bias.
         coarse = [F.linear(level, weight) for level, weight in coarser] + [F.linear(*coarsest, bias)]
         levels = Levels(maps[0], weights[0], coarse)
+        assert self.classifier.bias is not None
         return as_image(classify(levels, self.bn, self._classifier(len(maps[0])), self.classifier.bias))
 
     def _classifier(self, num_images: int) -> Tensor:
@@ -74,7 +79,8 @@ class OfficialHead(FusedHead):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
-        pairs = list(zip(self._slices()[::-1], self.projections, strict=True))
+        projections = cast("list[nn.Linear]", self.projections)
+        pairs = list(zip(self._slices()[::-1], projections, strict=True))
         with torch.autocast(self.fuse.weight.device.type, enabled=False):
             weights = [part @ projection.weight for part, projection in pairs]
             bias = torch.stack([part @ projection.bias for part, projection in pairs]).sum(0)
@@ -107,4 +113,4 @@ class MmsegHead(FusedHead):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
         projected = [projection(level) for projection, level in zip(self.projections, maps, strict=True)]
-        return self.fuse_and_classify([as_tokens(level) for level in projected], self._slices(), None)
+        return self.fuse_and_classify([as_tokens(level) for level in projected], self._slices())

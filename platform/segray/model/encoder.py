@@ -12,6 +12,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from segray.model.layout import as_image, as_tokens
+from segray.model.mixffn import MixFFN
 
 PATCH = (7, 3, 3, 3)
 STRIDE = (4, 2, 2, 2)
@@ -23,20 +27,10 @@ MLP_RATIO = 4
 NORM_EPS = {"official": (1e-6, 1e-5), "mmseg": (1e-6, 1e-6), "transformers": (1e-5, 1e-5)}
 
 
-def as_image(tokens: Tensor) -> Tensor:
-    """Returns the map (B, h, w, C) seen as a channels-last image (B, C, h, w); no copy."""
-    return tokens.permute(0, 3, 1, 2)
-
-
-def as_tokens(image: Tensor) -> Tensor:
-    """Returns the image (B, C, h, w) seen as a map (B, h, w, C); no copy."""
-    return image.permute(0, 2, 3, 1)
-
-
 class Embedding(nn.Module):
     """Overlapping patches: a strided convolution and a layer norm."""
 
-    def __init__(self, in_dim: int, dim: int, patch: int, stride: int, eps: float):
+    def __init__(self, in_dim: int, dim: int, patch: int, stride: int, eps: float) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_dim, dim, patch, stride, patch // 2)
         self.norm = nn.LayerNorm(dim, eps)
@@ -50,7 +44,7 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Attention of every token to a map reduced by `reduction` in both directions."""
 
-    def __init__(self, dim: int, heads: int, reduction: int, eps: float):
+    def __init__(self, dim: int, heads: int, reduction: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(dim, dim)
@@ -78,29 +72,14 @@ class Attention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """Returns (B, h, w, C) as heads (B, heads, N, D)."""
-        return tokens.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class MixFFN(nn.Module):
-    """Feed-forward layer with a 3x3 depth-wise convolution, which is also what tells positions apart."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Returns a map of the shape (B, h, w, C) of `tokens`."""
-        mixed: Tensor = self.mix(as_image(self.fc1(tokens)))
-        out: Tensor = self.fc2(F.gelu(as_tokens(mixed)))
-        return out
+        heads: Tensor = tokens.flatten(1, 2).unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block; in training each branch is dropped for whole images at rate `drop_path`."""
 
-    def __init__(self, dim: int, heads: int, reduction: int, drop_path: float, eps: tuple[float, float]):
+    def __init__(self, dim: int, heads: int, reduction: int, drop_path: float, eps: tuple[float, float]) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps[0])
         self.attn = Attention(dim, heads, reduction, eps[1])
@@ -116,25 +95,28 @@ class Block(nn.Module):
     def _add(self, tokens: Tensor, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
             return tokens + branch
-        keep = 1.0 - self.drop_path
-        kept = branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        kept = F.dropout(branch.new_ones(len(branch), 1, 1, 1), self.drop_path)
         return torch.addcmul(tokens, branch, kept)
 
 
 class Stage(nn.Module):
     """Embedding, blocks and a last layer norm, whose output feeds the head and the next stage."""
 
-    def __init__(self, embedding: Embedding, blocks: Sequence[Block], dim: int, eps: float):
+    def __init__(
+        self, embedding: Embedding, blocks: Sequence[Block], norm: nn.LayerNorm, *, checkpointing: bool
+    ) -> None:
         super().__init__()
         self.embedding = embedding
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(dim, eps)
+        self.norm = norm
+        self.checkpointing = checkpointing
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the stage's map (B, C, h, w), channels-last."""
         tokens = self.embedding(image)
         for block in self.blocks:
-            tokens = block(tokens)
+            remake = self.checkpointing and self.training
+            tokens = checkpoint(block, tokens, use_reentrant=False) if remake else block(tokens)
         return as_image(self.norm(tokens))
 
 
@@ -143,6 +125,8 @@ class Encoder(nn.Module):
 
     Attributes:
         dims: channels of the four maps.
+        depths: blocks of the four stages.
+        drop_path: rate at which the last block's branches are dropped.
         strides: image pixels per cell of the four maps.
     """
 
@@ -154,18 +138,21 @@ class Encoder(nn.Module):
         depths: Sequence[int],
         drop_path: float = 0.1,
         norm_eps: str = "official",
-    ):
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
-        self.dims = tuple(dims)
+        self.dims, self.depths, self.drop_path = tuple(dims), tuple(depths), drop_path
         eps = NORM_EPS[norm_eps]
         # Linear over all blocks, from 0 at the first to `drop_path` at the last.
-        rates = iter(torch.linspace(0.0, drop_path, sum(depths)).tolist())
+        rates = iter([drop_path * index / (sum(depths) - 1) for index in range(sum(depths))])
         self.stages = nn.ModuleList()
         for level, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             in_dim = dims[level - 1] if level else 3
             embedding = Embedding(in_dim, dim, PATCH[level], STRIDE[level], eps[1])
             blocks = [Block(dim, HEADS[level], REDUCTION[level], next(rates), eps) for _ in range(depth)]
-            self.stages.append(Stage(embedding, blocks, dim, eps[0]))
+            norm = nn.LayerNorm(dim, eps[0])
+            self.stages.append(Stage(embedding, blocks, norm, checkpointing=checkpointing))
         self.apply(initialise)
 
     def forward(self, image: Tensor) -> list[Tensor]:

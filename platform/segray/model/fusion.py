@@ -1,9 +1,8 @@
 """The end of the decode head: a sum of resized levels, batch norm, ReLU and the classifier.
 
-The sum has E channels at a quarter of the image's resolution: it is the largest map of the model, and every step over
-it is bound by memory. On a CPU it is therefore made, normalised and classified a few rows at a time, in cache.
-Inference never holds it, and training keeps one copy of it where plain autograd keeps three. The compiler and GPUs
-are given the plain steps, which they fuse in their own way.
+The sum has E channels at a quarter of the image's resolution: it is the largest map of the model, and every step
+over it is bound by memory. On a CPU it is therefore made, normalised and classified a few rows at a time, in cache.
+Inference never holds it, and training keeps one copy of it where plain autograd keeps three.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segray.model.norm import BatchNorm2d, Moments, input_gradient, joined, over_ranks
-from segray.model.strips import Levels, Strips
+from segray.model.strips import Levels, Strips, wanted
+
+# The gradient of what a ReLU was given, from that of what it returned and from what it returned.
+rectified = torch.ops.aten.threshold_backward
 
 
 def classify(levels: Levels, norm: BatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
@@ -27,7 +29,7 @@ def classify(levels: Levels, norm: BatchNorm2d, classifier: Tensor, bias: Tensor
         classifier: one matrix (K, E), or one for each image (B, K, E).
         bias: (K,).
     """
-    in_strips = levels.fine.device.type == "cpu" and not torch.compiler.is_compiling()
+    in_strips = wanted(levels.fine)
     classifier = classifier.expand(levels.fine.shape[0], *classifier.shape[-2:])
     if in_strips and norm.training:
         return _train_in_strips(levels, norm, classifier, bias)
@@ -37,7 +39,7 @@ def classify(levels: Levels, norm: BatchNorm2d, classifier: Tensor, bias: Tensor
     if norm.training:
         total = norm(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     scores = torch.matmul(F.relu(total).flatten(1, 2), classifier.mT) + bias  # (B, h*w, K)
-    return scores.unflatten(1, total.shape[1:3])
+    return scores.view(*total.shape[:3], -1)
 
 
 def add_resized(finest: Tensor, coarser: Sequence[Tensor]) -> Tensor:
@@ -50,24 +52,19 @@ def add_resized(finest: Tensor, coarser: Sequence[Tensor]) -> Tensor:
 
 
 def _infer_in_strips(levels: Levels, classifier: Tensor, bias: Tensor) -> Tensor:
-    dtype = torch.promote_types(levels.fine.dtype, torch.float32)
-    with torch.autocast("cpu", enabled=False):
-        fine, weight, classifier, bias, *coarse = (
-            tensor.to(dtype) for tensor in (levels.fine, levels.weight, classifier, bias, *levels.coarse)
-        )
-        strips = Strips(Levels(fine, weight, coarse))
-        logits = fine.new_empty(*fine.shape[:3], len(bias))
-        for image, rows in strips:
-            out = logits[image, rows].flatten(0, 1)
-            torch.addmm(bias, strips.strip(image, rows).relu_(), classifier[image].t(), out=out)
+    strips = Strips(levels)
+    logits = levels.fine.new_empty(*levels.fine.shape[:3], len(bias))
+    for image, rows in strips:
+        out = logits[image, rows].flatten(0, 1)
+        torch.addmm(bias, strips.strip(image, rows).relu_(), classifier[image].t(), out=out)
     return logits
 
 
 def _train_in_strips(levels: Levels, norm: BatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
-    dtype = torch.promote_types(levels.fine.dtype, torch.float32)
-    tensors = levels.fine, levels.weight, norm.weight, norm.bias, classifier, bias, *levels.coarse
-    with torch.autocast("cpu", enabled=False):
-        logits, *moments = _NormedSum.apply(norm.eps, *(tensor.to(dtype) for tensor in tensors))
+    fine, weight, coarse = levels
+    tensors = fine, weight, norm.weight, norm.bias, classifier, bias, *coarse
+    logits: Tensor
+    logits, *moments = _NormedSum.apply(norm.eps, *tensors)  # type: ignore[no-untyped-call]
     norm.track(Moments(*moments))
     return logits
 
@@ -91,9 +88,7 @@ class _NormedSum(torch.autograd.Function):
         total = fine.new_empty(*fine.shape[:3], len(weight))
         parts = []
         for image, rows in strips:
-            strip = strips.strip(image, rows)
-            total[image, rows] = strip.view_as(total[image, rows])
-            parts.append(_moments(strip))
+            parts.append(_moments(strips.strip(image, rows, out=total[image, rows].flatten(0, 1))))
         moments = over_ranks(joined(Moments(*(torch.stack(column) for column in zip(*parts, strict=True)))))
         scale, shift = _scale_and_shift(moments, eps, norm_weight, norm_bias)
         logits = fine.new_empty(*fine.shape[:3], len(bias))
@@ -107,10 +102,10 @@ class _NormedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, grad_logits: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        total, count, mean, variance, *tensors = ctx.saved_tensors
-        fine, weight, norm_weight, norm_bias, classifier, bias, *coarse = tensors
-        moments = Moments(count, mean, variance)
+    def backward(ctx: _Context, grad_logits: Tensor, *_moments: Tensor) -> tuple[Tensor | None, ...]:
+        total, pixels, mean, variance, *tensors = ctx.saved_tensors
+        fine, weight, norm_weight, norm_bias, classifier, _bias, *coarse = tensors
+        moments = Moments(pixels, mean, variance)
         strips = Strips(Levels(fine, weight, coarse))
         scale, shift = _scale_and_shift(moments, ctx.eps, norm_weight, norm_bias)
         grad_logits = grad_logits.contiguous()
@@ -120,7 +115,7 @@ class _NormedSum(torch.autograd.Function):
             strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
             active = torch.addcmul(shift, strip, scale).relu_()
             grad_classifier[image].addmm_(grad.t(), active)
-            slopes = _rectified(grad @ classifier[image], active)
+            slopes = rectified(grad @ classifier[image], active, 0)
             grad_bias += slopes.sum(0)
             grad_product += slopes.mul_(strip).sum(0)
         grad_weight = (grad_product - mean * grad_bias) * torch.rsqrt(variance + ctx.eps)
@@ -129,7 +124,7 @@ class _NormedSum(torch.autograd.Function):
         for image, rows in strips:
             strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
             active = torch.addcmul(shift, strip, scale).relu_()
-            slopes = _rectified(grad @ classifier[image], active).mul_(scale_in)
+            slopes = rectified(grad @ classifier[image], active, 0).mul_(scale_in)
             strips.take_back(image, rows, slopes.addcmul_(strip, slope).add_(offset), room)
         norms = grad_weight, grad_bias
         return None, room.fine, room.weight, *norms, grad_classifier, grad_logits.sum((0, 1, 2)), *room.coarse
@@ -143,8 +138,3 @@ def _scale_and_shift(moments: Moments, eps: float, weight: Tensor, bias: Tensor)
 def _moments(strip: Tensor) -> Moments:
     mean = strip.mean(0)
     return Moments(strip.new_tensor(len(strip)), mean, (strip - mean).square_().mean(0))
-
-
-def _rectified(grad: Tensor, active: Tensor) -> Tensor:
-    """Returns the gradient of what a ReLU was given, from the gradient of what it returned, in place."""
-    return grad.mul_(active > 0)

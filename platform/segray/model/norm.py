@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Moments(NamedTuple):
-    """What a batch norm knows of its batch: pixels (), mean (C,) and biased variance (C,)."""
+    """What a batch norm knows of its batch: number of pixels (), mean (C,) and biased variance (C,)."""
 
-    count: Tensor
+    pixels: Tensor
     mean: Tensor
     variance: Tensor
 
@@ -32,18 +32,18 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or _num_ranks() == 1:
             return super().forward(maps)
         variance, mean = torch.var_mean(maps.detach().float(), dim=(0, 2, 3), correction=0)
-        count = torch.full_like(mean[0], maps.numel() // maps.shape[1])
-        moments = over_ranks(Moments(count, mean, variance))
+        pixels = torch.full_like(mean[0], maps.numel() // maps.shape[1])
+        moments = over_ranks(Moments(pixels, mean, variance))
         self.track(moments)
-        normed: Tensor = _Normalise.apply(self.eps, maps, self.weight, self.bias, *moments)
+        normed: Tensor = _Normalise.apply(self.eps, maps, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
         return normed
 
     @torch.no_grad()
     def track(self, moments: Moments) -> None:
         """Moves the running moments towards those of a batch; the running variance is the unbiased one."""
         assert self.momentum is not None
-        count, mean, variance = moments
-        unbiased = variance * (count / (count - 1).clamp_min(1))
+        pixels, mean, variance = moments
+        unbiased = variance * (pixels / (pixels - 1).clamp_min(1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
@@ -60,17 +60,17 @@ def joined(parts: Moments) -> Moments:
     See: Chan et al.; a plain sum of squares would lose its digits where the mean is large beside the deviation.
     """
     counts, means, variances = parts
-    count = counts.sum()
-    share = (counts / count).unsqueeze(1)
+    pixels = counts.sum()
+    share = (counts / pixels).unsqueeze(1)
     mean = (share * means).sum(0)
-    return Moments(count, mean, (share * (variances + (means - mean).square())).sum(0))
+    return Moments(pixels, mean, (share * (variances + (means - mean).square())).sum(0))
 
 
 def over_ranks(mine: Moments) -> Moments:
     """Returns the moments of all ranks' batches together."""
     if _num_ranks() == 1:
         return mine
-    packed = torch.cat([mine.count.view(1), mine.mean, mine.variance])
+    packed = torch.cat([mine.pixels.view(1), mine.mean, mine.variance])
     everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, packed)
     stacked = torch.stack(everyone)
@@ -94,9 +94,9 @@ def input_gradient(
     Mean and variance are functions of every pixel of every rank, hence the sums over ranks of the gradients of
     bias and weight, which are given as this rank has them.
     """
-    count, mean, variance = moments
+    pixels, mean, variance = moments
     inverse = torch.rsqrt(variance + eps)
-    mean_grad, mean_grad_normed = sum_over_ranks(torch.stack([grad_bias, grad_weight])) / count
+    mean_grad, mean_grad_normed = sum_over_ranks(torch.stack([grad_bias, grad_weight])) / pixels
     scale = weight * inverse
     slope = -scale * inverse * mean_grad_normed
     return scale, slope, -scale * mean_grad - slope * mean
@@ -114,9 +114,9 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Context, eps: float, *tensors: Tensor) -> Tensor:
-        maps, weight, bias, count, mean, variance = tensors
+        maps, weight, bias, pixels, mean, variance = tensors
         ctx.eps = eps
-        ctx.save_for_backward(maps, weight, count, mean, variance)
+        ctx.save_for_backward(maps, weight, pixels, mean, variance)
         # Evaluation-mode batch norm is exactly this arithmetic, in one pass and in the maps' own layout.
         return F.batch_norm(maps, mean, variance, weight.to(mean), bias.to(mean), training=False, eps=eps)
 

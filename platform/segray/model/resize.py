@@ -1,7 +1,5 @@
 """Bilinear resizing as products with thin matrices, so that a few rows can be resized at a time, and taken back."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -28,10 +26,3 @@ def source_rows(rows: slice, out_size: int, in_size: int) -> slice:
     first = int(max((rows.start + 0.5) * ratio - 0.5, 0.0))
     last = int(max((rows.stop - 0.5) * ratio - 0.5, 0.0))
     return slice(max(first - 1, 0), min(last + 3, in_size))
-
-
-def row_strips(num_rows: int, row_bytes: int, strip_bytes: int) -> Iterator[slice]:
-    """Yields slices that cut `num_rows` rows into strips of about `strip_bytes`, of one row at least."""
-    step = max(1, strip_bytes // row_bytes)
-    for top in range(0, num_rows, step):
-        yield slice(top, min(top + step, num_rows))

@@ -1,11 +1,13 @@
 """SegFormer, all six published variants: uint8 RGB images in, class logits at a quarter of their size out."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from segray.errors import ModelError, nearest
+from segray.model import plugins
 from segray.model.decoder import MmsegHead, OfficialHead
 from segray.model.encoder import NORM_EPS, Encoder
 
@@ -33,29 +35,37 @@ VARIANTS = {
     "b5": Variant((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
 HEADS = {"official": OfficialHead, "mmseg": MmsegHead}
+MMSEG_WIDTH = 256
 
 
 class SegFormer(nn.Module):
-    """An encoder, a decode head, and the normalisation of their input."""
+    """An encoder, a decode head, and the normalisation of their input.
+
+    Every parameter's name starts with `encoder.` or `head.`; a layer norm's contains `norm`, the head's batch norms'
+    do not, because the published recipe decays those.
+    """
 
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
-    def __init__(self, encoder: nn.Module, head: nn.Module):
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1.0 / torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns {"seg": logits (B, K, ceil(H/4), ceil(W/4))} of uint8 RGB images (B, 3, H, W).
+
+        A head of the user's own may return further entries.
 
         Raises:
             ModelError: the images are not uint8, not (B, 3, H, W), or smaller than 32 pixels.
         """
         check_images(images)
-        return {"seg": self.head(self.encoder((images - self.mean) / self.std))}
+        outputs = self.head(self.encoder((images - self.mean).mul_(self.scale)))
+        return outputs if isinstance(outputs, dict) else {"seg": outputs}
 
 
 def check_images(images: Tensor) -> None:
@@ -78,34 +88,47 @@ def build(
     variant: str,
     num_classes: int,
     *,
+    encoder: str = "mit",
     head: str = "official",
     drop_path: float = 0.1,
     dropout: float = 0.1,
     norm_eps: str = "official",
+    checkpointing: bool = False,
 ) -> SegFormer:
     """Returns a SegFormer with freshly drawn parameters.
 
     Args:
         variant: "b0" to "b5".
         num_classes: K, the channels of the logits.
-        head: "official".
-        drop_path: rate at which the last block's branches are dropped in training; earlier blocks less.
+        encoder: "mit", or `module:attribute` of an encoder of the user's own (see `segray.model.plugins`).
+        head: "official", "mmseg", or `module:attribute` of a head of the user's own.
+        drop_path: rate at which the last block's branches are dropped in training; it rises linearly from 0.
         dropout: rate of the head's Dropout2d.
-        norm_eps: whose layer norm epsilons to use: "official", "mmseg" or "transformers".
+        norm_eps: whose epsilons the layer norms have: "official", "mmseg" or "transformers".
+        checkpointing: whether blocks are computed a second time in the backward pass instead of kept.
 
     Raises:
-        ModelError: a name is unknown or a number out of range.
+        ModelError: a name is unknown, a number out of range, or a plug-in does not keep the contract.
     """
     sizes = VARIANTS[_known("model.variant", variant, VARIANTS)]
     _known("model.norm_eps", norm_eps, NORM_EPS)
-    head_class = HEADS[_known("model.head", head, HEADS)]
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; expected at least 1.")
-    encoder = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps)
-    return SegFormer(encoder, head_class(sizes.dims, sizes.head_width, num_classes, dropout))
+    backbone: nn.Module
+    dims: Sequence[int]
+    if plugins.is_reference(encoder):
+        backbone, dims = plugins.build_encoder(encoder, drop_path)
+    else:
+        _known("model.encoder", encoder, {"mit": Encoder})
+        backbone, dims = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps, checkpointing=checkpointing), sizes.dims
+    if plugins.is_reference(head):
+        return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout))
+    make = HEADS[_known("model.head", head, HEADS)]
+    width = MMSEG_WIDTH if head == "mmseg" else sizes.head_width
+    return SegFormer(backbone, make(dims, width, num_classes, dropout))
 
 
-def _known(setting: str, name: str, known: dict[str, object] | dict[str, type]) -> str:
+def _known(setting: str, name: str, known: Mapping[str, object]) -> str:
     if name not in known:
         raise ModelError(f"{setting} is {name!r}; expected one of {', '.join(known)}{nearest(name, known)}.")
     return name

@@ -1,4 +1,4 @@
-"""The sum of all levels at a quarter of the image's resolution, made a strip of rows at a time."""
+"""Large maps made a strip of rows at a time: when that pays, and the sum of all levels made in that way."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,10 +6,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segray.model.resize import interpolation, row_strips, source_rows
+from segray.model.resize import interpolation, source_rows
 
-# Bytes of the sum that are worked on at once, for each thread: about half of a core's own cache.
-STRIP_BYTES = 1 << 19
+# Bytes of a map that are worked on at once, for each thread: what a core's own cache holds beside the operands.
+STRIP_BYTES = 1 << 20
+
+
+def wanted(tensor: Tensor) -> bool:
+    """Returns whether to work in strips: in float on a CPU, where passes over a large map cost more than arithmetic.
+
+    Compilers and GPUs are given the plain steps, which they fuse in their own way.
+    """
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type)
+    return tensor.device.type == "cpu" and tensor.dtype in {torch.float32, torch.float64} and not plain
+
+
+def row_strips(num_rows: int, row_bytes: int) -> list[slice]:
+    """Returns slices that cut a map's rows into strips of about `STRIP_BYTES` a thread, one row at least."""
+    step = max(1, STRIP_BYTES * torch.get_num_threads() // row_bytes)
+    return [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
 
 
 class Levels(NamedTuple):
@@ -41,14 +56,13 @@ class Strips:
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
         """Yields the image and the rows of each strip."""
-        strip_bytes = STRIP_BYTES * torch.get_num_threads()
         for image in range(self.num_images):
-            for rows in row_strips(self.height, self.row_bytes, strip_bytes):
+            for rows in row_strips(self.height, self.row_bytes):
                 yield image, rows
 
-    def strip(self, image: int, rows: slice) -> Tensor:
-        """Returns these rows of the sum, (R*w, E)."""
-        total = self.levels.fine[image, rows].flatten(0, 1) @ self.levels.weight.t()
+    def strip(self, image: int, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Returns these rows of the sum, (R*w, E), written to `out` if given."""
+        total = torch.mm(self.levels.fine[image, rows].flatten(0, 1), self.levels.weight.t(), out=out)
         bands = [
             (band @ level[image, source].flatten(1)).unflatten(1, level.shape[2:])
             for level, source, band in self._bands(self.levels, rows)

@@ -22,9 +22,11 @@ from segray.data.sources.street.view import (
 
 Thing = tuple[float, Callable[[], None]]
 
-LEAVES = np.array([(66, 106, 46), (88, 120, 50), (50, 88, 48), (120, 124, 50), (150, 104, 52)], np.float64)
+LEAVES = np.array(
+    [(66, 106, 46), (88, 120, 50), (50, 88, 48), (136, 126, 56), (158, 112, 58), (146, 92, 62)], np.float64
+)
 _BARK = np.array([(112, 96, 84), (96, 74, 60), (64, 56, 50)], np.float64)
-_LACQUER = np.concatenate([GREYS, DARK, [(164, 42, 42), (50, 84, 150), (214, 214, 212), (60, 104, 84)]])
+_LACQUER = np.concatenate([GREYS, DARK[2:], [(164, 42, 42), (50, 84, 150), (214, 214, 212), (60, 104, 84)]])
 _CLOTHES = np.array(
     [(190, 60, 50), (50, 70, 140), (204, 170, 60), (120, 60, 120), (60, 110, 90), (204, 204, 200)], np.float64
 )
@@ -32,7 +34,8 @@ _HAIR = np.array([(96, 64, 44), (130, 110, 80), (40, 36, 34)], np.float64)
 _TYRE = np.array([26.0, 26, 28])
 _PLATE = np.array([210.0, 210, 200])
 _TAIL_LAMP, _HEAD_LAMP = np.array([190.0, 40, 40]), np.array([235.0, 230, 200])
-_ENAMEL = np.array([(236, 236, 232), (188, 30, 34), (24, 66, 160), (238, 196, 30)], np.float64)
+_FACE = np.array([(238, 238, 234), (240, 204, 50)], np.float64)
+_RIM = np.array([(196, 28, 34), (24, 62, 168)], np.float64)
 _SKIN = np.array([198.0, 154, 126])
 
 
@@ -129,14 +132,14 @@ def _sign(street: Street, ahead: float, side: int) -> Callable[[], None]:
     rng = street.rng
     x = side * (street.kerb_m + rng.uniform(0.2, 0.8))
     up, size = rng.uniform(2, 3), rng.uniform(0.45, 0.65)
-    face, rim, metal = street.pick(_ENAMEL), street.pick(_ENAMEL), street.pick(GREYS)
+    face, rim, metal = street.pick(_FACE), street.pick(_RIM), street.pick(GREYS)
     corners = int(rng.choice([3, 4, 8, 24]))
 
     def paint() -> None:
         street.fill(facing(x - 0.09, x + 0.09, 0, up, ahead), metal, SIGN)
         street.fill(_plate((x, up, ahead), size * 1.2, corners), rim, SIGN)
-        street.fill(_plate((x, up, ahead), size * 0.9, corners), face, SIGN)
-        street.fill(facing(x - size * 0.35, x + size * 0.35, up - 0.07, up + 0.07, ahead), rim * 0.5)
+        street.fill(_plate((x, up, ahead), size * 0.8, corners), face, SIGN)
+        street.fill(facing(x - size * 0.35, x + size * 0.35, up - 0.07, up + 0.07, ahead), rim * 0.3)
 
     return paint
 

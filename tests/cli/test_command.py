@@ -1,0 +1,98 @@
+"""Every command ends as promised: 0, 2 with one clear message, never a traceback."""
+
+import sys
+
+import pytest
+
+from segray import cli
+from segray.cli.command import Parser, dotted, end
+from segray.errors import ConfigError, DataError, TrainingError
+
+
+def ended(command, capsys):
+    with pytest.raises(SystemExit) as raised:
+        end(command)
+    return raised.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("a"), 2), (DataError("a"), 2), (TrainingError("a"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes(error, code, capsys):
+    found, said = ended(raising(error), capsys)
+    assert found == code
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
+
+
+def test_a_defect_of_ours_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        end(raising(ZeroDivisionError()))
+
+
+def test_dotted_flags():
+    words = ["--optim.lr", "6e-5", "--data.root=DIR", "--data.short_side", "none", "--data.photometric", "--name", "-1"]
+    assert dotted(words) == {
+        "optim.lr": "6e-5",
+        "data.root": "DIR",
+        "data.short_side": None,
+        "data.photometric": "true",
+        "name": "-1",
+    }
+    with pytest.raises(ConfigError, match="'stray' stands alone"):
+        dotted(["stray"])
+
+
+def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monkeypatch):
+    base, more = tmp_path / "base.yaml", tmp_path / "more.yaml"
+    base.write_text("results: /base\ntracking: {uri: http://base}\ntrain: {seed: 1}")
+    more.write_text("train: {seed: 2}\ndata: {root: /more}")
+    monkeypatch.setenv("SEGRAY_CONFIG", str(base))
+    _, found = Parser("x", with_config=True).parse(["--config", str(more), "--data.root", "/flag"])
+    assert (found.results, found.tracking.uri, found.train.seed, found.data.root) == ("/base", "http://base", 2, "/flag")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "--optim.lrr", "1"], "optim.lrr is not a setting; did you mean optim.lr?"),
+        (["train", "--data.crop", "500"], "data.crop is 500; expected a multiple of 32; use 512."),
+        (["train", "--optim.lr", "fast"], "optim.lr is 'fast'; expected"),
+        (["train", "--config", "gone.yaml"], "config file gone.yaml does not exist."),
+        (["train", "--data", "nowhere"], "nowhere holds no dataset"),
+        (["prepare", "--format", "nothing", "--out", "x"], "invalid choice: 'nothing'"),
+        (["prepare", "--out", "x"], "--format"),
+        (["prepare", "--format", "folder", "--source", "nowhere", "--out", "x"], "nowhere"),
+        (["evaluate", "--model", "nowhere", "--data", "x"], "nowhere"),
+        (["evaluate"], "--model"),
+        (["sync", "nowhere"], "nowhere holds no journal.jsonl"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["segray", *argv])
+    found, message = ended(cli.main, capsys)
+    assert found == 2
+    assert message.startswith("error: ")
+    assert said in message
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_names_every_flag(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segray", command, "--help"])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    assert raised.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--help" in shown
+    assert ("--optim.lr" in shown) == (command in ("train", "evaluate"))

@@ -1,0 +1,44 @@
+"""What a person and a log see of a run."""
+
+import io
+
+from rich.console import Console
+
+from segray.cli.progress import TrainingProgress, duration
+from segray.cli.tables import show_places, show_scores
+from segray.metrics import Scores
+from segray.tracking import Journal
+
+VALUES = {"train/loss": 0.5, "train/lr": 1e-3, "train/images_per_s": 42.0, "train/data_wait": 0.1}
+
+
+def test_a_log_shows_every_validation_and_the_time_left(tmp_path):
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    journal = Journal(tmp_path)
+    with TrainingProgress(console, 40) as progress:
+        progress.watch(tmp_path)
+        for step in range(10, 41, 10):
+            more = {"val/miou": 0.25, "val/aacc": 0.75} if step % 20 == 0 else {}
+            journal.write("metrics", step=step, values=VALUES | more)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["10/40", "20/40", "40/40"]
+    assert "loss 0.5000  lr 1.00e-03  42.0 img/s  wait 10%  left" in lines[0]
+    assert lines[1].endswith("val mIoU 0.2500  aAcc 0.7500")
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
+
+
+def test_a_table_names_absent_classes_and_places_are_never_cut():
+    out = io.StringIO()
+    console = Console(file=out, width=60)
+    scores = Scores({"road": 0.5, "car": 0.0, "ghost": None}, 0.25, 0.3, 0.4, ("ghost",), ("car",), 10)
+    show_scores(console, "validation", scores)
+    show_places(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
+    shown = out.getvalue()
+    assert "mIoU 0.2500   mAcc 0.3000   aAcc 0.4000" in shown
+    assert "not counted: ghost" in shown
+    assert "counted as 0: car" in shown
+    assert "/a/very/long/path/" + "x" * 80 + "\n" in shown

@@ -1,0 +1,60 @@
+"""The scripts as a user types them: prepare, train, evaluate, on the test session's cluster."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words, cwd, **env):
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def on_cluster(ray_cluster):
+    return {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled"}
+
+
+def test_from_a_folder_of_pictures_to_a_registered_and_evaluated_model(on_cluster, tmp_path):
+    prepared = run(ROOT / "pipelines/prepare.py", "--format", "demo", "--out", "data/demo", cwd=tmp_path, **on_cluster)
+    assert prepared.returncode == 0, prepared.stderr
+    words = ["--config", ROOT / "pipelines/configs/demo.yaml", "--data.crop", "32", "--train.steps", "2"]
+    words += ["--optim.warmup_steps", "1", "--train.log_every", "1", "--train.batch", "2", "--json", "result.json"]
+    trained = run(ROOT / "pipelines/train.py", *words, cwd=tmp_path, **on_cluster)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    last = trained.stdout.rstrip().splitlines()[-1]
+    assert last == f"val mIoU {result['scores']['miou']:.4f}"
+    assert "2 x cpu worker: 1 threads" in trained.stdout
+
+    # The next command is the one it printed.
+    typed = re.search(r"next +python pipelines/evaluate\.py (.*) --split test", trained.stdout)
+    assert typed is not None, trained.stdout
+    words = [*typed[1].split(), "--split", "val", "--json", "evaluation.json"]
+    evaluated = run(ROOT / "pipelines/evaluate.py", *words, cwd=tmp_path, **on_cluster)
+    assert evaluated.returncode == 0, evaluated.stderr
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["scores"] == result["scores"]
+    assert "Traceback" not in prepared.stderr + trained.stderr + evaluated.stderr
+
+
+def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():
+    assert not (ROOT / "platform/__init__.py").exists()
+    found = run("-c", "import platform, uuid; print(platform.__file__); platform.system()", cwd=ROOT)
+    assert found.returncode == 0
+    assert str(ROOT) not in found.stdout
+    names = {script.stem for script in (ROOT / "pipelines").glob("*.py")}
+    assert not names & {"ray", "mlflow", "torch", "numpy", "pyarrow", "albumentations", "platform"}
+
+
+def test_importing_the_library_does_nothing():
+    code = "import segray.config, segray.model, segray.predict, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
+    found = run("-c", code, cwd=ROOT, PYTHONPATH=str(ROOT / "platform"))
+    assert found.returncode == 0, found.stderr

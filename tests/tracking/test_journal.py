@@ -1,0 +1,25 @@
+"""The journal: whole records in order, also while it is being written."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from segray.tracking.journal import Journal, Tail
+
+
+def test_a_tail_reads_whole_lines_once_and_goes_on_from_its_offset(tmp_path):
+    journal = Journal(tmp_path)
+    tail = Tail(journal.path)
+    assert list(tail.read()) == []
+    journal.write("metrics", step=1)
+    with journal.path.open("a") as file:
+        file.write('{"kind": "metrics", "st')
+    assert [record["step"] for record in tail.read()] == [1]
+    assert list(tail.read()) == []
+    with journal.path.open("a") as file:
+        file.write('ep": 2}\n')
+    assert [record["step"] for record in Tail(journal.path, tail.offset).read()] == [2]
+
+
+def test_records_of_many_writers_do_not_mix(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda step: Journal(tmp_path).write("metrics", step=step, pad="y" * 3000), range(200)))
+    assert sorted(record["step"] for record in Tail(Journal(tmp_path).path).read()) == list(range(200))
