@@ -15,7 +15,7 @@ from segray.model import SegFormer, build, weights
 def seeded():
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 

@@ -9,6 +9,7 @@ See: SegFormer, arXiv 2105.15203, section 3.2.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -81,10 +82,16 @@ class OfficialHead(FusedHead):
         """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
         projections = cast("list[nn.Linear]", self.projections)
         pairs = list(zip(self._slices()[::-1], projections, strict=True))
-        with torch.autocast(self.fuse.weight.device.type, enabled=False):
+        with _without_autocast(self.fuse.weight.device.type):
             weights = [part @ projection.weight for part, projection in pairs]
             bias = torch.stack([part @ projection.bias for part, projection in pairs]).sum(0)
         return self.fuse_and_classify([as_tokens(level) for level in maps], weights, bias)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Returns a context in which products keep their operands' dtype: rounding would go into every level's matrix."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class ConvBNReLU(nn.Module):

@@ -17,8 +17,9 @@ def wanted(tensor: Tensor) -> bool:
 
     Compilers and GPUs are given the plain steps, which they fuse in their own way.
     """
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type)
-    return tensor.device.type == "cpu" and tensor.dtype in {torch.float32, torch.float64} and not plain
+    if tensor.device.type != "cpu" or tensor.dtype not in {torch.float32, torch.float64}:
+        return False
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
 
 def row_strips(num_rows: int, row_bytes: int) -> list[slice]:
