@@ -12,7 +12,7 @@ NORM = "norm"
 def adamw(model: nn.Module, config: OptimConfig) -> AdamW:
     """Returns AdamW over the parameter groups of `model`, its rates at those of step 0."""
     groups = parameter_groups(model, config)
-    return AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

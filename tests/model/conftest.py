@@ -1,6 +1,7 @@
 """What the model's tests share: models with lively weights, the head as published, and transformers as a peer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,24 @@ def seeded():
 def images() -> Callable[..., Tensor]:
     """Returns random uint8 images (B, 3, H, W)."""
     return lambda *shape: torch.randint(0, 256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
+
+
+@pytest.fixture
+def kept_bytes() -> Callable[[], AbstractContextManager[dict[int, int]]]:
+    """Collects the bytes of each storage that autograd keeps for the backward pass of what runs inside."""
+
+    @contextmanager
+    def collected() -> Iterator[dict[int, int]]:
+        kept = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield kept
+
+    return collected
 
 
 @pytest.fixture

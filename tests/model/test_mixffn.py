@@ -38,16 +38,13 @@ def test_strips_equal_the_plain_steps(layer, size, rows, monkeypatch):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
-def test_a_large_map_is_not_kept_for_the_backward_pass(layer, monkeypatch):
+def test_a_large_map_is_not_kept_for_the_backward_pass(layer, kept_bytes, monkeypatch):
     tokens = torch.randn(1, 64, 64, 6, dtype=torch.float64, requires_grad=True)
-
-    def kept_bytes() -> int:
-        kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
-            layer(tokens)
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
-
     hidden_bytes = 64 * 64 * 24 * 8
-    assert kept_bytes() > 2 * hidden_bytes
+    with kept_bytes() as small:
+        layer(tokens)
     monkeypatch.setattr(strips, "STRIP_BYTES", hidden_bytes // 8)
-    assert kept_bytes() < hidden_bytes
+    with kept_bytes() as large:
+        layer(tokens)
+    assert sum(small.values()) > 2 * hidden_bytes
+    assert sum(large.values()) < hidden_bytes

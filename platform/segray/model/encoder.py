@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segray.model.layout import as_image, as_tokens
 from segray.model.mixffn import MixFFN
+from segray.model.strips import wanted
 
 PATCH = (7, 3, 3, 3)
 STRIDE = (4, 2, 2, 2)
@@ -57,12 +58,23 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns the attended map, of the shape (B, h, w, C) of `tokens`."""
-        query = self._split(self.q(tokens))
-        context = self._reduced(tokens)
-        key, value = (self._split(half) for half in self.kv(context).chunk(2, dim=-1))
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, D)
-        joined: Tensor = self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
-        return joined
+        key, value = self.kv(self._reduced(tokens)).flatten(1, 2).chunk(2, dim=-1)  # (B, M, C)
+        if self.heads == 1 and wanted(tokens) and not torch.is_grad_enabled():
+            return self._by_one_head(tokens, key, value)
+        query = self.q(tokens).flatten(1, 2)  # (B, N, C)
+        mixed = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
+        attended: Tensor = self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
+        return attended
+
+    def _by_one_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Returns the same, with the matrices of query and projection multiplied into the few keys and values.
+
+        softmax((x Q + q) K) V P + p = softmax(x (Q K) + q K) (V P + p), for the rows of a softmax add up to 1.
+        """
+        key = key * key.shape[-1] ** -0.5
+        bias = (key @ self.q.bias)[:, None, None]
+        heads = (tensor.unsqueeze(1) for tensor in (tokens.flatten(1, 2), key @ self.q.weight, self.proj(value)))
+        return F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=1.0).view(tokens.shape)
 
     def _reduced(self, tokens: Tensor) -> Tensor:
         if self.reduction == 1:
@@ -71,9 +83,8 @@ class Attention(nn.Module):
         return reduced
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """Returns (B, h, w, C) as heads (B, heads, N, D)."""
-        heads: Tensor = tokens.flatten(1, 2).unflatten(-1, (self.heads, -1))
-        return heads.transpose(1, 2)
+        """Returns (B, N, C) as heads (B, heads, N, D)."""
+        return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -77,9 +77,13 @@ def _hidden(tokens: Tensor, weights: Weights, rows: slice) -> Tensor:
     A row beyond the map is 0.
     """
     border = _with_border(rows, tokens.shape[1])
-    hidden = F.linear(tokens[:, border], weights.expand, weights.expand_bias)
-    beyond = border.start - rows.start + 1, rows.stop + 1 - border.stop
-    return as_image(F.pad(hidden, (0, 0, 0, 0, *beyond)) if any(beyond) else hidden)
+    before, after = border.start - rows.start + 1, rows.stop + 1 - border.stop
+    hidden = tokens.new_empty(1, rows.stop - rows.start + 2, tokens.shape[2], len(weights.expand))
+    inside = hidden[0, before : hidden.shape[1] - after]
+    torch.addmm(weights.expand_bias, tokens[0, border].flatten(0, 1), weights.expand.t(), out=inside.flatten(0, 1))
+    hidden[0, :before] = 0
+    hidden[0, hidden.shape[1] - after :] = 0
+    return as_image(hidden)
 
 
 def _mixed(hidden: Tensor, weights: Weights) -> Tensor:

@@ -31,7 +31,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Returns (B, C, h, w) normalised over the pixels of all ranks or, in eval, by the running moments."""
         if not self.training or _num_ranks() == 1:
             return super().forward(maps)
-        variance, mean = torch.var_mean(maps.detach().float(), dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(_precise(maps.detach()), dim=(0, 2, 3), correction=0)
         pixels = torch.full_like(mean[0], maps.numel() // maps.shape[1])
         moments = over_ranks(Moments(pixels, mean, variance))
         self.track(moments)
@@ -124,13 +124,17 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, *rest = ctx.saved_tensors
         moments = Moments(*rest)
-        values, slopes = maps.float(), grad.float()
+        values, slopes = _precise(maps), _precise(grad)
         normed = (values - _spread(moments.mean)) * _spread(torch.rsqrt(moments.variance + ctx.eps))
         grad_bias, grad_weight = slopes.sum((0, 2, 3)), (slopes * normed).sum((0, 2, 3))
-        scale, slope, offset = input_gradient(moments, ctx.eps, weight.float(), grad_bias, grad_weight)
+        scale, slope, offset = input_gradient(moments, ctx.eps, weight.to(values), grad_bias, grad_weight)
         grad_maps = _spread(scale) * slopes + _spread(slope) * values + _spread(offset)
         grads = grad_maps.to(maps.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
         return None, *grads, None, None, None
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _spread(values: Tensor) -> Tensor:

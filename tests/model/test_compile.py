@@ -1,0 +1,106 @@
+"""The compiler and the exporter take the model whole, at any size, and change nothing."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from segray.losses import cross_entropy
+
+
+class Logits(nn.Module):
+    """torch.export wants a plain module; this one gives the logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)["seg"]
+
+
+def close(ours, theirs):
+    return (ours - theirs).abs().max() < 1e-4 * (theirs.max() - theirs.min())
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("head", ["official", "mmseg"])
+def test_inference_compiles_without_a_break_at_any_size(head, lively, images):
+    model = lively("b0", 5, head=head).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for shape in ((2, 64, 96), (1, 97, 131), (3, 160, 64)):
+            batch = images(*shape)
+            assert close(compiled(batch)["seg"], model(batch)["seg"]), shape
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_train_step_compiles_without_a_break(checkpointing, lively, images):
+    settings = {"drop_path": 0.0, "dropout": 0.0, "checkpointing": checkpointing}
+    model, other = lively("b0", 5, **settings).train(), lively("b0", 5, **settings).train()
+    other.load_state_dict(model.state_dict())
+    compiled = torch.compile(other, fullgraph=True, dynamic=True, backend="aot_eager")
+    batch, mask = images(2, 97, 131), torch.randint(0, 5, (2, 97, 131))
+    for outputs in (model(batch), compiled(batch)):
+        loss, _ = cross_entropy(outputs, {"mask": mask}, ignore_id=255)
+        loss.backward()
+    largest = max(parameter.grad.abs().max() for parameter in model.parameters())
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() < 1e-4 * largest, name
+    torch.testing.assert_close(model.head.bn.running_var, other.head.bn.running_var)
+
+
+def test_a_train_step_with_dropout_and_drop_path_compiles(lively, images):
+    model = lively("b0", 5).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss, _ = cross_entropy(compiled(images(2, 64, 64)), {"mask": torch.ones(2, 64, 64)}, ignore_id=255)
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_gives_the_same_logits(lively, images):
+    model = lively("b0", 5).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for shape in ((2, 64, 96), (1, 97, 131)):
+            batch = images(*shape)
+            assert close(compiled(batch)["seg"], model(batch)["seg"]), shape
+
+
+@pytest.mark.parametrize("head", ["official", "mmseg"])
+def test_export_takes_any_height_width_and_batch(head, lively, images):
+    model = lively("b0", 5, head=head).eval()
+    batch, height, width = (torch.export.Dim(name, min=low) for name, low in (("B", 1), ("H", 32), ("W", 32)))
+    shapes = {"images": {0: batch, 2: height, 3: width}}
+    program = torch.export.export(Logits(model), (images(2, 64, 96),), dynamic_shapes=shapes)
+    with torch.no_grad():
+        for shape in ((1, 97, 131), (3, 32, 200), (2, 64, 96)):
+            inputs = images(*shape)
+            assert close(program.module()(inputs), model(inputs)["seg"]), shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_stays_near_full_precision(training, lively, images):
+    model, batch = lively("b0", 5, drop_path=0.0, dropout=0.0).train(training), images(2, 64, 96)
+    mask = torch.randint(0, 5, (2, 64, 96))
+    losses = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            outputs = model(batch)
+        loss, _ = cross_entropy(outputs, {"mask": mask}, ignore_id=255)
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        losses.append(loss.item())
+    assert outputs["seg"].dtype == torch.bfloat16
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
