@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from segray.capacity import Node, place, widest
 from segray.errors import CapacityError
 
+READ_CPUS = 0.0625  # eight GPUs on a node with one CPU, the poorest there is here
 NODES = st.lists(st.builds(Node, st.integers(1, 128).map(float), st.integers(0, 8).map(float)), min_size=1, max_size=6)
 
 
@@ -14,15 +15,15 @@ NODES = st.lists(st.builds(Node, st.integers(1, 128).map(float), st.integers(0, 
 def test_a_placement_fits_and_leaves_cpus_to_read_with(nodes, workers, device):
     try:
         placed = place(nodes, workers, device)
-    except CapacityError as error:
-        assert f"train.workers is {workers}" in str(error)
+    except CapacityError:
+        on_gpu = device == "cuda" or (device == "auto" and any(node.gpus for node in nodes))
+        assert workers > sum(node.gpus if on_gpu else node.cpus for node in nodes)
         return
-    room = [
-        min(node.cpus / placed.cpus, node.gpus / placed.gpus if placed.gpus else float("inf")) for node in nodes
-    ]
+    room = [min(node.cpus / placed.cpus, node.gpus / placed.gpus if placed.gpus else float("inf")) for node in nodes]
     assert sum(int(slots) for slots in room) >= workers
-    assert sum(node.cpus for node in nodes) - workers * placed.cpus >= 0.5
-    assert placed.read_cpus >= 0.5
+    left = sum(node.cpus for node in nodes) - workers * placed.cpus
+    assert left >= workers * READ_CPUS
+    assert placed.read_cpus >= READ_CPUS
     assert placed.threads >= 1
 
 

@@ -54,7 +54,7 @@ def test_steps_are_what_a_plain_loop_makes():
         expected.append(loss.item())
         with torch.no_grad():
             for parameter in plain.parameters():
-                parameter -= 0.1 / (index + 1) * parameter.grad
+                parameter.sub_(0.1 / (index + 1) * parameter.grad)
     assert [float(step.loss) for step in made] == pytest.approx(expected, rel=1e-5)
     for name, value in plain.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, atol=1e-6), name

@@ -26,7 +26,7 @@ def brute_force(classes, truth, found):
     iou, recall = [], []
     for one in range(classes):
         both = sum(true == one and guess == one for true, guess in pairs)
-        either = sum(true == one or guess == one for true, guess in pairs)
+        either = sum(one in (true, guess) for true, guess in pairs)
         real = sum(true == one for true, _ in pairs)
         iou.append(both / either if either else None)
         recall.append(both / real if real else None)

@@ -67,8 +67,8 @@ def place(nodes: Sequence[Node], workers: int, device: str) -> Placement:
         raise CapacityError(_refusal(nodes, workers, device, fits))
     share = _share(nodes, workers, device)
     threads = max(1, int(share))
-    reserved = threads / 2
-    return Placement(workers, device, threads, reserved, int(device == "cuda"), max(share - reserved, 0.5))
+    reserved = min(threads, share) / 2
+    return Placement(workers, device, threads, reserved, int(device == "cuda"), share - reserved)
 
 
 def _by_gpu(nodes: Sequence[Node]) -> int:

@@ -9,6 +9,7 @@ from segray.errors import ConfigError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 
 
 def in_submitted_job() -> bool:
@@ -41,31 +42,28 @@ def settled(config: Config) -> Config:
     """Returns the config with every place absolute and the tracking store named.
 
     Raises:
-        ConfigError: a place is relative in a submitted job.
+        ConfigError: a place is relative in a submitted job, or the results are no folder.
     """
+    if is_uri(config.results):
+        raise ConfigError(f"results is {config.results}; expected a folder that every node sees under this path.")
     results = absolute("results", config.results)
     data = config.data.model_copy(update={"root": absolute("data.root", config.data.root)})
-    tracking = config.tracking.model_copy(update={"uri": tracking_uri(config.tracking.uri, results)})
+    tracking = config.tracking.model_copy(update={"uri": tracking_uri(config)})
     return config.model_copy(update={"results": results, "data": data, "tracking": tracking})
 
 
-def tracking_uri(uri: str | None, results: str) -> str:
+def tracking_uri(config: Config) -> str:
     """Returns the MLflow URI: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the results.
 
     Raises:
-        ConfigError: a sqlite path is relative in a submitted job, or there is no folder for a default.
+        ConfigError: its path, or that of the results, is relative in a submitted job.
     """
-    uri = uri or os.environ.get(TRACKING_VARIABLE)
+    uri = config.tracking.uri or os.environ.get(TRACKING_VARIABLE)
     if uri is None:
-        if is_uri(results):
-            raise ConfigError(
-                f"tracking.uri is not set and results is {results}; expected the URI of an MLflow server."
-            )
-        return f"sqlite:///{Path(results).parent}/mlflow.db"
-    prefix = "sqlite:///"
-    if uri.startswith(prefix):
-        return prefix + absolute("tracking.uri", uri.removeprefix(prefix))
-    return uri if is_uri(uri) else absolute("tracking.uri", uri)
+        return f"{SQLITE}{Path(absolute('results', config.results)).parent}/mlflow.db"
+    if uri.startswith(SQLITE):
+        return SQLITE + absolute("tracking.uri", uri.removeprefix(SQLITE))
+    return absolute("tracking.uri", uri)
 
 
 def new_run_folder(config: Config) -> tuple[str, str]:
@@ -74,9 +72,6 @@ def new_run_folder(config: Config) -> tuple[str, str]:
     Raises:
         ConfigError: a run of the given name is there already.
     """
-    if is_uri(config.results):
-        name = config.name or _fresh_name(config)
-        return name, f"{config.results.rstrip('/')}/{name}"
     Path(config.results).mkdir(parents=True, exist_ok=True)
     if config.name is not None:
         return config.name, _made(config.results, config.name)

@@ -57,7 +57,12 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
     more.write_text("train: {seed: 2}\ndata: {root: /more}")
     monkeypatch.setenv("SEGRAY_CONFIG", str(base))
     _, found = Parser("x", with_config=True).parse(["--config", str(more), "--data.root", "/flag"])
-    assert (found.results, found.tracking.uri, found.train.seed, found.data.root) == ("/base", "http://base", 2, "/flag")
+    assert (found.results, found.tracking.uri, found.train.seed, found.data.root) == (
+        "/base",
+        "http://base",
+        2,
+        "/flag",
+    )
 
 
 @pytest.mark.parametrize(

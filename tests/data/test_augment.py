@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from segray import config
 from segray.data.augment import PAD_COLOUR, Augment, fit_to_model, model_size, resize_image
 

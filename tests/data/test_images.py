@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
+
 from segray.data import images
 from segray.data.images import (
     UprightImage,

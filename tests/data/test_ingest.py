@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
 from segray.classes import Classes
 from segray.data import ingest
 from segray.data.images import decode_image, decode_mask
@@ -90,7 +91,7 @@ def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path
     # More than one task looks for ids, and most of them do not meet the largest.
     monkeypatch.setattr(ingest, "_SCAN_ROWS", 5)
     source = make_source(tmp_path / "source", most=4)
-    for index in range(5):
+    for index in range(6):
         save_mask(source, "val", index, np.eye(HEIGHT, WIDTH, dtype=np.uint8))
     manifest = converted(source, tmp_path / "five", classes=None)
     assert manifest.classes.names == ("class_0", "class_1", "class_2", "class_3", "class_4")

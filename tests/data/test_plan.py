@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from segray.data import plan as plans
 from segray.data.plan import Plan, row_seed, rows_of, slots_of
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from segray.data.schema import MANIFEST, read_manifest
 from segray.errors import DataError
 

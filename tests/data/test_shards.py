@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from segray.data.images import decode_mask
 from segray.data.schema import COLUMNS, digest_of
 from segray.data.shards import FEWEST_SHARDS, Job, Labels, cut, source_ids, write

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+
 from segray.cluster import cause
 from segray.config import DataConfig
 from segray.data.augment import Augment

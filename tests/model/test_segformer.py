@@ -55,7 +55,9 @@ def gmac(step, *inputs) -> float:
     return counter.get_total_flops() / 2e9
 
 
-@pytest.mark.parametrize("variant", ["b0", "b2", *[pytest.param(name, marks=SLOW) for name in ("b1", "b3", "b4", "b5")]])
+@pytest.mark.parametrize(
+    "variant", ["b0", "b2", *[pytest.param(name, marks=SLOW) for name in ("b1", "b3", "b4", "b5")]]
+)
 def test_multiply_accumulates_are_the_published_ones_unfolded_and_fewer_folded(variant, unfolded):
     for published, size, num_classes in zip(
         MACS[variant], ((512, 512), (1024, 1024), (1024, 2048)), (150, 19, 19), strict=True

@@ -3,18 +3,23 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(*words, cwd, **env):
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture
@@ -43,6 +48,24 @@ def test_from_a_folder_of_pictures_to_a_registered_and_evaluated_model(on_cluste
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again["scores"] == result["scores"]
     assert "Traceback" not in prepared.stderr + trained.stderr + evaluated.stderr
+
+
+def test_ctrl_c_ends_a_run_in_order(on_cluster, streets, tmp_path):
+    words = ["--config", ROOT / "pipelines/configs/demo.yaml", "--data.root", streets, "--data.crop", 32, "--name", "x"]
+    command = [sys.executable, ROOT / "pipelines/train.py", *words, "--train.log_every", 1, "--train.steps", 5000]
+    started = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | on_cluster, stderr=-1, text=True)
+    journal = tmp_path / "results/x/journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and '"metrics"' in journal.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=90)
+    assert started.returncode == 130, said
+    assert "interrupted." in said
+    assert "Traceback" not in said
+    runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert [run.info.status for run in runs] == ["KILLED"]
 
 
 def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():

@@ -145,3 +145,4 @@ def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, str
         shard.write_bytes(content)
     with pytest.raises(DataError, match=r"copy/train/part-0000\d\.parquet cannot be read"):
         fit(with_settings(tiny, data__root=str(copy)), say=quiet)
+    assert list(Path(tiny.results).iterdir()) == []

@@ -31,9 +31,8 @@ def _evaluate() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
     flags, config = parser.parse()
-    settled = places.settled(config)
     root = places.absolute("data.root", flags.data or config.data.root)
-    folder = registry.fetch(flags.model, settled.tracking.uri or "")
+    folder = registry.fetch(flags.model, places.tracking_uri(config))
     found = evaluate(folder, root, flags.split, flags.workers, config.train.device)
     show_scores(Console(), f"{flags.model} on {flags.split}, {found.rows} images", found.scores)
     if flags.json:

@@ -129,7 +129,7 @@ class Config(_Settings):
     name: str | None = None
     """Name of the run and its folder; none makes a fresh one."""
     results: str = "results"
-    """Folder or URI that holds the runs."""
+    """Folder that holds the runs; on a cluster one that every node sees."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()

@@ -5,7 +5,9 @@ augmenting happen on the threads of the process that uses the pixels. See docs/d
 `streaming_split`.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +31,8 @@ from segray.quiet import quieten
 
 Batch = dict[str, Any]
 
-PIECE_BYTES = 32 * 2**20
-READ_CPUS = 0.5
+PIECE_BYTES = 16 * 2**20
+READ_CPUS = 0.25
 
 
 @dataclass(frozen=True)
@@ -209,23 +211,43 @@ def _decode(row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
 
 
 def _batches(
-    source: Source,
-    pieces: list[Piece],
-    collate: Callable[[list[dict[str, Any]]], Batch],
-    batch: int,
-    cpus: float,
-) -> Iterable[Batch]:
-    if not pieces:
-        return ()
+    source: Source, pieces: list[Piece], collate: Callable[[list[dict[str, Any]]], Batch], batch: int, cpus: float
+) -> Iterator[Batch]:
+    """Yields the batches of all pieces, from one short Ray Data pipeline after another, the next one always begun.
+
+    A pipeline with tasks left that waits for its consumer keeps its scheduling loop spinning, and that loop shares
+    the process, and so the interpreter's lock, with the training. A pipeline whose tasks all start at once has read
+    everything, and ended, long before its rows are used up.
+    """
     quieten()
+    if not pieces:
+        return
+
+    def opened(segment: list[Piece]) -> tuple[Batch, Iterator[Batch]]:
+        found = iter(_pipeline(source, segment, collate, batch))
+        return next(found), found
+
+    at_once = max(1, int(cpus / READ_CPUS))
+    segments = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
+    with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
+        ahead = deque(pool.submit(opened, segment) for segment in segments[:1])
+        for upcoming in [*segments[1:], None]:
+            first, rest = ahead.popleft().result()
+            if upcoming is not None:
+                ahead.append(pool.submit(opened, upcoming))
+            yield first
+            yield from rest
+
+
+def _pipeline(
+    source: Source, pieces: list[Piece], collate: Callable[[list[dict[str, Any]]], Batch], batch: int
+) -> Iterable[Batch]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # the plan's order is the point
+    context.op_resource_reservation_enabled = False  # one operator over a bounded segment has nobody to wait for
     dataset: Dataset = ray.data.read_datasource(
-        _Pieces(source, pieces),
-        num_cpus=READ_CPUS,
-        concurrency=max(1, int(cpus / READ_CPUS)),
-        override_num_blocks=len(pieces),
+        _Pieces(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces)
     )
     batches: Iterable[Batch] = dataset.iter_torch_batches(
         batch_size=batch, collate_fn=_Collate(collate), prefetch_batches=4

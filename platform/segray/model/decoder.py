@@ -52,7 +52,7 @@ class FusedHead(nn.Module):
         coarse = [F.linear(level, weight) for level, weight in coarser] + [F.linear(*coarsest, bias)]
         levels = Levels(maps[0], weights[0], coarse)
         assert self.classifier.bias is not None
-        return as_image(classify(levels, self.bn, self._classifier(len(maps[0])), self.classifier.bias))
+        return as_image(classify(levels, self.bn, self._classifier(maps[0].shape[0]), self.classifier.bias))
 
     def _classifier(self, num_images: int) -> Tensor:
         """Returns the classifier's matrix (K, E), or (B, K, E) with the channels that Dropout2d drops set to 0.

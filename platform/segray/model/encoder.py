@@ -72,9 +72,12 @@ class Attention(nn.Module):
         softmax((x Q + q) K) V P + p = softmax(x (Q K) + q K) (V P + p), for the rows of a softmax add up to 1.
         """
         key = key * key.shape[-1] ** -0.5
-        bias = (key @ self.q.bias)[:, None, None]
-        heads = (tensor.unsqueeze(1) for tensor in (tokens.flatten(1, 2), key @ self.q.weight, self.proj(value)))
-        return F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=1.0).view(tokens.shape)
+        query, folded_key, folded_value = tokens.flatten(1, 2), key @ self.q.weight, self.proj(value)
+        bias = key @ self.q.bias  # (B, M)
+        attended = F.scaled_dot_product_attention(
+            query[:, None], folded_key[:, None], folded_value[:, None], attn_mask=bias[:, None, None], scale=1.0
+        )
+        return attended.view(tokens.shape)
 
     def _reduced(self, tokens: Tensor) -> Tensor:
         if self.reduction == 1:
@@ -106,7 +109,7 @@ class Block(nn.Module):
     def _add(self, tokens: Tensor, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
             return tokens + branch
-        kept = F.dropout(branch.new_ones(len(branch), 1, 1, 1), self.drop_path)
+        kept = F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path)
         return torch.addcmul(tokens, branch, kept)
 
 

@@ -38,7 +38,7 @@ def classify(levels: Levels, norm: BatchNorm2d, classifier: Tensor, bias: Tensor
     total = add_resized(F.linear(levels.fine, levels.weight), levels.coarse)
     if norm.training:
         total = norm(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    scores = torch.matmul(F.relu(total).flatten(1, 2), classifier.mT) + bias  # (B, h*w, K)
+    scores = torch.baddbmm(bias, F.relu(total).flatten(1, 2), classifier.mT)  # (B, h*w, K)
     return scores.view(*total.shape[:3], -1)
 
 

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import requests
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
@@ -44,27 +43,26 @@ class Upload:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._folder = folder
         self._uri = uri
-        state = _read_state(folder)
-        self._tail = Tail(folder / JOURNAL, state.get("offset", 0))
-        self.run_id: str | None = state.get("run_id")
-        self.version: str | None = state.get("version")
+        self._offset = 0
+        self.run_id: str | None = None
+        self.version: str | None = None
+        self._restore()
 
     def drain(self) -> None:
-        """Uploads what has come since the last call.
+        """Uploads what has come since the last call, or since another process uploaded.
 
         Raises:
             RegistryError: the server does not answer or refuses; what is left stays in the journal.
         """
-        done = self._tail.offset
         try:
             with _only_uploader(self._folder):
+                self._restore()
                 client = MlflowClient(self._uri, self._uri)
-                for record in self._tail.read():
+                tail = Tail(self._folder / JOURNAL, self._offset)
+                for record in tail.read():
                     self._send(client, record)
-                    done = self._tail.offset
-                    self._save(done)
+                    self._save(tail.offset)
         except UNAVAILABLE as error:
-            self._tail.offset = done
             raise RegistryError(f"MLflow at {self._uri} does not take records: {_reason(error)}") from error
 
     def _send(self, client: MlflowClient, record: Record) -> None:
@@ -85,16 +83,18 @@ class Upload:
         assert self.run_id is not None, "a journal starts with the record of its run"
         return self.run_id
 
+    def _restore(self) -> None:
+        file = self._folder / STATE
+        if file.exists():
+            state = json.loads(file.read_text())
+            self._offset, self.run_id, self.version = state["offset"], state["run_id"], state["version"]
+
     def _save(self, offset: int) -> None:
+        self._offset = offset
         state = {"offset": offset, "run_id": self.run_id, "version": self.version}
         temporary = self._folder / f"{STATE}.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(self._folder / STATE)
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    file = folder / STATE
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 @contextmanager
@@ -144,11 +144,6 @@ def _log_metrics(client: MlflowClient, run_id: str, record: Record) -> None:
 def _key(name: str) -> str:
     """Returns a metric name in the characters MLflow allows; class names hold anything."""
     return "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
-
-
-def tags(commit: str | None) -> dict[str, str]:
-    """Returns the tags of a run."""
-    return {"mlflow.source.git.commit": commit} if commit else {}
 
 
 class Uploading(threading.Thread):

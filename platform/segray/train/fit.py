@@ -1,7 +1,9 @@
 """The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
 
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from segray import capacity, checkpoint, cluster, places, registry
 from segray.classes import Classes
 from segray.config import Config, flat
 from segray.data.schema import Manifest, read_manifest
-from segray.errors import DataError, TrainingError
+from segray.errors import DataError, TrainingError, UserError
 from segray.metrics import Scores, scores
 from segray.tracking import Journal, Upload, Uploading
 from segray.train.report import JournalReports
@@ -56,7 +58,8 @@ class Prepared:
 
     config: Config
     name: str
-    folder: str
+    folder: Path
+    tracking_uri: str
     job: Job
 
 
@@ -69,34 +72,44 @@ def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Pat
         watch: called with the run's folder before training starts, to follow its journal.
 
     Raises:
-        UserError: the run cannot work; nothing is left behind.
+        UserError: the run cannot work; no folder is left behind.
         TrainingError: it started and failed; what it had is in its folder.
     """
     prepared = _prepare(config)
     say(f"run {prepared.name}: {prepared.job.placement}")
-    folder = Path(prepared.folder)
-    journal = Journal(folder)
+    journal = Journal(prepared.folder)
     journal.write("run", **_run_record(prepared))
     journal.write("text", name="config.json", text=prepared.config.model_dump_json(indent=2))
     if watch is not None:
-        watch(folder)
-    uri = prepared.config.tracking.uri or ""
-    uploading = Uploading(Upload(folder, uri), say)
-    uploading.start()
-    status = "FAILED"
-    try:
+        watch(prepared.folder)
+    upload = Upload(prepared.folder, prepared.tracking_uri)
+    with _tracked(prepared, journal, upload, say):
         best = _train(prepared)
-        model = prepared.config.tracking.model
-        journal.write("model", folder=str(best), name=model, aliases=[registry.CHALLENGER])
+        journal.write("model", folder=str(best), name=config.tracking.model, aliases=[registry.CHALLENGER])
+    return _result(prepared, best, upload)
+
+
+@contextmanager
+def _tracked(prepared: Prepared, journal: Journal, upload: Upload, say: Callable[[str], None]) -> Iterator[None]:
+    """Uploads the journal beside the training, and ends the run in it with what became of it."""
+    uploading = Uploading(upload, say)
+    uploading.start()
+    status, keep = "FAILED", True
+    try:
+        yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except UserError:
+        keep = any(prepared.folder.glob(f"*/{checkpoint.META}"))
+        raise
     finally:
         journal.write("end", status=status)
-        if not uploading.finish():
-            say(f"MLflow at {uri} does not have everything; upload it with `segray sync {folder}`.")
-    return _result(prepared, best, Upload(folder, uri))
+        if not uploading.finish() and keep:
+            say(f"what {prepared.tracking_uri} lacks is uploaded later by `segray sync {prepared.folder}`.")
+        if not keep:
+            shutil.rmtree(prepared.folder)
 
 
 def _prepare(config: Config) -> Prepared:
@@ -108,7 +121,7 @@ def _prepare(config: Config) -> Prepared:
     placement = capacity.place(cluster.nodes(), settled.train.workers, settled.train.device)
     name, folder = places.new_run_folder(settled)
     named = settled.model_copy(update={"name": name})
-    return Prepared(named, name, folder, Job(named, manifest, placement))
+    return Prepared(named, name, Path(folder), places.tracking_uri(named), Job(named, manifest, placement))
 
 
 def _check_splits(config: Config, manifest: Manifest) -> None:
@@ -121,7 +134,7 @@ def _run_record(prepared: Prepared) -> dict[str, object]:
     config, manifest = prepared.config, prepared.job.manifest
     commit = git_commit()
     return {
-        "key": f"{prepared.folder}",
+        "key": str(prepared.folder),
         "name": prepared.name,
         "experiment": config.tracking.experiment,
         "params": flat(config),
@@ -160,7 +173,7 @@ def _train(prepared: Prepared) -> Path:
         run_config=RunConfig(
             name=prepared.name,
             storage_path=config.results,
-            callbacks=[JournalReports(prepared.folder)],
+            callbacks=[JournalReports(str(prepared.folder))],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
@@ -171,6 +184,8 @@ def _train(prepared: Prepared) -> Path:
         result = trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
+    except SystemExit as stopped:  # how Ray Train ends a run at Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from stopped
     kept = [(metrics[METRIC], Path(found.path)) for found, metrics in result.best_checkpoints or []]
     if not kept:
         raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
@@ -182,11 +197,11 @@ def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
     classes: Classes = prepared.job.manifest.classes
     return Result(
         name=prepared.name,
-        folder=prepared.folder,
+        folder=str(prepared.folder),
         checkpoint=str(best),
         step=meta.step,
         scores=scores(np.asarray(meta.confusion), classes.names),
-        tracking_uri=prepared.config.tracking.uri or "",
+        tracking_uri=prepared.tracking_uri,
         run_id=upload.run_id,
         model=prepared.config.tracking.model,
         version=upload.version,

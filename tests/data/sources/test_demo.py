@@ -4,12 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-from segray.data.images import decode_image, decode_mask, upright_image
-from segray.data.sources import SOURCES, demo
-from segray.errors import DataError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from segray.data.images import decode_image, decode_mask, upright_image
+from segray.data.sources import SOURCES, demo
+from segray.errors import DataError
 
 IGNORE = 255
 

@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+
 from segray.data.sources import SOURCES, folder
 from segray.errors import DataError
 
