@@ -93,7 +93,7 @@ def _mixed(hidden: Tensor, weights: Weights) -> Tensor:
 
 
 def _in_strips(tokens: Tensor, weights: Weights) -> Tensor:
-    out = torch.empty_like(tokens)
+    out = tokens.new_empty(tokens.shape)
     for image in range(len(tokens)):
         for rows in _strips(tokens, weights):
             mixed = _mixed(_hidden(tokens[image : image + 1], weights, rows), weights)
@@ -116,7 +116,7 @@ class _Remade(torch.autograd.Function):
         tokens, *parameters = ctx.saved_tensors
         weights = Weights(*parameters)
         grad = grad.contiguous()
-        grad_tokens = torch.zeros_like(tokens)
+        grad_tokens = tokens.new_zeros(tokens.shape)
         grads = Weights(*(torch.zeros_like(parameter) for parameter in weights))
         for image in range(len(tokens)):
             one = slice(image, image + 1)

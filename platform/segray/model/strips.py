@@ -88,7 +88,7 @@ class Strips:
         """Returns zeros of the levels' shapes, to hold their gradients."""
         fine, weight, coarse = self.levels
         zeros = [torch.zeros_like(level) for level in coarse]
-        return Levels(torch.empty_like(fine), torch.zeros_like(weight), zeros)
+        return Levels(fine.new_empty(fine.shape), torch.zeros_like(weight), zeros)
 
     def _bands(self, levels: Levels, rows: slice) -> Iterator[tuple[Tensor, slice, Tensor]]:
         """Yields each coarser level, its rows that `rows` are mixed from, and the matrix that mixes them."""

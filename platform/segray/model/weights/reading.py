@@ -100,10 +100,11 @@ def load(
     classifier = tuple(key for key in CLASSIFIER if key in present and _other_classes(present[key], ours[key]))
     _check_shapes(found, {key: value for key, value in present.items() if key not in classifier}, ours)
     used = {piece.key for key in ours for piece in found.pieces(key) or ()}
-    left_over = [key for key in found.state if key not in used and not key.startswith(found.extras)]
+    left_over = [key for key in found.state if key not in used]
     _check_missing(found, [key for key in missing if not _named(key, (*allow_missing, f"*{COUNTER}"))])
     if part == "model":
-        _check_left_over(found, [key for key in left_over if not _named(key, (*allow_left_over, f"*{COUNTER}"))])
+        foreign = [key for key in left_over if not key.startswith(found.extras)]
+        _check_left_over(found, [key for key in foreign if not _named(key, allow_left_over)])
     with torch.no_grad():
         for key, tensor in present.items():
             if key not in classifier:
