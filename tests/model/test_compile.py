@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from segray.losses import cross_entropy
 from segray.model import SegFormer
@@ -47,21 +48,33 @@ def forgotten():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("head", ["official", "mmseg"])
-def test_inference_compiles_without_a_break_at_any_size(head, small, images):
-    model = small(head).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+@pytest.mark.parametrize("head", ["official", pytest.param("mmseg", marks=pytest.mark.slow)])
+def test_inference_compiles_without_a_break(head, small, images):
+    model, batch = small(head).eval(), images(2, 64, 96)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        for shape in ((2, 64, 96), (1, 97, 131), (3, 160, 64)):
+        assert close(compiled(batch)["seg"], model(batch)["seg"])
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_every_size(small, images):
+    model = small().eval()
+    compilations = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=compilations)
+    with torch.no_grad():
+        for shape in ((2, 64, 96), (4, 97, 131), (3, 160, 128)):
             batch = images(*shape)
+            for dim in (0, 2, 3):
+                torch._dynamo.mark_dynamic(batch, dim)
             assert close(compiled(batch)["seg"], model(batch)["seg"]), shape
+    assert compilations.frame_count == 1
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_train_step_compiles_without_a_break(checkpointing, small, images):
     model, other = small().train(), small(checkpointing=checkpointing).train()
     other.load_state_dict(model.state_dict())
-    compiled = torch.compile(other, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     batch, mask = images(2, 97, 131), torch.randint(0, 5, (2, 97, 131))
     for outputs in (model(batch), compiled(batch)):
         loss, _ = cross_entropy(outputs, {"mask": mask}, ignore_id=255)
@@ -72,6 +85,7 @@ def test_a_train_step_compiles_without_a_break(checkpointing, small, images):
     torch.testing.assert_close(model.head.bn.running_var, other.head.bn.running_var)
 
 
+@pytest.mark.slow
 def test_a_train_step_with_dropout_and_drop_path_compiles(small, images):
     model = small(drop=0.1).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -92,6 +106,7 @@ def test_inductor_takes_b0_whole_and_gives_the_same_logits(lively, images):
             assert close(compiled(batch)["seg"], model(batch)["seg"]), shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["official", "mmseg"])
 def test_export_takes_any_height_width_and_batch(head, small, images):
     model = small(head).eval()

@@ -1,5 +1,6 @@
 """The encoder: drop path, epsilons, start values, checkpointing."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def test_drop_path_rises_linearly_from_0_over_all_blocks():
     rates = [block.drop_path for block in blocks(build("b2", 3, drop_path=0.3).encoder)]
     assert rates[0] == 0.0
     assert rates[-1] == pytest.approx(0.3)
-    steps = [after - before for before, after in zip(rates[:-1], rates[1:], strict=True)]
+    steps = [after - before for before, after in itertools.pairwise(rates)]
     assert steps == pytest.approx([0.3 / 15] * 15)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segray.errors import ModelError
-from segray.model import build
+from segray.model import build, weights
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
 BROKEN = """
@@ -106,8 +106,6 @@ def test_a_broken_promise_is_named(setting, reference, message, parts):
 
 
 def test_a_model_of_ones_own_parts_keeps_its_weights(parts, tmp_path, images):
-    from segray.model import weights
-
     module, _ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     parts("my_parts", module)
     made = [build("b0", 3, encoder="my_parts:ConvEncoder", head="my_parts:AuxiliaryHead").eval() for _ in range(2)]

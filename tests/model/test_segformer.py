@@ -157,11 +157,11 @@ def test_images_below_32_pixels_are_refused(size):
 
 
 def test_settings_that_do_not_exist_are_refused_with_those_that_do():
-    with pytest.raises(ModelError, match="model.variant is 'b6'; expected one of b0, b1, b2, b3, b4, b5"):
+    with pytest.raises(ModelError, match=r"model.variant is 'b6'; expected one of b0, b1, b2, b3, b4, b5"):
         build("b6", 3)
-    with pytest.raises(ModelError, match="model.head is 'offical'; expected .*did you mean 'official'"):
+    with pytest.raises(ModelError, match=r"model.head is 'offical'; expected .*did you mean 'official'"):
         build("b0", 3, head="offical")
-    with pytest.raises(ModelError, match="model.norm_eps is 'nvlabs'; expected one of official, mmseg, transformers"):
+    with pytest.raises(ModelError, match=r"model.norm_eps is 'nvlabs'; expected one of official, mmseg, transformers"):
         build("b0", 3, norm_eps="nvlabs")
-    with pytest.raises(ModelError, match="num_classes is 0"):
+    with pytest.raises(ModelError, match=r"num_classes is 0"):
         build("b0", 0)

@@ -1,8 +1,8 @@
 """The feed-forward layer of a block, whose depth-wise convolution is also what tells positions apart.
 
 Its hidden map is four times as wide as the tokens. On a CPU it is made a few rows at a time, in cache: inference never
-holds it, and training makes it again in the backward pass where it is large, which takes no longer than to fetch it
-from memory, and a fifth of the memory.
+holds it, and training, where it is large, makes it again in the backward pass, which takes no longer than to write it
+to memory and fetch it from there.
 """
 
 from typing import NamedTuple, Protocol
@@ -39,12 +39,13 @@ class MixFFN(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns a map of the shape (B, h, w, C) of `tokens`."""
-        weights = Weights(*self.parameters())
-        if wanted(tokens) and not torch.is_grad_enabled():
-            return _in_strips(tokens, weights)
-        if wanted(tokens) and len(_strips(tokens, weights)) >= FEWEST_STRIPS:
-            remade: Tensor = _Remade.apply(tokens, *weights)  # type: ignore[no-untyped-call]
-            return remade
+        if wanted(tokens):
+            weights = Weights(*self.parameters())
+            if not torch.is_grad_enabled():
+                return _in_strips(tokens, weights)
+            if len(_strips(tokens, weights)) >= FEWEST_STRIPS:
+                remade: Tensor = _Remade.apply(tokens, *weights)  # type: ignore[no-untyped-call]
+                return remade
         mixed = as_tokens(self.mix(as_image(self.fc1(tokens))))
         out: Tensor = self.fc2(F.gelu(mixed))
         return out

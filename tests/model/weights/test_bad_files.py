@@ -1,4 +1,4 @@
-"""Files that cannot be loaded: each is refused with what was found and what was expected, and the model is untouched."""
+"""Files that cannot be loaded: each is refused with what was found and expected, the model untouched."""
 
 import pickle
 from pathlib import Path
@@ -37,12 +37,12 @@ class Malicious:
 
 
 def test_a_missing_file(model, tmp_path):
-    with pytest.raises(CheckpointError, match="nothing.pth are not there; expected a .safetensors or .pth file"):
+    with pytest.raises(CheckpointError, match=r"nothing.pth are not there; expected a .safetensors or .pth file"):
         weights.load(model, tmp_path / "nothing.pth")
 
 
 def test_an_empty_folder(model, tmp_path):
-    with pytest.raises(CheckpointError, match="holds no weights; expected one of model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no weights; expected one of model.safetensors"):
         weights.load(model, tmp_path)
 
 
@@ -51,7 +51,7 @@ def test_an_empty_folder(model, tmp_path):
 )
 def test_another_variant(model, layout, name, tmp_path):
     target = weights.save(build("b1", 3), tmp_path / name, layout)
-    with pytest.raises(CheckpointError, match="are of a b1; the model is a b0"):
+    with pytest.raises(CheckpointError, match=r"are of a b1; the model is a b0"):
         weights.load(model, target)
 
 
@@ -62,7 +62,7 @@ def test_another_variant_of_the_same_widths(tmp_path):
     torch.save(
         {key: torch.zeros(()).expand(value.shape) for key, value in b3.state_dict().items()}, tmp_path / "b3.pth"
     )
-    with pytest.raises(CheckpointError, match="are of a b3; the model is a b2"):
+    with pytest.raises(CheckpointError, match=r"are of a b3; the model is a b2"):
         weights.load(b2, tmp_path / "b3.pth")
 
 
@@ -79,7 +79,7 @@ def test_a_truncated_file(model, name, tmp_path):
 @pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
 def test_an_html_page(model, name, tmp_path):
     (tmp_path / name).write_text("<!DOCTYPE html>\n<html><body>404: not found</body></html>")
-    with pytest.raises(CheckpointError, match="text that starts with '<!doctype html>"):
+    with pytest.raises(CheckpointError, match=r"text that starts with '<!doctype html>"):
         weights.load(model, tmp_path / name)
 
 
@@ -96,14 +96,14 @@ def test_a_malicious_pickle_is_refused_and_not_run(model, legacy, tmp_path):
         (tmp_path / "evil.pth").write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match="hold more than tensors and plain values"):
+    with pytest.raises(CheckpointError, match=r"hold more than tensors and plain values"):
         weights.load(model, tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_without_tensors(model, tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="hold no tensors"):
+    with pytest.raises(CheckpointError, match=r"hold no tensors"):
         weights.load(model, tmp_path / "w.pth")
 
 
@@ -143,18 +143,18 @@ def test_names_of_nobody(model, tmp_path):
 def test_an_encoder_where_a_whole_model_is_expected(model, tmp_path):
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     torch.save(encoder, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="hold an encoder and no decode head; load part='encoder'"):
+    with pytest.raises(CheckpointError, match=r"hold an encoder and no decode head; load part='encoder'"):
         weights.load(model, tmp_path / "w.pth")
 
 
 def test_the_head_of_another_layout(model, tmp_path):
     file = weights.save(build("b0", 3, head="mmseg"), tmp_path / "w.pth", "mmseg")
     with pytest.raises(
-        ModelError, match="have the head of mmseg; the model's is a OfficialHead; build it with head='mmseg'"
+        ModelError, match=r"have the head of mmseg; the model's is a OfficialHead; build it with head='mmseg'"
     ):
         weights.load(model, file)
 
 
 def test_a_part_that_does_not_exist(model, tmp_path):
-    with pytest.raises(ModelError, match="part is 'encodr'; .*did you mean 'encoder'"):
+    with pytest.raises(ModelError, match=r"part is 'encodr'; .*did you mean 'encoder'"):
         weights.load(model, tmp_path, part="encodr")

@@ -1,6 +1,7 @@
 """Every layout that is written is read again, and by its owner's own code where that is at hand."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,18 +145,16 @@ def test_saving_leaves_nothing_but_the_named_file(lively, target):
 
 
 def test_a_layout_without_names_for_the_model_is_refused(target):
-    with pytest.raises(ModelError, match="mmseg has no names for a Encoder with a OfficialHead"):
+    with pytest.raises(ModelError, match=r"mmseg has no names for a Encoder with a OfficialHead"):
         weights.save(build("b0", 3), target("mmseg"), "mmseg")
-    with pytest.raises(ModelError, match="layout is 'transformer'; .*did you mean 'transformers'"):
+    with pytest.raises(ModelError, match=r"layout is 'transformer'; .*did you mean 'transformers'"):
         weights.save(build("b0", 3), target("mmseg"), "transformer")
-    with pytest.raises(ModelError, match="2 class names for 3 classes"):
+    with pytest.raises(ModelError, match=r"2 class names for 3 classes"):
         weights.save(build("b0", 3), target("transformers"), "transformers", class_names=["a", "b"])
 
 
 def test_a_real_third_party_file_of_smp_is_loaded(tmp_path):
     """The wheel windblade_seg 0.1.0 holds one; it is fetched by hand and named by SEGRAY_WINDBLADE."""
-    import os
-
     wheel = os.environ.get("SEGRAY_WINDBLADE")
     if wheel is None:
         pytest.skip("SEGRAY_WINDBLADE names no wheel of windblade_seg 0.1.0")
