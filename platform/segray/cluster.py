@@ -42,7 +42,6 @@ def connect() -> None:
             ray.init(address=address, logging_level=logging.WARNING)
         else:
             _lock()
-            os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "30")  # 5 s are short on a busy laptop
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
             ray.init(address="local", num_cpus=available_cpus(), logging_level=logging.WARNING)
     except (ConnectionError, RayError, RuntimeError) as error:

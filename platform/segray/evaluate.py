@@ -14,10 +14,11 @@ from segray import capacity, checkpoint, cluster, places
 from segray.capacity import Placement
 from segray.classes import Classes
 from segray.config import Config
+from segray.data.pieces import Source
 from segray.data.plan import rows_of
 from segray.data.schema import read_manifest
-from segray.data.stream import Source, evaluation_rows
-from segray.errors import DataError, SegrayError
+from segray.data.stream import evaluation_rows
+from segray.errors import ConfigError, DataError, SegrayError
 from segray.metrics import Confusion, Scores, scores
 from segray.predict import count
 
@@ -57,7 +58,10 @@ def evaluate(folder: Path, root: str, split: str, workers: int | None = None, de
         CheckpointError: the folder is no whole checkpoint.
         DataError: no such dataset or split, other classes than the model's, or a damaged shard.
         CapacityError: the cluster cannot hold the workers.
+        ConfigError: fewer than one worker.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}; expected at least 1.")
     meta = checkpoint.load_meta(folder)
     config, classes = checkpoint.load_config(folder), checkpoint.load_classes(folder)
     root = places.absolute("data.root", root)

@@ -11,9 +11,10 @@ from segray.cluster import cause
 from segray.config import DataConfig
 from segray.data.augment import Augment
 from segray.data.images import decode_image, decode_mask
+from segray.data.pieces import Piece, Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import read_manifest
-from segray.data.stream import Piece, Source, evaluation_rows, training_batches
+from segray.data.stream import evaluation_rows, training_batches
 from segray.errors import DataError
 
 BATCH = 4

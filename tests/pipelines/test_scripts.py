@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
@@ -50,15 +51,24 @@ def test_from_a_folder_of_pictures_to_a_registered_and_evaluated_model(on_cluste
     assert "Traceback" not in prepared.stderr + trained.stderr + evaluated.stderr
 
 
-def test_ctrl_c_ends_a_run_in_order(on_cluster, streets, tmp_path):
+@pytest.fixture
+def started(on_cluster, streets, tmp_path):
+    """A run without end that has made its first steps; ended, whatever becomes of the test."""
     words = ["--config", ROOT / "pipelines/configs/demo.yaml", "--data.root", streets, "--data.crop", 32, "--name", "x"]
     command = [sys.executable, ROOT / "pipelines/train.py", *words, "--train.log_every", 1, "--train.steps", 5000]
-    started = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | on_cluster, stderr=-1, text=True)
+    process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=os.environ | on_cluster, stderr=-1, text=True)
     journal = tmp_path / "results/x/journal.jsonl"
     deadline = time.monotonic() + 120
     while not (journal.exists() and '"metrics"' in journal.read_text()):
         assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.2)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_ends_a_run_in_order(started, tmp_path):
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=90)
     assert started.returncode == 130, said
@@ -66,6 +76,15 @@ def test_ctrl_c_ends_a_run_in_order(on_cluster, streets, tmp_path):
     assert "Traceback" not in said
     runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert [run.info.status for run in runs] == ["KILLED"]
+
+
+def test_a_killed_run_gives_the_cluster_back(started):
+    assert ray.available_resources()["CPU"] < 2
+    started.kill()
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
 
 
 def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():

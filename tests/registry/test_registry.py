@@ -68,14 +68,8 @@ def test_a_reference_to_nothing_says_what_there_is(store, reference, said):
 def test_mlflow_loads_a_version_without_pickles_and_gives_the_predictors_mask(store, monkeypatch):
     uri, _, _, folder, _ = store
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        loaded = mlflow.pyfunc.load_model("models:/streets@challenger")
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # set_tracking_uri would leave its mark on the tests after this
+    loaded = mlflow.pyfunc.load_model("models:/streets@challenger")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
     answer = loaded.predict(pd.DataFrame({"image": [encoded]}))

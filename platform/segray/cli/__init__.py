@@ -7,6 +7,7 @@ COMMANDS = {
     "prepare": "write a dataset as parquet shards",
     "train": "train a model and register it",
     "evaluate": "count a model's hits and misses on a split",
+    "benchmark": "measure ours beside a peer's",
     "sync": "upload what a run could not send to MLflow",
 }
 

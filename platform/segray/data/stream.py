@@ -8,12 +8,10 @@ augmenting happen on the threads of the process that uses the pixels. See docs/d
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
@@ -24,8 +22,8 @@ from ray.data.datasource import Datasource, ReadTask
 
 from segray.data.augment import Augment, fit_to_model
 from segray.data.images import decode_image, decode_mask
+from segray.data.pieces import Piece, Source
 from segray.data.plan import Plan, row_seed
-from segray.data.schema import Shard, Split, filesystem
 from segray.errors import DataError
 from segray.quiet import quieten
 
@@ -33,75 +31,6 @@ Batch = dict[str, Any]
 
 PIECE_BYTES = 16 * 2**20
 READ_CPUS = 0.25
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one read task fetches: rows of a split in the order they are wanted, with their seeds."""
-
-    rows: tuple[int, ...]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A split of a dataset on some storage, addressed by row number.
-
-    Attributes:
-        root: folder or URI of the dataset.
-        split: the split's part of the manifest.
-    """
-
-    root: str
-    split: Split
-
-    def group_rows(self) -> tuple[int, ...]:
-        """Returns the rows of every row group, shard after shard."""
-        return tuple(rows for shard in self.split.shards for rows in shard.row_groups)
-
-    @property
-    def row_bytes(self) -> float:
-        """Mean encoded size of a row."""
-        return sum(shard.bytes for shard in self.split.shards) / max(1, self.split.rows)
-
-    def read(self, piece: Piece) -> pa.Table:
-        """Returns the encoded rows of a piece in its order, with columns `row` and `seed`.
-
-        Raises:
-            DataError: a shard is missing or damaged; it is named.
-        """
-        wanted = np.asarray(piece.rows, dtype=np.int64)
-        tables, found = [], []
-        for shard, first in self._shards():
-            inside = np.unique(wanted[(wanted >= first) & (wanted < first + shard.rows)])
-            if len(inside):
-                table, rows = _read_shard(self.root, shard, inside - first)
-                tables.append(table)
-                found.append(rows + first)
-        rows = np.concatenate(found)
-        table = pa.concat_tables(tables).take(np.searchsorted(rows, wanted))
-        return table.append_column("row", pa.array(wanted)).append_column("seed", pa.array(piece.seeds))
-
-    def _shards(self) -> Iterator[tuple[Shard, int]]:
-        first = 0
-        for shard in self.split.shards:
-            yield shard, first
-            first += shard.rows
-
-
-def _read_shard(root: str, shard: Shard, rows: NDArray[np.int64]) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Returns (table, rows) of the wanted rows of one shard, ascending, reading only their row groups."""
-    fs, path = filesystem(root)
-    ends = np.cumsum(shard.row_groups)
-    group_of = np.searchsorted(ends, rows, side="right")
-    groups = np.unique(group_of)
-    try:
-        with pq.ParquetFile(f"{path}/{shard.path}", filesystem=fs, page_checksum_verification=True) as file:
-            table = file.read_row_groups(groups.tolist(), columns=["id", "image", "mask"], use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again.") from error
-    read = np.concatenate([np.arange(ends[g] - shard.row_groups[g], ends[g]) for g in groups])
-    return table.take(np.searchsorted(read, rows)), rows
 
 
 class _Pieces(Datasource):  # type: ignore[misc]

@@ -11,6 +11,8 @@ import numpy as np
 import ray.train
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from segray import capacity, checkpoint, cluster, places, registry
 from segray.classes import Classes
@@ -61,6 +63,19 @@ class Prepared:
     folder: Path
     tracking_uri: str
     job: Job
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer without its placement group cleaner.
+
+    The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
+    traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
+    the cluster frees it when the controller or its driver dies.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Path], None] | None = None) -> Result:
@@ -161,7 +176,7 @@ def _train(prepared: Prepared) -> Path:
     """Returns the folder of the best checkpoint of the run."""
     placement, config = prepared.job.placement, prepared.config
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config={"job": prepared.job},
         scaling_config=ScalingConfig(

@@ -22,9 +22,10 @@ from segray import checkpoint, losses, metrics
 from segray.capacity import Placement
 from segray.config import Config
 from segray.data.augment import Augment
+from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import Manifest
-from segray.data.stream import Source, evaluation_rows, training_batches
+from segray.data.stream import evaluation_rows, training_batches
 from segray.loop import Meter, Step, steps
 from segray.optim import adamw, lr_factor
 from segray.predict import count
