@@ -15,8 +15,15 @@ from segray.quiet import quieten
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder on the Python path of the cluster's workers."""
+    return tmp_path_factory.mktemp("plugins")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(plugins: Path) -> Iterator[str]:
     """The address of a small Ray cluster of this process; nobody else's is touched."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")]))
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")

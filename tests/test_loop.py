@@ -75,7 +75,7 @@ def test_an_ignored_batch_divides_by_one_and_not_by_zero():
 def test_the_meter_averages_and_starts_anew():
     meter = Meter()
     for loss in (1.0, 3.0):
-        meter.add(Step(1, torch.tensor(loss), 0.1, 4, 0.5))
+        meter.add(Step(1, torch.tensor(loss), {"aux": torch.tensor(loss / 2)}, 0.1, 4, 0.5))
     taken = meter.take()
-    assert (taken["loss"], taken["images"], taken["wait_s"]) == (2.0, 8.0, 1.0)
+    assert (taken["loss"], taken["loss/aux"], taken["images"], taken["wait_s"]) == (2.0, 1.0, 8.0, 1.0)
     assert meter.take()["images"] == 0

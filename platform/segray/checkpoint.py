@@ -137,10 +137,19 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def build_model(config: Config, classes: Classes) -> nn.Module:
+def build_model(config: Config, classes: Classes) -> models.SegFormer:
     """Returns the model a Config describes, with freshly drawn parameters."""
     settings = config.model
-    return models.build(settings.variant, classes.num_classes, drop_path=settings.drop_path, dropout=settings.dropout)
+    return models.build(
+        settings.variant,
+        classes.num_classes,
+        encoder=settings.encoder,
+        head=settings.head,
+        drop_path=settings.drop_path,
+        dropout=settings.dropout,
+        norm_eps=settings.norm_eps,
+        checkpointing=settings.checkpointing,
+    )
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from segray.losses import Loss
 from segray.optim import set_lr
 
 Batch = Mapping[str, Any]
-Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Step:
     Attributes:
         step: steps made so far, this one included.
         loss: mean loss over this rank's share, detached, on the device: reading it waits for the device.
+        parts: what the loss is made of, by name, likewise.
         lr: the encoder's learning rate of this step.
         images: images this rank contributed.
         wait_s: seconds this rank waited for its batch.
@@ -30,6 +31,7 @@ class Step:
 
     step: int
     loss: Tensor
+    parts: Mapping[str, Tensor]
     lr: float
     images: int
     wait_s: float
@@ -65,11 +67,12 @@ def steps(
         factor = lr_factor(index)
         set_lr(optimiser, factor)
         normaliser = global_pixels(moved["mask"], ignore_id)
-        total, _ = loss(model(moved["image"]), moved, ignore_id=ignore_id, normaliser=normaliser)
+        total, parts = loss(model(moved["image"]), moved, ignore_id=ignore_id, normaliser=normaliser)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()
-        yield Step(index + 1, total.detach(), optimiser.param_groups[0]["lr"], len(moved["mask"]), waited)
+        lr = optimiser.param_groups[0]["lr"]
+        yield Step(index + 1, total.detach(), parts, lr, len(moved["mask"]), waited)
         model.train()
         asked = perf_counter()
 
@@ -92,21 +95,22 @@ class Meter:
     """Sums steps up between two reports."""
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []
+        self._losses: list[dict[str, Tensor]] = []
         self._images = 0
         self._wait_s = 0.0
         self._since = perf_counter()
 
     def add(self, step: Step) -> None:
         """Counts a step in."""
-        self._losses.append(step.loss)
+        self._losses.append({"loss": step.loss} | {f"loss/{name}": part for name, part in step.parts.items()})
         self._images += step.images
         self._wait_s += step.wait_s
 
     def take(self) -> dict[str, float]:
-        """Returns this rank's mean loss, images and seconds since the last call, and starts anew."""
+        """Returns this rank's mean loss and parts of it, images and seconds since the last call, and starts anew."""
+        names = self._losses[0] if self._losses else {}
         taken = {
-            "loss": float(torch.stack(self._losses).mean()) if self._losses else 0.0,
+            **{name: float(torch.stack([losses[name] for losses in self._losses]).mean()) for name in names},
             "images": float(self._images),
             "wait_s": self._wait_s,
             "elapsed_s": perf_counter() - self._since,

@@ -1,6 +1,6 @@
 """Losses on logits at a quarter of the mask's size; the resizing to the mask is the loss's own business."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -8,9 +8,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segray.errors import DataError
+from segray.model import plugins
 from segray.model.resize import interpolation, source_rows
 
 # Full-resolution logits that are held at once: a few rows in a CPU core's cache, enough at a time to fill a GPU.
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
@@ -43,6 +46,17 @@ def cross_entropy(
     summed: Tensor = _SummedCrossEntropy.apply(logits, mask, ignore_id)  # type: ignore[no-untyped-call]
     total = summed / normaliser
     return total, {"ce": total.detach()}
+
+
+def named(name: str) -> Loss:
+    """Returns the loss that a setting names: "cross_entropy", or `module:attribute` of the user's own.
+
+    A loss is called as `cross_entropy` is: with outputs, batch, `ignore_id` and `normaliser`.
+
+    Raises:
+        ModelError: it cannot be imported or is no function.
+    """
+    return plugins.factory("model.loss", name) if plugins.is_reference(name) else cross_entropy
 
 
 def _check_ids(mask: Tensor, num_classes: int, ignore_id: int) -> None:

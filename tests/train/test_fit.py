@@ -1,6 +1,7 @@
 """The main job on a real cluster: trained, tracked, registered, evaluated, and the same again from the same seed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from segray import checkpoint, config, registry
 from segray.data.schema import read_manifest
-from segray.errors import CapacityError, ConfigError, DataError
+from segray.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError
 from segray.evaluate import evaluate
 from segray.train import fit
 
@@ -93,6 +94,28 @@ def test_the_same_seed_gives_the_same_losses_and_a_new_run(tiny):
     assert [first.version, second.version, other.version] == ["1", "2", "3"]
 
 
+def test_a_run_starts_from_the_weights_it_names(trained, tiny, streets):
+    said = []
+    source = f"models:/segray/{trained.version}"
+    settings = {"model__init": source, "tracking__uri": trained.tracking_uri, "train__steps": 2, "optim__lr": 1e-12}
+    continued = fit(with_settings(tiny, **settings), say=said.append)
+    assert any(line.startswith("start: ") and "tensors of the model" in line for line in said), said
+    ours, theirs = (checkpoint.load_weights(Path(result.checkpoint)) for result in (continued, trained))
+    learned = {name for name in ours if "running" not in name and "num_batches" not in name}
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in learned)
+
+
+def test_a_head_and_a_loss_of_ones_own_are_trained_and_the_parts_of_the_loss_recorded(tiny, plugins, monkeypatch):
+    document = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    module = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[0]
+    (plugins / "my_parts.py").write_text(module)
+    monkeypatch.syspath_prepend(plugins)
+    own = {"encoder": "my_parts:ConvEncoder", "head": "my_parts:AuxiliaryHead", "loss": "my_parts:loss"}
+    result = fit(with_settings(tiny, **{f"model__{name}": value for name, value in own.items()}), say=quiet)
+    values = records(result, "metrics")[0]["values"]
+    assert values["train/loss"] == pytest.approx(values["train/loss/ce"] + 0.4 * values["train/loss/aux"], rel=1e-5)
+
+
 def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(tiny, tmp_path, capsys):
     said = []
     away = with_settings(tiny, tracking__uri="http://127.0.0.1:9")
@@ -112,6 +135,9 @@ def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(tiny, tmp
         ({"train__device": "cuda"}, CapacityError, "0 GPUs"),
         ({"data__val_split": "valid"}, DataError, "it has train, val, test"),
         ({"data__root": "/nowhere"}, DataError, "/nowhere holds no dataset"),
+        ({"model__init": "nowhere.pth"}, CheckpointError, "nowhere.pth"),
+        ({"model__loss": "nowhere:loss"}, ModelError, "nowhere"),
+        ({"model__head": "nowhere:Head"}, ModelError, "nowhere"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once_and_leaves_nothing(tiny, changes, error, said):

@@ -59,10 +59,31 @@ class ModelConfig(_Settings):
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b0"
     """Size of the model."""
+    init: str | None = None
+    """Weights to start from: a folder, a file, a hub id or models:/NAME@ALIAS; none draws them at random."""
+    encoder: str = "mit"
+    """Encoder: mit, or module:attribute of your own (docs/plugins.md)."""
+    head: str = "official"
+    """Decode head: official, mmseg, or module:attribute of your own."""
+    loss: str = "cross_entropy"
+    """Loss: cross_entropy, or module:attribute of your own."""
+    norm_eps: Literal["official", "mmseg", "transformers"] = "official"
+    """Whose epsilons the layer norms have; take those of the weights to start from."""
+    checkpointing: bool = False
+    """Compute blocks again in the backward pass instead of keeping them: less memory, more time."""
     drop_path: Fraction = 0.1
     """Largest stochastic-depth rate; it rises linearly from 0 over the blocks."""
     dropout: Fraction = 0.1
     """Dropout of whole channels before the classifier."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = {"encoder": ("mit",), "head": ("official", "mmseg"), "loss": ("cross_entropy",)}
+        for name, values in known.items():
+            value = getattr(self, name)
+            if value not in values and ":" not in value:
+                raise _impossible(f"model.{name}", value, f"{', '.join(values)}, or module:attribute")
+        return self
 
 
 class OptimConfig(_Settings):

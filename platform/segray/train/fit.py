@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import ray
 import ray.train
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
+from torch import Tensor
 
-from segray import capacity, checkpoint, cluster, places, registry
+from segray import capacity, checkpoint, cluster, losses, places, registry
 from segray.classes import Classes
 from segray.config import Config, flat
 from segray.data.schema import Manifest, read_manifest
 from segray.errors import DataError, TrainingError, UserError
 from segray.metrics import Scores, scores
+from segray.model.weights import load
 from segray.tracking import Journal, Upload, Uploading
 from segray.train.report import JournalReports
 from segray.train.worker import Job, work
@@ -90,7 +93,7 @@ def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Pat
         UserError: the run cannot work; no folder is left behind.
         TrainingError: it started and failed; what it had is in its folder.
     """
-    prepared = _prepare(config)
+    prepared = _prepare(config, say)
     say(f"run {prepared.name}: {prepared.job.placement}")
     journal = Journal(prepared.folder)
     journal.write("run", **_run_record(prepared))
@@ -127,16 +130,29 @@ def _tracked(prepared: Prepared, journal: Journal, upload: Upload, say: Callable
             shutil.rmtree(prepared.folder)
 
 
-def _prepare(config: Config) -> Prepared:
+def _prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     """Returns the run, after everything that can be known to fail was tried."""
     settled = places.settled(config)
     manifest = read_manifest(settled.data.root)
     _check_splits(settled, manifest)
+    losses.named(settled.model.loss)
+    weights = _initial_weights(settled, manifest.classes, say)
     cluster.connect()
     placement = capacity.place(cluster.nodes(), settled.train.workers, settled.train.device)
+    init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     name, folder = places.new_run_folder(settled)
     named = settled.model_copy(update={"name": name})
-    return Prepared(named, name, Path(folder), places.tracking_uri(named), Job(named, manifest, placement))
+    return Prepared(named, name, Path(folder), places.tracking_uri(named), Job(named, manifest, placement, init))
+
+
+def _initial_weights(config: Config, classes: Classes, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+    """Returns the state dict that every rank starts from; builds the model in any case, so that it fails here."""
+    model = checkpoint.build_model(config, classes)
+    if config.model.init is None:
+        return None
+    source = registry.fetch(config.model.init, places.tracking_uri(config))
+    say(f"start: {load(model, str(source), part='auto')}")
+    return model.state_dict()
 
 
 def _check_splits(config: Config, manifest: Manifest) -> None:

@@ -33,7 +33,11 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
     meters = [report["meter"] for report in reports]
     elapsed = max(meter["elapsed_s"] for meter in meters)
     values = {
-        "train/loss": sum(meter["loss"] for meter in meters) / len(meters),
+        **{
+            f"train/{name}": sum(meter[name] for meter in meters) / len(meters)
+            for name in meters[0]
+            if name.startswith("loss")
+        },
         "train/lr": reports[0]["lr"],
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),

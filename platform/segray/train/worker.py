@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -34,11 +35,19 @@ from segray.quiet import quieten
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs to know; the same for every rank."""
+    """Everything a worker needs to know; the same for every rank.
+
+    Attributes:
+        config: the run's.
+        manifest: of its dataset.
+        placement: what each rank gets.
+        init: the state dict to start from; none keeps what was drawn.
+    """
 
     config: Config
     manifest: Manifest
     placement: Placement
+    init: ray.ObjectRef | None = None
 
 
 @dataclass
@@ -79,7 +88,10 @@ def _start(job: Job) -> tuple[Rank, int]:
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.placement.threads)
     torch.manual_seed(config.train.seed)  # the same weights on every rank
-    model = checkpoint.build_model(config, job.manifest.classes).to(device)
+    model = checkpoint.build_model(config, job.manifest.classes)
+    if job.init is not None:
+        model.load_state_dict(ray.get(job.init))
+    model.to(device)
     optimiser = adamw(model, config.optim)
     torch.manual_seed(config.train.seed * 1_000_003 + rank + 1)  # but dropout of its own
     start = _restore(model, optimiser)
@@ -123,7 +135,7 @@ def _steps(rank: Rank, trained: nn.Module, start: int) -> Iterator[Step]:
     )
     return steps(
         trained,
-        losses.cross_entropy,
+        losses.named(config.model.loss),
         rank.optimiser,
         batches,
         lr_factor=partial(lr_factor, config=config.optim, steps=config.train.steps),
