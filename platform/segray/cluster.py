@@ -15,15 +15,6 @@ from segray.quiet import quieten
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head node
 MOST_NODES = 1000
 
-QUIET = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours is on the terminal
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # a worker must not ask the network for news at import
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports wait for the controller's poll; its default is 2 s
-}
-
 
 def connect() -> None:
     """Joins the cluster of RAY_ADDRESS (as in a submitted job), or starts a private one on this machine.
@@ -33,9 +24,8 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     quieten()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for its poll; its default is 2 s
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:

@@ -1,6 +1,7 @@
 """Keeps libraries from talking over our own lines; their logs stay in Ray's session folder."""
 
 import logging
+import os
 
 LEVELS = {
     "ray.data": logging.WARNING,
@@ -10,9 +11,18 @@ LEVELS = {
     "alembic": logging.WARNING,
     "mlflow": logging.WARNING,
 }
+VARIABLES = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours is on the terminal
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # a worker must not ask the network for news at import
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def quieten() -> None:
-    """Sets the levels in this process; to be called in every process that uses these libraries."""
+    """Sets levels, and variables that are not set yet, in every process that uses these libraries."""
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)

@@ -78,6 +78,11 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
         (["prepare", "--format", "folder", "--source", "nowhere", "--out", "x"], "nowhere"),
         (["evaluate", "--model", "nowhere", "--data", "x"], "nowhere"),
         (["evaluate"], "--model"),
+        (["evaluate", "--model", "nowhere", "--data", "x", "--workers", "0"], "--workers is 0; expected at least 1."),
+        (["train", "--model.head", "mmsegg"], "model.head is mmsegg; expected official, mmseg, or module:attribute"),
+        (["benchmark", "model", "--variant", "b6"], "invalid choice: 'b6'"),
+        (["benchmark", "model", "--batch", "0"], "--batch is 0; expected at least 1."),
+        (["benchmark", "model", "--device", "cuda"], "torch finds no GPU here"),
         (["sync", "nowhere"], "nowhere holds no journal.jsonl"),
     ],
 )

@@ -1,5 +1,6 @@
 """`ray job submit` on a head of its own, with token authentication: the documented command, to the registry."""
 
+import json
 import os
 import secrets
 import shlex
@@ -28,7 +29,10 @@ def free_ports(count):
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A head node with a token of its own; yields the environment of a shell that may use it."""
+    """A head node with a token of its own; yields the environment of a shell that may use it.
+
+    Like an image made for it, it has segray installed, the repository as its working directory, and SEGRAY_CONFIG.
+    """
     port, dashboard, client, agent = free_ports(4)
     shell = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     shell |= {
@@ -37,13 +41,17 @@ def head(tmp_path_factory):
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        "SEGRAY_CONFIG": str(tmp_path_factory.mktemp("cluster") / "places.yaml"),
     }
+    Path(shell["SEGRAY_CONFIG"]).touch()
     command = [RAY, "start", "--head", "--block", "--port", port, "--dashboard-port", dashboard]
     # Two heads on one machine would share the agent's default port, and the second would take no jobs.
     command += ["--ray-client-server-port", client, "--dashboard-agent-listen-port", agent, "--num-cpus", 2]
     command += ["--object-store-memory", 200_000_000]
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
-    process = subprocess.Popen(list(map(str, command)), env=shell, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=shell, stdout=log, stderr=log, start_new_session=True
+    )
     shell["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for_jobs(shell)
@@ -95,6 +103,23 @@ def test_the_job_succeeds_and_another_shell_loads_what_it_registered(head, stree
     code = LOAD.format(place=tmp_path)
     loaded = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "(96, 96)" in loaded.stdout, loaded.stderr
+
+
+def test_the_bare_command_trains_with_the_places_of_the_cluster(head, streets, tmp_path):
+    places = {
+        "results": str(tmp_path / "results"),
+        "data": {"root": str(streets), "crop": 32},
+        "train": {"steps": 2, "batch": 2},
+        "optim": {"warmup_steps": 1},
+    }
+    settings = Path(head["SEGRAY_CONFIG"])
+    settings.write_text(json.dumps(places))  # JSON is YAML
+    words = [RAY, "job", "submit", "--", "python", "pipelines/train.py"]
+    done = subprocess.run(words, cwd=tmp_path, env=head, capture_output=True, text=True, timeout=300, check=False)
+    settings.write_text("")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "val mIoU" in done.stdout
+    assert len(list((tmp_path / "results").iterdir())) == 1
 
 
 def test_without_the_token_a_job_is_refused(head):

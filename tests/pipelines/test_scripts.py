@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,25 @@ def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():
     assert str(ROOT) not in found.stdout
     names = {script.stem for script in (ROOT / "pipelines").glob("*.py")}
     assert not names & {"ray", "mlflow", "torch", "numpy", "pyarrow", "albumentations", "platform"}
+
+
+def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
+    words = ["model", "--size", 64, "--classes", 3, "--turns", 2, "--json", tmp_path / "rows.json", "--compile"]
+    code = (
+        "import atexit, sys; from segray.cli.benchmark import main\n"
+        "heavy = {'ray', 'mlflow', 'cv2', 'albumentations', 'segray.data'}\n"
+        "atexit.register(lambda: print('imported', sorted(heavy & set(sys.modules))))\n"
+        "main()"
+    )
+    done = run("-c", code, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported []"
+    found = json.loads((tmp_path / "rows.json").read_text())
+    measured = {(row["measure"], row["peer"]) for row in found["rows"]}
+    peers = ("transformers", "transformers compiled")
+    assert measured == {(measure, peer) for measure in ("inference", "train_step", "train_memory") for peer in peers}
+    assert all(row["ratio"] == row["theirs"] / row["ours"] for row in found["rows"])
+    assert found["machine"]["torch"] == torch.__version__
 
 
 def test_importing_the_library_does_nothing():

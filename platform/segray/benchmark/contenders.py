@@ -145,8 +145,10 @@ def _converted(ours: SegFormer) -> nn.Module:
     """Returns transformers' model with our weights, by way of a folder in its own layout."""
     try:
         from transformers import SegformerForSemanticSegmentation  # noqa: PLC0415 - a peer, not a dependency
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
     except ImportError as error:
         raise ModelError(f"--against transformers needs transformers ({error}); pip install transformers.") from error
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         saved = weights.save(ours, Path(folder) / "model", TRANSFORMERS)
         loaded: nn.Module = SegformerForSemanticSegmentation.from_pretrained(saved)

@@ -12,6 +12,7 @@ import tyro
 from segray import config
 from segray.config import Config
 from segray.errors import ConfigError, SegrayError
+from segray.quiet import quieten
 
 BASE_VARIABLE = "SEGRAY_CONFIG"
 INTERRUPTED = 130
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 
 def end(command: Callable[[], None]) -> NoReturn:
     """Runs a command and ends the process: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    quieten()
     try:
         command()
     except SegrayError as error:
