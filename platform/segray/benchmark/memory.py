@@ -1,6 +1,7 @@
 """The peak memory of a train step, each contender alone in a fresh process."""
 
 import gc
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def peak_bytes(entry: Entry, case: Case, threads: int) -> int:
     On the CPU it is what the system says of the process, so that everything counts which any library allocates;
     on CUDA it is what torch's allocator says.
     """
-    with get_context("spawn").Pool(1) as pool:  # a fork would inherit a heap, and locks of threads it has not
-        return pool.apply(_peak, (entry, case, threads))
+    fresh = get_context("spawn")  # a fork would inherit a heap, and locks of threads it has not
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(_peak, entry, case, threads).result()
 
 
 def _peak(entry: Entry, case: Case, threads: int) -> int:
