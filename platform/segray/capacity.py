@@ -49,13 +49,14 @@ class Placement:
         )
 
 
-def place(nodes: Sequence[Node], workers: int, device: str) -> Placement:
+def place(nodes: Sequence[Node], workers: int, device: str, setting: str = "--train.workers") -> Placement:
     """Returns what each of `workers` gets on a cluster that can grow to `nodes`.
 
     Args:
         nodes: every node there is or ever can be.
         workers: how many are wanted; one GPU each, or at least one CPU each.
         device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
+        setting: the flag that `workers` comes from.
 
     Raises:
         CapacityError: the cluster can never hold them.
@@ -64,7 +65,7 @@ def place(nodes: Sequence[Node], workers: int, device: str) -> Placement:
         device = "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
     fits = _by_gpu(nodes) if device == "cuda" else _by_cpu(nodes)
     if workers > fits:
-        raise CapacityError(_refusal(nodes, workers, device, fits))
+        raise CapacityError(_refusal(nodes, workers, device, fits, setting))
     share = _share(nodes, workers, device)
     threads = max(1, int(share))
     reserved = min(threads, share) / 2
@@ -88,12 +89,13 @@ def _share(nodes: Sequence[Node], workers: int, device: str) -> float:
     return max(1.0, min(node.cpus for node in spread) / ceil(workers / len(spread)))
 
 
-def _refusal(nodes: Sequence[Node], workers: int, device: str, fits: int) -> str:
+def _refusal(nodes: Sequence[Node], workers: int, device: str, fits: int, setting: str) -> str:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needs = "one GPU" if device == "cuda" else "one CPU"
-    advice = f"use --train.workers {fits}" if fits else "use --train.device cpu, or a cluster with GPUs"
+    other = "use --train.device cpu, or a cluster with GPUs" if device == "cuda" else "use a cluster with CPUs"
+    advice = f"use {setting} {fits}" if fits else other
     return (
-        f"train.workers is {workers}, with {needs} each; the cluster can hold {fits}: "
+        f"{setting.removeprefix('--')} is {workers}, with {needs} each; the cluster can hold {fits}: "
         f"it has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; {advice}."
     )
 

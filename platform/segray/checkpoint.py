@@ -9,10 +9,9 @@
 A folder without `meta.json` is not a checkpoint: something ended before it was whole.
 """
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from segray import model as models
 from segray.classes import Classes
 from segray.config import Config
-from segray.errors import CheckpointError
+from segray.errors import CheckpointError, listing
 
 FORMAT = 1
+Parsed = TypeVar("Parsed", bound=BaseModel)
 WEIGHTS, STATE, CONFIG, CLASSES, META = (
     "model.safetensors",
     "state.pt",
@@ -107,19 +107,21 @@ def load_meta(folder: Path) -> Meta:
 
 def load_config(folder: Path) -> Config:
     """Returns the Config that a checkpoint was trained with."""
-    return Config.model_validate(_json(folder / CONFIG))
+    return _parsed(Config, folder / CONFIG)
 
 
 def load_classes(folder: Path) -> Classes:
     """Returns the classes of a checkpoint."""
-    return Classes.model_validate(_json(folder / CLASSES))
+    return _parsed(Classes, folder / CLASSES)
 
 
-def _json(file: Path) -> Any:
+def _parsed(kind: type[Parsed], file: Path) -> Parsed:
     try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); the checkpoint is not whole.") from error
+        return kind.model_validate_json(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}); the checkpoint is damaged, or of another version."
+        ) from error
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -163,5 +165,8 @@ def load_model(folder: Path) -> nn.Module:
     try:
         model.load_state_dict(load_weights(folder))
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from error
+        misfits = str(error).splitlines()[1:]
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit {CONFIG} beside it:{listing([line.strip() for line in misfits], 5)}"
+        ) from error
     return model.eval()

@@ -76,14 +76,17 @@ def read_names(path: Path) -> list[str]:
         DataError: the file is missing, not text, or holds no name.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"classes file {path} cannot be read ({error}); expected one class name a line.") from error
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith(("[", "{")):
         names = _json_names(path, text)
     else:
-        names = [line.split("#")[0].strip() for line in text.splitlines()]
-    names = [name for name in names if name]
+        lines = [line.split("#")[0].strip() for line in text.splitlines()]
+        names = [name for name in lines if name]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"classes file {path} holds {', '.join(twice)} more than once; expected names that differ.")
     if not names:
         raise DataError(f"classes file {path} names no class; expected one name a line, class id 0 first.")
     return names
@@ -94,6 +97,6 @@ def _json_names(path: Path, text: str) -> list[str]:
         names = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"classes file {path} is no valid JSON list ({error}).") from error
-    if not all(isinstance(name, str) for name in names):
-        raise DataError(f"classes file {path} holds something that is no string; expected a list of names.")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f'classes file {path} is JSON, but no list of names; expected one such as ["road", "car"].')
     return list(names)

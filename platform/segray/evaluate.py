@@ -68,10 +68,11 @@ def evaluate(folder: Path, root: str, split: str, workers: int | None = None, de
     manifest = read_manifest(root)
     source = Source(root, manifest.split(split))
     _check(root, split, source, classes, manifest.classes)
+    weights = checkpoint.load_model(folder).state_dict()
     cluster.connect()
     nodes = cluster.nodes()
-    placement = capacity.place(nodes, workers or capacity.widest(nodes, device), device)
-    counts = _count(_Job(config, classes, checkpoint.load_weights(folder), source, placement))
+    placement = capacity.place(nodes, workers or capacity.widest(nodes, device), device, "--workers")
+    counts = _count(_Job(config, classes, weights, source, placement))
     return Evaluation(counts, scores(counts, classes.names), split, source.split.rows, manifest.digest, meta.step)
 
 

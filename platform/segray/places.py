@@ -72,7 +72,10 @@ def new_run_folder(config: Config) -> tuple[str, str]:
     Raises:
         ConfigError: a run of the given name is there already.
     """
-    Path(config.results).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(config.results).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"results is {config.results}, where no folder can be made ({error.strerror}).") from error
     if config.name is not None:
         return config.name, _made(config.results, config.name)
     return _first_free(config)

@@ -17,6 +17,8 @@ VARIABLES = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # a worker must not ask the network for news at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own patience is minutes; ours is spent by trying again later
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 

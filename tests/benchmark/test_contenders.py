@@ -41,7 +41,7 @@ def test_both_have_the_same_loss_where_nothing_is_dropped(both):
     losses = []
     for one in both:
         one.model.eval()
-        losses.append(float(one.loss()))
+        losses.append(one.loss().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def test_a_killed_run_gives_the_cluster_back(started):
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.5)
+
+
+def test_a_damaged_shard_is_one_message(on_cluster, streets, tmp_path):
+    copy = shutil.copytree(streets, tmp_path / "copy")
+    for shard in (copy / "train").iterdir():
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        shard.write_bytes(content)
+    words = ["--config", ROOT / "pipelines/configs/demo.yaml", "--data.root", copy, "--data.crop", 32]
+    ended = run(ROOT / "pipelines/train.py", *words, cwd=tmp_path, **on_cluster)
+    assert ended.returncode == 2, ended.stderr
+    assert "copy/train/part-0000" in ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from segray import checkpoint, config, registry
 from segray.data.schema import read_manifest
-from segray.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError
+from segray.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from segray.evaluate import evaluate
 from segray.train import fit
 
@@ -151,6 +151,20 @@ def test_a_name_that_is_taken_is_refused(tiny):
     (Path(tiny.results) / "mine").mkdir(parents=True)
     with pytest.raises(ConfigError, match="choose another name"):
         fit(named, say=quiet)
+
+
+def test_a_name_used_again_after_its_folder_is_gone_is_another_run_and_version(tiny):
+    named = with_settings(tiny, name="mine", train__steps=2)
+    first = fit(named, say=quiet)
+    shutil.rmtree(first.folder)
+    second = fit(named, say=quiet)
+    assert first.run_id != second.run_id
+    assert (first.version, second.version) == ("1", "2")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiny):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step"):
+        fit(with_settings(tiny, optim__lr=1e30, train__steps=8), say=quiet)
 
 
 def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from segray import config
+from segray import config, places
 from segray.config import Config
 from segray.errors import ConfigError, SegrayError
 from segray.quiet import quieten
@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
         if "-h" in argv or "--help" in argv:  # before required flags are missed
             self._help()
         flags, rest = self.parse_known_args(argv)
+        self._check_json(getattr(flags, "json", None))
         if not self._with_config:
             if rest:
                 self.error(f"{rest[0]} is not a flag of this command")
@@ -74,6 +75,14 @@ class Parser(argparse.ArgumentParser):
         base = os.environ.get(BASE_VARIABLE)
         files = [Path(base), *flags.config] if base else flags.config
         return flags, config.load(files, dotted(rest))
+
+    def _check_json(self, file: Path | None) -> None:
+        """Refuses a file that could not be written hours later, or would be lost with a job's working directory."""
+        if file is None:
+            return
+        places.absolute("--json", str(file))
+        if not file.absolute().parent.is_dir() or file.is_dir():
+            self.error(f"--json is {file}, which cannot be written; expected a file in a folder that exists")
 
     def _help(self) -> NoReturn:
         self.print_help()

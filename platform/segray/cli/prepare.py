@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segray import cluster
+from segray import cluster, places
 from segray.classes import Classes, read_names
 from segray.cli.command import Parser, end
 from segray.data.ingest import convert
@@ -26,12 +26,13 @@ def _prepare() -> None:
     parser.add_argument("--source", metavar="DIR", help="folder to convert (the demo draws its own)")
     parser.add_argument("--out", required=True, metavar="DIR", help="dataset folder to make")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, id 0 first")
-    parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID",
-                        help="id in the source's masks that is not trained on; 255 never is")  # fmt: skip
+    ignored = "id in the source's masks that is not trained on; nor is 255, or 65535 from 256 classes on"
+    parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignored)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     flags, _ = parser.parse()
     console = Console(quiet=flags.quiet, soft_wrap=True)
-    found = SOURCES[flags.format](flags.source)
+    out = places.absolute("--out", flags.out)
+    found = SOURCES[flags.format](flags.source and places.absolute("--source", flags.source))
     classes = Classes.named(read_names(flags.classes)) if flags.classes else found.classes
     cluster.connect()
     with _progress(console) as progress:
@@ -39,7 +40,7 @@ def _prepare() -> None:
         manifest = convert(
             found.samples,
             classes,
-            flags.out,
+            out,
             ignore_ids=flags.ignore_id,
             source={"format": flags.format, "source": flags.source or "", "command": shlex.join(sys.argv)},
             on_progress=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
@@ -68,4 +69,4 @@ def _show(console: Console, out: str, manifest: Manifest) -> None:
     if manifest.normalised:
         console.print(f"{len(manifest.normalised)} images were re-encoded as PNG; the manifest lists them.")
     console.print(f"dataset  {out}  {manifest.classes.num_classes} classes, digest {manifest.digest}", highlight=False)
-    console.print(f"next     python pipelines/train.py --data {out}", highlight=False)
+    console.print(f"next     python pipelines/train.py --data {shlex.quote(out)}", highlight=False)

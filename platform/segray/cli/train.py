@@ -1,6 +1,7 @@
 """`train`: a Config in, a trained, evaluated and registered model out."""
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from segray.cli.command import Parser, end
 from segray.cli.progress import TrainingProgress
 from segray.cli.tables import show_places, show_scores
 from segray.train import Result, fit
+
+EVALUATE = ("python", "pipelines/evaluate.py")
 
 
 def main() -> None:
@@ -37,7 +40,7 @@ def _train() -> None:
 def _show(console: Console, result: Result, root: str) -> None:
     console.print()
     show_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
-    model = f"{result.model} version {result.version}" if result.version else "not registered: MLflow is away"
+    model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
     reference = f"models:/{result.model}/{result.version}" if result.version else result.checkpoint
     console.print()
     show_places(
@@ -47,7 +50,7 @@ def _show(console: Console, result: Result, root: str) -> None:
             "checkpoint": result.checkpoint,
             "mlflow": f"{result.tracking_uri} run {result.run_id or 'not uploaded'}",
             "model": model,
-            "next": f"python pipelines/evaluate.py --model {reference} --data {root} --split test",
+            "next": shlex.join([*EVALUATE, "--model", reference, "--data", root, "--split", "test"]),
         },
     )
     console.print(f"\nval mIoU {result.scores.miou:.4f}", highlight=False)

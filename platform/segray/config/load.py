@@ -63,7 +63,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise ConfigError(f"config file {file} holds a {type(found).__name__}; expected sections of settings.")
+    _check_keys(file, found)
     return found
+
+
+def _check_keys(file: Path, tree: Mapping[Any, Any]) -> None:
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"config file {file} has the key {key!r}, which is no name of a setting.")
+        if isinstance(value, Mapping):
+            _check_keys(file, value)
 
 
 def build(tree: Mapping[str, Any]) -> Config:
@@ -87,7 +96,9 @@ def explain(error: ValidationError) -> str:
 def _explain_one(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        return f"{key} is not a setting{_nearest_key(key)}."
+        inner = details["input"]
+        key = f"{key}.{next(_flatten(inner))[0]}" if isinstance(inner, Mapping) and inner else key
+        return f"{key} is not a setting{_nearest_key(key) or '.'}"
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     expected = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")

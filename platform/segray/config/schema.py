@@ -10,14 +10,16 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
 CROP_MULTIPLE = 32
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(_Settings):
@@ -95,9 +97,9 @@ class OptimConfig(_Settings):
     """The head learns at lr times this."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decay of every parameter except the layer norms."""
-    beta1: Fraction = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.999
+    beta2: Decay = 0.999
     """Decay of the second moment."""
     warmup_steps: Count = 1500
     """Steps of linear warm-up."""
@@ -118,7 +120,7 @@ class TrainConfig(_Settings):
     """DDP workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes GPUs if the cluster has any."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, order, crops and dropout."""
     log_every: Positive = 50
     """Steps between two reports of loss, lr and throughput."""
@@ -140,14 +142,14 @@ class TrackingConfig(_Settings):
     """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str = "segray"
     """MLflow experiment."""
-    model: str = "segray"
+    model: Annotated[str, Field(pattern=NAME)] = "segray"
     """Name the best checkpoint is registered under."""
 
 
 class Config(_Settings):
     """Everything a run is determined by."""
 
-    name: str | None = None
+    name: Annotated[str, Field(pattern=NAME)] | None = None
     """Name of the run and its folder; none makes a fresh one."""
     results: str = "results"
     """Folder that holds the runs; on a cluster one that every node sees."""

@@ -1,5 +1,6 @@
 """From a source to a dataset: Ray Data writes one shard a task, the driver adds the manifest and the name."""
 
+import errno
 import pickle
 import shutil
 import uuid
@@ -68,7 +69,9 @@ def convert(
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         partial.rename(final)
     except OSError as error:
-        raise DataError(f"output folder {out} cannot be written ({error}); choose another folder.") from error
+        taken = error.errno in {errno.ENOTEMPTY, errno.EEXIST}  # by somebody who was quicker
+        why = "is not empty" if taken else f"cannot be written ({error})"
+        raise DataError(f"output folder {out} {why}; choose another folder.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
@@ -109,6 +112,8 @@ def _counted_classes(samples: Sequence[Sample], ignored: frozenset[int], on_prog
 
 
 def _check_ignored(ignored: frozenset[int], num_classes: int) -> None:
+    if min(ignored, default=0) < 0:
+        raise DataError(f"--ignore-id is {min(ignored)}; expected an id of the masks, 0 or more.")
     conflicts = sorted(index for index in ignored if index < num_classes)
     if conflicts:
         raise DataError(

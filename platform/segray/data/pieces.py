@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from segray.data.schema import Shard, Split, filesystem
 from segray.errors import DataError
 
+ERROR = "error"
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -82,3 +84,19 @@ def _read_shard(root: str, shard: Shard, rows: NDArray[np.int64]) -> tuple[pa.Ta
         raise DataError(f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again.") from error
     read = np.concatenate([np.arange(ends[g] - shard.row_groups[g], ends[g]) for g in groups])
     return table.take(np.searchsorted(read, rows)), rows
+
+
+def read_or_error(source: Source, piece: Piece) -> pa.Table:
+    """Returns the rows of a piece, or a row with the error: raised in a task, Ray would print it, and try again."""
+    try:
+        return source.read(piece)
+    except DataError as error:
+        return pa.table({ERROR: [str(error)]})
+
+
+def raise_error_in(table: pa.Table) -> None:
+    """Raises the DataError that a table holds instead of rows, if it does."""
+    if ERROR in table.column_names:
+        found = table.column(ERROR).drop_null().to_pylist()
+        if found:
+            raise DataError(found[0])

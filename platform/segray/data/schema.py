@@ -6,7 +6,7 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.fs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from segray.classes import Classes
 from segray.errors import DataError
@@ -103,7 +103,10 @@ class Manifest(_Part):
             DataError: there is no such split; the message lists those there are.
         """
         if name not in self.splits:
-            raise DataError(f"the dataset has no split '{name}'; it has {', '.join(self.splits)}.")
+            raise DataError(
+                f"the dataset has no split '{name}'; it has {', '.join(self.splits) or 'none'}; name another with "
+                "--split, data.train_split or data.val_split."
+            )
         return self.splits[name]
 
 
@@ -159,7 +162,7 @@ def _parse(root: str, text: bytes) -> Manifest:
         if found.get("format") != FORMAT:
             raise DataError(f"{root}/{MANIFEST} has format {found.get('format')}; expected {FORMAT}.")
         manifest = Manifest.model_validate(found)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+    except (ValueError, AttributeError) as error:  # no JSON, no text, or not what a manifest holds
         raise DataError(f"{root}/{MANIFEST} is damaged ({error}); convert the dataset again.") from error
     if manifest.digest != manifest.content_digest():
         raise DataError(f"{root}/{MANIFEST} was changed by hand (its digest disagrees); convert again.")

@@ -22,7 +22,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from segray.data.augment import Augment, fit_to_model
 from segray.data.images import decode_image, decode_mask
-from segray.data.pieces import Piece, Source
+from segray.data.pieces import Piece, Source, raise_error_in, read_or_error
 from segray.data.plan import Plan, row_seed
 from segray.errors import DataError
 from segray.quiet import quieten
@@ -52,7 +52,7 @@ class _Pieces(Datasource):  # type: ignore[misc]
         source = self._source
         size = int(self._row_bytes * len(piece.rows))
         metadata = BlockMetadata(num_rows=len(piece.rows), size_bytes=size, input_files=None, exec_stats=None)
-        return ReadTask(lambda: [ray.get(source).read(piece)], metadata)
+        return ReadTask(lambda: [read_or_error(ray.get(source), piece)], metadata)
 
 
 class _Collate(ArrowBatchCollateFn):  # type: ignore[misc]
@@ -61,6 +61,7 @@ class _Collate(ArrowBatchCollateFn):  # type: ignore[misc]
         self._function = function
 
     def __call__(self, table: pa.Table) -> Batch:
+        raise_error_in(table)
         return self._function(table.to_pylist())
 
 

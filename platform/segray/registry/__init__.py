@@ -14,6 +14,7 @@ from mlflow.types import ColSpec, Schema
 
 from segray import checkpoint
 from segray.errors import RegistryError
+from segray.quiet import quieten
 
 CHALLENGER = "challenger"
 PLACE = "model"
@@ -86,6 +87,10 @@ def fetch(reference: str, tracking_uri: str) -> Path:
     """
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference)
+    quieten()
+    store = tracking_uri.removeprefix("sqlite:///")
+    if store != tracking_uri and not Path(store).exists():  # MLflow would make an empty one
+        raise RegistryError(f"model {reference} cannot be fetched: there is no MLflow store {store}.")
     client = MlflowClient(tracking_uri, tracking_uri)
     try:
         source = _source(client, reference)

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from segray import registry
 from segray.errors import RegistryError
+from segray.quiet import quieten
 from segray.tracking.journal import JOURNAL, Record, Tail
 
 STATE = "uploaded.json"
@@ -38,9 +38,7 @@ class Upload:
     """
 
     def __init__(self, folder: Path, uri: str) -> None:
-        # MLflow's own patience is minutes; ours is spent by trying again later.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        quieten()
         self._folder = folder
         self._uri = uri
         self._offset = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import ray
@@ -28,6 +29,7 @@ from segray.train.report import JournalReports
 from segray.train.worker import Job, work
 
 METRIC = "val/miou"
+FOLDER_TAG = "segray.folder"
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,11 @@ def _run_record(prepared: Prepared) -> dict[str, object]:
     config, manifest = prepared.config, prepared.job.manifest
     commit = git_commit()
     return {
-        "key": str(prepared.folder),
+        "key": uuid4().hex,
         "name": prepared.name,
         "experiment": config.tracking.experiment,
         "params": flat(config),
-        "tags": {"mlflow.source.git.commit": commit} if commit else {},
+        "tags": {FOLDER_TAG: str(prepared.folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
         "dataset": {
             "name": Path(config.data.root).name,
             "digest": manifest.digest,

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import Manifest
 from segray.data.stream import evaluation_rows, training_batches
+from segray.errors import TrainingError
 from segray.loop import Meter, Step, steps
 from segray.optim import adamw, lr_factor
 from segray.predict import count
@@ -159,6 +161,9 @@ def _report(rank: Rank, step: Step, meter: Meter) -> None:
     Every rank reports at the same steps: the report is collective.
     """
     found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take()}
+    if not isfinite(loss := found["meter"]["loss"]):
+        lr = rank.job.config.optim.lr
+        raise TrainingError(f"the loss is {loss} at step {step.step}; lower optim.lr, now {lr:g}.")
     if not validates(rank.job.config, step.step):
         ray.train.report(found)
         return

@@ -38,6 +38,8 @@ def find(source: str | None) -> Found:
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
+    if root.exists() and not root.is_dir():
+        raise DataError(f"source folder {root} is a file; expected a folder with images/ and masks/.")
     if not root.is_dir():
         raise DataError(f"source folder {root} does not exist; expected one with images/ and masks/.")
     for images, masks in LAYOUTS:
@@ -75,13 +77,25 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], what: str, problems: list[
         return {}
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if path.is_dir() or path.suffix.lower() not in suffixes:
+        if not path.exists():
+            problems.append(f"{path}: a link to nothing; expected a file")
+        elif not _is_text(path.name):
+            problems.append(f"{folder}/{path.name!a}: a name that is no UTF-8; rename it")
+        elif path.is_dir() or path.suffix.lower() not in suffixes:
             problems.append(f"{path}: not {what}; expected only files ending in {' '.join(suffixes)}")
         elif path.stem in found:
             problems.append(f"{path}: {found[path.stem].name} has the same stem; expected one file a stem")
         else:
             found[path.stem] = path
     return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sample(split: str, stem: str, image: Path, mask: Path) -> Sample:
