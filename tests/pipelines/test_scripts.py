@@ -113,7 +113,7 @@ def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():
 
 
 def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
-    words = ["model", "--size", 64, "--classes", 3, "--turns", 2, "--json", tmp_path / "rows.json", "--compile"]
+    words = ["model", "--size", 64, "--classes", 3, "--turns", 2, "--json", tmp_path / "rows.json"]
     code = (
         "import atexit, sys; from segray.cli.benchmark import main\n"
         "heavy = {'ray', 'mlflow', 'cv2', 'albumentations', 'segray.data'}\n"
@@ -125,8 +125,7 @@ def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
     assert done.stdout.splitlines()[-1] == "imported []"
     found = json.loads((tmp_path / "rows.json").read_text())
     measured = {(row["measure"], row["peer"]) for row in found["rows"]}
-    peers = ("transformers", "transformers compiled")
-    assert measured == {(measure, peer) for measure in ("inference", "train_step", "train_memory") for peer in peers}
+    assert measured == {(measure, "transformers") for measure in ("inference", "train_step", "train_memory")}
     assert all(row["ratio"] == row["theirs"] / row["ours"] for row in found["rows"])
     assert found["machine"]["torch"] == torch.__version__
 

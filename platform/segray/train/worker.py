@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal import util as raising
 from ray.train.v2._internal.execution import context as reporting
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +29,7 @@ from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import Manifest
 from segray.data.stream import evaluation_rows, training_batches
-from segray.errors import TrainingError
+from segray.errors import SegrayError, TrainingError
 from segray.loop import Meter, Step, steps
 from segray.optim import adamw, lr_factor
 from segray.predict import count
@@ -73,7 +74,14 @@ def work(settings: dict[str, Any]) -> None:
     quieten()
     logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
     warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
-    job: Job = settings["job"]
+    try:
+        _train(settings["job"])
+    except SegrayError:
+        logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # its traceback; the message says it all
+        raise
+
+
+def _train(job: Job) -> None:
     rank, start = _start(job)
     trained = _distributed(rank)
     meter = Meter()
