@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segray.errors import ModelError
 from segray.losses import cross_entropy
 from segray.model import build
+from segray.model.segformer import VARIANTS
 from segray.model.weights.layouts import LAYOUTS, Names, assembled
 
 # SEGFORMER.md B.5: encoder, official head with 150 and 19 classes, mmsegmentation's head with 150.
@@ -69,7 +70,10 @@ def test_multiply_accumulates_are_the_published_ones_unfolded_and_fewer_folded(v
         folded = gmac(model, images)
         print(f"{variant} {size} {num_classes}: published {published}, unfolded {plain:.1f}, ours {folded:.2f} GMAC")
         assert plain == pytest.approx(published, abs=0.06)
-        assert folded < 0.9 * plain
+        # The fuse at 1/4 is saved; the products of its slices with the projections are what that costs.
+        width, pixels = VARIANTS[variant].head_width, size[0] * size[1] // 16
+        saved = 4 * width**2 * pixels - width**2 * sum(VARIANTS[variant].dims)
+        assert plain - folded == pytest.approx(saved / 1e9, rel=1e-2)
 
 
 def test_b0_with_19_classes_takes_the_promised_multiply_accumulates():
@@ -88,14 +92,22 @@ def test_logits_are_those_of_transformers(variant, size, lively, peer, images, n
     assert (ours - theirs).abs().max() < 1e-4 * (theirs.max() - theirs.min())
 
 
-@pytest.mark.parametrize("variant", ["b0", pytest.param("b2", marks=SLOW)])
-def test_loss_and_gradients_are_those_of_transformers(variant, peer, images, normalised):
-    # Matrices as they are drawn: with larger ones B2 magnifies round-off, both libraries' alike, beyond any bound.
-    model = build(variant, 19, norm_eps="transformers", drop_path=0.0, dropout=0.0).train()
+def shaken(variant, num_classes, **settings):
+    """Builds a model with its matrices as they are drawn, and every bias and norm moved from its start value."""
+    model = build(variant, num_classes, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+# With the lively matrices B2 magnifies the round-off of both libraries beyond the bound: against transformers in
+# float64 its gradients are 4.2e-4 of the largest off, and ours 2.8e-4. So B2 keeps those it is drawn with.
+@pytest.mark.parametrize(("variant", "livelier"), [("b0", True), ("b0", False), pytest.param("b2", False, marks=SLOW)])
+def test_loss_and_gradients_are_those_of_transformers(variant, livelier, lively, peer, images, normalised):
+    make = lively if livelier else shaken
+    model = make(variant, 19, norm_eps="transformers", drop_path=0.0, dropout=0.0).train()
     batch, mask = images(2, 192, 224), torch.randint(0, 19, (2, 192, 224))
     mask[0, :50] = 255
     theirs = peer(model).train()
