@@ -6,7 +6,7 @@ import torch
 
 from segray import checkpoint, config
 from segray.classes import Classes
-from segray.data.augment import fit_to_model
+from segray.data.augment.sizes import fit_to_model
 from segray.metrics import confusion
 from segray.predict import Predictor, count, segment
 

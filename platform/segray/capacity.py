@@ -32,6 +32,7 @@ class Placement:
         cpus: logical CPUs a worker reserves.
         gpus: GPUs a worker reserves.
         read_cpus: logical CPUs left to the read tasks of a worker.
+        spare_cpus: a worker's part of the logical CPUs that no worker reserves, on all nodes.
     """
 
     workers: int
@@ -40,6 +41,7 @@ class Placement:
     cpus: float
     gpus: int
     read_cpus: float
+    spare_cpus: float = 0.0
 
     def __str__(self) -> str:
         gpu = ", 1 GPU" if self.gpus else ""
@@ -69,7 +71,8 @@ def place(nodes: Sequence[Node], workers: int, device: str, setting: str = "--tr
     share = _share(nodes, workers, device)
     threads = max(1, int(share))
     reserved = min(threads, share) / 2
-    return Placement(workers, device, threads, reserved, int(device == "cuda"), share - reserved)
+    spare = sum(node.cpus for node in nodes) / workers - reserved
+    return Placement(workers, device, threads, reserved, int(device == "cuda"), share - reserved, spare)
 
 
 def _by_gpu(nodes: Sequence[Node]) -> int:

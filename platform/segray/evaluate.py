@@ -17,7 +17,7 @@ from segray.config import Config
 from segray.data.pieces import Source
 from segray.data.plan import rows_of
 from segray.data.schema import read_manifest
-from segray.data.stream import evaluation_rows
+from segray.data.stream import Means, evaluation_rows
 from segray.errors import ConfigError, DataError, SegrayError
 from segray.metrics import Confusion, Scores, scores
 from segray.predict import count
@@ -118,7 +118,7 @@ def _count_share(job: _Job, rank: int) -> Any:
         rows_of(rank, placement.workers, job.source.split.rows),
         job.config.data.short_side,
         job.config.eval.align,
-        placement.read_cpus,
+        Means(placement.read_cpus, placement.threads),
     )
     device = torch.device(placement.device)
     counts = count(model.to(device), rows, job.classes.num_classes, job.classes.ignore_id, placement.threads)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segray import checkpoint
 from segray.classes import Classes
 from segray.config import Config
-from segray.data.augment import fit_to_model
+from segray.data.augment.sizes import fit_to_model
 from segray.data.images import Mask
 from segray.metrics import confusion
 

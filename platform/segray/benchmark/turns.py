@@ -39,6 +39,12 @@ def compared(measure: str, peer: str, ours: Sequence[float], theirs: Sequence[fl
     return Row(measure, mine, peer, other, unit, other / mine, len(ours))
 
 
+def compared_rates(measure: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str) -> Row:
+    """Returns the row of two series of which more is better."""
+    mine, other = median(ours), median(theirs)
+    return Row(measure, mine, peer, other, unit, mine / other, len(ours))
+
+
 def in_turns(contenders: Sequence[Callable[[], object]], turns: int, device: torch.device) -> list[list[float]]:
     """Returns each contender's seconds, turn by turn: all run once, then all once more.
 

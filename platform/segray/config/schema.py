@@ -5,17 +5,37 @@ checkpoint's `config.json` are the same thing. A Config that validates is one th
 """
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from segray.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
+Transform = str | dict[str, dict[str, Any] | None]
+"""NAME, or NAME: {argument: value, ...}."""
+
 CROP_MULTIPLE = 32
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
+
+
+def _transforms(value: object) -> object:
+    """Returns the transforms of a file, or of a flag that spells them as YAML."""
+    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
+    try:
+        found = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise _impossible("data.augment", value, expected) from error
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple) or any(not isinstance(one, str | dict) for one in found):
+        raise _impossible("data.augment", value, expected)
+    return found
 
 
 class _Settings(BaseModel):
@@ -45,6 +65,24 @@ class DataConfig(_Settings):
     """Probability of a horizontal flip."""
     photometric: bool = True
     """Distort brightness, contrast, saturation and hue at random."""
+    class_crops: Fraction = 0.0
+    """Share of the crops that are placed around a pixel of a class drawn from those in the image."""
+    augment: Annotated[tuple[Transform, ...] | None, BeforeValidator(_transforms)] = None
+    """Albumentations transforms, a list of NAME or NAME: {argument: value}, in place of the recipe above."""
+    mosaic: Fraction = 0.0
+    """Probability that a crop is a mosaic of four rows."""
+    cut_mix: Fraction = 0.0
+    """Probability that a box of another row's crop is pasted into a crop."""
+    sampler: Literal["all", "rare_class", "repeat"] = "all"
+    """How often an epoch holds a row: each once; the likelier the more of a rare class; or repeated for rare ones."""
+    temperature: Annotated[float, Field(gt=0)] = 0.01
+    """Of the sampler rare_class: the lower, the more the rarest classes count."""
+    repeat_below: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of the sampler repeat: images with a class that fewer than this share of the images have are repeated."""
+    decode: Literal["trainer", "cluster"] = "trainer"
+    """Who makes the crops: the trainers' own threads, or tasks on the cluster's free CPUs."""
+    bad_rows: Literal["fail", "skip"] = "fail"
+    """A row that cannot be decoded ends the run, or is left out and counted."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -53,7 +91,20 @@ class DataConfig(_Settings):
             raise _impossible("data.crop", self.crop, f"a multiple of {CROP_MULTIPLE}", f"use {use}")
         if self.scale_min > self.scale_max:
             raise _impossible("data.scale_min", self.scale_min, f"at most data.scale_max, {self.scale_max}")
+        if self.augment is not None:
+            self._check_augment()
         return self
+
+    def _check_augment(self) -> None:
+        # Upstairs, and only for who names transforms: what albumentations knows is known to albumentations.
+        try:
+            from segray.data.augment.transforms import check  # noqa: PLC0415
+
+            check(self)
+        except ModuleNotFoundError:
+            return  # a machine that only computes does not augment
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
 
 class ModelConfig(_Settings):

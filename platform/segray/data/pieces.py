@@ -1,13 +1,17 @@
-"""Rows of a split, read in pieces from wherever its shards lie.
+"""Row groups of a split, read from wherever its shards lie: local disk, s3:// or gs://.
 
 This module imports no more than a read needs: it is loaded by every read task's process, over and over.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,19 +19,14 @@ from segray.data.schema import Shard, Split, filesystem
 from segray.errors import DataError
 
 ERROR = "error"
+COLUMNS = ["id", "image", "mask"]
 
-
-@dataclass(frozen=True)
-class Piece:
-    """What one read task fetches: rows of a split in the order they are wanted, with their seeds."""
-
-    rows: tuple[int, ...]
-    seeds: tuple[int, ...]
+_AT_ONCE = 8  # shards that one read waits for at once; a store far away answers each in tens of milliseconds
 
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a dataset on some storage, addressed by row number.
+    """A split of a dataset on some storage; rows and row groups are numbered through its shards.
 
     Attributes:
         root: folder or URI of the dataset.
@@ -46,50 +45,105 @@ class Source:
         """Mean encoded size of a row."""
         return sum(shard.bytes for shard in self.split.shards) / max(1, self.split.rows)
 
-    def read(self, piece: Piece) -> pa.Table:
-        """Returns the encoded rows of a piece in its order, with columns `row` and `seed`.
+    @cached_property
+    def _group_ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.group_rows())
+
+    @cached_property
+    def _shard_ends(self) -> NDArray[np.int64]:
+        return np.cumsum([shard.rows for shard in self.split.shards])
+
+    @cached_property
+    def _first_groups(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(shard.row_groups) for shard in self.split.shards)])
+
+    def group_of(self, rows: Iterable[int]) -> NDArray[np.int64]:
+        """Returns the row group of each row."""
+        return np.searchsorted(self._group_ends, np.asarray(rows, np.int64), side="right")
+
+    def place_of(self, row: int) -> str:
+        """Returns where a row lies, for people: `train/part-00003.parquet, row 17`."""
+        index = int(np.searchsorted(self._shard_ends, row, side="right"))
+        shard = self.split.shards[index]
+        return f"{self.root}/{shard.path}, row {row - (int(self._shard_ends[index]) - shard.rows)}"
+
+    def read(self, groups: Sequence[int]) -> pa.Table:
+        """Returns the encoded rows of some row groups, ascending, with their numbers in the column `row`.
+
+        A shard is opened once for all its groups among these, and they are fetched by ranges.
 
         Raises:
-            DataError: a shard is missing or damaged; it is named.
+            DataError: a shard is missing, damaged or not the manifest's; it is named.
         """
-        wanted = np.asarray(piece.rows, dtype=np.int64)
-        tables, found = [], []
-        for shard, first in self._shards():
-            inside = np.unique(wanted[(wanted >= first) & (wanted < first + shard.rows)])
-            if len(inside):
-                table, rows = _read_shard(self.root, shard, inside - first)
-                tables.append(table)
-                found.append(rows + first)
-        rows = np.concatenate(found)
-        table = pa.concat_tables(tables).take(np.searchsorted(rows, wanted))
-        return table.append_column("row", pa.array(wanted)).append_column("seed", pa.array(piece.seeds))
 
-    def _shards(self) -> Iterator[tuple[Shard, int]]:
-        first = 0
-        for shard in self.split.shards:
-            yield shard, first
-            first += shard.rows
+        def shard_of(group: int) -> int:
+            return int(np.searchsorted(self._first_groups, group, side="right")) - 1
+
+        wanted = [(shard, list(members)) for shard, members in groupby(sorted(groups), shard_of)]
+        with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
+            return pa.concat_tables(pool.map(lambda one: self._read_shard(*one), wanted))
+
+    def _read_shard(self, index: int, groups: list[int]) -> pa.Table:
+        shard, first = self.split.shards[index], int(self._first_groups[index])
+        table = read_shard(self.root, shard, [group - first for group in groups], COLUMNS)
+        ends = self._group_ends[groups]
+        sizes = np.array(self.group_rows())[groups]
+        rows = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
+        return table.append_column("row", pa.array(rows))
+
+    def class_pixels(self) -> Iterator[NDArray[np.int64]]:
+        """Yields the pixels of each class (rows, K) of each shard's rows, reading no images.
+
+        Raises:
+            DataError: a shard is missing, damaged or not the manifest's; it is named.
+        """
+
+        def read(shard: Shard) -> NDArray[np.int64]:
+            groups = list(range(len(shard.row_groups)))
+            column = read_shard(self.root, shard, groups, ["class_pixels"])["class_pixels"].combine_chunks()
+            return np.asarray(column.flatten(), np.int64).reshape(shard.rows, -1)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            yield from pool.map(read, self.split.shards)
 
 
-def _read_shard(root: str, shard: Shard, rows: NDArray[np.int64]) -> tuple[pa.Table, NDArray[np.int64]]:
-    """Returns (table, rows) of the wanted rows of one shard, ascending, reading only their row groups."""
+def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:
+    """Returns columns of some row groups of one shard.
+
+    Raises:
+        DataError: the shard is missing, damaged or not the manifest's.
+    """
     fs, path = filesystem(root)
-    ends = np.cumsum(shard.row_groups)
-    group_of = np.searchsorted(ends, rows, side="right")
-    groups = np.unique(group_of)
     try:
-        with pq.ParquetFile(f"{path}/{shard.path}", filesystem=fs, page_checksum_verification=True) as file:
-            table = file.read_row_groups(groups.tolist(), columns=["id", "image", "mask"], use_threads=False)
+        with _opened(fs, f"{path}/{shard.path}") as file:
+            _check(root, shard, file)
+            return file.read_row_groups(groups, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again.") from error
-    read = np.concatenate([np.arange(ends[g] - shard.row_groups[g], ends[g]) for g in groups])
-    return table.take(np.searchsorted(read, rows)), rows
 
 
-def read_or_error(source: Source, piece: Piece) -> pa.Table:
-    """Returns the rows of a piece, or a row with the error: raised in a task, Ray would print it, and try again."""
+def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
+    return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True, pre_buffer=True)
+
+
+def _check(root: str, shard: Shard, file: pq.ParquetFile) -> None:
+    """Refuses a shard that was replaced after the manifest was written, as far as its footer tells."""
+    found = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+    if found != shard.row_groups:
+        raise DataError(
+            f"shard {root}/{shard.path} has changed: its row groups hold {_briefly(found)} rows; the manifest says "
+            f"{_briefly(shard.row_groups)}; convert the dataset again."
+        )
+
+
+def _briefly(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:4])) + (", ..." if len(numbers) > 4 else "")
+
+
+def read_or_error(source: Source, groups: Sequence[int]) -> pa.Table:
+    """Returns the rows of some groups, or a row with the error: raised in a task, Ray would print it, and try again."""
     try:
-        return source.read(piece)
+        return source.read(groups)
     except DataError as error:
         return pa.table({ERROR: [str(error)]})
 
@@ -97,6 +151,4 @@ def read_or_error(source: Source, piece: Piece) -> pa.Table:
 def raise_error_in(table: pa.Table) -> None:
     """Raises the DataError that a table holds instead of rows, if it does."""
     if ERROR in table.column_names:
-        found = table.column(ERROR).drop_null().to_pylist()
-        if found:
-            raise DataError(found[0])
+        raise DataError(table.column(ERROR)[0].as_py())

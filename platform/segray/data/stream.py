@@ -1,72 +1,85 @@
-"""Parquet to batches: each rank streams its share of the plan through a Ray Data pipeline of its own.
+"""Parquet to batches: each rank streams its share of the plan, and makes the crops where they are used.
 
-Read tasks fetch the row groups the plan names and pass encoded bytes on, in the plan's order; decoding and
-augmenting happen on the threads of the process that uses the pixels. See docs/decisions.md for why not
-`streaming_split`.
+Encoded bytes come through Ray Data (`fetch`); they are decoded and augmented by the threads of the process that
+trains, or by tasks on the CPUs of other nodes. See docs/decisions.md for why not `streaming_split`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.data import DataContext, Dataset
-from ray.data.block import BlockMetadata
-from ray.data.collate_fn import ArrowBatchCollateFn
-from ray.data.datasource import Datasource, ReadTask
 
-from segray.data.augment import Augment, fit_to_model
+from segray.data.augment import Augment, BadRowError
+from segray.data.augment.sizes import fit_to_model
+from segray.data.fetch import Shelf, shelves
 from segray.data.images import decode_image, decode_mask
-from segray.data.pieces import Piece, Source, raise_error_in, read_or_error
+from segray.data.pieces import Source
 from segray.data.plan import Plan, row_seed
 from segray.errors import DataError
-from segray.quiet import quieten
 
 Batch = dict[str, Any]
+Encoded = tuple[bytes, bytes]
+OnBad = Callable[[DataError], None]
 
-PIECE_BYTES = 16 * 2**20
-READ_CPUS = 0.25
-
-
-class _Pieces(Datasource):  # type: ignore[misc]
-    """The Ray Data source whose read tasks are the pieces, in order."""
-
-    def __init__(self, source: Source, pieces: list[Piece]) -> None:
-        super().__init__()
-        self._source = ray.put(source)  # one copy for all tasks; a manifest can be large
-        self._pieces = pieces
-        self._row_bytes = source.row_bytes
-
-    def estimate_inmemory_data_size(self) -> int:
-        return int(self._row_bytes * sum(len(piece.rows) for piece in self._pieces))
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [self._task(piece) for piece in self._pieces]
-
-    def _task(self, piece: Piece) -> ReadTask:
-        source = self._source
-        size = int(self._row_bytes * len(piece.rows))
-        metadata = BlockMetadata(num_rows=len(piece.rows), size_bytes=size, input_files=None, exec_stats=None)
-        return ReadTask(lambda: [read_or_error(ray.get(source), piece)], metadata)
+SHELF_BYTES = 64 * 2**20
+READY_BATCHES = 4
 
 
-class _Collate(ArrowBatchCollateFn):  # type: ignore[misc]
-    def __init__(self, function: Callable[[list[dict[str, Any]]], Batch]) -> None:
-        super().__init__()
-        self._function = function
+@dataclass(frozen=True)
+class Means:
+    """What a rank may use to make its batches.
 
-    def __call__(self, table: pa.Table) -> Batch:
-        raise_error_in(table)
-        return self._function(table.to_pylist())
+    Attributes:
+        read_cpus: logical CPUs for read tasks.
+        threads: threads that decode.
+        decode_tasks: crops of so many steps are made at once by tasks on the cluster; 0 makes them on the threads.
+        pinned: whether batches lie in page-locked memory, from which a GPU copies while it computes.
+    """
+
+    read_cpus: float
+    threads: int
+    decode_tasks: int = 0
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One slot of one step: a row, what it is mixed with, and the seed of it all."""
+
+    rows: tuple[int, ...]
+    seed: int
+
+
+def refuse(error: DataError) -> None:
+    """Raises the error: what to do with a row that cannot be decoded, unless told otherwise."""
+    raise error
+
+
+def window_steps(source: Source, batch: int) -> int:
+    """Returns the steps over which a slot shuffles: as many as a shelf holds rows for, or a row group's rows.
+
+    Decided by the manifest alone: it is part of the order.
+    """
+    group = max(source.group_rows(), default=1)
+    return max(group, int(SHELF_BYTES / max(1.0, source.row_bytes * batch)))
 
 
 def training_batches(
-    source: Source, plan: Plan, slots: range, start: int, stop: int, augment: Augment, read_cpus: float
+    source: Source,
+    plan: Plan,
+    slots: range,
+    start: int,
+    stop: int,
+    augment: Augment,
+    means: Means,
+    on_bad: OnBad = refuse,
 ) -> Iterator[Batch]:
     """Yields the batches of `slots` for steps start..stop-1.
 
@@ -76,35 +89,150 @@ def training_batches(
         slots: the slots of the global batch this rank owns.
         start: first step, the data cursor of a run that continues.
         stop: the step after the last.
-        augment: (image, mask, seed) to a crop; it stands outside Ray so that it can be tested alone.
-        read_cpus: logical CPUs this rank may spend on read tasks.
+        augment: makes a crop of encoded rows and a seed.
+        means: what this rank may use.
+        on_bad: called with the error of a row that cannot be made into a crop; if it returns, the slot holds a
+            crop of ignored pixels, and the step goes on.
 
     Yields:
         `image` (B, 3, H, W) uint8 RGB, `mask` (B, H, W) uint8 or int64, `row` (B,) int64; B = len(slots).
+
+    Raises:
+        DataError: a shard cannot be read, or a row is bad and `on_bad` raises; both are named.
     """
-    steps = max(1, int(PIECE_BYTES / (source.row_bytes * len(slots))))
-    pieces = [_training_piece(plan, slots, first, min(first + steps, stop)) for first in range(start, stop, steps)]
-
-    def collate(rows: list[dict[str, Any]]) -> Batch:
-        return stack([_crop(row, augment) for row in rows])
-
-    yield from _batches(source, pieces, collate, len(slots), read_cpus)
-
-
-def _training_piece(plan: Plan, slots: range, start: int, stop: int) -> Piece:
-    epochs, rows = (array.reshape(-1).tolist() for array in plan.share(start, stop, slots))
-    seeds = tuple(row_seed(plan.seed, epoch, row) for epoch, row in zip(epochs, rows, strict=True))
-    return Piece(tuple(rows), seeds)
+    runs = (_run(plan, window, slots, augment) for window in plan.windows(start, stop))
+    steps = ((draws, shelf) for window, shelf in shelves(source, runs, means.read_cpus) for draws in window)
+    made = _on_cluster(steps, augment, means) if means.decode_tasks else _on_threads(steps, augment, means)
+    for batch, errors in made:
+        for row, (identity, error) in errors.items():
+            on_bad(DataError(f"{source.place_of(row)} ({identity}): {error}"))
+        yield batch
 
 
-def _crop(row: dict[str, Any], augment: Augment) -> Batch:
-    image, mask = _decode(row)
-    image, mask = augment(image, mask, row["seed"])
-    return {"image": image, "mask": mask, "row": row["row"]}
+def _run(plan: Plan, window: range, slots: range, augment: Augment) -> tuple[list[list[_Draw]], list[int]]:
+    """Returns what the slots draw in each step of a window, and the rows that takes."""
+    share = plan.share(window.start, window.stop, slots)
+    draws = []
+    for step, *values in zip(window, *(part.tolist() for part in share), strict=True):
+        draws.append(
+            [
+                _draw(plan, augment, step, slot, epoch, row, copy)
+                for slot, epoch, row, copy in zip(slots, *values, strict=True)
+            ]
+        )
+    return draws, sorted({row for step_draws in draws for draw in step_draws for row in draw.rows})
+
+
+def _draw(plan: Plan, augment: Augment, step: int, slot: int, epoch: int, row: int, copy: int) -> _Draw:
+    seed = row_seed(plan.seed, epoch, row, copy)
+    companions = plan.companions(step, slot, augment.companions(seed), seed)
+    return _Draw((row, *companions), seed)
+
+
+Steps = Iterator[tuple[list[_Draw], Shelf]]
+Fault = tuple[int, str]  # which of a draw's rows is bad, and why
+Errors = dict[int, tuple[str, str]]  # by row: its id, and what is wrong
+
+
+def _on_threads(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[Batch, Errors]]:
+    """Yields the batches, made by this process's threads, some of them ahead."""
+
+    def make(batch: Batch, slot: int, draw: _Draw, shelf: Shelf) -> Fault | None:
+        encoded = [shelf[row] for row in draw.rows]
+        return _write(batch["image"].numpy(), batch["mask"].numpy(), slot, augment, encoded, draw.seed)
+
+    def begin(draws: list[_Draw], shelf: Shelf) -> Callable[[], tuple[Batch, Errors]]:
+        batch = _empty(draws, augment, means.pinned)
+        made = [pool.submit(make, batch, slot, draw, shelf) for slot, draw in enumerate(draws)]
+        return lambda: (_channels_first(batch), _errors(draws, shelf, [one.result() for one in made]))
+
+    cv2.setNumThreads(1)  # rows are worked on side by side, not the pixels of one
+    with ThreadPoolExecutor(means.threads, "segray-crops") as pool:
+        yield from _ahead((begin(*step) for step in steps), READY_BATCHES)
+
+
+def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[Batch, Errors]]:
+    """Yields the batches, made by tasks on whichever nodes have CPUs to spare."""
+    # No more than what is kept free beside a trainer, so that a task always finds a place.
+    cpus = min(1.0, means.read_cpus)
+    task = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD")(_crops)
+    shared = ray.put(augment)
+
+    def begin(draws: list[_Draw], shelf: Shelf) -> Callable[[], tuple[Batch, Errors]]:
+        encoded = [[shelf[row] for row in draw.rows] for draw in draws]
+        reference = task.remote(shared, encoded, [draw.seed for draw in draws])
+        return lambda: finish(draws, shelf, reference)
+
+    def finish(draws: list[_Draw], shelf: Shelf, reference: Any) -> tuple[Batch, Errors]:
+        images, masks, faults = ray.get(reference)
+        batch = _empty(draws, augment, means.pinned)
+        np.copyto(batch["image"].numpy(), images)
+        np.copyto(batch["mask"].numpy(), masks)
+        return _channels_first(batch), _errors(draws, shelf, faults)
+
+    yield from _ahead((begin(*step) for step in steps), means.decode_tasks)
+
+
+def _crops(
+    augment: Augment, encoded: list[list[Encoded]], seeds: list[int]
+) -> tuple[NDArray[np.uint8], NDArray[Any], list[Fault | None]]:
+    """Returns the crops of one step, and what was wrong with each; a task of the cluster."""
+    cv2.setNumThreads(1)
+    image, mask = augment.blank()
+    images, masks = (np.empty((len(seeds), *part.shape), part.dtype) for part in (image, mask))
+    faults = [
+        _write(images, masks, slot, augment, rows, seed)
+        for slot, (rows, seed) in enumerate(zip(encoded, seeds, strict=True))
+    ]
+    return images, masks, faults
+
+
+def _write(
+    images: NDArray[np.uint8], masks: NDArray[Any], slot: int, augment: Augment, rows: list[Encoded], seed: int
+) -> Fault | None:
+    """Writes a crop into its slot of the batch, a blank one if it cannot be made; returns what is wrong then."""
+    fault = None
+    try:
+        crop = augment(rows, seed)
+    except BadRowError as error:
+        crop, fault = augment.blank(), (error.index, str(error))
+    images[slot], masks[slot] = crop
+    return fault
+
+
+def _errors(draws: list[_Draw], shelf: Shelf, faults: Sequence[Fault | None]) -> Errors:
+    found = [(draw.rows[fault[0]], fault[1]) for draw, fault in zip(draws, faults, strict=True) if fault]
+    return {row: (shelf.id_of(row), why) for row, why in found}
+
+
+def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:
+    """Yields what each call returns, in order, with so many begun before their turn."""
+    waiting: deque[Callable[[], Any]] = deque()
+    for finish in begun:
+        waiting.append(finish)
+        if len(waiting) > ready:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
+
+
+def _empty(draws: list[_Draw], augment: Augment, pinned: bool) -> Batch:
+    """Returns room for a batch; masks beyond uint8 are int64, the next type torch indexes with."""
+    shape = len(draws), augment.side, augment.side
+    ids = torch.uint8 if augment.ignore_id <= 255 else torch.int64
+    return {
+        "image": torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=pinned),
+        "mask": torch.empty(shape, dtype=ids, pin_memory=pinned),
+        "row": torch.tensor([draw.rows[0] for draw in draws]),
+    }
+
+
+def _channels_first(batch: Batch) -> Batch:
+    return batch | {"image": batch["image"].permute(0, 3, 1, 2)}  # (B, 3, H, W), channels-last in memory
 
 
 def evaluation_rows(
-    source: Source, rows: range, short_side: int | None, align: int, read_cpus: float
+    source: Source, rows: range, short_side: int | None, align: int, means: Means, on_bad: OnBad = refuse
 ) -> Iterator[Batch]:
     """Yields the rows one by one, each once: `image` (1, 3, H', W') uint8 resized for the model, `mask` (1, H, W).
 
@@ -113,89 +241,37 @@ def evaluation_rows(
         rows: the row numbers of this rank.
         short_side: working short side in px, or none for the image's own.
         align: sides are rounded up to a multiple of this.
-        read_cpus: logical CPUs this rank may spend on read tasks.
+        means: what this rank may use.
+        on_bad: called with the error of a row that cannot be decoded; if it returns, the row is left out.
+
+    Raises:
+        DataError: a shard cannot be read, or a row is bad and `on_bad` raises; both are named.
     """
-    size = max(1, int(PIECE_BYTES / source.row_bytes))
-    pieces = [_plain_piece(rows[first : first + size]) for first in range(0, len(rows), size)]
+    size = max(1, int(SHELF_BYTES / 4 / source.row_bytes)) if len(rows) else 1
+    runs = ((part, part) for part in (rows[first : first + size] for first in range(0, len(rows), size)))
+    wanted = ((row, shelf) for part, shelf in shelves(source, runs, means.read_cpus) for row in part)
 
-    def collate(found: list[dict[str, Any]]) -> Batch:
-        return stack([_whole(row, short_side, align) for row in found])
+    def make(row: int, shelf: Shelf) -> Batch | DataError:
+        try:
+            return _whole(row, shelf, short_side, align)
+        except DataError as error:
+            return DataError(f"{source.place_of(row)} ({shelf.id_of(row)}): {error}")
 
-    yield from _batches(source, pieces, collate, 1, read_cpus)
-
-
-def _plain_piece(rows: range) -> Piece:
-    return Piece(tuple(rows), (0,) * len(rows))
-
-
-def _whole(row: dict[str, Any], short_side: int | None, align: int) -> Batch:
-    image, mask = _decode(row)
-    return {"image": fit_to_model(image, short_side, align), "mask": mask, "row": row["row"]}
-
-
-def _decode(row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    try:
-        return decode_image(row["image"]), decode_mask(row["mask"])
-    except DataError as error:
-        raise DataError(f"row {row['row']} ({row['id']}): {error}") from error
+    with ThreadPoolExecutor(means.threads, "segray-rows") as pool:
+        begun: Iterator[Future[Batch | DataError]] = (pool.submit(make, *one) for one in wanted)
+        for found in _ahead((one.result for one in begun), 2 * means.threads):
+            if isinstance(found, DataError):
+                on_bad(found)
+            else:
+                yield found
 
 
-def _batches(
-    source: Source, pieces: list[Piece], collate: Callable[[list[dict[str, Any]]], Batch], batch: int, cpus: float
-) -> Iterator[Batch]:
-    """Yields the batches of all pieces, from one short Ray Data pipeline after another, the next one always begun.
-
-    A pipeline with tasks left that waits for its consumer keeps its scheduling loop spinning, and that loop shares
-    the process, and so the interpreter's lock, with the training. A pipeline whose tasks all start at once has read
-    everything, and ended, long before its rows are used up.
-    """
-    quieten()
-    if not pieces:
-        return
-
-    def opened(segment: list[Piece]) -> tuple[Batch, Iterator[Batch]]:
-        found = iter(_pipeline(source, segment, collate, batch))
-        return next(found), found
-
-    at_once = max(1, int(cpus / READ_CPUS))
-    segments = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
-    with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
-        ahead = deque(pool.submit(opened, segment) for segment in segments[:1])
-        for upcoming in [*segments[1:], None]:
-            first, rest = ahead.popleft().result()
-            if upcoming is not None:
-                ahead.append(pool.submit(opened, upcoming))
-            yield first
-            yield from rest
-
-
-def _pipeline(
-    source: Source, pieces: list[Piece], collate: Callable[[list[dict[str, Any]]], Batch], batch: int
-) -> Iterable[Batch]:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True  # the plan's order is the point
-    context.op_resource_reservation_enabled = False  # one operator over a bounded segment has nobody to wait for
-    dataset: Dataset = ray.data.read_datasource(
-        _Pieces(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces)
-    )
-    batches: Iterable[Batch] = dataset.iter_torch_batches(
-        batch_size=batch, collate_fn=_Collate(collate), prefetch_batches=4
-    )
-    return batches
-
-
-def stack(rows: list[Batch]) -> Batch:
-    """Returns rows of (H, W, 3) images and (H, W) masks as one batch of tensors, channels first.
-
-    Masks of uint16 become int64, the narrowest type torch indexes with beyond uint8.
-    """
-    images = np.stack([row["image"] for row in rows])
-    masks = np.stack([row["mask"] for row in rows])
-    if masks.dtype == np.uint16:
-        masks = masks.astype(np.int64)
+def _whole(row: int, shelf: Shelf, short_side: int | None, align: int) -> Batch:
+    image, mask = shelf[row]
+    pixels, ids = fit_to_model(decode_image(image), short_side, align), decode_mask(mask)
+    wide = ids.astype(np.int64) if ids.dtype == np.uint16 else ids
     return {
-        "image": torch.from_numpy(images).permute(0, 3, 1, 2),  # (B, 3, H, W), channels-last in memory
-        "mask": torch.from_numpy(masks),
-        "row": torch.tensor([row["row"] for row in rows]),
+        "image": torch.from_numpy(pixels).permute(2, 0, 1)[None],
+        "mask": torch.from_numpy(wide)[None],
+        "row": torch.tensor([row]),
     }

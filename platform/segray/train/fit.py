@@ -20,6 +20,9 @@ from torch import Tensor
 from segray import capacity, checkpoint, cluster, losses, places, registry
 from segray.classes import Classes
 from segray.config import Config, flat
+from segray.data import augment
+from segray.data.pieces import Source
+from segray.data.samplers import draw_times
 from segray.data.schema import Manifest, read_manifest
 from segray.errors import DataError, TrainingError, UserError
 from segray.metrics import Scores, scores
@@ -141,10 +144,12 @@ def _prepare(config: Config, say: Callable[[str], None]) -> Prepared:
     weights = _initial_weights(settled, manifest.classes, say)
     cluster.connect()
     placement = capacity.place(cluster.nodes(), settled.train.workers, settled.train.device)
+    times = draw_times(Source(settled.data.root, manifest.split(settled.data.train_split)), settled.data)
     init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     name, folder = places.new_run_folder(settled)
     named = settled.model_copy(update={"name": name})
-    return Prepared(named, name, Path(folder), places.tracking_uri(named), Job(named, manifest, placement, init))
+    job = Job(named, manifest, placement, times, init)
+    return Prepared(named, name, Path(folder), places.tracking_uri(named), job)
 
 
 def _initial_weights(config: Config, classes: Classes, say: Callable[[str], None]) -> dict[str, Tensor] | None:
@@ -161,6 +166,8 @@ def _check_splits(config: Config, manifest: Manifest) -> None:
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
             raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
+    train = manifest.split(config.data.train_split)
+    augment.check(config.data, round(train.mean_height), round(train.mean_width))
 
 
 def _run_record(prepared: Prepared) -> dict[str, object]:

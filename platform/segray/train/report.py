@@ -28,7 +28,7 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
     """Returns the metrics of one report, by name, from those of all ranks.
 
     A rank's loss is its sum over the global batch's mean pixels, so the mean over the ranks is the global loss;
-    images add up; the slowest rank sets the time.
+    images add up; the slowest rank sets the time. Rows left out are told of once there are any.
     """
     meters = [report["meter"] for report in reports]
     elapsed = max(meter["elapsed_s"] for meter in meters)
@@ -42,4 +42,6 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
     }
+    if bad := sum(report["bad_rows"] for report in reports):
+        values["train/bad_rows"] = bad
     return values | {name: value for name, value in reports[0].items() if name.startswith("val/")}

@@ -10,11 +10,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from ray.train.v2._internal import util as raising
 from ray.train.v2._internal.execution import context as reporting
 from torch import Tensor, nn
@@ -28,8 +30,8 @@ from segray.data.augment import Augment
 from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import Manifest
-from segray.data.stream import evaluation_rows, training_batches
-from segray.errors import SegrayError, TrainingError
+from segray.data.stream import Means, evaluation_rows, training_batches, window_steps
+from segray.errors import DataError, SegrayError, TrainingError
 from segray.loop import Meter, Step, steps
 from segray.optim import adamw, lr_factor
 from segray.predict import count
@@ -44,13 +46,34 @@ class Job:
         config: the run's.
         manifest: of its dataset.
         placement: what each rank gets.
+        times: how often an epoch draws each row of the training split; none draws each once.
         init: the state dict to start from; none keeps what was drawn.
     """
 
     config: Config
     manifest: Manifest
     placement: Placement
+    times: NDArray[np.float64] | None = None
     init: ray.ObjectRef | None = None
+
+
+class BadRows:
+    """What becomes of rows that cannot be decoded: the first ends the run, or they are counted.
+
+    Attributes:
+        count: rows left out so far, each time they were met.
+    """
+
+    def __init__(self, setting: str) -> None:
+        self._setting = setting
+        self.count = 0
+
+    def __call__(self, error: DataError) -> None:
+        """Raises the error, or counts it."""
+        if self._setting == "fail":
+            raise error
+        self.count += 1
+        logging.getLogger(__name__).warning("left out: %s", error)
 
 
 @dataclass
@@ -63,6 +86,14 @@ class Rank:
     device: torch.device
     model: nn.Module
     optimiser: Optimizer
+    bad: BadRows
+
+    @property
+    def means(self) -> Means:
+        """What this rank may use to make its batches."""
+        placement = self.job.placement
+        tasks = 2 * max(1, int(placement.spare_cpus)) if self.job.config.data.decode == "cluster" else 0
+        return Means(placement.read_cpus, placement.threads, tasks, self.device.type == "cuda")
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -105,7 +136,8 @@ def _start(job: Job) -> tuple[Rank, int]:
     optimiser = adamw(model, config.optim)
     torch.manual_seed(config.train.seed * 1_000_003 + rank + 1)  # but dropout of its own
     start = _restore(model, optimiser)
-    return Rank(job, rank, context.get_world_size(), device, model, optimiser), start
+    bad = BadRows(config.data.bad_rows)
+    return Rank(job, rank, context.get_world_size(), device, model, optimiser, bad), start
 
 
 def _restore(model: nn.Module, optimiser: Optimizer) -> int:
@@ -133,15 +165,15 @@ def _distributed(rank: Rank) -> nn.Module:
 def _steps(rank: Rank, trained: nn.Module, start: int) -> Iterator[Step]:
     config, manifest = rank.job.config, rank.job.manifest
     source = Source(config.data.root, manifest.split(config.data.train_split))
-    plan = Plan(source.group_rows(), config.train.batch, config.train.seed)
     batches = training_batches(
         source,
-        plan,
+        training_plan(source, config, rank.job.times),
         slots_of(rank.rank, rank.world, config.train.batch),
         start,
         config.train.steps,
         Augment(config.data, manifest.classes.ignore_id),
-        rank.job.placement.read_cpus,
+        rank.means,
+        rank.bad,
     )
     return steps(
         trained,
@@ -152,6 +184,12 @@ def _steps(rank: Rank, trained: nn.Module, start: int) -> Iterator[Step]:
         ignore_id=manifest.classes.ignore_id,
         start=start,
     )
+
+
+def training_plan(source: Source, config: Config, times: NDArray[np.float64] | None) -> Plan:
+    """Returns the order of a run's rows."""
+    batch = config.train.batch
+    return Plan(source.group_rows(), batch, config.train.seed, window_steps(source, batch), times)
 
 
 def _is_due(job: Job, step: int) -> bool:
@@ -168,7 +206,7 @@ def _report(rank: Rank, step: Step, meter: Meter) -> None:
 
     Every rank reports at the same steps: the report is collective.
     """
-    found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take()}
+    found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take(), "bad_rows": rank.bad.count}
     if not isfinite(loss := found["meter"]["loss"]):
         lr = rank.job.config.optim.lr
         raise TrainingError(f"the loss is {loss} at step {step.step}; lower optim.lr, now {lr:g}.")
@@ -201,7 +239,8 @@ def validate(rank: Rank) -> Tensor:
         rows_of(rank.rank, rank.world, source.split.rows),
         config.data.short_side,
         config.eval.align,
-        rank.job.placement.read_cpus,
+        rank.means,
+        rank.bad,
     )
     classes = manifest.classes
     counts = count(rank.model, rows, classes.num_classes, classes.ignore_id, rank.job.placement.threads)

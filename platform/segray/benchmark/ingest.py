@@ -1,0 +1,126 @@
+"""Our stream beside the DataLoader a user would write and beside a bare loop: images a second, start, memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import torch
+
+from segray.benchmark import machine
+from segray.benchmark.loaders import CONTENDERS, Load, Pass, serve
+from segray.benchmark.turns import Row, compared, compared_rates
+from segray.benchmark.watch import Peak, can_watch
+
+OURS, DATALOADER, BARE_LOOP = CONTENDERS
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run measured.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was read, for people.
+        rows: ours beside the peers'.
+    """
+
+    machine: dict[str, str | int]
+    case: dict[str, str | int]
+    rows: list[Row]
+
+
+def measured(load: Load, tenfold: Load | None, turns: int, say: Callable[[str], None]) -> Report:
+    """Returns ours beside the peers, in turns.
+
+    Args:
+        load: what a turn is.
+        tenfold: the same with ten times the rows, to see whether memory grows; none leaves that out.
+        turns: turns that each gets, after one that is not counted.
+        say: called with what is measured next.
+    """
+    say(f"crop {load.crop}: {', '.join(CONTENDERS)}, {turns} turns each ...")
+    with _children(load) as children:
+        rounds = [{name: _turn(pipe, number)[0] for name, pipe in children.items()} for number in range(turns + 1)]
+    passes = {name: [one[name] for one in rounds[1:]] for name in CONTENDERS}
+    rows = _times(load, passes) + (_memory(load, tenfold, say) if can_watch() else [])
+    return Report(machine.described(torch.device("cpu")), described(load), rows)
+
+
+def described(load: Load) -> dict[str, str | int]:
+    """Returns what a turn is, for people."""
+    return {
+        "rows": load.source.split.rows,
+        "mean_size": f"{load.source.split.mean_width:.0f}x{load.source.split.mean_height:.0f}",
+        "row_bytes": round(load.source.row_bytes),
+        "crop": load.crop,
+        "batch": load.batch,
+        "images_a_turn": load.batch * load.batches,
+        "cores": load.cores,
+    }
+
+
+def _times(load: Load, passes: dict[str, list[Pass]]) -> list[Row]:
+    images = load.batch * load.batches
+    rates = {name: [images / one.all_s for one in series] for name, series in passes.items()}
+    first = {name: [one.first_s for one in series] for name, series in passes.items()}
+    return [
+        *(
+            compared_rates("ingest_images", peer, rates[OURS], rates[peer], "images/s")
+            for peer in (DATALOADER, BARE_LOOP)
+        ),
+        compared("ingest_first_batch", DATALOADER, first[OURS], first[DATALOADER], "s"),
+    ]
+
+
+def _memory(load: Load, tenfold: Load | None, say: Callable[[str], None]) -> list[Row]:
+    """Returns the most memory held in a turn, beside the DataLoader's and beside that with a tenth of the rows."""
+    say("peak memory, in a turn of its own each ...")
+    ours, theirs = _peak(OURS, load), _peak(DATALOADER, load)
+    rows = [compared("ingest_memory", DATALOADER, [ours.memory / MIB], [theirs.memory / MIB], "MiB")]
+    if tenfold is None:
+        return rows
+    say(f"the same with {tenfold.source.split.rows} rows ...")
+    larger, peer = _peak(OURS, tenfold), "a tenth of the rows"
+    return [
+        *rows,
+        compared("ingest_memory_tenfold", peer, [larger.memory / MIB], [ours.memory / MIB], "MiB"),
+        compared("ingest_store_tenfold", peer, [larger.store / MIB], [ours.store / MIB], "MiB"),
+    ]
+
+
+def _peak(name: str, load: Load) -> Peak:
+    with ExitStack() as stack:
+        pipe = stack.enter_context(_child(name, load))
+        return _turn(pipe, 0, watching=True)[1]
+
+
+@contextmanager
+def _children(load: Load) -> Iterator[dict[str, Connection]]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(_child(name, load)) for name in CONTENDERS}
+
+
+@contextmanager
+def _child(name: str, load: Load) -> Iterator[Connection]:
+    """Starts a contender in a process of its own, and ends it with the block."""
+    fresh = get_context("spawn")
+    ours, theirs = fresh.Pipe()
+    process = fresh.Process(target=serve, args=(name, load, theirs))
+    process.start()
+    theirs.close()
+    try:
+        ours.recv()
+        yield ours
+        ours.send(None)
+        process.join()
+    finally:
+        process.kill()
+
+
+def _turn(pipe: Connection, number: int, watching: bool = False) -> tuple[Pass, Peak]:
+    pipe.send((number, watching))
+    taken: tuple[Pass, Peak] = pipe.recv()
+    return taken

@@ -1,0 +1,33 @@
+"""`benchmark WHAT`: ours beside a peer's, in turns, in one run."""
+
+import difflib
+import sys
+from importlib import import_module
+
+from segray.cli.command import end
+from segray.errors import ConfigError
+
+WHAT = {
+    "model": "train step, inference and memory of SegFormer",
+    "ingest": "batches from parquet: images a second, first batch, memory",
+    "train": "training fed by the stream, beside tensors in memory",
+}
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_benchmark)
+
+
+def _benchmark() -> None:
+    what = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if what in {"-h", "--help"}:
+        lines = [f"  {name:<10} {explanation}" for name, explanation in WHAT.items()]
+        print("usage: benchmark WHAT [--help] ...", *lines, sep="\n")
+        return
+    if what not in WHAT:
+        close = difflib.get_close_matches(what, WHAT, n=1)
+        advice = f"; did you mean {close[0]}?" if close else "."
+        raise ConfigError(f"'{what}' is nothing to measure; expected {', '.join(WHAT)}{advice}")
+    # Only the one asked for is imported: the model's needs neither Ray nor a picture library.
+    import_module(f"segray.cli.benchmark.{what}").run(sys.argv[2:])

@@ -1,0 +1,80 @@
+"""Photometric distortion as published: brightness, contrast, saturation and hue, each with probability one half.
+
+Everything stays uint8, and every step is one pass over the crop.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import cv2
+import numpy as np
+
+from segray.data.images import Pixels
+
+BRIGHTNESS = 32
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE_DEGREES = 36
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What happens to the colours of one crop.
+
+    Attributes:
+        brightness: added to every channel, -32..32.
+        contrast: what every channel is multiplied with.
+        contrast_first: whether contrast comes before saturation and hue, or after.
+        saturation: what the saturation is multiplied with.
+        hue: turn of the hue, in 256ths of the circle.
+    """
+
+    brightness: int
+    contrast: float
+    contrast_first: bool
+    saturation: float
+    hue: int
+
+
+def draw_distortion(random: Random) -> Distortion:
+    """Returns a distortion in the published ranges; contrast comes before or after the colours by a coin."""
+    return Distortion(
+        brightness=random.randint(-BRIGHTNESS, BRIGHTNESS) if random.random() < 0.5 else 0,
+        contrast=random.uniform(*CONTRAST) if random.random() < 0.5 else 1.0,
+        contrast_first=random.random() < 0.5,
+        saturation=random.uniform(*SATURATION) if random.random() < 0.5 else 1.0,
+        hue=round(random.uniform(-HUE_DEGREES, HUE_DEGREES) * 256 / 360) if random.random() < 0.5 else 0,
+    )
+
+
+def distorted(image: Pixels, distortion: Distortion) -> Pixels:
+    """Returns the image (H, W, 3) uint8 RGB with its colours distorted; values outside 0..255 are clipped."""
+    image = _brightened(image, distortion.brightness)
+    if distortion.contrast_first:
+        image = _contrasted(image, distortion.contrast)
+    image = _coloured(image, distortion.saturation, distortion.hue)
+    return image if distortion.contrast_first else _contrasted(image, distortion.contrast)
+
+
+def _brightened(image: Pixels, brightness: int) -> Pixels:
+    if brightness == 0:
+        return image
+    # Of positive whole numbers only: OpenCV leaves uint8 for others.
+    step = cv2.add if brightness > 0 else cv2.subtract
+    return np.asarray(step(image, (abs(brightness),) * 3 + (0,)), np.uint8)
+
+
+def _contrasted(image: Pixels, contrast: float) -> Pixels:
+    return image if contrast == 1.0 else np.asarray(cv2.convertScaleAbs(image, alpha=contrast), np.uint8)
+
+
+def _coloured(image: Pixels, saturation: float, hue: int) -> Pixels:
+    if saturation == 1.0 and hue == 0:
+        return image
+    # _FULL: a circle of 256 hues, so that a turn is an addition that wraps as uint8 does.
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    if hue:
+        lines = hsv.reshape(len(hsv), -1)  # (H, 3W): one addition of rows is much faster than one per channel
+        lines += np.tile(np.array([hue % 256, 0, 0], np.uint8), image.shape[1])
+    if saturation != 1.0:
+        hsv = cv2.transform(hsv, np.diag([1.0, saturation, 1.0]))
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)

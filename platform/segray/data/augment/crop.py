@@ -1,0 +1,150 @@
+"""Random scale and random crop in one: which window of the source becomes the crop.
+
+Only the pixels of the crop are ever resized, and a JPEG that shrinks to half or less is not even decoded in full.
+"""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.data.augment.sizes import resize_image, resize_mask
+from segray.data.images import Mask, Pixels, decode_image, is_jpeg
+
+PAD_COLOUR = (124, 116, 104)
+"""Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
+
+CROP_TRIES = 10
+GRID = 128  # the shares of a window's classes are counted on a grid of about so many points a side
+REDUCTIONS = (8, 4, 2)
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How windows are drawn.
+
+    Attributes:
+        crop: side of the crop in px.
+        scale: smallest and largest random scale.
+        short_side: images have this short side (px) before they are scaled; none keeps their own size.
+        cat_max_ratio: a window with more than this share of one class is drawn again, ten windows at most.
+        class_crops: share of the windows that are placed around a pixel of a class drawn from those in the image.
+        ignore_id: mask value that is not counted, and fills what is padded.
+    """
+
+    crop: int
+    scale: tuple[float, float]
+    short_side: int | None
+    cat_max_ratio: float
+    class_crops: float
+    ignore_id: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of the source and its size in the crop, all in px.
+
+    Attributes:
+        top, left, height, width: of the source.
+        to_height, to_width: at most the crop's side; what is missing is padded at the bottom and on the right.
+        reduction: 1, 2, 4 or 8: the window shrinks at least so much, and its borders are multiples of it.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    to_height: int
+    to_width: int
+    reduction: int
+
+
+def draw_window(rule: CropRule, mask: Mask, random: Random) -> Window:
+    """Returns the window of an image, given its mask (H, W)."""
+    height, width = mask.shape
+    scale = random.uniform(*rule.scale)
+    if rule.short_side is not None:
+        scale *= rule.short_side / min(height, width)
+    side = max(1, round(rule.crop / scale))
+    step = next((step for step in REDUCTIONS if side >= step * rule.crop and min(height, width) >= step), 1)
+    side -= side % step
+    cut = [min(side, length - length % step) for length in (height, width)]
+    # The side that fits is resized to the whole crop; a side that does not keeps the drawn scale.
+    size = [rule.crop if length == side else max(1, round(length * rule.crop / side)) for length in cut]
+    top, left = _place(rule, mask, (cut[0], cut[1]), step, random)
+    return Window(top, left, cut[0], cut[1], size[0], size[1], step)
+
+
+def _place(rule: CropRule, mask: Mask, cut: tuple[int, int], step: int, random: Random) -> tuple[int, int]:
+    seek = random.random() < rule.class_crops
+    for _ in range(CROP_TRIES):
+        pixel = _pixel_of_a_class(mask, rule.ignore_id, random) if seek else None
+        top, left = (
+            _start(length, part, step, at, random)
+            for length, part, at in zip(mask.shape, cut, pixel or (None, None), strict=True)
+        )
+        if rule.cat_max_ratio >= 1 or _is_varied(mask[top : top + cut[0], left : left + cut[1]], rule):
+            break
+    return top, left
+
+
+def _start(length: int, part: int, step: int, pixel: int | None, random: Random) -> int:
+    """Returns where a part of a side begins, a multiple of `step`; the part holds the pixel if there is one."""
+    first, last = 0, (length - part) // step
+    if pixel is not None:
+        first, last = max(0, -(-(pixel - part + 1) // step)), min(last, pixel // step)
+    # A pixel beyond the last whole step is in no part.
+    return random.randint(min(first, last), last) * step
+
+
+def _pixel_of_a_class(mask: Mask, ignore_id: int, random: Random) -> tuple[int, int] | None:
+    """Returns (y, x) of a random pixel of a random class of the mask; none where all is ignored."""
+    counts = np.bincount(mask.reshape(-1), minlength=ignore_id)[:ignore_id]
+    classes = np.flatnonzero(counts)
+    if not len(classes):
+        return None
+    found = int(classes[random.randrange(len(classes))])
+    pixels = np.flatnonzero(mask.reshape(-1) == found)
+    y, x = divmod(int(pixels[random.randrange(len(pixels))]), mask.shape[1])
+    return y, x
+
+
+def _is_varied(window: Mask, rule: CropRule) -> bool:
+    step = max(1, min(window.shape) // GRID)
+    counts = np.bincount(np.ascontiguousarray(window[::step, ::step]).reshape(-1))[: rule.ignore_id]
+    return bool(counts.max(initial=0) < rule.cat_max_ratio * counts.sum())
+
+
+def crop_encoded(rule: CropRule, window: Window, encoded: bytes) -> Pixels:
+    """Returns the crop (crop, crop, 3) of an encoded image, decoded no larger than it needs.
+
+    Raises:
+        DataError: the bytes are no image.
+    """
+    reduction = window.reduction if is_jpeg(encoded) else 1
+    return crop_image(rule, window, decode_image(encoded, reduction), reduction)
+
+
+def crop_image(rule: CropRule, window: Window, image: Pixels, reduction: int = 1) -> Pixels:
+    """Returns the crop (crop, crop, 3) of an image that was decoded at 1/`reduction` of its size."""
+    top, left, height, width = (
+        length // reduction for length in (window.top, window.left, window.height, window.width)
+    )
+    made = resize_image(image[top : top + height, left : left + width], window.to_height, window.to_width)
+    return _padded(made, rule.crop, PAD_COLOUR)
+
+
+def crop_mask(rule: CropRule, window: Window, mask: Mask) -> Mask:
+    """Returns the crop (crop, crop) of a mask, padded with the ignore id."""
+    cut = mask[window.top : window.top + window.height, window.left : window.left + window.width]
+    return _padded(resize_mask(cut, window.to_height, window.to_width), rule.crop, (rule.ignore_id,))
+
+
+def _padded(made: NDArray[Any], crop: int, fill: tuple[int, ...]) -> NDArray[Any]:
+    below, right = crop - made.shape[0], crop - made.shape[1]
+    if not (below or right):
+        return made
+    return np.asarray(cv2.copyMakeBorder(made, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill))

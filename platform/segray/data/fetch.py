@@ -1,0 +1,123 @@
+"""Encoded rows through Ray Data: the row groups that a run of steps names, each read once, the next run's ahead."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from segray.data.pieces import Source, raise_error_in, read_or_error
+from segray.quiet import quieten
+
+READ_CPUS = 0.25
+
+Load = TypeVar("Load")
+
+
+class Shelf:
+    """Encoded rows at hand, by row number; the bytes stay where Ray Data put them until they are asked for."""
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        self._tables = tables
+        numbered = ((table, enumerate(table["row"].to_pylist())) for table in tables)
+        self._places = {row: (table, index) for table, rows in numbered for index, row in rows}
+
+    def __getitem__(self, row: int) -> tuple[bytes, bytes]:
+        """Returns the encoded image and mask of a row."""
+        table, index = self._places[row]
+        return table["image"][index].as_py(), table["mask"][index].as_py()
+
+    def id_of(self, row: int) -> str:
+        """Returns the id of a row."""
+        table, index = self._places[row]
+        return str(table["id"][index].as_py())
+
+    def filled(self, source: Source, groups: set[int], read_cpus: float) -> "Shelf":
+        """Returns a shelf with the rows of these groups: those that are here, and the others read."""
+        kept = [part for table in self._tables if len(part := _of_groups(table, source, groups))]
+        here = {group for table in kept for group in source.group_of(table["row"]).tolist()}
+        return Shelf([*kept, *_read(source, sorted(groups - here), read_cpus)])
+
+
+def _of_groups(table: pa.Table, source: Source, groups: set[int]) -> pa.Table:
+    """Returns the table's rows of these groups; if not all, a copy, so that the shared memory of the rest is freed."""
+    wanted = np.isin(source.group_of(table["row"]), list(groups))
+    return table if wanted.all() else table.filter(pa.array(wanted))
+
+
+def shelves(
+    source: Source, runs: Iterable[tuple[Load, Sequence[int]]], read_cpus: float
+) -> Iterator[tuple[Load, Shelf]]:
+    """Yields each run's load with a shelf that holds its rows; the next run's is filled meanwhile.
+
+    Row groups that the next run needs too are not read again: a split that fits on a shelf is read once.
+
+    Args:
+        source: the split.
+        runs: what is to be done, with the rows it needs.
+        read_cpus: logical CPUs the read tasks may take.
+
+    Raises:
+        DataError: a shard is missing, damaged or not the manifest's; it is named.
+    """
+    quieten()
+
+    def fill(before: Shelf, rows: Sequence[int]) -> Shelf:
+        return before.filled(source, set(source.group_of(rows).tolist()), read_cpus)
+
+    waiting = iter(runs)
+    run = next(waiting, None)
+    with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
+        filling = None if run is None else pool.submit(fill, Shelf([]), run[1])
+        while run is not None and filling is not None:
+            shelf = filling.result()
+            load, run = run[0], next(waiting, None)
+            filling = None if run is None else pool.submit(fill, shelf, run[1])
+            yield load, shelf
+
+
+def _read(source: Source, groups: list[int], read_cpus: float) -> list[pa.Table]:
+    """Returns the rows of the groups as tables in shared memory, read by as many tasks as may run at once.
+
+    One short Ray Data pipeline, all of whose tasks start together: one with tasks left that waits for its consumer
+    keeps its scheduling loop spinning, and that loop shares the interpreter's lock with the training.
+    """
+    if not groups:
+        return []
+    at_once = min(len(groups), max(1, int(read_cpus)))
+    pieces = [part.tolist() for part in np.array_split(groups, at_once)]
+    dataset = ray.data.read_datasource(_Groups(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces))
+    context = dataset.context  # its own: other data sets of this process keep their ways
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.op_resource_reservation_enabled = False  # one operator that nobody competes with
+    tables: list[pa.Table] = ray.get(dataset.to_arrow_refs())
+    for table in tables:
+        raise_error_in(table)
+    return tables
+
+
+class _Groups(Datasource):  # type: ignore[misc]
+    """The Ray Data source whose read tasks fetch some row groups each."""
+
+    def __init__(self, source: Source, pieces: list[list[int]]) -> None:
+        super().__init__()
+        self._source = ray.put(source)  # one copy for all tasks; a manifest can be large
+        self._pieces = pieces
+        self._group_bytes = source.row_bytes * source.split.rows / max(1, len(source.group_rows()))
+
+    def estimate_inmemory_data_size(self) -> int:
+        return int(self._group_bytes * sum(map(len, self._pieces)))
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        return [self._task(piece) for piece in self._pieces]
+
+    def _task(self, piece: list[int]) -> ReadTask:
+        source = self._source
+        size = int(self._group_bytes * len(piece))
+        metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
+        return ReadTask(lambda: [read_or_error(ray.get(source), piece)], metadata)
