@@ -61,8 +61,7 @@ def steps(
     device = next(model.parameters()).device
     model.train()
     asked = perf_counter()
-    for index, batch in enumerate(batches, start):
-        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    for index, moved in enumerate(on_device(batches, device), start):
         waited = perf_counter() - asked
         factor = lr_factor(index)
         set_lr(optimiser, factor)
@@ -75,6 +74,37 @@ def steps(
         yield Step(index + 1, total.detach(), parts, lr, len(moved["mask"]), waited)
         model.train()
         asked = perf_counter()
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yields the batches on the device; a GPU copies the next one, out of pinned memory, while it computes."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield _moved(batch, device)
+        return
+    copying = torch.cuda.Stream(device)
+    upcoming: tuple[dict[str, Any], torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = _moved(batch, device), copying.record_event()
+        if upcoming is not None:
+            yield _arrived(*upcoming)
+        upcoming = following
+    if upcoming is not None:
+        yield _arrived(*upcoming)
+
+
+def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _arrived(moved: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
+    """Returns the batch for use on the current stream, which waits for its copy."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for value in moved.values():
+        value.record_stream(stream)  # its memory was taken on the other stream, and must not be given away too early
+    return moved
 
 
 def global_pixels(mask: Tensor, ignore_id: int) -> Tensor:

@@ -103,5 +103,5 @@ def _made(results: str, name: str) -> str:
 
 
 def _fresh_name(config: Config) -> str:
-    data = Path(config.data.root.rstrip("/")).name
+    data = Path(config.data.root.partition("?")[0].rstrip("/")).name
     return f"{data}-{config.model.variant}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

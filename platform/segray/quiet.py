@@ -6,6 +6,8 @@ import os
 LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, which we asked for
+    "ray.data._internal.execution.streaming_executor": logging.CRITICAL,  # its tracebacks; what it raises says it all
+    "ray.data.dataset": logging.ERROR,  # warns when a read has to wait a moment for a CPU
     "ray.train": logging.WARNING,
     "ray._private.authentication": logging.ERROR,  # warns that token authentication is on
     "alembic": logging.WARNING,

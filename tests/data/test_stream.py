@@ -1,20 +1,25 @@
 """The stream: what the plan says, no more and no less, through real Ray Data."""
 
 import shutil
+import threading
+import time
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from segray.cluster import cause
 from segray.config import DataConfig
+from segray.data import fetch
 from segray.data.augment import Augment
 from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import read_manifest
-from segray.data.stream import Means, evaluation_rows, training_batches
+from segray.data.stream import Means, evaluation_rows, refuse, training_batches
 from segray.errors import DataError
 
 BATCH = 4
@@ -26,10 +31,19 @@ def source(streets):
     return Source(str(streets), read_manifest(str(streets)).split("train"))
 
 
-def batches(source, slots, start, stop):
-    plan = Plan(source.group_rows(), BATCH, seed=3)
-    augment = Augment(DataConfig(crop=32), 255)
-    return list(training_batches(source, plan, slots, start, stop, augment, MEANS))
+MIXED = {"crop": 32, "mosaic": 0.3, "cut_mix": 0.3}
+
+
+def batches(source, slots, start, stop, window=64, means=MEANS, on_bad=refuse, **data):
+    plan = Plan(source.group_rows(), BATCH, 3, window, data.pop("times", None))
+    augment = Augment(DataConfig(**({"crop": 32} | data)), 255)
+    return list(training_batches(source, plan, slots, start, stop, augment, means, on_bad))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("image", "mask", "row"))
 
 
 def test_an_epoch_over_two_ranks_holds_every_row_once(source):
@@ -40,28 +54,54 @@ def test_an_epoch_over_two_ranks_holds_every_row_once(source):
     assert Counter(order[: source.split.rows].tolist()) == Counter(range(source.split.rows))
 
 
-def test_a_global_batch_is_the_same_bytes_for_one_two_and_three_ranks_and_after_a_restart(source):
-    whole = batches(source, range(BATCH), 0, 12)
+@pytest.mark.parametrize("window", [3, 64])
+@pytest.mark.parametrize("data", [{}, MIXED, {"times": np.linspace(0, 2, 41)}], ids=["recipe", "mixed", "sampled"])
+def test_a_global_batch_is_the_same_bytes_for_one_two_and_three_ranks_and_after_a_restart(source, window, data):
+    whole = batches(source, range(BATCH), 0, 12, window, **data)
     for world in (2, 3):
-        shares = [batches(source, slots_of(rank, world, BATCH), 5, 12) for rank in range(world)]
-        for step, parts in enumerate(zip(*shares, strict=True), 5):
-            for name in ("image", "mask", "row"):
-                joined = torch.cat([part[name] for part in parts])
-                assert torch.equal(joined, whole[step][name]), (world, step, name)
+        shares = [batches(source, slots_of(rank, world, BATCH), 5, 12, window, **data) for rank in range(world)]
+        joined = [
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*shares, strict=True)
+        ]
+        assert_same(joined, whole[5:])
+
+
+def test_the_same_run_twice_is_the_same_bytes_also_with_other_threads(source):
+    once = batches(source, range(BATCH), 0, 12, **MIXED)
+    assert_same(batches(source, range(BATCH), 0, 12, means=Means(1.0, 3), **MIXED), once)
+
+
+def test_crops_made_on_the_cluster_are_those_of_the_trainer(source):
+    once = batches(source, range(BATCH), 0, 12, **MIXED)
+    assert_same(batches(source, range(BATCH), 0, 12, means=Means(1.0, 1, decode_tasks=2), **MIXED), once)
+
+
+def test_any_albumentations_pipeline_streams_alike(source):
+    own = {"augment": ["ScaledCrop", {"GaussNoise": {"p": 1}}]}
+    once = batches(source, range(BATCH), 0, 6, **own)
+    assert_same(batches(source, range(BATCH), 3, 6, means=Means(1.0, 1, decode_tasks=1), **own), once[3:])
+
+
+def test_each_group_is_read_once_an_epoch_and_not_again_while_it_is_at_hand(source, monkeypatch):
+    read = []
+    original = fetch._read
+    monkeypatch.setattr(fetch, "_read", lambda *args: read.append(list(args[1])) or original(*args))
+    epoch = source.split.rows // BATCH
+    batches(source, range(BATCH), 0, 3 * epoch)
+    groups = [group for groups in read for group in groups]
+    assert sorted(groups) == list(range(len(source.group_rows())))  # small: read once, kept for all epochs
+    read.clear()
+    batches(source, range(BATCH), 0, epoch, window=2)
+    again = Counter(group for groups in read for group in groups)
+    assert set(again) == set(range(len(source.group_rows())))
+    assert again.total() <= len(again) + BATCH  # the border of a slot's share may lie in a group
 
 
 def test_a_batch_has_the_shape_and_types_of_the_contract(source):
     batch = batches(source, range(BATCH), 0, 1)[0]
     assert (batch["image"].shape, batch["image"].dtype) == ((BATCH, 3, 32, 32), torch.uint8)
     assert (batch["mask"].shape, batch["mask"].dtype) == ((BATCH, 32, 32), torch.uint8)
-
-
-def test_row_groups_come_as_they_were_written_and_numbered_through_the_shards(source):
-    groups = [9, 0, 3]
-    table = source.read(groups)
-    rows = [row for row in range(41) if source.group_of([row])[0] in groups]
-    assert table["row"].to_pylist() == rows
-    assert table["id"].to_pylist() == [f"train/street_{row:05d}" for row in rows]
 
 
 def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
@@ -76,6 +116,71 @@ def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
     assert np.array_equal(rows[0]["mask"][0].numpy(), mask)
     assert decode_image(stored["image"]).shape[:2] == mask.shape
     assert all(side % 32 == 0 for side in rows[0]["image"].shape[-2:])
+
+
+@pytest.fixture
+def spoilt(streets, tmp_path):
+    """The streets with rows 5 and 30 undecodable, and a manifest that knows nothing of it."""
+    copy = shutil.copytree(streets, tmp_path / "spoilt")
+    manifest = read_manifest(str(copy))
+    numbers = iter(range(manifest.split("train").rows))
+    shards = []
+    for shard in manifest.split("train").shards:
+        table = pq.read_table(copy / shard.path)
+        images = [b"x" * len(one) if next(numbers) in (5, 30) else one for one in table["image"].to_pylist()]
+        table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
+        pq.write_table(table, copy / shard.path, row_group_size=4, compression="none", use_dictionary=False)
+        shards.append(shard.model_copy(update={"bytes": (copy / shard.path).stat().st_size}))
+    return Source(str(copy), manifest.split("train").model_copy(update={"shards": tuple(shards)}))
+
+
+@pytest.mark.parametrize("means", [MEANS, Means(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
+def test_an_undecodable_image_is_named_with_shard_and_row(spoilt, means):
+    with pytest.raises(DataError) as raised:
+        batches(spoilt, range(BATCH), 0, 11, means=means)
+    shard, row = spoilt.place_of(5).rsplit(", ", 1), spoilt.place_of(30).rsplit(", ", 1)
+    assert any(f"{path}, {number} (train/street_" in str(raised.value) for path, number in (shard, row))
+    assert "no image" in str(raised.value)
+
+
+@pytest.mark.parametrize("data", [{}, {"mosaic": 1.0}], ids=["alone", "mixed"])
+@pytest.mark.parametrize("means", [MEANS, Means(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
+def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(spoilt, source, means, data):
+    bad = []
+    left = batches(spoilt, range(BATCH), 0, 11, means=means, on_bad=lambda error: bad.append(str(error)), **data)
+    whole = batches(source, range(BATCH), 0, 11, **data)
+    names = {spoilt.place_of(row).removeprefix(spoilt.root) for row in (5, 30)}
+    assert {text.removeprefix(spoilt.root).split(" (")[0] for text in bad} == names
+    blank = 0
+    for one, other in zip(left, whole, strict=True):
+        assert torch.equal(one["row"], other["row"])
+        for slot in range(BATCH):
+            if (one["mask"][slot] == 255).all():
+                blank += 1
+                assert one["image"][slot, :, 0, 0].tolist() == [124, 116, 104]
+            else:
+                assert torch.equal(one["image"][slot], other["image"][slot])
+    assert blank == len(bad)
+
+
+def test_evaluation_names_a_bad_row_or_leaves_it_out(spoilt):
+    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* no image"):
+        list(evaluation_rows(spoilt, range(41), None, 32, MEANS))
+    bad = []
+    found = list(evaluation_rows(spoilt, range(41), None, 32, MEANS, bad.append))
+    assert [int(row["row"]) for row in found] == [row for row in range(41) if row not in (5, 30)]
+    assert len(bad) == 2
+
+
+def test_a_stream_that_is_left_early_ends(source):
+    plan, augment = Plan(source.group_rows(), BATCH, 3, 2), Augment(DataConfig(crop=32), 255)
+    stream = training_batches(source, plan, range(BATCH), 0, 10_000, augment, MEANS)
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("segray-") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_flipped_bit_in_a_shard_is_found_and_the_shard_named(streets, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,8 +10,10 @@ import pyarrow as pa
 import ray
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from segray.data.pieces import Source, raise_error_in, read_or_error
+from segray.errors import CapacityError
 from segray.quiet import quieten
 
 READ_CPUS = 0.25
@@ -95,10 +98,27 @@ def _read(source: Source, groups: list[int], read_cpus: float) -> list[pa.Table]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.op_resource_reservation_enabled = False  # one operator that nobody competes with
-    tables: list[pa.Table] = ray.get(dataset.to_arrow_refs())
+    with store_full_told():
+        tables: list[pa.Table] = ray.get(dataset.to_arrow_refs())
     for table in tables:
         raise_error_in(table)
     return tables
+
+
+@contextmanager
+def store_full_told() -> Iterator[None]:
+    """Turns Ray's errors about room into ours.
+
+    Raises:
+        CapacityError: the object store of a node is full, and so is the disk it goes on to.
+    """
+    try:
+        yield
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise CapacityError(
+            "the object store of a node is full, and so is the disk it goes on to; make room on the disk of Ray's "
+            "temporary folder, or start Ray with a larger --object-store-memory."
+        ) from error
 
 
 class _Groups(Datasource):  # type: ignore[misc]

@@ -15,7 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.data.schema import Shard, Split, filesystem
+from segray.data.schema import Shard, Split, advice, filesystem, place
 from segray.errors import DataError
 
 ERROR = "error"
@@ -65,7 +65,7 @@ class Source:
         """Returns where a row lies, for people: `train/part-00003.parquet, row 17`."""
         index = int(np.searchsorted(self._shard_ends, row, side="right"))
         shard = self.split.shards[index]
-        return f"{self.root}/{shard.path}, row {row - (int(self._shard_ends[index]) - shard.rows)}"
+        return f"{place(self.root, shard.path)}, row {row - (int(self._shard_ends[index]) - shard.rows)}"
 
     def read(self, groups: Sequence[int]) -> pa.Table:
         """Returns the encoded rows of some row groups, ascending, with their numbers in the column `row`.
@@ -118,8 +118,12 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
         with _opened(fs, f"{path}/{shard.path}") as file:
             _check(root, shard, file)
             return file.read_row_groups(groups, columns=columns, use_threads=False)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {place(root, shard.path)} has vanished since the run began.") from error
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"shard {root}/{shard.path} cannot be read ({error}); convert the dataset again.") from error
+        why = " ".join(str(error).split())
+        todo = advice(root) if "://" in root else "; convert the dataset again."
+        raise DataError(f"shard {place(root, shard.path)} cannot be read ({why}){todo}") from error
 
 
 def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
@@ -127,12 +131,16 @@ def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
 
 
 def _check(root: str, shard: Shard, file: pq.ParquetFile) -> None:
-    """Refuses a shard that was replaced after the manifest was written, as far as its footer tells."""
+    """Refuses a shard that was replaced after the manifest was written, as far as its footer tells.
+
+    Raises:
+        DataError: it was.
+    """
     found = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     if found != shard.row_groups:
         raise DataError(
-            f"shard {root}/{shard.path} has changed: its row groups hold {_briefly(found)} rows; the manifest says "
-            f"{_briefly(shard.row_groups)}; convert the dataset again."
+            f"shard {place(root, shard.path)} has changed: its row groups hold {_briefly(found)} rows; the manifest "
+            f"says {_briefly(shard.row_groups)}; convert the dataset again."
         )
 
 

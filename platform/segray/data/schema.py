@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Self
 
 import pyarrow as pa
@@ -119,8 +120,12 @@ def digest_of(*pieces: bytes) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=16)  # a client of a remote store keeps its connections
 def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Returns the filesystem of a folder or URI (local, s3://, gs://) and the folder's path on it.
+
+    Credentials come from the environment; so does another endpoint of S3 (AWS_ENDPOINT_URL), unless the URI names
+    one: `s3://bucket/folder?endpoint_override=http://127.0.0.1:9000`.
 
     Raises:
         DataError: the URI's scheme is unknown.
@@ -134,6 +139,23 @@ def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise DataError(f"{root} cannot be opened: {error}.") from error
 
 
+def place(root: str, path: str) -> str:
+    """Returns where a file of a dataset lies, for people; a URI's options are left out."""
+    return f"{root.partition('?')[0] if '://' in root else root}/{path}"
+
+
+def advice(root: str) -> str:
+    """Returns what to look at where a store cannot be read: where its credentials come from."""
+    known = {
+        "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role, "
+        "another endpoint from AWS_ENDPOINT_URL; every node of the cluster needs them",
+        "gs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS or the machine's service account; every node of "
+        "the cluster needs them",
+    }
+    scheme, is_uri, _ = root.partition("://")
+    return f"; {known[scheme]}." if is_uri and scheme in known else "."
+
+
 def read_manifest(root: str) -> Manifest:
     """Returns the manifest of the dataset in `root`, a folder or URI, after a look at every shard's size.
 
@@ -145,38 +167,47 @@ def read_manifest(root: str) -> Manifest:
         with fs.open_input_stream(f"{path}/{MANIFEST}") as file:
             text = file.read()
     except FileNotFoundError as error:
+        out = "DIR` and copy it there" if "://" in root else f"{root}`"
         raise DataError(
             f"data.root {root} holds no dataset ({MANIFEST} is missing); "
-            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {root}`."
+            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {out}."
         ) from error
     except OSError as error:
-        raise DataError(f"data.root {root} cannot be read: {error}.") from error
+        raise DataError(f"data.root {root} cannot be read: {_said(error)}{advice(root)}") from error
     manifest = _parse(root, text)
     _check_shards(root, fs, path, manifest)
     return manifest
+
+
+def _said(error: OSError) -> str:
+    """Returns what a store said, on one line."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _parse(root: str, text: bytes) -> Manifest:
     try:
         found = json.loads(text)
         if found.get("format") != FORMAT:
-            raise DataError(f"{root}/{MANIFEST} has format {found.get('format')}; expected {FORMAT}.")
+            raise DataError(f"{place(root, MANIFEST)} has format {found.get('format')}; expected {FORMAT}.")
         manifest = Manifest.model_validate(found)
     except (ValueError, AttributeError) as error:  # no JSON, no text, or not what a manifest holds
-        raise DataError(f"{root}/{MANIFEST} is damaged ({error}); convert the dataset again.") from error
+        raise DataError(f"{place(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
     if manifest.digest != manifest.content_digest():
-        raise DataError(f"{root}/{MANIFEST} was changed by hand (its digest disagrees); convert again.")
+        raise DataError(f"{place(root, MANIFEST)} was changed by hand (its digest disagrees); convert again.")
     return manifest
 
 
 def _check_shards(root: str, fs: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> None:
     for split in manifest.splits.values():
-        infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
+        try:
+            infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
+        except OSError as error:
+            raise DataError(f"data.root {root} cannot be read: {_said(error)}{advice(root)}") from error
         for shard, info in zip(split.shards, infos, strict=True):
             if info.type == pyarrow.fs.FileType.NotFound:
-                raise DataError(f"shard {root}/{shard.path} is missing; convert the dataset again.")
+                raise DataError(f"shard {place(root, shard.path)} is missing; convert the dataset again.")
             if info.size != shard.bytes:
                 raise DataError(
-                    f"shard {root}/{shard.path} is damaged: {info.size} bytes; expected {shard.bytes}; "
+                    f"shard {place(root, shard.path)} is damaged: {info.size} bytes; expected {shard.bytes}; "
                     "convert the dataset again."
                 )

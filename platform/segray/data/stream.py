@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segray.data.augment import Augment, BadRowError
 from segray.data.augment.sizes import fit_to_model
-from segray.data.fetch import Shelf, shelves
+from segray.data.fetch import Shelf, shelves, store_full_told
 from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.plan import Plan, row_seed
@@ -164,7 +164,8 @@ def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[
         return lambda: finish(draws, shelf, reference)
 
     def finish(draws: list[_Draw], shelf: Shelf, reference: Any) -> tuple[Batch, Errors]:
-        images, masks, faults = ray.get(reference)
+        with store_full_told():
+            images, masks, faults = ray.get(reference)
         batch = _empty(draws, augment, means.pinned)
         np.copyto(batch["image"].numpy(), images)
         np.copyto(batch["mask"].numpy(), masks)

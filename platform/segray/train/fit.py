@@ -180,7 +180,7 @@ def _run_record(prepared: Prepared) -> dict[str, object]:
         "params": flat(config),
         "tags": {FOLDER_TAG: str(prepared.folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
         "dataset": {
-            "name": Path(config.data.root).name,
+            "name": Path(config.data.root.partition("?")[0]).name,
             "digest": manifest.digest,
             "root": config.data.root,
         },

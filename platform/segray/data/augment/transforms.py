@@ -21,6 +21,7 @@ from segray.data.images import Mask, Pixels, decode_image, decode_mask
 from segray.errors import ConfigError, DataError
 
 TRIALS = 8
+MOST_NAMED = 20
 UNFIT = {
     "Morphological": "it grows and shrinks class ids as if they were grey values",
     "Lambda": "a function has no name in a config",
@@ -197,7 +198,10 @@ def _first_line(error: Exception) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[close[0]]}?" if close else f"; expected one of {', '.join(by_lower.values())}."
+    if close:
+        return f"; did you mean {by_lower[close[0]]}?"
+    few = len(by_lower) <= MOST_NAMED
+    return f"; expected {', '.join(by_lower.values()) if few else 'a name of albumentations.ai/docs'}."
 
 
 class ScaledCrop(A.DualTransform):  # type: ignore[misc]

@@ -1,0 +1,173 @@
+"""The recipe's crops: the right size and type, seeded by the row alone, image and mask alike, padding as published."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segray import config
+from segray.data.augment import Augment
+from segray.data.augment.crop import PAD_COLOUR
+from segray.data.images import decode_image
+from segray.errors import DataError
+
+
+def settings_of(**data):
+    return config.build({f"data.{name}": value for name, value in data.items()}).data
+
+
+def plain(**data):
+    fixed = {"scale_min": 1, "scale_max": 1, "flip": 0, "photometric": False, "cat_max_ratio": 1.0}
+    return settings_of(**(fixed | data))
+
+
+@pytest.fixture
+def crops(encoded):
+    def make(data, image, mask, seeds, ignore_id=255):
+        augment, row = Augment(data, ignore_id), encoded(image, mask)
+        return [augment([row], seed) for seed in seeds]
+
+    return make
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(3, 200),
+    st.integers(3, 200),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([None, 16, 64]),
+    st.sampled_from([0.0, 1.0]),
+    st.sampled_from([".png", ".jpg"]),
+)
+def test_a_crop_has_its_size_and_no_class_that_was_not_there(
+    scene, encoded, height, width, seed, short_side, class_crops, kind
+):
+    image, mask = scene(height, width)
+    augment = Augment(settings_of(crop=96, short_side=short_side, class_crops=class_crops), 255)
+    crop = augment([encoded(image, mask, kind)], seed)
+    assert crop[0].shape == (96, 96, 3)
+    assert crop[0].dtype == np.uint8
+    assert crop[1].shape == (96, 96)
+    assert set(np.unique(crop[1])) <= set(np.unique(mask)) | {255}
+
+
+def test_image_and_mask_are_cut_alike(crops, scene):
+    for image, ids in crops(plain(crop=64, flip=0.5), *scene(120, 160), range(20)):
+        assert np.array_equal(image[..., 0], ids * 40 + 10)
+
+
+@pytest.mark.parametrize(("short_side", "reduction"), [(300, 2), (150, 4), (70, 8)])
+def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side, reduction, monkeypatch, encoded):
+    """The same window of a PNG, which cannot be decoded small, is the reference."""
+    blocks = np.random.default_rng(1).integers(0, 5, (12, 16))
+    mask = np.kron(blocks, np.ones((64, 64))).astype(np.uint8)
+    image = np.stack([mask * 40 + 10] * 3, axis=-1).astype(np.uint8)
+    rows = encoded(image, mask, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 100), encoded(image, mask)
+    sizes = []
+    watched = "segray.data.augment.crop.decode_image"
+    monkeypatch.setattr(watched, lambda found, step: sizes.append(step) or decode_image(found, step))
+    augment = Augment(plain(crop=64, short_side=short_side), 255)
+    for seed in range(10):
+        small, whole = (augment([row], seed) for row in rows)
+        assert np.array_equal(small[1], whole[1])
+        assert np.abs(small[0].astype(int) - whole[0]).mean() < 3
+    assert set(sizes) == {reduction, 1}
+
+
+def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, encoded):
+    row = encoded(*scene(120, 160))
+    augment = Augment(settings_of(crop=64, mosaic=0.3, cut_mix=0.3), 255)
+
+    def crop(seed, augment=augment):
+        return augment([row] * (1 + augment.companions(seed)), seed)
+
+    once = [crop(seed) for seed in range(50)]
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(crop, range(50)))
+    elsewhere = [crop(seed, pickle.loads(pickle.dumps(augment))) for seed in range(50)]
+    for several in zip(once, again, elsewhere, strict=True):
+        for image, mask in several[1:]:
+            assert np.array_equal(image, several[0][0])
+            assert np.array_equal(mask, several[0][1])
+    assert not all(np.array_equal(once[0][0], other) for other, _ in once[1:])
+
+
+def test_a_small_image_is_padded_with_the_mean_colour_and_the_ignore_id(crops, scene):
+    image, mask = scene(40, 40)
+    cropped, ids = crops(plain(crop=96), image, mask.astype(np.uint16), [0], 65535)[0]
+    assert tuple(cropped[-1, -1]) == PAD_COLOUR == (124, 116, 104)
+    assert ids[-1, -1] == 65535
+    assert ids.dtype == np.uint16
+    assert np.array_equal(ids[:40, :40], mask)
+
+
+def test_scales_are_those_of_the_settings(crops):
+    """A gradient tells by its slope how much a crop was scaled."""
+    image = np.stack([np.tile(np.arange(200, dtype=np.uint8), (200, 1))] * 3, axis=-1)
+    found = crops(plain(crop=64, scale_min=0.5, scale_max=2.0), image, np.zeros((200, 200), np.uint8), range(300))
+    scales = [63 / (float(crop[0, -1, 0]) - float(crop[0, 0, 0])) for crop, _ in found]
+    assert 0.48 < min(scales) < 0.56
+    assert 1.85 < max(scales) < 2.2
+    assert np.mean(scales) == pytest.approx(1.25, abs=0.1)
+
+
+def test_a_crop_of_one_class_is_drawn_again(crops):
+    image, mask = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
+    mask[96:160, 96:160] = 1
+
+    def share(ratio):
+        return np.mean([ids.any() for _, ids in crops(plain(crop=64, cat_max_ratio=ratio), image, mask, range(200))])
+
+    assert share(0.75) > share(1.0) + 0.2
+
+
+def test_ignored_pixels_are_no_class_when_crops_are_compared(crops):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8)
+    mask[:2], mask[2:4] = 0, 1  # half and half of what counts
+    varied = crops(plain(crop=64, cat_max_ratio=0.6), image, mask, [0])[0]
+    assert np.array_equal(varied[1], mask)
+
+
+def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
+    image, mask = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
+    mask[:, 128:] = 1
+    mask[250, 3] = 2
+
+    def share(class_crops):
+        found = crops(plain(crop=32, class_crops=class_crops), image, mask, range(300))
+        return np.mean([(ids == 2).any() for _, ids in found])
+
+    assert share(0.0) < 0.05
+    assert share(1.0) == pytest.approx(1 / 3, abs=0.09)
+    assert share(0.5) == pytest.approx(1 / 6, abs=0.07)
+
+
+def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
+    _, mask = scene(64, 64)
+    image = np.stack([mask * 40 + 10, 255 - mask * 40, np.full_like(mask, 90)], axis=-1)
+    assert all(np.array_equal(crop, image) for crop, _ in crops(plain(crop=64), image, mask, range(20)))
+    flipped = crops(plain(crop=64, flip=0.5), image, mask, range(200))
+    assert 70 < sum(np.array_equal(ids, mask[:, ::-1]) for _, ids in flipped) < 130
+    coloured = crops(plain(crop=64, photometric=True), image, mask, range(200))
+    assert 0 < sum(np.array_equal(crop, image) for crop, _ in coloured) < 40  # one in sixteen stays as it was
+
+
+def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
+    augment, row = Augment(settings_of(crop=64, mosaic=1.0), 255), encoded(*scene(64, 64))
+    with pytest.raises(DataError, match="no image") as raised:
+        augment([row, row, (b"nothing", row[1]), row], 0)
+    assert raised.value.index == 2
+    with pytest.raises(DataError, match="no mask"):
+        Augment(settings_of(crop=64), 255)([(row[0], b"nothing")], 0)
+
+
+def test_a_blank_crop_teaches_nothing():
+    for ignore_id, dtype in ((255, np.uint8), (65535, np.uint16)):
+        image, mask = Augment(settings_of(crop=32), ignore_id).blank()
+        assert image.shape == (32, 32, 3)
+        assert (mask == ignore_id).all()
+        assert mask.dtype == dtype

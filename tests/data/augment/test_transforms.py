@@ -1,0 +1,116 @@
+"""Transforms by name: refused with the nearest when the config is built, masks left whole, seeded by the row."""
+
+import numpy as np
+import pytest
+
+from segray import config
+from segray.data.augment import Augment, check
+from segray.errors import ConfigError, DataError
+
+
+def build(augment, **data):
+    tree = {"crop": 64, "augment": augment} | data
+    return config.build({f"data.{name}": value for name, value in tree.items()}).data
+
+
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        (["HorizontalFlp"], "data.augment names HorizontalFlp, which is no transform; did you mean HorizontalFlip?"),
+        (["scaledcrop"], "did you mean ScaledCrop?"),
+        ([{"Blur": {"blur_limits": 3}}], "data.augment: Blur has no argument blur_limits; did you mean blur_limit?"),
+        ([{"HorizontalFlip": {"chance": 1}}], "data.augment: HorizontalFlip has no argument chance; expected p."),
+        ([{"ScaledCrop": {"rule": 1}}], "data.augment: ScaledCrop has no argument rule; expected p."),
+        (["Xyzzyx"], "data.augment names Xyzzyx, which is no transform; expected a name of albumentations.ai/docs."),
+        ([{"GaussianBlur": {"blur_limit": "x"}}], "data.augment: GaussianBlur cannot be made: blur_limit"),
+        ([{"RandomCrop": {}}], "data.augment: RandomCrop cannot be made: height: Field required."),
+        ([{"Affine": {"mask_interpolation": 1}}, "ScaledCrop"], "which mixes class ids; expected nearest, 0."),
+        (["Morphological"], "data.augment names Morphological, which segmentation cannot use"),
+        ([{"OneOf": {}}, "ScaledCrop"], "data.augment: OneOf needs transforms, a list like data.augment itself."),
+        ([{"OneOf": {"transforms": ["Blurr"]}}], "data.augment names Blurr, which is no transform; did you mean Blur?"),
+        ([{"RandomCrop": {"height": 32, "width": 32}}], "data.augment makes 32x32 of an image of 256x256; expected"),
+        ([{"RandomCrop": {"height": 999, "width": 64}}], "data.augment cannot work on an image of 256x256: Crop size"),
+        (["HorizontalFlip"], "makes 256x256 of an image of 256x256; expected 64x64 (data.crop); end it with a crop"),
+        (["ScaledCrop", "Normalize"], "an image of float32 and a mask of uint8; expected uint8 and uint8"),
+        (["Normalize", "ScaledCrop"], "ScaledCrop is given an image of float32"),
+        ([{"ResizeToMultiple": {"multiple": 0}}], "ResizeToMultiple cannot be made: multiple is 0"),
+        ([{"A": {}, "B": {}}], "expected NAME, or NAME: {argument: value, ...}."),
+        ([3], "data.augment is [3]; expected a list of NAME or NAME: {argument: value}"),
+        ("ScaledCrop", "data.augment is ScaledCrop; expected a list"),
+        ("[{", "expected a list of NAME or NAME: {argument: value}"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_config_is_built(augment, said):
+    with pytest.raises(ConfigError) as raised:
+        build(augment)
+    assert said in str(raised.value)
+
+
+def test_a_flag_spells_the_list_in_yaml():
+    listed = ["ScaledCrop", {"GaussNoise": {"p": 0.2}}]
+    assert build("[ScaledCrop, {GaussNoise: {p: 0.2}}]") == build(listed)
+    assert config.flat(config.build({"data.augment": listed}))["data.augment"] == listed
+
+
+def test_the_recipe_stands_among_other_transforms(scene, encoded):
+    data = build(["ScaledCrop", {"HorizontalFlip": {"p": 1}}, "PhotometricDistortion"])
+    crops = [Augment(data, 255)([encoded(*scene(100, 150))], seed) for seed in range(5)]
+    assert all(image.shape == (64, 64, 3) and mask.shape == (64, 64) for image, mask in crops)
+    assert not np.array_equal(crops[0][0], crops[1][0])
+
+
+ROTATED = [{"Rotate": {"limit": [45, 45], "p": 1}}, {"CenterCrop": {"height": 64, "width": 64}}]
+
+
+@pytest.mark.parametrize(("ignore_id", "dtype"), [(255, np.uint8), (65535, np.uint16)])
+def test_what_a_geometric_transform_uncovers_is_padded_and_ignored(encoded, ignore_id, dtype):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, dtype)
+    crop, ids = Augment(build(ROTATED), ignore_id)([encoded(image, mask)], 0)
+    assert ids.dtype == dtype
+    assert set(np.unique(ids)) == {7, ignore_id}
+    assert tuple(crop[0, 0]) == (124, 116, 104)
+    assert (ids == ignore_id).mean() > 0.1
+
+
+def test_a_fill_of_the_users_own_stays(encoded):
+    own = [{"Rotate": {"limit": [45, 45], "fill": 9, "fill_mask": 3, "p": 1}}, ROTATED[1]]
+    _, ids = Augment(build(own), 255)([encoded(np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))], 0)
+    assert set(np.unique(ids)) == {3, 7}
+
+
+ELASTIC = ["ElasticTransform", "GridDistortion", "OpticalDistortion", "Perspective", "Affine", "RandomRotate90"]
+
+
+@pytest.mark.parametrize("name", ELASTIC)
+def test_geometric_transforms_make_no_new_ids(scene, encoded, name):
+    data = build([{name: {"p": 1}}, "ScaledCrop"])
+    image, _ = scene(128, 128)
+    mask = np.kron(np.random.default_rng(0).choice([0, 100, 200], (16, 16)), np.ones((8, 8))).astype(np.uint8)
+    for seed in range(5):
+        _, ids = Augment(data, 255)([encoded(image, mask)], seed)
+        assert set(np.unique(ids)) <= {0, 100, 200, 255}
+
+
+def test_the_short_side_is_set_before_the_first_transform(scene, encoded):
+    image, mask = scene(128, 256)
+    data = build([{"CenterCrop": {"height": 64, "width": 64}}], short_side=64)
+    _, ids = Augment(data, 255)([encoded(image, mask)], 0)
+    assert np.array_equal(ids, mask[::2, ::2][:, 32:96])
+
+
+def test_an_image_too_small_for_the_pipeline_is_named_before_the_run_and_in_it(scene, encoded):
+    data = build([{"RandomCrop": {"height": 64, "width": 64}}])
+    with pytest.raises(ConfigError, match="cannot work on an image of 50x40: Crop size"):
+        check(data, 40, 50)
+    check(data, 64, 64)
+    check(config.build({}).data, 1, 1)  # the recipe pads
+    with pytest.raises(DataError, match="cannot work on an image of 32x32"):
+        Augment(data, 255)([encoded(*scene(32, 32))], 0)
+
+
+def test_sides_are_rounded_up_to_a_multiple(scene, encoded):
+    data = build(["ResizeToMultiple", {"CenterCrop": {"height": 64, "width": 64}}])
+    image, mask = scene(40, 50)
+    crop, ids = Augment(data, 255)([encoded(image, mask)], 0)
+    assert crop.shape == (64, 64, 3)
+    assert set(np.unique(ids)) <= set(np.unique(mask))

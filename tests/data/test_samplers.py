@@ -1,0 +1,82 @@
+"""How often rows are drawn: the formulas by hand and by a two-stage draw, and what they do to CamVid."""
+
+import os
+
+import numpy as np
+import pytest
+
+from segray import config
+from segray.data.ingest import convert
+from segray.data.pieces import Source
+from segray.data.plan import Plan
+from segray.data.samplers import class_chances, draw_times, rare_class, repeat
+from segray.data.schema import read_manifest
+from segray.data.sources import folder
+
+PIXELS = np.array([[90, 10, 0], [100, 0, 0], [60, 30, 10], [98, 0, 2]])
+TOTAL = PIXELS.sum(axis=0)
+
+
+def test_class_chances_are_a_softmax_over_what_is_missing():
+    shares = TOTAL / TOTAL.sum()
+    expected = np.exp((1 - shares) / 0.3)
+    assert class_chances(TOTAL.tolist(), 0.3) == pytest.approx(expected / expected.sum())
+    assert class_chances([5, 0, 5], 0.01) == pytest.approx([0.5, 0, 0.5])  # a class that nobody has is never drawn
+    assert class_chances([999_999, 1], 1e-4) == pytest.approx([0, 1])  # no overflow
+
+
+def test_rare_class_times_are_those_of_drawing_a_class_and_then_a_pixel():
+    random = np.random.default_rng(0)
+    times = rare_class([PIXELS[:1], PIXELS[1:]], TOTAL.tolist(), 0.3)
+    classes = random.choice(3, 40_000, p=class_chances(TOTAL.tolist(), 0.3))
+    drawn = np.bincount([random.choice(4, p=PIXELS[:, one] / TOTAL[one]) for one in classes]) / 10_000
+    assert times == pytest.approx(drawn, abs=0.05)
+    assert times.sum() == pytest.approx(4)
+
+
+def test_a_high_temperature_draws_all_classes_alike():
+    assert rare_class([PIXELS], TOTAL.tolist(), 1e6) == pytest.approx(4 / 3 * (PIXELS / TOTAL).sum(axis=1))
+
+
+def test_repeat_factors_are_those_of_the_paper():
+    shares = (PIXELS > 0).mean(axis=0)
+    assert shares.tolist() == [1, 0.5, 0.5]
+    assert repeat([PIXELS], 0.5) == pytest.approx([1, 1, 1, 1])
+    assert repeat([PIXELS[:2], PIXELS[2:]], 1.0) == pytest.approx([2**0.5, 1, 2**0.5, 2**0.5])
+
+
+def test_all_rows_alike_need_no_times(streets):
+    source = Source(str(streets), read_manifest(str(streets)).split("train"))
+    assert draw_times(source, config.build({}).data) is None
+
+
+def test_the_pixels_of_every_row_come_from_the_parquet(streets):
+    source = Source(str(streets), read_manifest(str(streets)).split("train"))
+    pixels = np.concatenate(list(source.class_pixels()))
+    assert len(pixels) == source.split.rows
+    assert pixels.sum(axis=0).tolist() == list(source.split.class_pixels)
+
+
+@pytest.fixture(scope="module")
+def camvid(ray_cluster, tmp_path_factory):
+    """CamVid's training split, converted."""
+    out = str(tmp_path_factory.mktemp("data") / "camvid")
+    found = [sample for sample in folder.find(os.environ["SEGRAY_CAMVID"]).samples if sample.split == "train"]
+    manifest = convert(found, None, out, ignore_ids=[11])
+    return Source(out, manifest.split("train"))
+
+
+@pytest.mark.skipif("SEGRAY_CAMVID" not in os.environ, reason="SEGRAY_CAMVID does not name CamVid's folder")
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperature):
+    pixels = np.concatenate(list(camvid.class_pixels()))
+    data = config.build({"data.sampler": "rare_class", "data.temperature": temperature}).data
+    times = draw_times(camvid, data)
+    plan = Plan(camvid.group_rows(), 8, 0, 64, times)
+    rows = plan.share(0, 20 * plan.quota // 8, range(8)).rows.reshape(-1)
+    for name, index in (("pedestrian", 9), ("bicyclist", 10)):
+        has = pixels[:, index] > 0
+        before, asked, drawn = has.mean(), times[has].sum() / times.sum(), has[rows].mean()
+        print(f"temperature {temperature}: {name} in {before:.3f} of the images, {asked:.3f} asked, {drawn:.3f} drawn")
+        assert drawn == pytest.approx(asked, abs=0.005)
+        assert asked > before
