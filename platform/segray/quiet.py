@@ -6,7 +6,10 @@ import os
 LEVELS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # warns that its bars are off, which we asked for
-    "ray.data._internal.execution.streaming_executor": logging.CRITICAL,  # its tracebacks; what it raises says it all
+    # Their tracebacks: what they raise says it all.
+    "ray.data._internal.execution.streaming_executor": logging.CRITICAL,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
     "ray.data.dataset": logging.ERROR,  # warns when a read has to wait a moment for a CPU
     "ray.train": logging.WARNING,
     "ray._private.authentication": logging.ERROR,  # warns that token authentication is on

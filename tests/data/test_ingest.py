@@ -1,6 +1,7 @@
 """Conversions on a real Ray cluster: what they write, and what they refuse."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,15 @@ def test_camvid_converts(tmp_path):
     assert 0 < sum(manifest.split("train").class_pixels) < 367 * 480 * 360
     assert (manifest.split("val").mean_height, manifest.split("val").mean_width) == (360, 480)
     assert manifest.normalised == ()
+
+
+def test_large_images_get_small_row_groups(tmp_path):
+    """Training holds a row group for every image of a batch."""
+    small = demo.samples(splits={"train": 20, "val": 2})
+    large = [replace(sample, size_bytes=1_500_000) for sample in small]
+    groups = [
+        convert(samples, demo.classes(), str(tmp_path / name), absent_ok=True).split("train").shards[0].row_groups
+        for name, samples in (("small", small), ("large", large))
+    ]
+    assert groups[0] == (16,)
+    assert set(groups[1]) <= {1, 2}

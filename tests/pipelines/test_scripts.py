@@ -134,3 +134,35 @@ def test_importing_the_library_does_nothing():
     code = "import segray.config, segray.model, segray.predict, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
     found = run("-c", code, cwd=ROOT, PYTHONPATH=str(ROOT / "platform"))
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_ingest_compares_and_writes_rows(streets, tmp_path):
+    small = ["--rows", 60, "--images", 48, "--turns", 1, "--crop", 64, "--batch", 8, "--tenfold"]
+    words = ["ingest", "--data", streets, *small, "--json", tmp_path / "rows.json"]
+    done = run(ROOT / "pipelines/benchmark.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rows.json").read_text())
+    measured = [(row["measure"], row["peer"]) for row in found["rows"]]
+    assert measured == [
+        ("ingest_images", "dataloader"),
+        ("ingest_images", "bare_loop"),
+        ("ingest_first_batch", "dataloader"),
+        ("ingest_memory", "dataloader"),
+        ("ingest_memory_tenfold", "a tenth of the rows"),
+        ("ingest_store_tenfold", "a tenth of the rows"),
+    ]
+    for row in found["rows"]:
+        better = row["ours"] / row["theirs"] if row["unit"] == "images/s" else row["theirs"] / row["ours"]
+        assert row["ratio"] == pytest.approx(better)
+    assert found["case"]["rows"] == 60
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_training_compares_and_writes_rows(streets, tmp_path):
+    words = ["train", "--data", streets, "--data.crop", 32, "--train.batch", 2, "--steps", 2, "--turns", 1]
+    done = run(ROOT / "pipelines/benchmark.py", *words, "--json", tmp_path / "rows.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["measure"], row["peer"]) for row in rows] == [("train_images", "in_memory")]
+    assert "Traceback" not in done.stderr

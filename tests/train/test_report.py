@@ -9,7 +9,7 @@ from segray.train.report import JournalReports, joined
 
 def report(loss, images, elapsed, wait, **more):
     meter = {"loss": loss, "images": images, "elapsed_s": elapsed, "wait_s": wait}
-    return {"step": 20, "lr": 1e-3, "meter": meter, **more}
+    return {"step": 20, "lr": 1e-3, "meter": meter, "bad_rows": 0, **more}
 
 
 REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.0, 0.1, **{"val/miou": 0.25})]
@@ -23,6 +23,11 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
         "train/data_wait": pytest.approx(0.125),
         "val/miou": 0.25,
     }
+
+
+def test_rows_left_out_are_summed_over_the_ranks():
+    found = joined([report(1.0, 6.0, 2.0, 0.5, bad_rows=2), report(2.0, 4.0, 4.0, 0.1, bad_rows=1)])
+    assert found["train/bad_rows"] == 3
 
 
 def test_the_callback_appends_a_record(tmp_path):

@@ -9,10 +9,9 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import ray.train
 import torch
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train import LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import get_device
 
 from segray import losses
 from segray.benchmark import machine
@@ -28,6 +27,7 @@ from segray.data.stream import Batch, Means, training_batches, window_steps
 from segray.loop import steps
 from segray.optim import adamw, lr_factor
 from segray.quiet import quieten
+from segray.train.trainer import Trainer
 
 IN_MEMORY = 4  # batches that the peer trains on, over and over
 
@@ -66,13 +66,15 @@ def measured(case: Case) -> Report:
     """Returns the images a second of one Ray Train worker, fed by the stream and from memory, in turns."""
     resources = {"CPU": case.placement.cpus} | ({"GPU": 1} if case.placement.gpus else {})
     with TemporaryDirectory() as folder:
-        TorchTrainer(
+        Trainer(
             _work,
             train_loop_config={"case": case, "folder": folder},
             scaling_config=ScalingConfig(
                 num_workers=1, use_gpu=bool(case.placement.gpus), resources_per_worker=resources
             ),
-            run_config=RunConfig(name="benchmark", storage_path=folder),
+            run_config=RunConfig(
+                name="benchmark", storage_path=folder, logging_config=LoggingConfig(log_level="WARNING")
+            ),
         ).fit()
         streamed, remembered = torch.load(Path(folder) / "rates.pt")
     config = case.config
@@ -108,7 +110,6 @@ def _work(settings: dict[str, Any]) -> None:
         kept = (memory[index % IN_MEMORY] for index in range(case.steps + 1))
         rates.append([_rate(train, _stream(case, turn), case), _rate(train, kept, case)])
     torch.save(tuple(zip(*rates[1:], strict=True)), Path(settings["folder"]) / "rates.pt")
-    ray.train.report({})
 
 
 def _stream(case: Case, turn: int) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """Encoded rows through Ray Data: the row groups that a run of steps names, each read once, the next run's ahead."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -54,7 +54,7 @@ def _of_groups(table: pa.Table, source: Source, groups: set[int]) -> pa.Table:
 
 def shelves(
     source: Source, runs: Iterable[tuple[Load, Sequence[int]]], read_cpus: float
-) -> Iterator[tuple[Load, Shelf]]:
+) -> Generator[tuple[Load, Shelf]]:
     """Yields each run's load with a shelf that holds its rows; the next run's is filled meanwhile.
 
     Row groups that the next run needs too are not read again: a split that fits on a shelf is read once.

@@ -19,6 +19,8 @@ from segray.errors import DataError, listing
 
 Progress = Callable[[str, int, int], None]
 
+MOST_GROUP_ROWS = 16
+GROUP_BYTES = 4 * 2**20
 _SCAN_ROWS = 64
 
 
@@ -31,7 +33,7 @@ def convert(
     source: dict[str, str] | None = None,
     on_progress: Progress = lambda what, done, total: None,
     shard_bytes: int = 128 * 2**20,
-    row_group_rows: int = 16,
+    row_group_rows: int | None = None,
     absent_ok: bool = False,
 ) -> Manifest:
     """Writes a dataset on the connected Ray cluster and returns its manifest.
@@ -48,7 +50,8 @@ def convert(
         source: where the data came from, for people; it is copied into the manifest.
         on_progress: called with what is being done, the samples done and the samples in all.
         shard_bytes: size from which a shard is closed.
-        row_group_rows: rows of a row group.
+        row_group_rows: rows of a row group; none takes 16, or fewer where images are so large that those were more
+            than 4 MiB: training holds a row group in memory for every image of a batch.
         absent_ok: whether the last classes may occur in no mask.
 
     Raises:
@@ -59,7 +62,9 @@ def convert(
     known = classes or _counted_classes(samples, ignored, on_progress)
     _check_ignored(ignored, known.num_classes)
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
-    jobs = _jobs(samples, partial, Labels(known.num_classes, ignored), shard_bytes, row_group_rows)
+    jobs = _jobs(
+        samples, partial, Labels(known.num_classes, ignored), shard_bytes, row_group_rows or _group_rows(samples)
+    )
     try:
         for split in _splits(samples):
             (partial / split).mkdir(parents=True)
@@ -75,6 +80,11 @@ def convert(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def _group_rows(samples: Sequence[Sample]) -> int:
+    mean_bytes = sum(sample.size_bytes for sample in samples) / max(1, len(samples))
+    return max(1, min(MOST_GROUP_ROWS, int(GROUP_BYTES / max(1.0, mean_bytes))))
 
 
 def _free_folder(out: str) -> Path:

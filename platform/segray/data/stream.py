@@ -5,8 +5,9 @@ trains, or by tasks on the CPUs of other nodes. See docs/decisions.md for why no
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +102,15 @@ def training_batches(
         DataError: a shard cannot be read, or a row is bad and `on_bad` raises; both are named.
     """
     runs = (_run(plan, window, slots, augment) for window in plan.windows(start, stop))
-    steps = ((draws, shelf) for window, shelf in shelves(source, runs, means.read_cpus) for draws in window)
-    made = _on_cluster(steps, augment, means) if means.decode_tasks else _on_threads(steps, augment, means)
-    for batch, errors in made:
-        for row, (identity, error) in errors.items():
-            on_bad(DataError(f"{source.place_of(row)} ({identity}): {error}"))
-        yield batch
+    make = _on_cluster if means.decode_tasks else _on_threads
+    # Closed here, not when somebody collects the garbage: both have threads.
+    with closing(shelves(source, runs, means.read_cpus)) as filled:
+        steps = ((draws, shelf) for window, shelf in filled for draws in window)
+        with closing(make(steps, augment, means)) as made:
+            for batch, errors in made:
+                for row, (identity, error) in errors.items():
+                    on_bad(DataError(f"{source.place_of(row)} ({identity}): {error}"))
+                yield batch
 
 
 def _run(plan: Plan, window: range, slots: range, augment: Augment) -> tuple[list[list[_Draw]], list[int]]:
@@ -134,7 +138,7 @@ Fault = tuple[int, str]  # which of a draw's rows is bad, and why
 Errors = dict[int, tuple[str, str]]  # by row: its id, and what is wrong
 
 
-def _on_threads(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[Batch, Errors]]:
+def _on_threads(steps: Steps, augment: Augment, means: Means) -> Generator[tuple[Batch, Errors]]:
     """Yields the batches, made by this process's threads, some of them ahead."""
 
     def make(batch: Batch, slot: int, draw: _Draw, shelf: Shelf) -> Fault | None:
@@ -151,7 +155,7 @@ def _on_threads(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[
         yield from _ahead((begin(*step) for step in steps), READY_BATCHES)
 
 
-def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Iterator[tuple[Batch, Errors]]:
+def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Generator[tuple[Batch, Errors]]:
     """Yields the batches, made by tasks on whichever nodes have CPUs to spare."""
     # No more than what is kept free beside a trainer, so that a task always finds a place.
     cpus = min(1.0, means.read_cpus)
@@ -250,7 +254,6 @@ def evaluation_rows(
     """
     size = max(1, int(SHELF_BYTES / 4 / source.row_bytes)) if len(rows) else 1
     runs = ((part, part) for part in (rows[first : first + size] for first in range(0, len(rows), size)))
-    wanted = ((row, shelf) for part, shelf in shelves(source, runs, means.read_cpus) for row in part)
 
     def make(row: int, shelf: Shelf) -> Batch | DataError:
         try:
@@ -258,7 +261,9 @@ def evaluation_rows(
         except DataError as error:
             return DataError(f"{source.place_of(row)} ({shelf.id_of(row)}): {error}")
 
-    with ThreadPoolExecutor(means.threads, "segray-rows") as pool:
+    filling = closing(shelves(source, runs, means.read_cpus))
+    with filling as filled, ThreadPoolExecutor(means.threads, "segray-rows") as pool:
+        wanted = ((row, shelf) for part, shelf in filled for row in part)
         begun: Iterator[Future[Batch | DataError]] = (pool.submit(make, *one) for one in wanted)
         for found in _ahead((one.result for one in begun), 2 * means.threads):
             if isinstance(found, DataError):

@@ -12,9 +12,6 @@ import numpy as np
 import ray
 import ray.train
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
 from torch import Tensor
 
 from segray import capacity, checkpoint, cluster, losses, places, registry
@@ -29,6 +26,7 @@ from segray.metrics import Scores, scores
 from segray.model.weights import load
 from segray.tracking import Journal, Upload, Uploading
 from segray.train.report import JournalReports
+from segray.train.trainer import Trainer
 from segray.train.worker import Job, work
 
 METRIC = "val/miou"
@@ -71,19 +69,6 @@ class Prepared:
     folder: Path
     tracking_uri: str
     job: Job
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without its placement group cleaner.
-
-    The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
-    traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
-    the cluster frees it when the controller or its driver dies.
-    """
-
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Path], None] | None = None) -> Result:
@@ -201,7 +186,7 @@ def _train(prepared: Prepared) -> Path:
     """Returns the folder of the best checkpoint of the run."""
     placement, config = prepared.job.placement, prepared.config
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
-    trainer = _Trainer(
+    trainer = Trainer(
         work,
         train_loop_config={"job": prepared.job},
         scaling_config=ScalingConfig(
