@@ -1,15 +1,20 @@
 """What several test modules share: one small Ray cluster, one small dataset."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from segray import config
 from segray.config import Config
 from segray.data.ingest import convert
+from segray.data.schema import MANIFEST, read_manifest
 from segray.data.sources import demo
 from segray.quiet import quieten
 
@@ -42,6 +47,23 @@ def streets(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
     convert(samples, demo.classes(), str(out), shard_bytes=200_000, row_group_rows=4, absent_ok=True)
     return out
+
+
+@pytest.fixture
+def spoilt(streets: Path, tmp_path: Path) -> Path:
+    """The streets with rows 5 and 30 of the training split undecodable, and a manifest that knows nothing of it."""
+    copy = Path(shutil.copytree(streets, tmp_path / "spoilt"))
+    manifest = read_manifest(str(copy))
+    train, numbers, shards = manifest.split("train"), count(), []
+    for shard in train.shards:
+        table = pq.read_table(copy / shard.path)
+        images = [b"x" * len(one) if next(numbers) in (5, 30) else one for one in table["image"].to_pylist()]
+        table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
+        pq.write_table(table, copy / shard.path, row_group_size=4, compression="none", use_dictionary=False)
+        shards.append(shard.model_copy(update={"bytes": (copy / shard.path).stat().st_size}))
+    splits = manifest.splits | {"train": train.model_copy(update={"shards": tuple(shards)})}
+    (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).sealed().model_dump_json())
+    return copy
 
 
 @pytest.fixture

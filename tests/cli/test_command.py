@@ -111,3 +111,4 @@ def test_help_names_every_flag(command, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "--help" in shown
     assert ("--optim.lr" in shown) == (command in ("train", "evaluate"))
+    assert ("--data.augment YAML" in shown) == (command in ("train", "evaluate"))

@@ -6,8 +6,6 @@ import time
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -32,6 +30,11 @@ def source(streets):
 
 
 MIXED = {"crop": 32, "mosaic": 0.3, "cut_mix": 0.3}
+
+
+@pytest.fixture
+def bad_source(spoilt):
+    return Source(str(spoilt), read_manifest(str(spoilt)).split("train"))
 
 
 def batches(source, slots, start, stop, window=64, means=MEANS, on_bad=refuse, **data):
@@ -118,39 +121,23 @@ def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
     assert all(side % 32 == 0 for side in rows[0]["image"].shape[-2:])
 
 
-@pytest.fixture
-def spoilt(streets, tmp_path):
-    """The streets with rows 5 and 30 undecodable, and a manifest that knows nothing of it."""
-    copy = shutil.copytree(streets, tmp_path / "spoilt")
-    manifest = read_manifest(str(copy))
-    numbers = iter(range(manifest.split("train").rows))
-    shards = []
-    for shard in manifest.split("train").shards:
-        table = pq.read_table(copy / shard.path)
-        images = [b"x" * len(one) if next(numbers) in (5, 30) else one for one in table["image"].to_pylist()]
-        table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
-        pq.write_table(table, copy / shard.path, row_group_size=4, compression="none", use_dictionary=False)
-        shards.append(shard.model_copy(update={"bytes": (copy / shard.path).stat().st_size}))
-    return Source(str(copy), manifest.split("train").model_copy(update={"shards": tuple(shards)}))
-
-
 @pytest.mark.parametrize("means", [MEANS, Means(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_an_undecodable_image_is_named_with_shard_and_row(spoilt, means):
+def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, means):
     with pytest.raises(DataError) as raised:
-        batches(spoilt, range(BATCH), 0, 11, means=means)
-    shard, row = spoilt.place_of(5).rsplit(", ", 1), spoilt.place_of(30).rsplit(", ", 1)
+        batches(bad_source, range(BATCH), 0, 11, means=means)
+    shard, row = bad_source.place_of(5).rsplit(", ", 1), bad_source.place_of(30).rsplit(", ", 1)
     assert any(f"{path}, {number} (train/street_" in str(raised.value) for path, number in (shard, row))
     assert "no image" in str(raised.value)
 
 
 @pytest.mark.parametrize("data", [{}, {"mosaic": 1.0}], ids=["alone", "mixed"])
 @pytest.mark.parametrize("means", [MEANS, Means(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(spoilt, source, means, data):
+def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, source, means, data):
     bad = []
-    left = batches(spoilt, range(BATCH), 0, 11, means=means, on_bad=lambda error: bad.append(str(error)), **data)
+    left = batches(bad_source, range(BATCH), 0, 11, means=means, on_bad=lambda error: bad.append(str(error)), **data)
     whole = batches(source, range(BATCH), 0, 11, **data)
-    names = {spoilt.place_of(row).removeprefix(spoilt.root) for row in (5, 30)}
-    assert {text.removeprefix(spoilt.root).split(" (")[0] for text in bad} == names
+    names = {bad_source.place_of(row).removeprefix(bad_source.root) for row in (5, 30)}
+    assert {text.removeprefix(bad_source.root).split(" (")[0] for text in bad} == names
     blank = 0
     for one, other in zip(left, whole, strict=True):
         assert torch.equal(one["row"], other["row"])
@@ -163,11 +150,11 @@ def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(spoilt, source
     assert blank == len(bad)
 
 
-def test_evaluation_names_a_bad_row_or_leaves_it_out(spoilt):
+def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
     with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* no image"):
-        list(evaluation_rows(spoilt, range(41), None, 32, MEANS))
+        list(evaluation_rows(bad_source, range(41), None, 32, MEANS))
     bad = []
-    found = list(evaluation_rows(spoilt, range(41), None, 32, MEANS, bad.append))
+    found = list(evaluation_rows(bad_source, range(41), None, 32, MEANS, bad.append))
     assert [int(row["row"]) for row in found] == [row for row in range(41) if row not in (5, 30)]
     assert len(bad) == 2
 

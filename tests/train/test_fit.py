@@ -186,3 +186,31 @@ def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, str
     with pytest.raises(DataError, match=r"copy/train/part-0000\d\.parquet cannot be read"):
         fit(with_settings(tiny, data__root=str(copy)), say=quiet)
     assert list(Path(tiny.results).iterdir()) == []
+
+
+def test_every_part_of_the_data_plane_at_once_and_bad_rows_are_counted(tiny, spoilt):
+    """A sampler that draws every row, crops of the user's own made by tasks, mixed, and two rows left out."""
+    changes = {
+        "data__root": str(spoilt),
+        "data__sampler": "repeat",
+        "data__repeat_below": 1.0,
+        "data__class_crops": 0.5,
+        "data__augment": ["ScaledCrop", {"GaussNoise": {"p": 0.5}}],
+        "data__cut_mix": 0.5,
+        "data__decode": "cluster",
+        "train__steps": 11,
+        "train__val_every": 11,
+    }
+    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_000\d\d\): .* no image"):
+        fit(with_settings(tiny, **changes), say=quiet)
+    found = fit(with_settings(tiny, data__bad_rows="skip", **changes), say=quiet)
+    assert records(found, "metrics")[-1]["values"]["train/bad_rows"] >= 1
+    assert found.step == 11
+
+
+def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(tiny):
+    crop = [{"RandomCrop": {"height": 160, "width": 160}}]
+    large = with_settings(tiny, data__crop=160, data__augment=crop)
+    with pytest.raises(ConfigError, match="data.augment cannot work on an image of 192x144: Crop size"):
+        fit(large, say=quiet)
+    assert not Path(tiny.results).exists()

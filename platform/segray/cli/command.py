@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from segray import config, places
 from segray.config import Config
+from segray.config.schema import Transforms
 from segray.errors import ConfigError, SegrayError
 from segray.quiet import quieten
 
@@ -88,8 +90,24 @@ class Parser(argparse.ArgumentParser):
         self.print_help()
         if self._with_config:
             print("\nsettings:")
-            tyro.cli(Config, args=["--help"], prog="", description="", use_underscores=True)
+            registry = tyro.constructors.ConstructorRegistry()
+            registry.primitive_rule(_spelt_in_yaml)
+            with registry:
+                tyro.cli(Config, args=["--help"], prog="", description="", use_underscores=True)
         sys.exit(0)
+
+
+def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Shows a list of transforms as one flag; tyro would make subcommands of what may stand in it."""
+    if info.type != Transforms:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def dotted(argv: Sequence[str]) -> dict[str, Any]:

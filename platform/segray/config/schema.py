@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=0)]
 
 Transform = str | dict[str, dict[str, Any] | None]
 """NAME, or NAME: {argument: value, ...}."""
+Transforms = tuple[Transform, ...] | None
 
 CROP_MULTIPLE = 32
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
@@ -67,7 +68,7 @@ class DataConfig(_Settings):
     """Distort brightness, contrast, saturation and hue at random."""
     class_crops: Fraction = 0.0
     """Share of the crops that are placed around a pixel of a class drawn from those in the image."""
-    augment: Annotated[tuple[Transform, ...] | None, BeforeValidator(_transforms)] = None
+    augment: Annotated[Transforms, BeforeValidator(_transforms)] = None
     """Albumentations transforms, a list of NAME or NAME: {argument: value}, in place of the recipe above."""
     mosaic: Fraction = 0.0
     """Probability that a crop is a mosaic of four rows."""
