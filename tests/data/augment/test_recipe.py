@@ -126,10 +126,13 @@ def test_a_crop_of_one_class_is_drawn_again(crops):
 
 
 def test_ignored_pixels_are_no_class_when_crops_are_compared(crops):
-    image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8)
-    mask[:2], mask[2:4] = 0, 1  # half and half of what counts
-    varied = crops(plain(crop=64, cat_max_ratio=0.6), image, mask, [0])[0]
-    assert np.array_equal(varied[1], mask)
+    """What counts is half and half everywhere, so the first window is taken, as where anything is."""
+    image, mask = np.zeros((256, 256, 3), np.uint8), np.full((256, 256), 255, np.uint8)
+    mask[::8, ::2], mask[::8, 1::2] = 0, 1
+    image[..., 0] = np.arange(256)  # tells the window
+    varied, any_window = (crops(plain(crop=64, cat_max_ratio=ratio), image, mask, range(10)) for ratio in (0.6, 1.0))
+    for one, other in zip(varied, any_window, strict=True):
+        assert np.array_equal(one[0], other[0])
 
 
 def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
