@@ -14,7 +14,7 @@ import ray
 from segray import config
 from segray.config import Config
 from segray.data.ingest import convert
-from segray.data.schema import MANIFEST, read_manifest
+from segray.data.schema import MANIFEST, digest_of, read_manifest
 from segray.data.sources import demo
 from segray.quiet import quieten
 
@@ -58,9 +58,12 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
     for shard in train.shards:
         table = pq.read_table(copy / shard.path)
         images = [b"x" * len(one) if next(numbers) in (5, 30) else one for one in table["image"].to_pylist()]
+        digests = [digest_of(*pair) for pair in zip(images, table["mask"].to_pylist(), strict=True)]
         table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
+        table = table.set_column(6, table.schema.field("digest"), pa.array(digests))
         pq.write_table(table, copy / shard.path, row_group_size=4, compression="none", use_dictionary=False)
-        shards.append(shard.model_copy(update={"bytes": (copy / shard.path).stat().st_size}))
+        known = {"bytes": (copy / shard.path).stat().st_size, "digest": digest_of(*map(str.encode, digests))}
+        shards.append(shard.model_copy(update=known))
     splits = manifest.splits | {"train": train.model_copy(update={"shards": tuple(shards)})}
     (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).sealed().model_dump_json())
     return copy

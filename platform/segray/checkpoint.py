@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segray import model as models
 from segray.classes import Classes
 from segray.config import Config
+from segray.config.schema import STORED
 from segray.errors import CheckpointError, listing
 
 FORMAT = 1
@@ -117,7 +118,7 @@ def load_classes(folder: Path) -> Classes:
 
 def _parsed(kind: type[Parsed], file: Path) -> Parsed:
     try:
-        return kind.model_validate_json(file.read_text())
+        return kind.model_validate_json(file.read_text(), context={STORED: True})
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}); the checkpoint is damaged, or of another version."

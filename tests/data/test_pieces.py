@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
 from segray.benchmark.samples import resized
 from segray.data.pieces import Source
-from segray.data.schema import read_manifest
+from segray.data.schema import place, read_manifest
 from segray.errors import DataError
 
 
@@ -41,6 +42,15 @@ def test_a_row_is_told_by_its_shard_and_its_number_there(streets):
         assert pq.read_table(path)["id"][int(number)].as_py() == f"train/street_{row:05d}"
 
 
+def test_the_smallest_sizes_come_without_reading_images(streets):
+    assert train(streets).smallest() == [(144, 192), (144, 192)]
+
+
+def test_no_secret_is_told():
+    assert place("s3://KEY:SECRET@bucket/data?region=x", "a/b") == "s3://bucket/data/a/b"
+    assert place("/data/what?", "a") == "/data/what?/a"
+
+
 def test_a_shard_that_vanished_is_named_at_the_start_and_later(copy):
     source = train(copy)
     (copy / "train/part-00000.parquet").unlink()
@@ -62,6 +72,29 @@ def test_a_shard_that_was_exchanged_in_mid_run_is_named(copy):
     path = copy / "train/part-00000.parquet"
     pq.write_table(pq.read_table(path), path, row_group_size=3)
     with pytest.raises(DataError, match=r"part-00000.parquet has changed: its row groups hold 3, .* manifest says 4"):
+        source.read([0])
+
+
+def exchanged(copy, change):
+    """The source of a data set in whose first shard the columns were changed, row groups and size staying."""
+    source, path = train(copy), copy / "train/part-00000.parquet"
+    table = pq.read_table(path)
+    for name, values in change(table).items():
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    pq.write_table(table, path, row_group_size=4, compression="none", use_dictionary=False)
+    return source
+
+
+def test_masks_that_changed_places_are_found_and_the_row_named(copy):
+    source = exchanged(copy, lambda table: {"mask": table["mask"].to_pylist()[::-1]})
+    with pytest.raises(DataError, match=r"copy/train/part-00000.parquet, row 0 has changed since it was converted"):
+        source.read([0])
+
+
+def test_rows_of_another_conversion_are_not_taken_for_the_manifests(copy):
+    source = exchanged(copy, lambda table: {name: table[name].to_pylist()[::-1] for name in table.column_names})
+    with pytest.raises(DataError, match=r"shard .*part-00000.parquet has changed: its rows are not those of the man"):
         source.read([0])
 
 
@@ -154,7 +187,7 @@ def test_what_is_not_in_the_bucket_is_told(bucket):
 
 def test_missing_credentials_are_told_with_where_they_come_from():
     process, url = s3_server(INITIAL_NO_AUTH_ACTION_COUNT="0")
-    code = f"from segray.data.schema import read_manifest; read_manifest('s3://closed/data?endpoint_override={url}')"
+    code = f"from segray.data.schema import place, read_manifest; read_manifest('s3://closed/data?endpoint_override={url}')"
     without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment = without | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}
     try:

@@ -1,5 +1,6 @@
 """The plan: every row once an epoch or as often as it should, the same global batches for any number of ranks."""
 
+import math
 import pickle
 from collections import Counter
 from itertools import pairwise
@@ -38,13 +39,14 @@ def test_every_row_comes_once_an_epoch(plan):
 @settings(deadline=None, max_examples=150)
 @given(plans(samplers=[True]))
 def test_a_sampler_meets_its_quota_in_every_epoch(plan):
-    quota = max(1, round(plan.times.sum()))
+    quota = math.ceil(plan.times.sum() - 1e-6)
     expected = plan.times * quota / plan.times.sum()
     seen = sequence(plan, 0, -(-3 * quota // plan.batch))[: 3 * quota]
     for epoch in range(3):
         drawn = [(row, copy) for at, row, copy in seen if at == epoch]
         counts = np.bincount([row for row, _ in drawn], minlength=plan.rows)
         assert counts.sum() == quota
+        assert (counts >= np.floor(plan.times)).all()  # at least once stays at least once
         assert (np.abs(counts - expected) < 1 + 1e-6).all()  # rounded up or down
         assert len(set(drawn)) == quota  # copies are numbered, so that no two crops are alike
         assert max(copy for _, copy in drawn) == counts.max() - 1
@@ -97,10 +99,18 @@ def test_windows_cut_the_steps_without_gap_and_at_the_same_places_from_anywhere(
 def test_companions_are_rows_that_the_same_slot_holds_in_the_same_window(plan, step, seed):
     slot = seed % plan.batch
     window = plan.window_of(step)
-    held = set(plan.share(window.start, window.stop, [slot]).rows.reshape(-1).tolist())
+    if plan.is_small:
+        epoch = (step * plan.batch + slot) // plan.quota
+        steps = range(epoch * plan.quota // plan.batch, -(-(epoch + 1) * plan.quota // plan.batch))
+        share = plan.share(steps.start, steps.stop, range(plan.batch))
+        held = Counter(share.rows[share.epochs == epoch].tolist())
+    else:
+        held = Counter(plan.share(window.start, window.stop, [slot]).rows.reshape(-1).tolist())
+    own = int(plan.share(step, step + 1, [slot]).rows[0, 0])
     found = plan.companions(step, slot, 3, seed)
     assert len(found) == 3
-    assert set(found) <= held
+    assert set(found) <= set(held)
+    assert own not in found or held[own] > 1 or held.total() == 1
     assert found == plan.companions(step, slot, 3, seed)
 
 

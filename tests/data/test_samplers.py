@@ -12,6 +12,7 @@ from segray.data.plan import Plan
 from segray.data.samplers import class_chances, draw_times, rare_class, repeat
 from segray.data.schema import read_manifest
 from segray.data.sources import folder
+from segray.errors import DataError
 
 PIXELS = np.array([[90, 10, 0], [100, 0, 0], [60, 30, 10], [98, 0, 2]])
 TOTAL = PIXELS.sum(axis=0)
@@ -48,6 +49,13 @@ def test_repeat_factors_are_those_of_the_paper():
 def test_all_rows_alike_need_no_times(streets):
     source = Source(str(streets), read_manifest(str(streets)).split("train"))
     assert draw_times(source, config.build({}).data) is None
+
+
+def test_a_split_without_a_class_has_no_rare_ones(streets):
+    source = Source(str(streets), read_manifest(str(streets)).split("train"))
+    nothing = Source(source.root, source.split.model_copy(update={"class_pixels": (0,) * 8}))
+    with pytest.raises(DataError, match="every pixel of the split .* is ignored, so data.sampler rare_class"):
+        draw_times(nothing, config.build({"data.sampler": "rare_class"}).data)
 
 
 def test_the_pixels_of_every_row_come_from_the_parquet(streets):

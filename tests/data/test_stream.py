@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import OutOfDiskError
 
 from segray.cluster import cause
 from segray.config import DataConfig
@@ -18,7 +19,7 @@ from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import read_manifest
 from segray.data.stream import Means, evaluation_rows, refuse, training_batches
-from segray.errors import DataError
+from segray.errors import CapacityError, DataError
 
 BATCH = 4
 MEANS = Means(read_cpus=0.5, threads=2)
@@ -157,6 +158,15 @@ def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
     found = list(evaluation_rows(bad_source, range(41), None, 32, MEANS, bad.append))
     assert [int(row["row"]) for row in found] == [row for row in range(41) if row not in (5, 30)]
     assert len(bad) == 2
+
+
+def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
+    def full(*_, **__):
+        raise OutOfDiskError
+
+    monkeypatch.setattr(fetch.ray, "get", full)
+    with pytest.raises(CapacityError, match="the object store of a node is full, .* --object-store-memory"):
+        batches(source, range(BATCH), 0, 1)
 
 
 def test_a_stream_that_is_left_early_ends(source):

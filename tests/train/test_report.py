@@ -9,7 +9,7 @@ from segray.train.report import JournalReports, joined
 
 def report(loss, images, elapsed, wait, **more):
     meter = {"loss": loss, "images": images, "elapsed_s": elapsed, "wait_s": wait}
-    return {"step": 20, "lr": 1e-3, "meter": meter, "bad_rows": 0, **more}
+    return {"step": 20, "lr": 1e-3, "meter": meter, "bad_rows": {"train": 0}, **more}
 
 
 REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.0, 0.1, **{"val/miou": 0.25})]
@@ -26,8 +26,14 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
 
 
 def test_rows_left_out_are_summed_over_the_ranks():
-    found = joined([report(1.0, 6.0, 2.0, 0.5, bad_rows=2), report(2.0, 4.0, 4.0, 0.1, bad_rows=1)])
+    found = joined(
+        [
+            report(1.0, 6.0, 2.0, 0.5, bad_rows={"train": 2, "val": 0}),
+            report(2.0, 4.0, 4.0, 0.1, bad_rows={"train": 1, "val": 0}),
+        ]
+    )
     assert found["train/bad_rows"] == 3
+    assert "val/bad_rows" not in found
 
 
 def test_the_callback_appends_a_record(tmp_path):

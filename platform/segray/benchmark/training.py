@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.train import LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import get_device
 
@@ -22,12 +24,12 @@ from segray.classes import Classes
 from segray.config import Config
 from segray.data.augment import Augment
 from segray.data.pieces import Source
-from segray.data.plan import Plan
-from segray.data.stream import Batch, Means, training_batches, window_steps
+from segray.data.stream import Batch, training_batches
 from segray.loop import steps
 from segray.optim import adamw, lr_factor
 from segray.quiet import quieten
 from segray.train.trainer import Trainer
+from segray.train.worker import means, training_plan
 
 IN_MEMORY = 4  # batches that the peer trains on, over and over
 
@@ -40,6 +42,7 @@ class Case:
         config: variant, crop, batch.
         source: the rows.
         classes: of the rows.
+        times: how often an epoch draws each row.
         steps: of a turn.
         turns: that each gets, after one that is not counted.
         placement: what the worker gets.
@@ -48,6 +51,7 @@ class Case:
     config: Config
     source: Source
     classes: Classes
+    times: NDArray[np.float64] | None
     steps: int
     turns: int
     placement: Placement
@@ -82,6 +86,8 @@ def measured(case: Case) -> Report:
         "variant": config.model.variant,
         "crop": config.data.crop,
         "batch": config.train.batch,
+        "decode": config.data.decode,
+        "sampler": config.data.sampler,
         "steps_a_turn": case.steps,
         "placement": str(case.placement),
     }
@@ -94,12 +100,12 @@ def _work(settings: dict[str, Any]) -> None:
     quieten()
     case: Case = settings["case"]
     torch.set_num_threads(case.placement.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(case.config.train.seed)
     model = build_model(case.config, case.classes).to(get_device())
     train = partial(
         steps,
         model,
-        losses.named("cross_entropy"),
+        losses.named(case.config.model.loss),
         adamw(model, case.config.optim),
         lr_factor=partial(lr_factor, config=case.config.optim, steps=case.config.train.steps),
         ignore_id=case.classes.ignore_id,
@@ -114,11 +120,12 @@ def _work(settings: dict[str, Any]) -> None:
 
 def _stream(case: Case, turn: int) -> Iterator[Batch]:
     config, source, batch = case.config, case.source, case.config.train.batch
-    plan = Plan(source.group_rows(), batch, 0, window_steps(source, batch))
-    means = Means(case.placement.read_cpus, case.placement.threads, 0, case.placement.device == "cuda")
+    plan = training_plan(source, config, case.times)
     start = turn * (case.steps + 1)
     augment = Augment(config.data, case.classes.ignore_id)
-    return training_batches(source, plan, range(batch), start, start + case.steps + 1, augment, means)
+    return training_batches(
+        source, plan, range(batch), start, start + case.steps + 1, augment, means(config, case.placement)
+    )
 
 
 def _rate(train: Callable[[Iterable[Batch]], Iterable[Any]], batches: Iterable[Batch], case: Case) -> float:

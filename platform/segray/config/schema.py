@@ -8,7 +8,7 @@ import hashlib
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from segray.errors import ConfigError
 
@@ -21,8 +21,21 @@ Transform = str | dict[str, dict[str, Any] | None]
 """NAME, or NAME: {argument: value, ...}."""
 Transforms = tuple[Transform, ...] | None
 
+STORED = "stored"
+"""Key of the validation context: the config comes from a checkpoint, and is not about to train."""
+
 CROP_MULTIPLE = 32
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
+
+
+def _is_transform(found: object) -> bool:
+    if isinstance(found, dict):
+        return (
+            len(found) == 1
+            and all(isinstance(one, str) for one in found)
+            and all(one is None or isinstance(one, dict) for one in found.values())
+        )
+    return isinstance(found, str)
 
 
 def _transforms(value: object) -> object:
@@ -34,7 +47,7 @@ def _transforms(value: object) -> object:
         raise _impossible("data.augment", value, expected) from error
     if found is None:
         return None
-    if not isinstance(found, list | tuple) or any(not isinstance(one, str | dict) for one in found):
+    if not isinstance(found, list | tuple) or not all(map(_is_transform, found)):
         raise _impossible("data.augment", value, expected)
     return found
 
@@ -86,17 +99,19 @@ class DataConfig(_Settings):
     """A row that cannot be decoded ends the run, or is left out and counted."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
         if self.crop % CROP_MULTIPLE:
             use = max(CROP_MULTIPLE, round(self.crop / CROP_MULTIPLE) * CROP_MULTIPLE)
             raise _impossible("data.crop", self.crop, f"a multiple of {CROP_MULTIPLE}", f"use {use}")
         if self.scale_min > self.scale_max:
             raise _impossible("data.scale_min", self.scale_min, f"at most data.scale_max, {self.scale_max}")
         if self.augment is not None:
-            self._check_augment()
+            self._check_augment(info)
         return self
 
-    def _check_augment(self) -> None:
+    def _check_augment(self, info: ValidationInfo) -> None:
+        if (info.context or {}).get(STORED):
+            return  # a model is used long after its training, where other transforms may be known
         # Upstairs, and only for who names transforms: what albumentations knows is known to albumentations.
         try:
             from segray.data.augment.transforms import check  # noqa: PLC0415

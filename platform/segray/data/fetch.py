@@ -69,18 +69,20 @@ def shelves(
     """
     quieten()
 
-    def fill(before: Shelf, rows: Sequence[int]) -> Shelf:
-        return before.filled(source, set(source.group_of(rows).tolist()), read_cpus)
-
     waiting = iter(runs)
-    run = next(waiting, None)
+
+    def fill(before: Shelf) -> tuple[Load, Shelf] | None:
+        run = next(waiting, None)  # here, in the other thread: to plan an epoch of many rows takes a while
+        if run is None:
+            return None
+        load, rows = run
+        return load, before.filled(source, set(source.group_of(rows).tolist()), read_cpus)
+
     with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
-        filling = None if run is None else pool.submit(fill, Shelf([]), run[1])
-        while run is not None and filling is not None:
-            shelf = filling.result()
-            load, run = run[0], next(waiting, None)
-            filling = None if run is None else pool.submit(fill, shelf, run[1])
-            yield load, shelf
+        filling = pool.submit(fill, Shelf([]))
+        while (filled := filling.result()) is not None:
+            filling = pool.submit(fill, filled[1])
+            yield filled
 
 
 def _read(source: Source, groups: list[int], read_cpus: float) -> list[pa.Table]:

@@ -6,7 +6,7 @@ This module imports no more than a read needs: it is loaded by every read task's
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -15,11 +15,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.data.schema import Shard, Split, advice, filesystem, place
+from segray.data.schema import Shard, Split, advice, digest_of, filesystem, place
 from segray.errors import DataError
 
 ERROR = "error"
-COLUMNS = ["id", "image", "mask"]
+COLUMNS = ["id", "image", "mask", "digest"]
 
 _AT_ONCE = 8  # shards that one read waits for at once; a store far away answers each in tens of milliseconds
 
@@ -85,11 +85,41 @@ class Source:
 
     def _read_shard(self, index: int, groups: list[int]) -> pa.Table:
         shard, first = self.split.shards[index], int(self._first_groups[index])
+        _check_digests(self.root, shard)
         table = read_shard(self.root, shard, [group - first for group in groups], COLUMNS)
         ends = self._group_ends[groups]
         sizes = np.array(self.group_rows())[groups]
         rows = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
+        self._check_rows(table, rows)
         return table.append_column("row", pa.array(rows))
+
+    def _check_rows(self, table: pa.Table, rows: NDArray[np.int64]) -> None:
+        """Refuses rows whose bytes are not those that were converted.
+
+        Raises:
+            DataError: there is one; it is named.
+        """
+        columns = (table[name] for name in ("image", "mask", "digest"))
+        for row, image, mask, digest in zip(rows.tolist(), *columns, strict=True):
+            if digest_of(image.as_buffer(), mask.as_buffer()) != digest.as_py():
+                raise DataError(
+                    f"{self.place_of(row)} has changed since it was converted (its digest disagrees); convert again."
+                )
+
+    def smallest(self) -> list[tuple[int, int]]:
+        """Returns (height, width) of the least high and of the least wide image, reading no images.
+
+        Raises:
+            DataError: a shard is missing, damaged or not the manifest's; it is named.
+        """
+
+        def read(shard: Shard) -> NDArray[np.int64]:
+            table = read_shard(self.root, shard, list(range(len(shard.row_groups))), ["height", "width"])
+            return np.stack([np.asarray(table[name], np.int64) for name in ("height", "width")], axis=1)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            sizes = np.concatenate(list(pool.map(read, self.split.shards)))
+        return [(int(height), int(width)) for height, width in sizes[sizes.argmin(axis=0)]]
 
     def class_pixels(self) -> Iterator[NDArray[np.int64]]:
         """Yields the pixels of each class (rows, K) of each shard's rows, reading no images.
@@ -124,6 +154,21 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
         why = " ".join(str(error).split())
         todo = advice(root) if "://" in root else "; convert the dataset again."
         raise DataError(f"shard {place(root, shard.path)} cannot be read ({why}){todo}") from error
+
+
+@lru_cache(maxsize=1024)
+def _check_digests(root: str, shard: Shard) -> None:
+    """Refuses a shard whose rows are not the manifest's; once in a process.
+
+    Raises:
+        DataError: they are not.
+    """
+    groups = list(range(len(shard.row_groups)))
+    found = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
+    if digest_of(*(digest.encode() for digest in found)) != shard.digest:
+        raise DataError(
+            f"shard {place(root, shard.path)} has changed: its rows are not those of the manifest; convert again."
+        )
 
 
 def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:

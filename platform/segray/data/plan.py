@@ -10,8 +10,9 @@ step.
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
+from math import ceil
 from random import Random
 from typing import NamedTuple
 
@@ -54,15 +55,20 @@ class Plan:
     window: int = 64
     times: NDArray[np.float64] | None = None
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of rows of the split."""
         return sum(self.group_rows)
 
-    @property
+    @cached_property
     def quota(self) -> int:
-        """Number of draws of an epoch: that of the rows, or what the sampler says."""
-        return self.rows if self.times is None else max(1, round(float(self.times.sum())))
+        """Number of draws of an epoch: that of the rows, or what the sampler says, rounded up."""
+        return self.rows if self.times is None else max(1, ceil(float(self.times.sum()) - 1e-6))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the split is shuffled whole."""
+        return self.quota <= self.window * self.batch
 
     def share(self, start: int, stop: int, slots: Sequence[int]) -> Draws:
         """Returns what these slots hold in the steps start..stop-1."""
@@ -94,14 +100,27 @@ class Plan:
     def companions(self, step: int, slot: int, count: int, seed: int) -> list[int]:
         """Returns rows to mix with that of a slot: others that the same slot holds in the same window.
 
-        They are read anyway, and do not depend on which rank owns the slot.
+        They are read anyway, and do not depend on which rank owns the slot. Of a small split, all of which is at
+        hand, they are any others that the epoch draws. A row has itself for company only where it is alone.
         """
-        steps, random = self.window_of(step), Random(seed)
-        chosen = [steps[random.randrange(len(steps))] for _ in range(count)]
-        return [int(self.share(other, other + 1, [slot]).rows[0, 0]) for other in chosen]
+        random = Random(seed)
+        if self.is_small:
+            epoch, own = divmod(step * self.batch + slot, self.quota)
+            rows = epoch_order(self, epoch)[0]
+            return [int(rows[_other(own, range(self.quota), random)]) for _ in range(count)]
+        chosen = [_other(step, self.window_of(step), random) for _ in range(count)]
+        return [int(self.share(one, one + 1, [slot]).rows[0, 0]) for one in chosen]
 
 
-@lru_cache(maxsize=4)
+def _other(own: int, among: range, random: Random) -> int:
+    """Returns one of the numbers that is not `own`, unless there is no other."""
+    if len(among) == 1:
+        return own
+    found = among[random.randrange(len(among) - 1)]
+    return found if found < own else found + 1
+
+
+@lru_cache(maxsize=2)
 def epoch_order(plan: Plan, epoch: int) -> tuple[Rows, Rows]:
     """Returns (rows, copies) at each position of an epoch, (quota,).
 
@@ -111,7 +130,7 @@ def epoch_order(plan: Plan, epoch: int) -> tuple[Rows, Rows]:
     """
     random = np.random.default_rng([plan.seed, epoch])
     rows, copies = _drawn(plan, random)
-    if len(rows) <= plan.window * plan.batch:
+    if plan.is_small:
         order = random.permutation(len(rows))
         return rows[order], copies[order]
     by_group = _in_shuffled_groups(plan, rows, random)
@@ -122,14 +141,14 @@ def epoch_order(plan: Plan, epoch: int) -> tuple[Rows, Rows]:
     shuffled = by_group[np.lexsort((random.random(len(rows)), windows[by_slot], slots[by_slot]))]
     order = np.empty_like(shuffled)
     order[by_slot] = shuffled
-    return rows[order], copies[order]
+    return rows[order], copies if plan.times is None else copies[order]
 
 
 def _drawn(plan: Plan, random: np.random.Generator) -> tuple[Rows, Rows]:
     """Returns the rows that an epoch draws, ascending, and the number of each copy."""
     rows = np.arange(plan.rows)
     if plan.times is None:
-        return rows, np.zeros_like(rows)
+        return rows, np.broadcast_to(np.int64(0), rows.shape)  # of no size
     counts = _whole_times(plan.times, plan.quota, random)
     firsts = np.cumsum(counts) - counts
     return np.repeat(rows, counts), np.arange(plan.quota) - np.repeat(firsts, counts)
@@ -138,7 +157,7 @@ def _drawn(plan: Plan, random: np.random.Generator) -> tuple[Rows, Rows]:
 def _whole_times(times: NDArray[np.float64], quota: int, random: np.random.Generator) -> Rows:
     """Returns how often this epoch draws each row: its times rounded up or down, `quota` in all.
 
-    Systematic sampling over a random order: the mean over the epochs is `times` exactly.
+    Systematic sampling over a random order: the mean over the epochs is `times`, but for the rounding of the quota.
     """
     order = random.permutation(len(times))
     ends = np.cumsum(times[order])

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from segray.config import DataConfig
 from segray.data.pieces import Source
+from segray.errors import DataError
 
 Times = NDArray[np.float64]
 Pixels = NDArray[np.int64]
@@ -16,8 +17,13 @@ def draw_times(source: Source, config: DataConfig) -> Times | None:
     """Returns how often an epoch draws each row of a split, (rows,), by the sampler of the settings.
 
     Raises:
-        DataError: a shard cannot be read.
+        DataError: a shard cannot be read, or all of the split is ignored.
     """
+    if config.sampler != "all" and not any(source.split.class_pixels):
+        raise DataError(
+            f"every pixel of the split at {source.root} is ignored, so data.sampler {config.sampler} finds no class; "
+            "use data.sampler all, or convert again with the right ignored ids."
+        )
     if config.sampler == "rare_class":
         return rare_class(source.class_pixels(), source.split.class_pixels, config.temperature)
     return repeat(source.class_pixels(), config.repeat_below) if config.sampler == "repeat" else None

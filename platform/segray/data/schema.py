@@ -3,7 +3,7 @@
 import hashlib
 import json
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.fs
@@ -111,8 +111,8 @@ class Manifest(_Part):
         return self.splits[name]
 
 
-def digest_of(*pieces: bytes) -> str:
-    """Returns a content hash of the pieces, each counted with its length so that borders matter."""
+def digest_of(*pieces: Any) -> str:
+    """Returns a content hash of the pieces (bytes or buffers), each counted with its length so that borders matter."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little"))
@@ -140,8 +140,14 @@ def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def place(root: str, path: str) -> str:
-    """Returns where a file of a dataset lies, for people; a URI's options are left out."""
-    return f"{root.partition('?')[0] if '://' in root else root}/{path}"
+    """Returns where a file of a dataset lies, for people; a URI's options and credentials are left out."""
+    return f"{plain(root)}/{path}"
+
+
+def plain(root: str) -> str:
+    """Returns a folder, or a URI without its options and credentials."""
+    scheme, is_uri, rest = root.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if is_uri else root
 
 
 def advice(root: str) -> str:
@@ -169,11 +175,11 @@ def read_manifest(root: str) -> Manifest:
     except FileNotFoundError as error:
         out = "DIR` and copy it there" if "://" in root else f"{root}`"
         raise DataError(
-            f"data.root {root} holds no dataset ({MANIFEST} is missing); "
+            f"data.root {plain(root)} holds no dataset ({MANIFEST} is missing); "
             f"make one with `python pipelines/prepare.py --format folder --source DIR --out {out}."
         ) from error
     except OSError as error:
-        raise DataError(f"data.root {root} cannot be read: {_said(error)}{advice(root)}") from error
+        raise DataError(f"data.root {plain(root)} cannot be read: {_said(error)}{advice(root)}") from error
     manifest = _parse(root, text)
     _check_shards(root, fs, path, manifest)
     return manifest
@@ -202,7 +208,7 @@ def _check_shards(root: str, fs: pyarrow.fs.FileSystem, path: str, manifest: Man
         try:
             infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
         except OSError as error:
-            raise DataError(f"data.root {root} cannot be read: {_said(error)}{advice(root)}") from error
+            raise DataError(f"data.root {plain(root)} cannot be read: {_said(error)}{advice(root)}") from error
         for shard, info in zip(split.shards, infos, strict=True):
             if info.type == pyarrow.fs.FileType.NotFound:
                 raise DataError(f"shard {place(root, shard.path)} is missing; convert the dataset again.")

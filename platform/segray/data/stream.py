@@ -108,7 +108,7 @@ def training_batches(
         steps = ((draws, shelf) for window, shelf in filled for draws in window)
         with closing(make(steps, augment, means)) as made:
             for batch, errors in made:
-                for row, (identity, error) in errors.items():
+                for row, identity, error in errors:
                     on_bad(DataError(f"{source.place_of(row)} ({identity}): {error}"))
                 yield batch
 
@@ -135,7 +135,7 @@ def _draw(plan: Plan, augment: Augment, step: int, slot: int, epoch: int, row: i
 
 Steps = Iterator[tuple[list[_Draw], Shelf]]
 Fault = tuple[int, str]  # which of a draw's rows is bad, and why
-Errors = dict[int, tuple[str, str]]  # by row: its id, and what is wrong
+Errors = list[tuple[int, str, str]]  # row, its id, and what is wrong
 
 
 def _on_threads(steps: Steps, augment: Augment, means: Means) -> Generator[tuple[Batch, Errors]]:
@@ -160,11 +160,13 @@ def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Generator[tuple
     # No more than what is kept free beside a trainer, so that a task always finds a place.
     cpus = min(1.0, means.read_cpus)
     task = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD")(_crops)
-    shared = ray.put(augment)
+    with store_full_told():
+        shared = ray.put(augment)
 
     def begin(draws: list[_Draw], shelf: Shelf) -> Callable[[], tuple[Batch, Errors]]:
         encoded = [[shelf[row] for row in draw.rows] for draw in draws]
-        reference = task.remote(shared, encoded, [draw.seed for draw in draws])
+        with store_full_told():
+            reference = task.remote(shared, encoded, [draw.seed for draw in draws])
         return lambda: finish(draws, shelf, reference)
 
     def finish(draws: list[_Draw], shelf: Shelf, reference: Any) -> tuple[Batch, Errors]:
@@ -207,7 +209,7 @@ def _write(
 
 def _errors(draws: list[_Draw], shelf: Shelf, faults: Sequence[Fault | None]) -> Errors:
     found = [(draw.rows[fault[0]], fault[1]) for draw, fault in zip(draws, faults, strict=True) if fault]
-    return {row: (shelf.id_of(row), why) for row, why in found}
+    return [(row, shelf.id_of(row), why) for row, why in found]
 
 
 def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:

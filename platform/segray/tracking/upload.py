@@ -107,6 +107,11 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
+def _spelt(value: object) -> str:
+    """Returns a setting as a flag takes it."""
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
 def _find_or_create_run(client: MlflowClient, record: Record, uri: str) -> str:
     experiment = _experiment(client, record["experiment"], uri)
     found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['key']}'", max_results=1)
@@ -115,7 +120,7 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str) -> str:
     tags = {**record["tags"], KEY_TAG: record["key"]}
     run = client.create_run(experiment, record["time_ms"], tags, record["name"])
     run_id = str(run.info.run_id)
-    params = [Param(key, str(value)[:MOST_VALUE]) for key, value in record["params"].items()]
+    params = [Param(key, _spelt(value)[:MOST_VALUE]) for key, value in record["params"].items()]
     for first in range(0, len(params), MOST_PARAMS):
         client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
     dataset = record["dataset"]

@@ -151,8 +151,9 @@ def _check_splits(config: Config, manifest: Manifest) -> None:
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
             raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
-    train = manifest.split(config.data.train_split)
-    augment.check(config.data, round(train.mean_height), round(train.mean_width))
+    if config.data.augment is not None:
+        for height, width in Source(config.data.root, manifest.split(config.data.train_split)).smallest():
+            augment.check(config.data, height, width, manifest.classes.ignore_id)
 
 
 def _run_record(prepared: Prepared) -> dict[str, object]:

@@ -42,6 +42,7 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
     }
-    if bad := sum(report["bad_rows"] for report in reports):
-        values["train/bad_rows"] = bad
+    for name in reports[0]["bad_rows"]:
+        if bad := sum(report["bad_rows"][name] for report in reports):
+            values[f"{name}/bad_rows"] = bad
     return values | {name: value for name, value in reports[0].items() if name.startswith("val/")}

@@ -61,7 +61,7 @@ class BadRows:
     """What becomes of rows that cannot be decoded: the first ends the run, or they are counted.
 
     Attributes:
-        count: rows left out so far, each time they were met.
+        count: rows left out since the worker started, each time they were met.
     """
 
     def __init__(self, setting: str) -> None:
@@ -87,13 +87,18 @@ class Rank:
     model: nn.Module
     optimiser: Optimizer
     bad: BadRows
+    bad_val: BadRows
 
     @property
     def means(self) -> Means:
         """What this rank may use to make its batches."""
-        placement = self.job.placement
-        tasks = 2 * max(1, int(placement.spare_cpus)) if self.job.config.data.decode == "cluster" else 0
-        return Means(placement.read_cpus, placement.threads, tasks, self.device.type == "cuda")
+        return means(self.job.config, self.job.placement)
+
+
+def means(config: Config, placement: Placement) -> Means:
+    """Returns what a worker may use to make its batches."""
+    tasks = 2 * max(1, int(placement.spare_cpus)) if config.data.decode == "cluster" else 0
+    return Means(placement.read_cpus, placement.threads, tasks, placement.device == "cuda")
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -136,8 +141,8 @@ def _start(job: Job) -> tuple[Rank, int]:
     optimiser = adamw(model, config.optim)
     torch.manual_seed(config.train.seed * 1_000_003 + rank + 1)  # but dropout of its own
     start = _restore(model, optimiser)
-    bad = BadRows(config.data.bad_rows)
-    return Rank(job, rank, context.get_world_size(), device, model, optimiser, bad), start
+    bad = (BadRows(config.data.bad_rows) for _ in range(2))
+    return Rank(job, rank, context.get_world_size(), device, model, optimiser, *bad), start
 
 
 def _restore(model: nn.Module, optimiser: Optimizer) -> int:
@@ -206,14 +211,17 @@ def _report(rank: Rank, step: Step, meter: Meter) -> None:
 
     Every rank reports at the same steps: the report is collective.
     """
-    found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take(), "bad_rows": rank.bad.count}
+    found: dict[str, Any] = {"step": step.step, "lr": step.lr, "meter": meter.take()}
     if not isfinite(loss := found["meter"]["loss"]):
         lr = rank.job.config.optim.lr
         raise TrainingError(f"the loss is {loss} at step {step.step}; lower optim.lr, now {lr:g}.")
+    found["bad_rows"] = {"train": rank.bad.count}
     if not validates(rank.job.config, step.step):
         ray.train.report(found)
         return
+    before = rank.bad_val.count
     counts = validate(rank)
+    found["bad_rows"]["val"] = rank.bad_val.count - before
     scores = metrics.scores(counts.numpy(), rank.job.manifest.classes.names).named("val")
     name = f"step-{step.step:06d}"
     if rank.rank == 0:
@@ -240,7 +248,7 @@ def validate(rank: Rank) -> Tensor:
         config.data.short_side,
         config.eval.align,
         rank.means,
-        rank.bad,
+        rank.bad_val,
     )
     classes = manifest.classes
     counts = count(rank.model, rows, classes.num_classes, classes.ignore_id, rank.job.placement.threads)

@@ -174,3 +174,12 @@ def test_a_blank_crop_teaches_nothing():
         assert image.shape == (32, 32, 3)
         assert (mask == ignore_id).all()
         assert mask.dtype == dtype
+
+
+def test_an_image_and_a_mask_of_two_sizes_are_refused(scene, encoded):
+    (image, _), (_, mask) = scene(100, 100), scene(400, 400)
+    for kind in (".png", ".jpg"):
+        row = encoded(image, mask, kind)
+        for data in (settings_of(crop=64), settings_of(crop=64, augment=["ScaledCrop"])):
+            with pytest.raises(DataError, match="the image is 100x100 and its mask 400x400"):
+                Augment(data, 255)([row], 0)

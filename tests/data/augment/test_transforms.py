@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from segray import config
+from segray.config import Config
+from segray.config.schema import STORED
 from segray.data.augment import Augment, check
 from segray.errors import ConfigError, DataError
 
@@ -28,13 +30,16 @@ def build(augment, **data):
         (["Morphological"], "data.augment names Morphological, which segmentation cannot use"),
         ([{"OneOf": {}}, "ScaledCrop"], "data.augment: OneOf needs transforms, a list like data.augment itself."),
         ([{"OneOf": {"transforms": ["Blurr"]}}], "data.augment names Blurr, which is no transform; did you mean Blur?"),
-        ([{"RandomCrop": {"height": 32, "width": 32}}], "data.augment makes 32x32 of an image of 256x256; expected"),
-        ([{"RandomCrop": {"height": 999, "width": 64}}], "data.augment cannot work on an image of 256x256: Crop size"),
-        (["HorizontalFlip"], "makes 256x256 of an image of 256x256; expected 64x64 (data.crop); end it with a crop"),
+        ([{"RandomCrop": {"height": 32, "width": 32}}], "data.augment makes 32x32 of an image of 128x128; expected"),
+        (["HorizontalFlip"], "makes 128x128 of an image of 128x128; expected 64x64 (data.crop); end it with a crop"),
+        ([{"Affine": {"mask_interpolation": [1]}}], "which mixes class ids; expected nearest, 0."),
+        ([{"OneOf": {"transforms": []}}, "ScaledCrop"], "data.augment: OneOf needs transforms, a list like"),
+        ([{"Blur": 3}], "data.augment is [{'Blur': 3}]; expected a list of NAME or NAME: {argument: value}"),
         (["ScaledCrop", "Normalize"], "an image of float32 and a mask of uint8; expected uint8 and uint8"),
         (["Normalize", "ScaledCrop"], "ScaledCrop is given an image of float32"),
         ([{"ResizeToMultiple": {"multiple": 0}}], "ResizeToMultiple cannot be made: multiple is 0"),
-        ([{"A": {}, "B": {}}], "expected NAME, or NAME: {argument: value, ...}."),
+        ([{"A": {}, "B": {}}], "expected a list of NAME or NAME: {argument: value}"),
+        ([{"OneOf": {"transforms": [{"Blur": 3}]}}], "expected NAME, or NAME: {argument: value, ...}."),
         ([3], "data.augment is [3]; expected a list of NAME or NAME: {argument: value}"),
         ("ScaledCrop", "data.augment is ScaledCrop; expected a list"),
         ("[{", "expected a list of NAME or NAME: {argument: value}"),
@@ -78,6 +83,24 @@ def test_a_fill_of_the_users_own_stays(encoded):
     assert set(np.unique(ids)) == {3, 7}
 
 
+@pytest.mark.parametrize("name", ["PiecewiseAffine", "ShiftScaleRotate", "MaskDropout"])
+def test_transforms_that_are_warned_of_or_take_one_number_are_not_refused(name):
+    build([name, "ScaledCrop"])
+
+
+def test_a_crop_too_large_for_the_trial_may_fit_the_images():
+    large = build([{"RandomCrop": {"height": 200, "width": 200}}, {"Resize": {"height": 64, "width": 64}}])
+    check(large, 200, 300, 255)
+
+
+def test_a_stored_config_is_read_where_its_transforms_are_not_known():
+    text = config.build({"data.augment": ["ScaledCrop"]}).model_dump_json().replace("ScaledCrop", "OfAnotherRelease")
+    found = Config.model_validate_json(text, context={STORED: True})
+    assert found.data.augment == ("OfAnotherRelease",)
+    with pytest.raises(ValueError, match="OfAnotherRelease"):
+        Config.model_validate_json(text)
+
+
 ELASTIC = ["ElasticTransform", "GridDistortion", "OpticalDistortion", "Perspective", "Affine", "RandomRotate90"]
 
 
@@ -101,9 +124,9 @@ def test_the_short_side_is_set_before_the_first_transform(scene, encoded):
 def test_an_image_too_small_for_the_pipeline_is_named_before_the_run_and_in_it(scene, encoded):
     data = build([{"RandomCrop": {"height": 64, "width": 64}}])
     with pytest.raises(ConfigError, match="cannot work on an image of 50x40: Crop size"):
-        check(data, 40, 50)
-    check(data, 64, 64)
-    check(config.build({}).data, 1, 1)  # the recipe pads
+        check(data, 40, 50, 255)
+    check(data, 64, 64, 65535)
+    check(config.build({}).data, 1, 1, 255)  # the recipe pads
     with pytest.raises(DataError, match="cannot work on an image of 32x32"):
         Augment(data, 255)([encoded(*scene(32, 32))], 0)
 

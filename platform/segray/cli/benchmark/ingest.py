@@ -1,6 +1,7 @@
 """`benchmark ingest`: our stream beside a DataLoader and a bare loop."""
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from segray.cli.benchmark.shared import add_common, check_counts, show_case, sho
 from segray.cli.command import Parser
 from segray.config import build
 from segray.data.schema import read_manifest
+from segray.errors import ConfigError
 
 TENFOLD = 10
 
@@ -24,6 +26,8 @@ def run(argv: Sequence[str]) -> None:
     flags = _parser().parse(argv)[0]
     check_counts(flags, "rows", "size", "crop", "batch", "images", "turns", "cores")
     build({"data.crop": flags.crop})
+    if "RAY_ADDRESS" in os.environ:
+        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
     say = speaker(flags)
     with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
         load, tenfold = _loads(flags, Path(folder), say)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import cv2
 import numpy as np
 
 from segray.config import DataConfig
@@ -70,8 +71,8 @@ class Augment:
     def _crop(self, index: int, row: Encoded, seed: int) -> Crop:
         try:
             crop: Crop = self._one(*row, seed)
-        except DataError as error:
-            raise BadRowError(str(error), index) from error
+        except (DataError, ValueError, cv2.error) as error:
+            raise BadRowError(" ".join(str(error).split()), index) from error
         return crop
 
     def _mixture(self, seed: int) -> tuple[Random, int]:
@@ -87,7 +88,7 @@ class Augment:
         return np.full((self.side, self.side, 3), PAD_COLOUR, np.uint8), ids
 
 
-def check(config: DataConfig, height: int, width: int) -> None:
+def check(config: DataConfig, height: int, width: int, ignore_id: int) -> None:
     """Tries the settings' transforms, if there are any, on an image of this size.
 
     Raises:
@@ -96,7 +97,7 @@ def check(config: DataConfig, height: int, width: int) -> None:
     if config.augment is not None:
         from segray.data.augment import transforms  # noqa: PLC0415
 
-        transforms.check(config, height, width)
+        transforms.check_size(config, height, width, ignore_id)
 
 
 def _of_one_row(config: DataConfig, ignore_id: int) -> Any:

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from segray.data.augment.sizes import resize_image, resize_mask
 from segray.data.images import Mask, Pixels, decode_image, is_jpeg
+from segray.errors import DataError
 
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
 
 CROP_TRIES = 10
 GRID = 128  # the shares of a window's classes are counted on a grid of about so many points a side
+SEEN = 512  # pixels of a class are looked for among so many a side
 REDUCTIONS = (8, 4, 2)
 
 
@@ -79,9 +81,9 @@ def draw_window(rule: CropRule, mask: Mask, random: Random) -> Window:
 
 
 def _place(rule: CropRule, mask: Mask, cut: tuple[int, int], step: int, random: Random) -> tuple[int, int]:
-    seek = random.random() < rule.class_crops
+    classes = _classes(mask, rule.ignore_id) if random.random() < rule.class_crops else []
     for _ in range(CROP_TRIES):
-        pixel = _pixel_of_a_class(mask, rule.ignore_id, random) if seek else None
+        pixel = _pixel_of_a_class(mask, classes, random) if classes else None
         top, left = (
             _start(length, part, step, at, random)
             for length, part, at in zip(mask.shape, cut, pixel or (None, None), strict=True)
@@ -100,16 +102,25 @@ def _start(length: int, part: int, step: int, pixel: int | None, random: Random)
     return random.randint(min(first, last), last) * step
 
 
-def _pixel_of_a_class(mask: Mask, ignore_id: int, random: Random) -> tuple[int, int] | None:
-    """Returns (y, x) of a random pixel of a random class of the mask; none where all is ignored."""
-    counts = np.bincount(mask.reshape(-1), minlength=ignore_id)[:ignore_id]
-    classes = np.flatnonzero(counts)
-    if not len(classes):
-        return None
-    found = int(classes[random.randrange(len(classes))])
-    pixels = np.flatnonzero(mask.reshape(-1) == found)
-    y, x = divmod(int(pixels[random.randrange(len(pixels))]), mask.shape[1])
-    return y, x
+def _seen(mask: Mask) -> tuple[Mask, int]:
+    """Returns every n-th pixel of a mask and n: of a large image, objects smaller than that may be missed."""
+    step = max(1, min(mask.shape) // SEEN)
+    seen: Any = np.ascontiguousarray(mask[::step, ::step])
+    return seen, step
+
+
+def _classes(mask: Mask, ignore_id: int) -> list[int]:
+    counts = np.bincount(_seen(mask)[0].reshape(-1), minlength=ignore_id)[:ignore_id]
+    classes: list[int] = np.flatnonzero(counts).tolist()
+    return classes
+
+
+def _pixel_of_a_class(mask: Mask, classes: list[int], random: Random) -> tuple[int, int]:
+    """Returns (y, x) of a random pixel of a random one of the classes."""
+    seen, step = _seen(mask)
+    pixels = np.flatnonzero(seen.reshape(-1) == classes[random.randrange(len(classes))])
+    y, x = divmod(int(pixels[random.randrange(len(pixels))]), seen.shape[1])
+    return y * step, x * step
 
 
 def _is_varied(window: Mask, rule: CropRule) -> bool:
@@ -118,14 +129,30 @@ def _is_varied(window: Mask, rule: CropRule) -> bool:
     return bool(counts.max(initial=0) < rule.cat_max_ratio * counts.sum())
 
 
-def crop_encoded(rule: CropRule, window: Window, encoded: bytes) -> Pixels:
+def crop_encoded(rule: CropRule, window: Window, encoded: bytes, mask: Mask) -> Pixels:
     """Returns the crop (crop, crop, 3) of an encoded image, decoded no larger than it needs.
 
     Raises:
-        DataError: the bytes are no image.
+        DataError: the bytes are no image, or one of another size than its mask.
     """
     reduction = window.reduction if is_jpeg(encoded) else 1
-    return crop_image(rule, window, decode_image(encoded, reduction), reduction)
+    image = decode_image(encoded, reduction)
+    check_sizes(image, mask, reduction)
+    return crop_image(rule, window, image, reduction)
+
+
+def check_sizes(image: Pixels, mask: Mask, reduction: int = 1) -> None:
+    """Refuses an image (decoded at 1/`reduction` of its size) that is not as large as its mask.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    height, width = (-(-side // reduction) for side in mask.shape)
+    if image.shape[:2] != (height, width):
+        raise DataError(
+            f"the image is {image.shape[1] * reduction}x{image.shape[0] * reduction} and its mask "
+            f"{mask.shape[1]}x{mask.shape[0]}; expected equal sizes; convert the dataset again."
+        )
 
 
 def crop_image(rule: CropRule, window: Window, image: Pixels, reduction: int = 1) -> Pixels:

@@ -26,12 +26,12 @@ class Recipe:
         """Returns the crop of the row, image uint8 RGB.
 
         Raises:
-            DataError: the bytes are no image, or no mask.
+            DataError: the bytes are no image or no mask, or the two differ in size.
         """
         random = Random(seed)
         ids = decode_mask(mask)
         window = draw_window(self._rule, ids, random)
-        pixels, ids = crop_encoded(self._rule, window, image), crop_mask(self._rule, window, ids)
+        pixels, ids = crop_encoded(self._rule, window, image, ids), crop_mask(self._rule, window, ids)
         if random.random() < self._flip:
             pixels, ids = np.asarray(cv2.flip(pixels, 1), np.uint8), cv2.flip(ids, 1)
         if self._photometric:

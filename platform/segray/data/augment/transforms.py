@@ -10,24 +10,26 @@ from typing import Any
 import albumentations as A
 import cv2
 import numpy as np
+from albumentations.augmentations.crops.transforms import CropSizeError
 
 from segray.config import DataConfig
 from segray.config.schema import Transform
 from segray.data.augment.colour import Distortion, distorted, draw_distortion
-from segray.data.augment.crop import PAD_COLOUR, CropRule, Window, crop_image, crop_mask, draw_window
+from segray.data.augment.crop import PAD_COLOUR, CropRule, Window, check_sizes, crop_image, crop_mask, draw_window
 from segray.data.augment.recipe import crop_rule
 from segray.data.augment.sizes import resize_image, resize_mask, with_short_side
 from segray.data.images import Mask, Pixels, decode_image, decode_mask
 from segray.errors import ConfigError, DataError
 
 TRIALS = 8
+FEW_TRIALS = 2
 MOST_NAMED = 20
 UNFIT = {
     "Morphological": "it grows and shrinks class ids as if they were grey values",
     "Lambda": "a function has no name in a config",
     "Mosaic": "it needs other rows; use data.mosaic",
 }
-GROUPS = ("OneOf", "RandomOrder", "Sequential", "SomeOf")
+GROUPS = ("OneOf", "OneOrOther", "RandomOrder", "SelectiveChannelTransform", "Sequential", "SomeOf")
 
 
 class Pipeline:
@@ -47,7 +49,9 @@ class Pipeline:
         Raises:
             DataError: the bytes are no image or no mask, a transform fails, or no crop of the right size comes out.
         """
-        return self.crop(decode_image(image), decode_mask(mask), seed)
+        pixels, ids = decode_image(image), decode_mask(mask)
+        check_sizes(pixels, ids)
+        return self.crop(pixels, ids, seed)
 
     def crop(self, image: Pixels, mask: Mask, seed: int) -> tuple[Pixels, Mask]:
         """Returns the crop of decoded pixels (H, W, 3) and ids (H, W).
@@ -90,21 +94,38 @@ class Pipeline:
             )
 
 
-def check(config: DataConfig, height: int | None = None, width: int | None = None) -> None:
-    """Builds the pipeline and tries it on an image of the given size, four times the crop without one.
+def check(config: DataConfig) -> None:
+    """Builds the pipeline, and tries it on an image of twice the crop, which may be too small for it.
 
     Raises:
-        ConfigError: a transform or argument does not exist, or no crop comes out.
+        ConfigError: a transform or argument does not exist, or what comes out is no crop.
     """
-    size = height or 4 * config.crop, width or 4 * config.crop
-    pipeline = Pipeline(config, 255)
-    image, mask = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
-    mask[::2] = 1
     try:
-        for seed in range(TRIALS):
-            pipeline.crop(image, mask, seed)
+        _try(config, 2 * config.crop, 2 * config.crop, 255, FEW_TRIALS)
+    except DataError as error:
+        if not isinstance(error.__cause__, CropSizeError):
+            raise ConfigError(str(error)) from error
+
+
+def check_size(config: DataConfig, height: int, width: int, ignore_id: int) -> None:
+    """Tries the pipeline on an image of a given size.
+
+    Raises:
+        ConfigError: no crop comes out.
+    """
+    try:
+        _try(config, height, width, ignore_id, TRIALS)
     except DataError as error:
         raise ConfigError(str(error)) from error
+
+
+def _try(config: DataConfig, height: int, width: int, ignore_id: int, trials: int) -> None:
+    pipeline = Pipeline(config, ignore_id)
+    dtype = np.uint8 if ignore_id <= 255 else np.uint16
+    image, mask = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), dtype)
+    mask[::2] = 1
+    for seed in range(trials):
+        pipeline.crop(image, mask, seed)
 
 
 def built(config: DataConfig, ignore_id: int) -> A.Compose:
@@ -144,7 +165,7 @@ def _one(name: str, arguments: dict[str, Any], config: DataConfig, ignore_id: in
     _check_arguments(name, arguments, known[name])
     if name in GROUPS:
         inner = arguments.get("transforms")
-        if not isinstance(inner, Sequence) or isinstance(inner, str):
+        if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
             raise ConfigError(f"data.augment: {name} needs transforms, a list like data.augment itself.")
         arguments = arguments | {"transforms": _all(inner, config, ignore_id)}
     return _constructed(name, known[name], _filling(known[name], ignore_id) | arguments)
@@ -164,7 +185,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], kind: type) -> Non
     for key in arguments:
         if key not in known:
             raise ConfigError(f"data.augment: {name} has no argument {key}{_nearest(key, known)}")
-    if arguments.get("mask_interpolation", cv2.INTER_NEAREST) not in {cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT}:
+    if arguments.get("mask_interpolation", cv2.INTER_NEAREST) not in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
         raise ConfigError(
             f"data.augment: {name} has mask_interpolation {arguments['mask_interpolation']}, which mixes class ids; "
             f"expected nearest, {cv2.INTER_NEAREST}."
@@ -176,13 +197,16 @@ def _filling(kind: type, ignore_id: int) -> dict[str, Any]:
     defaults = {key: value.default for key, value in inspect.signature(kind).parameters.items()}
     if defaults.get("fill_mask") not in {0}:
         return {}
-    return {"fill_mask": ignore_id} | ({"fill": PAD_COLOUR} if "fill" in defaults else {})
+    # MaskDropout takes one number for all channels.
+    takes_colour = "fill" in defaults and kind is not A.MaskDropout
+    return {"fill_mask": ignore_id} | ({"fill": PAD_COLOUR} if takes_colour else {})
 
 
 def _constructed(name: str, kind: type, arguments: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # albumentations' way to say that it ignores something
+            warnings.simplefilter("ignore", UserWarning)  # that a transform is slow, or has a successor
+            warnings.filterwarnings("error", r"Argument\(s\)")  # how albumentations says that it ignores some
             return kind(**arguments)
     except (ValueError, TypeError, UserWarning) as error:
         raise ConfigError(f"data.augment: {name} cannot be made: {_first_line(error)}.") from error
