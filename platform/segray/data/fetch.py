@@ -68,7 +68,6 @@ def shelves(
         DataError: a shard is missing, damaged or not the manifest's; it is named.
     """
     quieten()
-
     waiting = iter(runs)
 
     def fill(before: Shelf) -> tuple[Load, Shelf] | None:

@@ -46,8 +46,12 @@ class Source:
         return sum(shard.bytes for shard in self.split.shards) / max(1, self.split.rows)
 
     @cached_property
+    def _group_sizes(self) -> NDArray[np.int64]:
+        return np.asarray(self.group_rows(), np.int64)
+
+    @cached_property
     def _group_ends(self) -> NDArray[np.int64]:
-        return np.cumsum(self.group_rows())
+        return np.cumsum(self._group_sizes)
 
     @cached_property
     def _shard_ends(self) -> NDArray[np.int64]:
@@ -88,7 +92,7 @@ class Source:
         _check_digests(self.root, shard)
         table = read_shard(self.root, shard, [group - first for group in groups], COLUMNS)
         ends = self._group_ends[groups]
-        sizes = np.array(self.group_rows())[groups]
+        sizes = self._group_sizes[groups]
         rows = np.concatenate([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
         self._check_rows(table, rows)
         return table.append_column("row", pa.array(rows))

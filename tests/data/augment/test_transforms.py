@@ -84,8 +84,16 @@ def test_a_fill_of_the_users_own_stays(encoded):
 
 
 @pytest.mark.parametrize("name", ["PiecewiseAffine", "ShiftScaleRotate", "MaskDropout"])
-def test_transforms_that_are_warned_of_or_take_one_number_are_not_refused(name):
-    build([name, "ScaledCrop"])
+def test_transforms_that_are_warned_of_or_take_one_number_are_used(name, scene, encoded):
+    """What one of them does shows in some crop: a dropped object, or a bend, may lie outside of a single one."""
+    row, changed = encoded(*scene(100, 150)), []
+    used, idle = (build([{name: {"p": chance}}, "ScaledCrop"]) for chance in (1.0, 0.0))
+    for seed in range(10):
+        (image, ids), (plain, _) = (Augment(data, 255)([row], seed) for data in (used, idle))
+        assert image.shape == (64, 64, 3)
+        assert set(np.unique(ids)) <= {0, 1, 2, 3, 4, 255}
+        changed.append(not np.array_equal(image, plain))
+    assert any(changed)
 
 
 def test_a_crop_too_large_for_the_trial_may_fit_the_images():
