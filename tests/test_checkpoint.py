@@ -22,7 +22,7 @@ def saved(tmp_path):
     optimiser = adamw(model, CONFIG.optim)
     model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))["seg"].sum().backward()
     optimiser.step()
-    checkpoint.save(tmp_path, model, {"optimiser": optimiser.state_dict()}, CONFIG, CLASSES, META)
+    checkpoint.contents(model, {"optimiser": optimiser.state_dict()}, CONFIG, CLASSES, META).write(tmp_path)
     return tmp_path, model, optimiser
 
 

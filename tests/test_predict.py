@@ -54,7 +54,7 @@ def test_an_error_in_a_row_is_raised_and_not_lost(model):
 
 def test_a_predictor_does_what_validation_does(model, tmp_path):
     meta = checkpoint.Meta(step=1, metrics={}, confusion=[], dataset_digest="", versions={})
-    checkpoint.save(tmp_path, model, {}, CONFIG, CLASSES, meta)
+    checkpoint.contents(model, {}, CONFIG, CLASSES, meta).write(tmp_path)
     image = np.random.default_rng(1).integers(0, 256, (90, 131, 3), dtype=np.uint8)
     mask = Predictor(tmp_path)(image)
     fitted = torch.from_numpy(fit_to_model(image, 64, 32)).permute(2, 0, 1)[None]

@@ -1,7 +1,8 @@
 """The checkpoint folder: weights, training state and what they mean, without a pickle.
 
-    model.safetensors  the weights
-    state.pt           optimiser and random state; opens with `weights_only=True`
+    model.safetensors  the weights to use: where training keeps a moving average, that
+    live.safetensors   the weights being trained, where they are others
+    state.pt           optimiser, scale and progress; opens with `weights_only=True`
     config.json        the whole Config
     classes.json       names and palette
     meta.json          step, metrics, counts, dataset digest, versions; written last
@@ -9,8 +10,11 @@
 A folder without `meta.json` is not a checkpoint: something ended before it was whole.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -27,8 +31,9 @@ from segray.errors import CheckpointError, listing
 
 FORMAT = 1
 Parsed = TypeVar("Parsed", bound=BaseModel)
-WEIGHTS, STATE, CONFIG, CLASSES, META = (
+WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
     "model.safetensors",
+    "live.safetensors",
     "state.pt",
     "config.json",
     "classes.json",
@@ -42,7 +47,7 @@ class Meta(BaseModel):
     Attributes:
         format: version of the folder's layout.
         step: optimiser steps made.
-        metrics: of the validation at this step, under their metric names.
+        metrics: of the validation at this step, under their metric names; none if there was none.
         confusion: the counts (K, K) those metrics came from; rows are the truth.
         dataset_digest: digest of the manifest trained on.
         versions: of the libraries that wrote it.
@@ -52,8 +57,8 @@ class Meta(BaseModel):
 
     format: int = FORMAT
     step: int
-    metrics: dict[str, float]
-    confusion: list[list[int]]
+    metrics: dict[str, float] = {}
+    confusion: list[list[int]] = []
     dataset_digest: str
     versions: dict[str, str]
 
@@ -69,23 +74,59 @@ def versions() -> dict[str, str]:
     return found
 
 
-def save(folder: Path, model: nn.Module, state: dict[str, Any], config: Config, classes: Classes, meta: Meta) -> None:
-    """Writes a checkpoint into an existing folder.
+@dataclass(frozen=True)
+class Contents:
+    """All that a checkpoint holds, in memory of its own: training may go on while it is written."""
+
+    weights: dict[str, Tensor]
+    live: dict[str, Tensor] | None
+    state: dict[str, Any]
+    config: Config
+    classes: Classes
+    meta: Meta
+
+    def write(self, folder: Path) -> None:
+        """Writes a checkpoint into an existing folder."""
+        save_file(self.weights, folder / WEIGHTS)
+        if self.live is not None:
+            save_file(self.live, folder / LIVE)
+        torch.save(self.state, folder / STATE)
+        (folder / CONFIG).write_text(self.config.model_dump_json(indent=2))
+        (folder / CLASSES).write_text(self.classes.model_dump_json(indent=2))
+        (folder / META).write_text(self.meta.model_dump_json())
+
+
+def contents(
+    model: nn.Module,
+    state: dict[str, Any],
+    config: Config,
+    classes: Classes,
+    meta: Meta,
+    average: nn.Module | None = None,
+) -> Contents:
+    """Returns copies, on the CPU, of all that makes a checkpoint.
 
     Args:
-        folder: where to.
         model: the bare model, not its DDP wrapper.
         state: tensors, numbers and strings in dicts and lists: what `weights_only=True` can read back.
         config: the run's Config.
         classes: what the logits' channels mean.
         meta: written last.
+        average: the moving average of the model, if training keeps one.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
-    torch.save(state, folder / STATE)
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2))
-    (folder / CLASSES).write_text(classes.model_dump_json(indent=2))
-    (folder / META).write_text(meta.model_dump_json())
+    used = model if average is None else average
+    live = None if average is None else _copied(model.state_dict())
+    return Contents(_copied(used.state_dict()), live, _copied(state), config, classes, meta)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(inner) for inner in value]
+    return value
 
 
 def load_meta(folder: Path) -> Meta:
@@ -125,18 +166,22 @@ def _parsed(kind: type[Parsed], file: Path) -> Parsed:
         ) from error
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the weights of a checkpoint, on the CPU."""
+def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint, on the CPU: those to use, or those being trained."""
+    file = folder / (LIVE if live and (folder / LIVE).exists() else WEIGHTS)
     try:
-        weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read ({error}).") from error
+        raise CheckpointError(f"{file} cannot be read ({error}).") from error
     return weights
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Returns the training state of a checkpoint, on the CPU."""
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise CheckpointError(f"{folder / STATE} cannot be read ({error}).") from error
     return state
 
 
@@ -152,6 +197,7 @@ def build_model(config: Config, classes: Classes) -> models.SegFormer:
         dropout=settings.dropout,
         norm_eps=settings.norm_eps,
         checkpointing=settings.checkpointing,
+        aux_head=settings.aux_head,
     )
 
 

@@ -38,6 +38,10 @@ class CheckpointError(UserError):
     """A checkpoint or weights file is missing, incomplete or of another model."""
 
 
+class ResumeError(UserError):
+    """A run cannot be gone on with as asked."""
+
+
 class CapacityError(UserError):
     """The cluster can never hold what was asked for."""
 

@@ -1,12 +1,18 @@
-"""The published optimiser: AdamW, the head at ten times the rate, no decay on layer norms, warm-up and poly."""
+"""The published optimiser: AdamW, the head at ten times the rate, no decay on layer norms, and its schedule."""
+
+import re
+from collections.abc import Callable
+from math import cos, pi
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from segray.config import OptimConfig
+from segray.errors import ModelError
 
-HEAD_PREFIX = "head."
+HEAD_PREFIXES = ("head.", "aux_head.")
 NORM = "norm"
+LAYER = re.compile(r"encoder\.stages\.(\d+)\.(?:(embedding|norm)|blocks\.(\d+))\.")
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> AdamW:
@@ -20,32 +26,97 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
 
     A group's `peak_lr` is what the schedule scales. Parameters of layers named `norm` are not decayed; the
     head's batch norm is, as published (its name there is `bn`).
+
+    Raises:
+        ModelError: `optim.layer_decay` is not 1, and the encoder is a plug-in, whose layers have no known order.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rate = _rates(model, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith(HEAD_PREFIX), NORM in name)
+            key = rate(name), 0.0 if NORM in name else config.weight_decay
             groups.setdefault(key, []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "peak_lr": config.lr * (config.head_lr_factor if in_head else 1.0),
-            "weight_decay": 0.0 if is_norm else config.weight_decay,
-        }
-        for (in_head, is_norm), parameters in groups.items()
+        {"params": parameters, "peak_lr": config.lr * factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
     ]
 
 
-def lr_factor(step: int, config: OptimConfig, steps: int) -> float:
-    """Returns what the peak rate is multiplied with at a step, 0-based: poly times a linear warm-up.
+def _rates(model: nn.Module, config: OptimConfig) -> Callable[[str], float]:
+    """Returns the function from a parameter's name to what the peak rate is multiplied with."""
+    depths: tuple[int, ...] = getattr(getattr(model, "encoder", None), "depths", ())
+    if config.layer_decay != 1 and not depths:
+        raise ModelError(
+            f"optim.layer_decay is {config.layer_decay}; expected 1 with an encoder of your own, whose layers have "
+            "no known order."
+        )
 
-    The poly decay runs from step 0, as published, so the peak itself is never quite reached.
+    def rate(name: str) -> float:
+        if name.startswith(HEAD_PREFIXES):
+            return config.head_lr_factor
+        if config.layer_decay == 1:
+            return 1.0
+        return float(config.layer_decay ** (sum(depths) + 1 - layer_of(name, depths)))
+
+    return rate
+
+
+def layer_of(name: str, depths: tuple[int, ...]) -> int:
+    """Returns the number of an encoder parameter's layer: 0 for the first embedding, then 1 for the first block.
+
+    A later stage's embedding belongs to its first block, a stage's norm to its last.
     """
-    poly = float((1 - step / steps) ** config.power) if step < steps else 0.0
-    if step >= config.warmup_steps:
-        return poly
-    warmed = step / config.warmup_steps
-    return poly * (config.warmup_ratio + (1 - config.warmup_ratio) * warmed)
+    found = LAYER.match(name)
+    assert found is not None, name
+    stage, part, block = int(found[1]), found[2], found[3]
+    before = sum(depths[:stage])
+    if part == "norm":
+        return before + depths[stage]
+    if part == "embedding":
+        return before + 1 if stage else 0
+    return before + int(block) + 1
+
+
+def lr_factor(step: int, config: OptimConfig, steps: int) -> float:
+    """Returns what the peak rate is multiplied with at a step, 0-based; from `steps` on, what it ends with."""
+    return SCHEDULES[config.schedule](min(step, steps), config, steps)
+
+
+def _poly(step: int, config: OptimConfig, steps: int) -> float:
+    """Poly times a linear warm-up; it decays from step 0, as published, so the peak itself is never quite reached."""
+    poly = float((1 - step / steps) ** config.power)
+    return _warmed(step, config) * _between(config.min_ratio, 1, poly)
+
+
+def _cosine(step: int, config: OptimConfig, steps: int) -> float:
+    """A linear warm-up, then half a cosine to `min_ratio`."""
+    if step < config.warmup_steps:
+        return _warmed(step, config)
+    return _between(config.min_ratio, 1, _half_cosine((step - config.warmup_steps) / (steps - config.warmup_steps)))
+
+
+def _one_cycle(step: int, config: OptimConfig, steps: int) -> float:
+    """Half a cosine up from `warmup_ratio`, and another down to `min_ratio` at the last step, as torch's OneCycleLR."""
+    peak, last = config.warmup_steps, max(steps - 1, 1)
+    if step < peak:
+        return _between(1, config.warmup_ratio, _half_cosine(step / peak))
+    return _between(config.min_ratio, 1, _half_cosine(min(1.0, (step - peak) / max(1, last - peak))))
+
+
+SCHEDULES = {"poly": _poly, "cosine": _cosine, "one_cycle": _one_cycle}
+
+
+def _warmed(step: int, config: OptimConfig) -> float:
+    return _between(config.warmup_ratio, 1, min(1.0, step / config.warmup_steps)) if config.warmup_steps else 1.0
+
+
+def _half_cosine(progress: float) -> float:
+    """Returns 1 at 0, falling to 0 at 1."""
+    return (1 + cos(pi * progress)) / 2
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * share
 
 
 def set_lr(optimiser: Optimizer, factor: float) -> None:

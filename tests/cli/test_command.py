@@ -88,7 +88,15 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
         (["evaluate", "--model", "models:/m@a", "--data", "x"], "there is no MLflow store"),
         (["benchmark", "model", "--batch", "0"], "--batch is 0; expected at least 1."),
         (["benchmark", "model", "--device", "cuda"], "torch finds no GPU here"),
-        (["sync", "nowhere"], "nowhere holds no journal.jsonl"),
+        (["train", "--resume", "nowhere"], "--resume is nowhere, which holds no run"),
+        (
+            ["train", "--train.batch", "4", "--train.accumulate", "5"],
+            "train.accumulate is 5; expected at most the 4 images",
+        ),
+        (["train", "--train.min_workers", "2"], "train.min_workers is 2; expected at most train.workers, 1"),
+        (["train", "--loss.terms", "dicee"], "loss.terms is dicee; expected cross_entropy, ohem"),
+        (["tracking", "snc", "x"], "invalid choice: 'snc'"),
+        (["tracking", "sync", "nowhere"], "nowhere holds no journal.jsonl"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch, tmp_path):
@@ -111,4 +119,5 @@ def test_help_names_every_flag(command, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "--help" in shown
     assert ("--optim.lr" in shown) == (command in ("train", "evaluate"))
-    assert ("--data.augment YAML" in shown) == (command in ("train", "evaluate"))
+    for flag in ("--data.augment YAML", "--loss.terms YAML", "--loss.class_weights YAML"):
+        assert (flag in shown) == (command in ("train", "evaluate"))

@@ -30,7 +30,7 @@ def store(tmp_path_factory):
     settings = config.build({})
     model = checkpoint.build_model(settings, CLASSES)
     meta = checkpoint.Meta(step=1, metrics={}, confusion=[], dataset_digest="", versions={})
-    checkpoint.save(folder, model, {}, settings, CLASSES, meta)
+    checkpoint.contents(model, {}, settings, CLASSES, meta).write(folder)
     version = registry.register(client, run_id, folder, "streets", ["challenger"])
     return uri, client, run_id, folder, version
 

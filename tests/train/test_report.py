@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from segray.tracking import Journal
+from segray.train.preemption import PreemptedError
 from segray.train.report import JournalReports, joined
 
 
 def report(loss, images, elapsed, wait, **more):
-    meter = {"loss": loss, "images": images, "elapsed_s": elapsed, "wait_s": wait}
-    return {"step": 20, "lr": 1e-3, "meter": meter, "bad_rows": {"train": 0}, **more}
+    meter = {"loss": loss, "images": images, "elapsed_s": elapsed, "wait_s": wait, "grad_norm": 0.5, "skipped": 0}
+    system = {"cpu_percent": 50 * images, "memory_gib": images}
+    return {"step": 20, "lr": 1e-3, "meter": meter, "system": system, "bad_rows": 0, **more}
 
 
 REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.0, 0.1, **{"val/miou": 0.25})]
@@ -18,9 +21,12 @@ REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.
 def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
     assert joined(REPORTS) == {
         "train/loss": 1.5,
+        "train/grad_norm": 0.5,
         "train/lr": 1e-3,
         "train/images_per_s": pytest.approx(2.5),
         "train/data_wait": pytest.approx(0.125),
+        "system/cpu_percent": 250,
+        "system/memory_gib": 6,
         "val/miou": 0.25,
     }
 
@@ -28,8 +34,8 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
 def test_rows_left_out_are_summed_over_the_ranks():
     found = joined(
         [
-            report(1.0, 6.0, 2.0, 0.5, bad_rows={"train": 2, "val": 0}),
-            report(2.0, 4.0, 4.0, 0.1, bad_rows={"train": 1, "val": 0}),
+            report(1.0, 6.0, 2.0, 0.5, bad_rows=2, bad_val_rows=0),
+            report(2.0, 4.0, 4.0, 0.1, bad_rows=1, bad_val_rows=0),
         ]
     )
     assert found["train/bad_rows"] == 3
@@ -40,3 +46,39 @@ def test_the_callback_appends_a_record(tmp_path):
     JournalReports(str(tmp_path)).after_report(None, REPORTS, None)
     record = json.loads((tmp_path / "journal.jsonl").read_text())
     assert (record["kind"], record["step"], record["values"]["train/loss"]) == ("metrics", 20, 1.5)
+
+
+def test_steps_made_again_are_written_once_and_the_first_stays(tmp_path):
+    """By one controller after its workers were replaced, and by another after its driver was."""
+    for callback in (JournalReports(str(tmp_path)), JournalReports(str(tmp_path))):
+        for step, loss in ((20, 1.0), (40, 2.0), (20, 9.0), (40, 9.0), (60, 3.0)):
+            callback.after_report(None, [report(loss, 6.0, 2.0, 0.5) | {"step": step}], None)
+    found = [(record["step"], record["values"]["train/loss"]) for record in Journal(tmp_path).records()]
+    assert found == [(20, 1.0), (40, 2.0), (60, 3.0)]
+
+
+def test_skipped_steps_are_counted_and_a_mean_over_none_left_out():
+    found = joined([report(float("nan"), 6.0, 2.0, 0.5)])
+    assert "train/loss" not in found
+    spoilt = report(1.0, 6.0, 2.0, 0.5)
+    spoilt["meter"]["skipped"] = 2
+    assert joined([spoilt])["train/skipped"] == 2
+    assert "train/skipped" not in joined(REPORTS)
+
+
+def test_what_ended_workers_is_noted_in_a_line_each(tmp_path):
+    callback = JournalReports(str(tmp_path))
+    callback.after_exception(None, {1: ValueError("one\ntwo"), 0: RuntimeError("gone")})
+    callback.after_exception(None, {0: PreemptedError("a node goes"), 1: PreemptedError("a node goes")})
+    texts = [record["text"] for record in Journal(tmp_path).records()]
+    assert texts == ["rank 0 ended: gone", "rank 1 ended: one", "a node goes"]
+
+
+def test_what_a_full_disk_did_not_take_is_written_later(tmp_path, monkeypatch):
+    callback = JournalReports(str(tmp_path))
+    callback.after_report(None, REPORTS, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+        callback.after_report(None, [report(2.0, 6.0, 2.0, 0.5) | {"step": 40}], None)
+    callback.after_report(None, [report(3.0, 6.0, 2.0, 0.5) | {"step": 60}], None)
+    assert [record["step"] for record in Journal(tmp_path).records()] == [20, 40, 60]

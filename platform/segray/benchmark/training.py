@@ -28,8 +28,9 @@ from segray.data.stream import Batch, training_batches
 from segray.loop import steps
 from segray.optim import adamw, lr_factor
 from segray.quiet import quieten
+from segray.train.job import means, training_plan
 from segray.train.trainer import Trainer
-from segray.train.worker import means, training_plan
+from segray.update import Updater
 
 IN_MEMORY = 4  # batches that the peer trains on, over and over
 
@@ -105,8 +106,8 @@ def _work(settings: dict[str, Any]) -> None:
     train = partial(
         steps,
         model,
-        losses.named(case.config.model.loss),
-        adamw(model, case.config.optim),
+        losses.build(case.config.loss, case.classes.num_classes),
+        Updater(adamw(model, case.config.optim)),
         lr_factor=partial(lr_factor, config=case.config.optim, steps=case.config.train.steps),
         ignore_id=case.classes.ignore_id,
     )

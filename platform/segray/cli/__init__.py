@@ -8,7 +8,7 @@ COMMANDS = {
     "train": "train a model and register it",
     "evaluate": "count a model's hits and misses on a split",
     "benchmark": "measure ours beside a peer's",
-    "sync": "upload what a run could not send to MLflow",
+    "tracking": "upload what a run could not send to MLflow",
 }
 
 

@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from segray import config, places
 from segray.config import Config
-from segray.config.schema import Transforms
+from segray.config.schema import ClassWeights, Terms, Transforms
 from segray.errors import ConfigError, SegrayError
 from segray.quiet import quieten
 
@@ -60,10 +60,14 @@ class Parser(argparse.ArgumentParser):
         """Raises the mistake as our error."""
         raise ConfigError(f"{message}; see --help.")
 
-    def parse(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+    def parse(
+        self,
+        argv: Sequence[str] | None = None,
+        base: Callable[[argparse.Namespace], list[Path]] = lambda _flags: [],
+    ) -> tuple[argparse.Namespace, Config]:
         """Returns the command's own flags, and the Config of files and dotted flags (the default without them).
 
-        Order: defaults, the file named by SEGRAY_CONFIG, each --config in turn, flags.
+        Order: defaults, the file named by SEGRAY_CONFIG, those of `base`, each --config in turn, flags.
         """
         argv = sys.argv[1:] if argv is None else argv
         if "-h" in argv or "--help" in argv:  # before required flags are missed
@@ -74,8 +78,8 @@ class Parser(argparse.ArgumentParser):
             if rest:
                 self.error(f"{rest[0]} is not a flag of this command")
             return flags, Config()
-        base = os.environ.get(BASE_VARIABLE)
-        files = [Path(base), *flags.config] if base else flags.config
+        common = os.environ.get(BASE_VARIABLE)
+        files = [*([Path(common)] if common else []), *base(flags), *flags.config]
         return flags, config.load(files, dotted(rest))
 
     def _check_json(self, file: Path | None) -> None:
@@ -98,14 +102,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Shows a list of transforms as one flag; tyro would make subcommands of what may stand in it."""
-    if info.type != Transforms:
+    """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
+    if info.type not in (Transforms, Terms, ClassWeights):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="YAML",
         instance_from_str=lambda words: words[0],
-        is_instance=lambda value: value is None or isinstance(value, tuple),
+        is_instance=lambda value: value is None or isinstance(value, tuple | str),
         str_from_instance=lambda value: [str(value)],
     )
 

@@ -1,6 +1,7 @@
 """A run's progress on the terminal, read from its journal: a bar for a person, plain lines for a log."""
 
 import threading
+from math import nan
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
@@ -50,6 +51,8 @@ class TrainingProgress:
             for record in tail.read():
                 if record["kind"] == "metrics":
                     self._show(record)
+                elif record["kind"] == "event":
+                    self._print(record["text"])
 
     def _show(self, record: Record) -> None:
         step, values = record["step"], record["values"]
@@ -87,7 +90,7 @@ def _bar(console: Console) -> Progress:
 
 def _figures(values: dict[str, Any]) -> str:
     return (
-        f"loss {values['train/loss']:.4f}  lr {values['train/lr']:.2e}  "
+        f"loss {values.get('train/loss', nan):.4f}  lr {values['train/lr']:.2e}  "
         f"{values['train/images_per_s']:.1f} img/s  wait {values['train/data_wait']:.0%}"
     )
 

@@ -2,15 +2,18 @@
 
 import json
 import shlex
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from segray.checkpoint import CONFIG
 from segray.cli.command import Parser, end
 from segray.cli.progress import TrainingProgress
 from segray.cli.tables import show_places, show_scores
 from segray.train import Result, fit
+from segray.train.resume import AUTO
 
 EVALUATE = ("python", "pipelines/evaluate.py")
 
@@ -25,16 +28,37 @@ def _train() -> None:
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
-    flags, config = parser.parse()
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, or auto for the latest alike")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --resume: a setting, dataset or classes that may differ from the run's start",
+    )
+    flags, config = parser.parse(base=_stored)
     if flags.data:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
     console = Console(soft_wrap=True)
     quiet = Console(quiet=True) if flags.quiet else console
     with TrainingProgress(quiet, config.train.steps) as progress:
-        result = fit(config, say=lambda line: quiet.print(line, highlight=False), watch=progress.watch)
+        result = fit(
+            config,
+            resume=flags.resume,
+            allowed=[name for names in flags.allow for name in names.split(",")],
+            say=lambda line: quiet.print(line, highlight=False),
+            watch=progress.watch,
+        )
     _show(console, result, config.data.root)
     if flags.json:
         flags.json.write_text(json.dumps(asdict(result), indent=2))
+
+
+def _stored(flags: Namespace) -> list[Path]:
+    """Returns the settings that files and flags are laid on: those of the run that is named to go on with."""
+    if flags.resume in (None, AUTO):
+        return []
+    return [file for file in (Path(flags.resume) / CONFIG, Path(flags.resume).parent / CONFIG) if file.exists()][:1]
 
 
 def _show(console: Console, result: Result, root: str) -> None:

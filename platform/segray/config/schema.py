@@ -5,6 +5,7 @@ checkpoint's `config.json` are the same thing. A Config that validates is one th
 """
 
 import hashlib
+import json
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -21,34 +22,73 @@ Transform = str | dict[str, dict[str, Any] | None]
 """NAME, or NAME: {argument: value, ...}."""
 Transforms = tuple[Transform, ...] | None
 
+Terms = tuple[str | dict[str, float], ...]
+"""Of NAME, or NAME: weight."""
+ClassWeights = str | tuple[float, ...] | None
+
+LOSSES = ("cross_entropy", "ohem", "focal", "dice", "tversky", "lovasz", "boundary")
+COUNTED = ("balanced", "median")
+
 STORED = "stored"
 """Key of the validation context: the config comes from a checkpoint, and is not about to train."""
+
+_OF_THE_RUN = (
+    *("workers", "min_workers", "device", "compile", "max_skipped", "max_failures", "hang_s"),
+    *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
+)
+CHANGEABLE = frozenset({"name", "results", "tracking", "data.root", "data.decode", "data.bad_rows"}).union(
+    {"model.checkpointing"}, (f"train.{name}" for name in _OF_THE_RUN)
+)
+"""Settings and sections that do not decide what is learned, or only when it ends."""
 
 CROP_MULTIPLE = 32
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
 
 
-def _is_transform(found: object) -> bool:
+def _is_named(found: object, kinds: tuple[type, ...]) -> bool:
+    """Returns whether something is NAME, or {NAME: value} with a value of one of these kinds."""
     if isinstance(found, dict):
-        return (
-            len(found) == 1
-            and all(isinstance(one, str) for one in found)
-            and all(one is None or isinstance(one, dict) for one in found.values())
-        )
+        return len(found) == 1 and all(isinstance(name, str) and isinstance(of, kinds) for name, of in found.items())
     return isinstance(found, str)
 
 
-def _transforms(value: object) -> object:
-    """Returns the transforms of a file, or of a flag that spells them as YAML."""
-    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
+def _from_yaml(key: str, value: object, expected: str) -> object:
+    """Returns what a file holds, or what a flag spells as YAML."""
     try:
-        found = yaml.safe_load(value) if isinstance(value, str) else value
+        return yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
-        raise _impossible("data.augment", value, expected) from error
+        raise _impossible(key, value, expected) from error
+
+
+def _transforms(value: object) -> object:
+    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
+    found = _from_yaml("data.augment", value, expected)
     if found is None:
         return None
-    if not isinstance(found, list | tuple) or not all(map(_is_transform, found)):
+    if not isinstance(found, list | tuple) or not all(_is_named(one, (dict, type(None))) for one in found):
         raise _impossible("data.augment", value, expected)
+    return found
+
+
+def _terms(value: object) -> object:
+    expected = (
+        f"a list of NAME or NAME: weight of {', '.join(LOSSES)} or module:attribute, e.g. '[ohem, {{dice: 0.5}}]'"
+    )
+    found = _from_yaml("loss.terms", value, expected)
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list | tuple) or not found or not all(_is_named(one, (int, float)) for one in found):
+        raise _impossible("loss.terms", value, expected)
+    return found
+
+
+def _class_weights(value: object) -> object:
+    expected = f"{', '.join(COUNTED)}, or a list of numbers, one for each class, none below 0"
+    found = _from_yaml("loss.class_weights", value, expected)
+    if found is None or found in COUNTED:
+        return found
+    numbers = isinstance(found, list | tuple) and all(isinstance(one, int | float) and one >= 0 for one in found)
+    if not numbers:
+        raise _impossible("loss.class_weights", value, expected)
     return found
 
 
@@ -134,8 +174,8 @@ class ModelConfig(_Settings):
     """Encoder: mit, or module:attribute of your own (docs/plugins.md)."""
     head: str = "official"
     """Decode head: official, mmseg, or module:attribute of your own."""
-    loss: str = "cross_entropy"
-    """Loss: cross_entropy, or module:attribute of your own."""
+    aux_head: bool = False
+    """Train with a second head, an FCN on the third stage, whose loss is weighted by loss.aux_weight."""
     norm_eps: Literal["official", "mmseg", "transformers"] = "official"
     """Whose epsilons the layer norms have; take those of the weights to start from."""
     checkpointing: bool = False
@@ -147,7 +187,7 @@ class ModelConfig(_Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = {"encoder": ("mit",), "head": ("official", "mmseg"), "loss": ("cross_entropy",)}
+        known = {"encoder": ("mit",), "head": ("official", "mmseg")}
         for name, values in known.items():
             value = getattr(self, name)
             if value not in values and ":" not in value:
@@ -155,8 +195,48 @@ class ModelConfig(_Settings):
         return self
 
 
+class LossConfig(_Settings):
+    """What is minimised: a weighted sum of losses."""
+
+    terms: Annotated[Terms, BeforeValidator(_terms)] = ("cross_entropy",)
+    """Losses, a list of NAME or NAME: weight; a NAME may be module:attribute of your own."""
+    class_weights: Annotated[ClassWeights, BeforeValidator(_class_weights)] = None
+    """Of cross_entropy, ohem and focal: a number for each class, or balanced or median, made of the pixel counts."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of cross_entropy and ohem: share of the target that is spread over all classes."""
+    ohem_threshold: Fraction = 0.7
+    """Of ohem: pixels whose own class has a lower probability are hard."""
+    ohem_share: Fraction = 1 / 16
+    """Of ohem: at least this share of an image's pixels is kept."""
+    focal_gamma: Annotated[float, Field(ge=1)] = 2.0
+    """Of focal: the higher, the less the easy pixels count."""
+    tversky_alpha: Annotated[float, Field(gt=0)] = 0.3
+    """Of tversky: weight of false positives."""
+    tversky_beta: Annotated[float, Field(gt=0)] = 0.7
+    """Of tversky: weight of false negatives."""
+    boundary_reach: Positive = 2
+    """Of boundary: an outline counts as met within so many pixels."""
+    aux_weight: Annotated[float, Field(ge=0)] = 0.4
+    """Of model.aux_head's cross-entropy."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [term if isinstance(term, str) else next(iter(term)) for term in self.terms]
+        for name in names:
+            if name not in LOSSES and ":" not in name:
+                raise _impossible("loss.terms", name, f"{', '.join(LOSSES)}, or module:attribute")
+        if len(set(names)) < len(names):
+            raise _impossible("loss.terms", names, "each loss once; give it a weight instead")
+        return self
+
+    def weighted(self) -> dict[str, float]:
+        """Returns the weight of each loss, by name."""
+        pairs = [(term, 1.0) if isinstance(term, str) else next(iter(term.items())) for term in self.terms]
+        return dict(pairs)
+
+
 class OptimConfig(_Settings):
-    """AdamW and its schedule: linear warm-up, then polynomial decay to 0."""
+    """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 6e-5
     """Peak learning rate of the encoder."""
@@ -168,12 +248,20 @@ class OptimConfig(_Settings):
     """Decay of the first moment."""
     beta2: Decay = 0.999
     """Decay of the second moment."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each block of the encoder learns at this times the rate of the one above it."""
+    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    """How the rate falls: as published, along half a cosine, or up and down along two."""
     warmup_steps: Count = 1500
-    """Steps of linear warm-up."""
+    """Steps of warm-up: linear, or, of one_cycle, half a cosine."""
     warmup_ratio: Fraction = 1e-6
     """The warm-up starts at lr times this."""
+    min_ratio: Fraction = 0.0
+    """The schedule ends at lr times this."""
     power: Annotated[float, Field(gt=0)] = 1.0
     """Power of the polynomial decay."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; a larger one is scaled down to it."""
 
 
 class TrainConfig(_Settings):
@@ -189,10 +277,46 @@ class TrainConfig(_Settings):
     """Where to train; auto takes GPUs if the cluster has any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, order, crops and dropout."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; the weights stay float32."""
+    accumulate: Positive = 1
+    """A worker computes its share of a step in so many parts, one after another: the same step in less memory."""
+    ema: Decay = 0.0
+    """Share that a moving average of the weights keeps at each step; it is what is validated. 0 has none."""
+    batch_norm: Literal["global", "frozen"] = "global"
+    """Batch norms see the global batch, or keep the moments that the run starts with."""
+    freeze_encoder: bool = False
+    """Train the heads alone."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = False
+    """Keep the weights of convolutions channels-last."""
+    deterministic: bool = False
+    """Take deterministic kernels alone; docs/training.md says what that covers."""
     log_every: Positive = 50
     """Steps between two reports of loss, lr and throughput."""
     val_every: Positive = 4000
     """Steps between two validations, each with a checkpoint; the last step is always validated."""
+    checkpoint_every: Positive | None = None
+    """Steps between two checkpoints beside those of validations."""
+    keep_best: Positive = 1
+    """Checkpoints of the highest val/miou that are kept; the last one always is."""
+    keep_every: Positive | None = None
+    """Checkpoints whose step is a multiple of this are kept too."""
+    patience: Positive | None = None
+    """Validations in a row without a better val/miou that end the run early."""
+    min_gain: Fraction = 0.0
+    """A val/miou is better if it exceeds the best by more than this."""
+    min_steps: Count = 0
+    """No run ends early before this step."""
+    max_skipped: Positive = 20
+    """Steps in a row without a finite gradient that end the run; single ones are skipped and counted."""
+    max_failures: Count = 3
+    """Losses of workers that the run goes on after, each from its last checkpoint; preemptions do not count."""
+    hang_s: Annotated[float, Field(gt=0)] = 900
+    """A worker that does not move for so many seconds is ended, which counts as a loss."""
+    min_workers: Positive | None = None
+    """Go on with so many workers where there are no resources for more; none waits for all of them."""
 
 
 class EvalConfig(_Settings):
@@ -222,6 +346,7 @@ class Config(_Settings):
     """Folder that holds the runs; on a cluster one that every node sees."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -235,17 +360,32 @@ class Config(_Settings):
                 self.train.batch,
                 f"at least one image for each of the {self.train.workers} workers",
             )
+        if self.train.accumulate > self.train.batch // self.train.workers:
+            raise _impossible(
+                "train.accumulate",
+                self.train.accumulate,
+                f"at most the {self.train.batch // self.train.workers} images that each worker has of a step",
+            )
+        if self.train.min_workers is not None and self.train.min_workers > self.train.workers:
+            raise _impossible(
+                "train.min_workers", self.train.min_workers, f"at most train.workers, {self.train.workers}"
+            )
         if self.optim.warmup_steps >= self.train.steps:
             raise _impossible(
                 "optim.warmup_steps", self.optim.warmup_steps, f"fewer than train.steps, {self.train.steps}"
             )
         return self
 
+    def decisive(self) -> dict[str, Any]:
+        """Returns the settings that decide what is learned, by dotted key; the others may change as a run goes on."""
+        tree = {section: part for section, part in self.model_dump(mode="json").items() if section not in CHANGEABLE}
+        flat = {f"{section}.{name}": value for section, part in tree.items() for name, value in part.items()}
+        return {key: value for key, value in flat.items() if key not in CHANGEABLE}
+
     @property
     def digest(self) -> str:
-        """Hash over the settings that decide what is learned (the run's name and places do not)."""
-        decisive = self.model_dump_json(exclude={"name": True, "results": True, "tracking": True})
-        return hashlib.blake2b(decisive.encode(), digest_size=8).hexdigest()
+        """Hash over the decisive settings."""
+        return hashlib.blake2b(json.dumps(self.decisive(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _impossible(key: str, value: object, expected: str, advice: str = "") -> ValueError:

@@ -121,3 +121,24 @@ class MmsegHead(FusedHead):
         """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
         projected = [projection(level) for projection, level in zip(self.projections, maps, strict=True)]
         return self.fuse_and_classify([as_tokens(level) for level in projected], self._slices())
+
+
+AUX_WIDTH = 256
+
+
+class FCNHead(nn.Module):
+    """An auxiliary head on one map, as mmsegmentation's FCNHead: 3x3 convolution, batch norm, ReLU, classifier."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, AUX_WIDTH, 3, padding=1, bias=False)
+        self.bn = BatchNorm2d(AUX_WIDTH)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(AUX_WIDTH, num_classes, 1)
+        self.apply(initialise)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Returns logits (B, K, h, w) of a map (B, C, h, w)."""
+        logits: Tensor = self.classifier(self.dropout(F.relu(self.bn(self.conv(level)))))
+        return logits

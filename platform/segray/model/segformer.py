@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segray.errors import ModelError, nearest
 from segray.model import plugins
-from segray.model.decoder import MmsegHead, OfficialHead
+from segray.model.decoder import FCNHead, MmsegHead, OfficialHead
 from segray.model.encoder import NORM_EPS, Encoder
 
 # RGB mean and deviation of ImageNet, on the scale 0..255.
@@ -36,36 +36,43 @@ VARIANTS = {
 }
 HEADS = {"official": OfficialHead, "mmseg": MmsegHead}
 MMSEG_WIDTH = 256
+AUX_STAGE = 2
 
 
 class SegFormer(nn.Module):
-    """An encoder, a decode head, and the normalisation of their input.
+    """An encoder, a decode head, perhaps an auxiliary one, and the normalisation of their input.
 
-    Every parameter's name starts with `encoder.` or `head.`; a layer norm's contains `norm`, the head's batch norms'
-    do not, because the published recipe decays those.
+    Every parameter's name starts with `encoder.`, `head.` or `aux_head.`; a layer norm's contains `norm`, the heads'
+    batch norms' do not, because the published recipe decays those.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.aux_head = aux_head
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("scale", 1.0 / torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns {"seg": logits (B, K, ceil(H/4), ceil(W/4))} of uint8 RGB images (B, 3, H, W).
 
-        A head of the user's own may return further entries.
+        In training, an auxiliary head adds "aux", (B, K, ceil(H/16), ceil(W/16)). A head of the user's own may
+        return further entries.
 
         Raises:
             ModelError: the images are not uint8, not (B, 3, H, W), or smaller than 32 pixels.
         """
         check_images(images)
-        outputs = self.head(self.encoder((images - self.mean).mul_(self.scale)))
-        return outputs if isinstance(outputs, dict) else {"seg": outputs}
+        maps = self.encoder((images - self.mean).mul_(self.scale))
+        outputs = self.head(maps)
+        outputs = outputs if isinstance(outputs, dict) else {"seg": outputs}
+        if self.aux_head is not None and self.training:
+            outputs["aux"] = self.aux_head(maps[AUX_STAGE])
+        return outputs
 
 
 def check_images(images: Tensor) -> None:
@@ -94,6 +101,7 @@ def build(
     dropout: float = 0.1,
     norm_eps: str = "official",
     checkpointing: bool = False,
+    aux_head: bool = False,
 ) -> SegFormer:
     """Returns a SegFormer with freshly drawn parameters.
 
@@ -106,6 +114,7 @@ def build(
         dropout: rate of the head's Dropout2d.
         norm_eps: whose epsilons the layer norms have: "official", "mmseg" or "transformers".
         checkpointing: whether blocks are computed a second time in the backward pass instead of kept.
+        aux_head: whether training has a second head, an FCN on the third stage's map.
 
     Raises:
         ModelError: a name is unknown, a number out of range, or a plug-in does not keep the contract.
@@ -121,11 +130,12 @@ def build(
     else:
         _known("model.encoder", encoder, {"mit": Encoder})
         backbone, dims = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps, checkpointing=checkpointing), sizes.dims
+    auxiliary = FCNHead(dims[AUX_STAGE], num_classes, dropout) if aux_head else None
     if plugins.is_reference(head):
-        return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout))
+        return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout), auxiliary)
     make = HEADS[_known("model.head", head, HEADS)]
     width = MMSEG_WIDTH if head == "mmseg" else sizes.head_width
-    return SegFormer(backbone, make(dims, width, num_classes, dropout))
+    return SegFormer(backbone, make(dims, width, num_classes, dropout), auxiliary)
 
 
 def _known(setting: str, name: str, known: Mapping[str, object]) -> str:

@@ -4,29 +4,52 @@ A line is one JSON record `{"kind": ..., "time_ms": ..., ...}`. Appending never 
 does; what could not be uploaded stays in the file.
 """
 
+import errno
 import json
+import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
-Kind = Literal["run", "metrics", "text", "model", "end"]
+Kind = Literal["run", "resumed", "metrics", "text", "image", "event", "model", "end"]
 
 
 class Journal:
-    """Appends records to the journal in a run's folder. Two processes may append: a record is one write."""
+    """Appends records to the journal in a run's folder. Several processes may append: a record is one write."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
 
     def write(self, kind: Kind, **fields: Any) -> None:
-        """Appends one record, with the time of now."""
+        """Appends one record, with the time of now.
+
+        Raises:
+            OSError: it could not be written whole.
+        """
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **fields}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record).encode() + b"\n"
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.lseek(handle, 0, os.SEEK_END)
+            if size and os.pread(handle, 1, size - 1) != b"\n":  # somebody died, or the disk was full, in mid-line
+                line = b"\n" + line
+            if os.write(handle, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        finally:
+            os.close(handle)
+
+    def records(self) -> list[Record]:
+        """Returns all that was appended."""
+        return list(Tail(self.path).read())
+
+    def last_step(self) -> int:
+        """Returns the step of the last metrics, 0 if there are none."""
+        return max((record["step"] for record in self.records() if record["kind"] == "metrics"), default=0)
 
 
 class Tail:
@@ -50,4 +73,5 @@ class Tail:
                 if not line.endswith(b"\n"):  # its writer is in the middle of it
                     return
                 self.offset += len(line)
-                yield json.loads(line)
+                with suppress(ValueError):  # half a record, whose writer died
+                    yield json.loads(line)

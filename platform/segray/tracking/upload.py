@@ -66,10 +66,14 @@ class Upload:
     def _send(self, client: MlflowClient, record: Record) -> None:
         if record["kind"] == "run":
             self.run_id = _find_or_create_run(client, record, self._uri)
+        elif record["kind"] == "resumed":
+            client.update_run(self._run(), "RUNNING")
         elif record["kind"] == "metrics":
             _log_metrics(client, self._run(), record)
         elif record["kind"] == "text":
             client.log_text(self._run(), record["text"], record["name"])
+        elif record["kind"] == "image":
+            client.log_artifact(self._run(), record["file"], record["place"])
         elif record["kind"] == "model":
             self.version = registry.register(
                 client, self._run(), Path(record["folder"]), record["name"], record["aliases"]

@@ -1,36 +1,28 @@
 """The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
 
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import ray
 import ray.train
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
-from torch import Tensor
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from segray import capacity, checkpoint, cluster, losses, places, registry
-from segray.classes import Classes
-from segray.config import Config, flat
-from segray.data import augment
-from segray.data.pieces import Source
-from segray.data.samplers import draw_times
-from segray.data.schema import Manifest, read_manifest
-from segray.errors import DataError, TrainingError, UserError
+from segray import checkpoint, cluster, registry, store
+from segray.config import Config
+from segray.errors import TrainingError, UserError
 from segray.metrics import Scores, scores
-from segray.model.weights import load
 from segray.tracking import Journal, Upload, Uploading
+from segray.train.prepare import Prepared, prepare
+from segray.train.pulse import Pulse, Watch
 from segray.train.report import JournalReports
 from segray.train.trainer import Trainer
-from segray.train.worker import Job, work
+from segray.train.worker import work
 
-METRIC = "val/miou"
-FOLDER_TAG = "segray.folder"
+RAY_FOLDER = "ray"
 
 
 @dataclass(frozen=True)
@@ -60,22 +52,21 @@ class Result:
     version: str | None
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run that was checked and has its folder."""
-
-    config: Config
-    name: str
-    folder: Path
-    tracking_uri: str
-    job: Job
-
-
-def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Path], None] | None = None) -> Result:
+def fit(
+    config: Config,
+    *,
+    resume: str | None = None,
+    allowed: Collection[str] = (),
+    say: Callable[[str], None] = print,
+    watch: Callable[[Path], None] | None = None,
+) -> Result:
     """Trains, validates, tracks and registers what the Config describes.
 
     Args:
         config: the run.
+        resume: goes on with a run: "auto", its folder or its latest checkpoint; none starts a new one.
+        allowed: settings (or "dataset", "classes") that may differ from a resumed run's, though they decide what is
+            learned.
         say: called with the few lines a person should read.
         watch: called with the run's folder before training starts, to follow its journal.
 
@@ -83,150 +74,104 @@ def fit(config: Config, say: Callable[[str], None] = print, watch: Callable[[Pat
         UserError: the run cannot work; no folder is left behind.
         TrainingError: it started and failed; what it had is in its folder.
     """
-    prepared = _prepare(config, say)
+    prepared = prepare(config, resume, allowed, say)
     say(f"run {prepared.name}: {prepared.job.placement}")
-    journal = Journal(prepared.folder)
-    journal.write("run", **_run_record(prepared))
-    journal.write("text", name="config.json", text=prepared.config.model_dump_json(indent=2))
+    if not prepared.is_new:
+        say(_goes_on(prepared, say))
     if watch is not None:
         watch(prepared.folder)
     upload = Upload(prepared.folder, prepared.tracking_uri)
-    with _tracked(prepared, journal, upload, say):
-        best = _train(prepared)
+    with prepared.lock, _tracked(prepared, upload, say) as journal:
+        best = _train(prepared, journal)
         journal.write("model", folder=str(best), name=config.tracking.model, aliases=[registry.CHALLENGER])
     return _result(prepared, best, upload)
 
 
+def _goes_on(prepared: Prepared, say: Callable[[str], None]) -> str:
+    whole = store.saved(prepared.folder, warn=say)
+    return f"goes on from step {whole[-1].step}." if whole else "has no checkpoint yet: it begins at step 0."
+
+
 @contextmanager
-def _tracked(prepared: Prepared, journal: Journal, upload: Upload, say: Callable[[str], None]) -> Iterator[None]:
+def _tracked(prepared: Prepared, upload: Upload, say: Callable[[str], None]) -> Iterator[Journal]:
     """Uploads the journal beside the training, and ends the run in it with what became of it."""
+    journal = Journal(prepared.folder)
     uploading = Uploading(upload, say)
     uploading.start()
     status, keep = "FAILED", True
     try:
-        yield
+        yield journal
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     except UserError:
-        keep = any(prepared.folder.glob(f"*/{checkpoint.META}"))
+        keep = not prepared.is_new or any(prepared.folder.glob(f"*/{checkpoint.META}"))
         raise
     finally:
         journal.write("end", status=status)
         if not uploading.finish() and keep:
-            say(f"what {prepared.tracking_uri} lacks is uploaded later by `segray sync {prepared.folder}`.")
+            say(f"what {prepared.tracking_uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
         if not keep:
             shutil.rmtree(prepared.folder)
 
 
-def _prepare(config: Config, say: Callable[[str], None]) -> Prepared:
-    """Returns the run, after everything that can be known to fail was tried."""
-    settled = places.settled(config)
-    manifest = read_manifest(settled.data.root)
-    _check_splits(settled, manifest)
-    losses.named(settled.model.loss)
-    weights = _initial_weights(settled, manifest.classes, say)
-    cluster.connect()
-    placement = capacity.place(cluster.nodes(), settled.train.workers, settled.train.device)
-    times = draw_times(Source(settled.data.root, manifest.split(settled.data.train_split)), settled.data)
-    init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
-    name, folder = places.new_run_folder(settled)
-    named = settled.model_copy(update={"name": name})
-    job = Job(named, manifest, placement, times, init)
-    return Prepared(named, name, Path(folder), places.tracking_uri(named), job)
-
-
-def _initial_weights(config: Config, classes: Classes, say: Callable[[str], None]) -> dict[str, Tensor] | None:
-    """Returns the state dict that every rank starts from; builds the model in any case, so that it fails here."""
-    model = checkpoint.build_model(config, classes)
-    if config.model.init is None:
-        return None
-    source = registry.fetch(config.model.init, places.tracking_uri(config))
-    say(f"start: {load(model, str(source), part='auto')}")
-    return model.state_dict()
-
-
-def _check_splits(config: Config, manifest: Manifest) -> None:
-    for name in (config.data.train_split, config.data.val_split):
-        if manifest.split(name).rows == 0:
-            raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
-    if config.data.augment is not None:
-        for height, width in Source(config.data.root, manifest.split(config.data.train_split)).smallest():
-            augment.check(config.data, height, width, manifest.classes.ignore_id)
-
-
-def _run_record(prepared: Prepared) -> dict[str, object]:
-    config, manifest = prepared.config, prepared.job.manifest
-    commit = git_commit()
-    return {
-        "key": uuid4().hex,
-        "name": prepared.name,
-        "experiment": config.tracking.experiment,
-        "params": flat(config),
-        "tags": {FOLDER_TAG: str(prepared.folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
-        "dataset": {
-            "name": Path(config.data.root.partition("?")[0]).name,
-            "digest": manifest.digest,
-            "root": config.data.root,
-        },
-    }
-
-
-def git_commit() -> str | None:
-    """Returns the commit of the working directory, marked where files differ from it; none outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
-
-
-def _train(prepared: Prepared) -> Path:
+def _train(prepared: Prepared, journal: Journal) -> Path:
     """Returns the folder of the best checkpoint of the run."""
-    placement, config = prepared.job.placement, prepared.config
+    pulse = ray.remote(num_cpus=0)(Pulse).remote()
+    watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
+    watching.start()
+    try:
+        _trainer(prepared, pulse).fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
+    except SystemExit as stopped:  # how Ray Train ends a run at Ctrl-C, with exit code 0
+        raise KeyboardInterrupt from stopped
+    finally:
+        watching.stop()
+        ray.kill(pulse)
+    best = store.best(store.saved(prepared.folder))
+    if best is None:
+        raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
+    return best.folder
+
+
+def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
+    placement, train = prepared.job.placement, prepared.config.train
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
-    trainer = Trainer(
+    elastic = train.min_workers is not None and train.min_workers < train.workers
+    return Trainer(
         work,
-        train_loop_config={"job": prepared.job},
+        train_loop_config={"job": replace(prepared.job, pulse=pulse)},
         scaling_config=ScalingConfig(
-            num_workers=placement.workers,
+            num_workers=(train.min_workers, train.workers) if elastic else train.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=resources,
             placement_strategy="PACK" if placement.gpus else "SPREAD",
         ),
         run_config=RunConfig(
-            name=prepared.name,
-            storage_path=config.results,
+            name=_attempt(prepared.folder),
+            storage_path=str(prepared.folder / RAY_FOLDER),
             callbacks=[JournalReports(str(prepared.folder))],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
-            ),
+            failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
-    try:
-        result = trainer.fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
-    except SystemExit as stopped:  # how Ray Train ends a run at Ctrl-C, with exit code 0
-        raise KeyboardInterrupt from stopped
-    kept = [(metrics[METRIC], Path(found.path)) for found, metrics in result.best_checkpoints or []]
-    if not kept:
-        raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
-    return max(kept)[1]
+
+
+def _attempt(folder: Path) -> str:
+    """Returns a name that Ray Train has not met: it would take up what it knows under a known one."""
+    return f"attempt-{1 + len(list((folder / RAY_FOLDER).glob('attempt-*')))}"
 
 
 def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
     meta = checkpoint.load_meta(best)
-    classes: Classes = prepared.job.manifest.classes
     return Result(
         name=prepared.name,
         folder=str(prepared.folder),
         checkpoint=str(best),
         step=meta.step,
-        scores=scores(np.asarray(meta.confusion), classes.names),
+        scores=scores(np.asarray(meta.confusion), prepared.job.manifest.classes.names),
         tracking_uri=prepared.tracking_uri,
         run_id=upload.run_id,
         model=prepared.config.tracking.model,

@@ -1,18 +1,26 @@
 """From the ranks' reports to one line of the run's journal, in the controller."""
 
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from segray.tracking.journal import Journal
+from segray.tracking.journal import Journal, Kind
+from segray.train.preemption import PreemptedError
 
 
 class JournalReports(UserCallback):  # type: ignore[misc]
-    """Appends what the ranks reported to the run's journal; it waits for nothing and nobody."""
+    """Appends what the ranks reported to the run's journal; it waits for nothing and nobody.
+
+    A run that went back to a checkpoint makes some steps again: what the journal has of them stays as it is.
+    """
 
     def __init__(self, folder: str) -> None:
-        self._folder = folder
+        self._journal = Journal(Path(folder))
+        self._last: int | None = None
+        self._waiting: list[tuple[Kind, dict[str, Any]]] = []
 
     def after_report(
         self,
@@ -21,14 +29,45 @@ class JournalReports(UserCallback):  # type: ignore[misc]
         checkpoint: Checkpoint | None,
     ) -> None:
         """Writes one record."""
-        Journal(Path(self._folder)).write("metrics", step=metrics[0]["step"], values=joined(metrics))
+        if self._last is None:
+            self._last = self._journal.last_step()
+        step = metrics[0]["step"]
+        if step > self._last:
+            self._last = step
+            self._write("metrics", step=step, values=joined(metrics))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Notes why workers ended."""
+        for rank, error in sorted(worker_exceptions.items()):
+            self._write("event", text=_told(rank, error))
+            if isinstance(error, PreemptedError):  # all ranks say the same
+                return
+
+    def _write(self, kind: Kind, **fields: Any) -> None:
+        """Appends a record; what a full disk does not take is kept for the next time."""
+        self._waiting.append((kind, fields))
+        while self._waiting:
+            try:
+                self._journal.write(self._waiting[0][0], **self._waiting[0][1])
+            except OSError as error:
+                logging.getLogger(__name__).warning("the journal cannot be written: %s", error)
+                return
+            self._waiting.pop(0)
+
+
+def _told(rank: int, error: Exception) -> str:
+    if isinstance(error, PreemptedError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"rank {rank} ended: {lines[0][:300]}"
 
 
 def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
     """Returns the metrics of one report, by name, from those of all ranks.
 
     A rank's loss is its sum over the global batch's mean pixels, so the mean over the ranks is the global loss;
-    images add up; the slowest rank sets the time. Rows left out are told of once there are any.
+    images add up; the slowest rank sets the time. Rows left out and steps skipped are told of once there are any; a
+    mean over no step is left out.
     """
     meters = [report["meter"] for report in reports]
     elapsed = max(meter["elapsed_s"] for meter in meters)
@@ -38,11 +77,31 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
             for name in meters[0]
             if name.startswith("loss")
         },
+        "train/grad_norm": meters[0]["grad_norm"],
         "train/lr": reports[0]["lr"],
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
+        **_of_machines([report["system"] for report in reports]),
+        **{name: value for name, value in reports[0].items() if name.startswith("val/")},
     }
-    for name in reports[0]["bad_rows"]:
-        if bad := sum(report["bad_rows"][name] for report in reports):
-            values[f"{name}/bad_rows"] = bad
-    return values | {name: value for name, value in reports[0].items() if name.startswith("val/")}
+    for name, count in _counts(reports).items():
+        if count:
+            values[name] = count
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _counts(reports: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        "train/skipped": reports[0]["meter"]["skipped"],
+        "train/bad_rows": sum(report["bad_rows"] for report in reports),
+        "val/bad_rows": sum(report.get("bad_val_rows", 0) for report in reports),
+    }
+
+
+def _of_machines(usages: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the means of the ranks' percentages and the largest of their memories."""
+    found = {}
+    for name in usages[0]:
+        values = [usage[name] for usage in usages]
+        found[f"system/{name}"] = max(values) if name.endswith("gib") else sum(values) / len(values)
+    return found

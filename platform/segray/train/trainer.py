@@ -1,12 +1,20 @@
-"""Ray's trainer, less what stands in the way."""
+"""Ray's trainer, less what stands in the way, and with our own answer to failures."""
+
+from typing import Any
 
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from segray import cluster
+from segray.train.preemption import PreemptedError
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without its placement group cleaner.
+    """Ray's trainer without its placement group cleaner, and with `Failures`.
 
     The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
     traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
@@ -16,3 +24,30 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["failure_policy"] = Failures(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**settings)
+
+
+class Failures(DefaultFailurePolicy):  # type: ignore[misc]
+    """What becomes of a run whose workers failed.
+
+    A worker that stopped for a preemption is none that failed: the run goes on, however often. A worker that died is
+    replaced, `max_failures` times. An error of ours would come again (a bad row, a full disk, a loss that is not
+    finite): the run ends with it.
+    """
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Returns whether the run goes on."""
+        errors = _errors(training_failed_error)
+        if any(isinstance(error, PreemptedError) for error in errors):
+            return FailureDecision.RETRY
+        died = any(isinstance(error, WorkerHealthCheckFailedError) for error in errors)
+        if not died and cluster.cause(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def _errors(error: TrainingFailedError) -> list[BaseException]:
+    return list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []

@@ -138,11 +138,12 @@ class Layout(NamedTuple):
 
 
 _NVLABS_EXTRAS = ("decode_head.conv_seg.", "head.")
+_MMSEG_EXTRAS = ("auxiliary_head.",)
 _IMAGENET = ("classifier.",)
 LAYOUTS = {
     "nvlabs": Layout("official", "official", "backbone.", _NVLABS_STAGE, _NVLABS_BLOCK, _NVLABS_HEAD, _NVLABS_EXTRAS),
     "smp": Layout("official", "official", "encoder.", _NVLABS_STAGE, _NVLABS_BLOCK, _SMP_HEAD),
-    "mmseg": Layout("mmseg", "mmseg", "backbone.", _MMSEG_STAGE, _MMSEG_BLOCK, _MMSEG_HEAD),
+    "mmseg": Layout("mmseg", "mmseg", "backbone.", _MMSEG_STAGE, _MMSEG_BLOCK, _MMSEG_HEAD, _MMSEG_EXTRAS),
     "transformers": Layout(
         "official",
         "transformers",
@@ -163,6 +164,7 @@ LAYOUTS = {
     ),
 }
 SEGRAY = "segray"
+AUX_HEAD = "aux_head."  # serves training alone: a file may lack it, or hold one that the model has no use for
 
 
 class Piece(NamedTuple):

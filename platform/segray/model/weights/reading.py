@@ -12,10 +12,20 @@ from segray.errors import CheckpointError, ModelError, listing, nearest
 from segray.model.encoder import Encoder
 from segray.model.segformer import HEADS, VARIANTS, SegFormer
 from segray.model.weights import files, hub
-from segray.model.weights.layouts import LAYOUTS, SEGRAY, Layout, Names, Piece, State, assembled, recognised
+from segray.model.weights.layouts import (
+    AUX_HEAD,
+    LAYOUTS,
+    SEGRAY,
+    Layout,
+    Names,
+    Piece,
+    State,
+    assembled,
+    recognised,
+)
 
 PARTS = ("model", "encoder", "auto")
-CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
+CLASSIFIER = tuple(f"{head}.classifier.{leaf}" for head in ("head", "aux_head") for leaf in ("weight", "bias"))
 # A counter of batch norm that old files lack and nothing reads.
 COUNTER = ".num_batches_tracked"
 MOST_BLOCKS = 64
@@ -101,9 +111,9 @@ def load(
     _check_shapes(found, {key: value for key, value in present.items() if key not in classifier}, ours)
     used = {piece.key for key in ours for piece in found.pieces(key) or ()}
     left_over = [key for key in found.state if key not in used]
-    _check_missing(found, [key for key in missing if not _named(key, (*allow_missing, f"*{COUNTER}"))])
+    _check_missing(found, [key for key in missing if not _named(key, (*allow_missing, f"*{COUNTER}", f"{AUX_HEAD}*"))])
     if part == "model":
-        foreign = [key for key in left_over if not key.startswith(found.extras)]
+        foreign = [key for key in left_over if not key.startswith((*found.extras, AUX_HEAD))]
         _check_left_over(found, [key for key in foreign if not _named(key, allow_left_over)])
     with torch.no_grad():
         for key, tensor in present.items():

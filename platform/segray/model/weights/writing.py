@@ -13,7 +13,7 @@ from segray.model import encoder, segformer
 from segray.model.decoder import OfficialHead
 from segray.model.encoder import Encoder
 from segray.model.segformer import SegFormer
-from segray.model.weights.layouts import LAYOUTS, SEGRAY, State, written
+from segray.model.weights.layouts import AUX_HEAD, LAYOUTS, SEGRAY, State, written
 
 LAYOUT_NAMES = (SEGRAY, *(name for name in LAYOUTS if name != "transformers-5"))
 
@@ -43,7 +43,8 @@ def save(
     if layout == SEGRAY:
         _write_safetensors(target, state)
         return target
-    theirs = written(layout, state, _depths(model, layout))
+    lasting = {key: tensor for key, tensor in state.items() if not key.startswith(AUX_HEAD)}
+    theirs = written(layout, lasting, _depths(model, layout))
     if layout == "transformers":
         _write_folder(model, target, theirs, class_names)
     else:

@@ -1,4 +1,4 @@
-"""`sync`: uploads what a run could not send to MLflow while the server was away."""
+"""`tracking sync`: uploads what a run could not send to MLflow while the server was away."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ def main() -> None:
 
 def _sync() -> None:
     parser = Parser("Uploads the rest of a run's journal to MLflow: metrics, config, model.")
+    parser.add_argument("what", choices=["sync"], help="sync: upload what is left")
     parser.add_argument("run", type=Path, help="folder of the run, e.g. results/NAME")
     parser.add_argument("--tracking-uri", help="MLflow to upload to (default: the one the run was started with)")
     flags, _ = parser.parse()

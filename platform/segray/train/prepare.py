@@ -1,0 +1,159 @@
+"""Before a run: everything that can be known to fail is tried, and the run has its folder."""
+
+import subprocess
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import ray
+from torch import Tensor
+
+from segray import capacity, checkpoint, cluster, losses, places, registry
+from segray.classes import Classes
+from segray.config import Config, flat
+from segray.data import augment
+from segray.data.pieces import Source
+from segray.data.samplers import draw_times
+from segray.data.schema import Manifest, read_manifest
+from segray.errors import DataError
+from segray.model.weights import load
+from segray.tracking import Journal
+from segray.train import resume as resuming
+from segray.train.job import Job
+
+FOLDER_TAG = "segray.folder"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked and has its folder.
+
+    Attributes:
+        job: what its workers are told.
+        tracking_uri: MLflow store of run and model.
+        is_new: whether the folder was made for it.
+        lock: that keeps others from training it.
+    """
+
+    job: Job
+    tracking_uri: str
+    is_new: bool
+    lock: IO[str]
+
+    @property
+    def config(self) -> Config:
+        """The run's settings, its places settled."""
+        return self.job.config
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.job.folder
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.job.folder.name
+
+
+def prepare(config: Config, resume: str | None, allowed: Collection[str], say: Callable[[str], None]) -> Prepared:
+    """Returns the run to train, new or gone on with, its journal begun.
+
+    Args:
+        config: the run.
+        resume: "auto", a run's folder or its latest checkpoint; none starts a new run.
+        allowed: what may differ from a resumed run's start.
+        say: called with the few lines a person should read.
+
+    Raises:
+        UserError: the run cannot work.
+    """
+    settled = places.settled(config)
+    folder = None if resume is None else resuming.found(resume, settled)
+    manifest = read_manifest(settled.data.root)
+    _check_splits(settled, manifest)
+    train = manifest.split(settled.data.train_split)
+    losses.build(settled.loss, manifest.classes.num_classes, train.class_pixels)
+    changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
+    if resume is not None and folder is None:
+        say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
+    weights = _initial_weights(settled, manifest.classes, say)
+    cluster.connect()
+    placement = capacity.place(
+        cluster.nodes(), settled.train.min_workers or settled.train.workers, settled.train.device
+    )
+    times = draw_times(Source(settled.data.root, train), settled.data)
+    init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
+    is_new = folder is None
+    if folder is None:
+        _, made = places.new_run_folder(settled)
+        folder = Path(made)
+    lock = resuming.hold(folder)
+    named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
+    job = Job(named, manifest, placement, folder, times, init)
+    _begin(job, is_new, changes, say)
+    return Prepared(job, places.tracking_uri(named), is_new, lock)
+
+
+def _check_splits(config: Config, manifest: Manifest) -> None:
+    for name in (config.data.train_split, config.data.val_split):
+        if manifest.split(name).rows == 0:
+            raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
+    if config.data.augment is not None:
+        for height, width in Source(config.data.root, manifest.split(config.data.train_split)).smallest():
+            augment.check(config.data, height, width, manifest.classes.ignore_id)
+
+
+def _initial_weights(config: Config, classes: Classes, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+    """Returns the state dict that every rank starts from; builds the model in any case, so that it fails here."""
+    model = checkpoint.build_model(config, classes)
+    if config.model.init is None:
+        return None
+    source = registry.fetch(config.model.init, places.tracking_uri(config))
+    say(f"start: {load(model, str(source), part='auto')}")
+    return model.state_dict()
+
+
+def _begin(job: Job, is_new: bool, changes: list[str], say: Callable[[str], None]) -> None:
+    """Begins the run's journal, or goes on with it."""
+    journal = Journal(job.folder)
+    text = job.config.model_dump_json(indent=2)
+    if is_new:
+        (job.folder / checkpoint.CONFIG).write_text(text)
+        journal.write("run", **_run_record(job))
+        journal.write("text", name=checkpoint.CONFIG, text=text)
+        return
+    journal.write("resumed")
+    for change in changes:
+        say(f"changed: {change}")
+    if changes:
+        journal.write("text", name=f"config-from-step-{journal.last_step()}.json", text=text)
+
+
+def _run_record(job: Job) -> dict[str, object]:
+    config = job.config
+    commit = git_commit()
+    return {
+        "key": uuid4().hex,
+        "name": job.folder.name,
+        "experiment": config.tracking.experiment,
+        "params": flat(config),
+        "tags": {FOLDER_TAG: str(job.folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
+        "dataset": {
+            "name": Path(config.data.root.partition("?")[0]).name,
+            "digest": job.manifest.digest,
+            "root": config.data.root,
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the working directory, marked where files differ from it; none outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

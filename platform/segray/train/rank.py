@@ -1,0 +1,199 @@
+"""One rank's model and all that changes with it: made, restored, and handed over as a checkpoint."""
+
+import logging
+import os
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segray import checkpoint, store
+from segray.config import Config
+from segray.data.plan import row_seed
+from segray.ema import Ema
+from segray.optim import adamw
+from segray.train.job import BadRows, Job
+from segray.update import Updater, running_moments
+
+
+@dataclass
+class Progress:
+    """How far the run has come.
+
+    Attributes:
+        step: optimiser steps made.
+        best: the highest val/miou so far.
+        stale: validations since then.
+    """
+
+    step: int = 0
+    best: float = float("-inf")
+    stale: int = 0
+
+    def validated(self, score: float, config: Config) -> None:
+        """Counts a validation in."""
+        better = score > self.best + config.train.min_gain or self.best == float("-inf")
+        self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+
+    def is_over(self, config: Config) -> bool:
+        """Returns whether nothing is to be trained any more: all steps are made, or patience has ended."""
+        train = config.train
+        patient = train.patience is None or self.stale < train.patience or self.step < train.min_steps
+        return self.step >= train.steps or not patient
+
+
+@dataclass
+class Rank:
+    """One worker's part of the run: who it is, and what it trains."""
+
+    job: Job
+    rank: int
+    world: int
+    device: torch.device
+    model: nn.Module
+    updater: Updater
+    optimiser: torch.optim.Optimizer
+    ema: Ema | None
+    progress: Progress = field(default_factory=Progress)
+    bad: BadRows = field(default_factory=lambda: BadRows("fail"))
+    bad_val: BadRows = field(default_factory=lambda: BadRows("fail"))
+
+    @property
+    def used(self) -> nn.Module:
+        """The model to validate: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The modules that stay as in evaluation."""
+        train = self.job.config.train
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        encoder = [self.model.encoder] if train.freeze_encoder else []
+        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
+
+    def contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.Contents:
+        """Returns what a checkpoint of now holds.
+
+        Args:
+            metrics: of the validation at this step, if there was one.
+            counts: (K, K) they came from.
+        """
+        meta = checkpoint.Meta(
+            step=self.progress.step,
+            metrics=metrics,
+            confusion=[] if counts is None else counts.tolist(),
+            dataset_digest=self.job.manifest.digest,
+            versions=checkpoint.versions(),
+        )
+        state = {
+            "optimiser": self.optimiser.state_dict(),
+            "updater": self.updater.state(),
+            "averaged": 0 if self.ema is None else self.ema.updates,
+            "progress": asdict(self.progress),
+        }
+        average = None if self.ema is None else self.ema.model
+        return checkpoint.contents(self.model, state, self.job.config, self.job.manifest.classes, meta, average)
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from a checkpoint: weights, average, optimiser, scale and progress."""
+        self.model.load_state_dict(checkpoint.load_weights(folder, live=True))
+        state: dict[str, Any] = checkpoint.load_state(folder)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.updater.restore(state["updater"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(checkpoint.load_weights(folder))
+            self.ema.updates = state["averaged"]
+        self.progress = Progress(**state["progress"])
+
+
+def started(job: Job) -> Rank:
+    """Returns this worker's rank, where the run's last whole checkpoint left it."""
+    context = ray.train.get_context()
+    config = job.config
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(job.placement.threads)
+    if config.train.deterministic:
+        make_deterministic()
+    model = _model(job).to(device)
+    optimiser = adamw(model, config.optim)
+    scaled = config.train.precision == "fp16"
+    updater = Updater(optimiser, clip=config.optim.clip, scaled=scaled, kept=running_moments(model))
+    ema = Ema(model, config.train.ema) if config.train.ema else None
+    bad = (BadRows(config.data.bad_rows) for _ in range(2))
+    rank = Rank(
+        job,
+        context.get_world_rank(),
+        context.get_world_size(),
+        device,
+        model,
+        updater,
+        optimiser,
+        ema,
+        Progress(),
+        *bad,
+    )
+    folder = _agreed_start(rank)
+    if folder is not None:
+        rank.restore(folder)
+    return rank
+
+
+def _model(job: Job) -> nn.Module:
+    """Returns the model with the weights that every rank starts from."""
+    config = job.config
+    torch.manual_seed(config.train.seed)
+    model = checkpoint.build_model(config, job.manifest.classes)
+    if job.init is not None:
+        model.load_state_dict(ray.get(job.init))
+    if config.train.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _agreed_start(rank: Rank) -> Path | None:
+    """Returns the checkpoint to go on from, as rank 0 finds it: the storage of others may lag behind."""
+    found: list[Path | None] = [None]
+    if rank.rank == 0:
+        whole = store.saved(rank.job.folder, logging.getLogger(__name__).warning)
+        found = [whole[-1].folder if whole else None]
+    if rank.world > 1:
+        dist.broadcast_object_list(found, src=0, device=rank.device)
+    return found[0]
+
+
+def wrapped(rank: Rank) -> nn.Module:
+    """Returns the model as it is trained: compiled, if it is to be, and in DDP, if there are several ranks."""
+    model = rank.model
+    if rank.job.config.train.compile:
+        model.compile()
+    if rank.world == 1:
+        return model
+    devices = [rank.device] if rank.device.type == "cuda" else None
+    # The batch norm keeps its running moments equal on all ranks by itself.
+    return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds what is drawn in a step on a rank: a run that continues draws as one that was never interrupted."""
+    drawn = row_seed(seed, step, rank, copy=-1)  # no row's seed
+    torch.manual_seed(drawn)
+    np.random.seed(drawn)
+    random.seed(drawn)
+
+
+def make_deterministic() -> None:
+    """Has torch take deterministic kernels, and fail where there is none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

@@ -1,0 +1,151 @@
+"""Going on with a run: which one, and whether it is still the same."""
+
+import fcntl
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO
+
+from segray import checkpoint, places, store
+from segray.config import Config
+from segray.data.schema import Manifest
+from segray.errors import CheckpointError, ConfigError, ResumeError, listing
+from segray.tracking import JOURNAL, Journal
+
+AUTO = "auto"
+LOCK = "lock"
+
+
+def found(resume: str, config: Config) -> Path | None:
+    """Returns the folder of the run to go on with.
+
+    Args:
+        resume: "auto", the latest unfinished run with the same decisive settings, of which there may be none; or a
+            run's folder, or its latest checkpoint.
+        config: of the run, its places settled.
+
+    Raises:
+        ResumeError: the folder named is none of a run, or the run is finished.
+    """
+    if resume == AUTO:
+        runs = sorted(Path(config.results).glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return next((path.parent for path in runs if _goes_on(path.parent, config)), None)
+    folder = Path(places.absolute("--resume", resume))
+    run = folder.parent if store.NAME.search(folder.name) else folder
+    if not (run / JOURNAL).exists() or not (run / checkpoint.CONFIG).exists():
+        raise ResumeError(f"--resume is {resume}, which holds no run; expected a folder with {JOURNAL} in it, or auto.")
+    if is_finished(run):
+        raise ResumeError(
+            f"--resume is {resume}, a run that is finished; start another, with --model.init {run}/step-N."
+        )
+    _check_latest(run, folder)
+    return run
+
+
+def _goes_on(run: Path, config: Config) -> bool:
+    try:
+        same = checkpoint.load_config(run).digest == config.digest
+        return same and not is_finished(run) and not is_held(run)
+    except CheckpointError:
+        return False
+
+
+def hold(run: Path) -> IO[str]:
+    """Returns a lock on a run's folder, which whoever trains it holds until it is closed or the process ends.
+
+    Raises:
+        ResumeError: another process holds it.
+    """
+    lock = (run / LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ResumeError(f"{run} is being trained by another process; wait for it, or end it first.") from error
+    return lock
+
+
+def is_held(run: Path) -> bool:
+    """Returns whether somebody trains a run."""
+    try:
+        hold(run).close()
+    except ResumeError:
+        return True
+    return False
+
+
+def is_finished(run: Path) -> bool:
+    """Returns whether a run came to its end."""
+    kinds = [(record["kind"], record.get("status")) for record in Journal(run).records()]
+    ended = [number for number, (kind, _) in enumerate(kinds) if kind == "end"]
+    return bool(ended) and kinds[ended[-1]] == ("end", "FINISHED")
+
+
+def _check_latest(run: Path, folder: Path) -> None:
+    if folder == run:
+        return
+    whole = store.saved(run)
+    if not whole or whole[-1].folder != folder:
+        latest = whole[-1].folder if whole else "none"
+        raise ResumeError(
+            f"--resume is {folder}, and the run's latest checkpoint is {latest}; a run goes on from its latest; "
+            f"to start another from this one's weights, use --model.init {folder}."
+        )
+
+
+def check(run: Path, config: Config, manifest: Manifest, allowed: Collection[str]) -> list[str]:
+    """Returns what differs from how the run was started, a line each, all of it allowed.
+
+    Args:
+        run: its folder.
+        config: to go on with.
+        manifest: of the dataset to go on with.
+        allowed: names of settings, "dataset" or "classes" that may differ though they decide what is learned.
+
+    Raises:
+        ResumeError: something else that decides what is learned differs.
+        ConfigError: a name is allowed that is none of these.
+    """
+    stored = checkpoint.load_config(run)
+    ours, theirs = config.decisive(), stored.decisive()
+    _check_names(allowed, ours)
+    known = {key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours}} | _of_dataset(run, manifest)
+    differ = {key: pair for key, pair in known.items() if pair[0] != pair[1]}
+    refused = [_line(key, pair) for key, pair in differ.items() if key not in allowed]
+    if refused:
+        raise ResumeError(
+            f"{run.name} was started otherwise:{listing(refused)}\n"
+            f"Start a new run, or take these differences on with --allow {','.join(differ)}."
+        )
+    free = {key: pair for key, pair in _changeable(stored, config).items() if pair[0] != pair[1]}
+    return [_line(key, pair) for key, pair in (differ | free).items()]
+
+
+def _line(key: str, pair: tuple[object, object]) -> str:
+    return f"{key}: {pair[0]} at the start, {pair[1]} now"
+
+
+def _check_names(allowed: Collection[str], settings: Collection[str]) -> None:
+    for name in allowed:
+        if name not in settings and name not in ("dataset", "classes"):
+            raise ConfigError(
+                f"--allow is {name}; expected a setting that decides what is learned, dataset or classes."
+            )
+
+
+def _of_dataset(run: Path, manifest: Manifest) -> dict[str, tuple[object, object]]:
+    """Returns digest and classes, as the run knows them and as they are."""
+    pairs: dict[str, tuple[object, object]] = {}
+    for record in Journal(run).records():
+        if record["kind"] == "run":
+            pairs["dataset"] = record["dataset"]["digest"], manifest.digest
+    whole = store.saved(run)
+    if whole:
+        pairs["classes"] = checkpoint.load_classes(whole[-1].folder).names, manifest.classes.names
+    return pairs
+
+
+def _changeable(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
+    ours, theirs = config.model_dump(mode="json"), stored.model_dump(mode="json")
+    inner = {f"train.{name}": (theirs["train"][name], ours["train"][name]) for name in ours["train"]}
+    places_of = {"data.root": (theirs["data"]["root"], ours["data"]["root"])}
+    return {key: pair for key, pair in (inner | places_of).items() if key not in config.decisive()}
