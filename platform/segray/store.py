@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from segray import checkpoint
 from segray.errors import CheckpointError, TrainingError
 
@@ -120,16 +122,17 @@ class Writer:
             if final.exists():  # a run that went on from an older one makes it again, the same
                 shutil.rmtree(final)
             partial.rename(final)
-        except OSError as error:
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._complaint(step, error)) from error
         self._prune()
 
-    def _complaint(self, step: int, error: OSError) -> str:
+    def _complaint(self, step: int, error: Exception) -> str:
         found = saved(self._run)
+        why = getattr(error, "strerror", None) or error
         last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
         return (
-            f"the checkpoint of step {step} cannot be written to {self._run} ({error.strerror or error}); {last}; "
+            f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {last}; "
             f"make room and go on with --resume {self._run}."
         )
 

@@ -12,7 +12,7 @@ from segray.train.report import JournalReports, joined
 def report(loss, images, elapsed, wait, **more):
     meter = {"loss": loss, "images": images, "elapsed_s": elapsed, "wait_s": wait, "grad_norm": 0.5, "skipped": 0}
     system = {"cpu_percent": 50 * images, "memory_gib": images}
-    return {"step": 20, "lr": 1e-3, "meter": meter, "system": system, "bad_rows": 0, **more}
+    return {"lr": 1e-3, "meter": meter, "system": system, "bad_rows": 0, **more}
 
 
 REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.0, 0.1, **{"val/miou": 0.25})]
@@ -42,19 +42,35 @@ def test_rows_left_out_are_summed_over_the_ranks():
     assert "val/bad_rows" not in found
 
 
+def recent(*steps):
+    """What every rank reports: the last two steps' metrics."""
+    return [{"step": steps[-1][0], "recent": [(step, {"train/loss": loss}) for step, loss in steps]}]
+
+
+def written(folder):
+    return [(record["step"], record["values"]["train/loss"]) for record in Journal(folder).records()]
+
+
 def test_the_callback_appends_a_record(tmp_path):
-    JournalReports(str(tmp_path)).after_report(None, REPORTS, None)
+    JournalReports(str(tmp_path)).after_report(None, recent((20, 1.5)), None)
     record = json.loads((tmp_path / "journal.jsonl").read_text())
-    assert (record["kind"], record["step"], record["values"]["train/loss"]) == ("metrics", 20, 1.5)
+    assert (record["kind"], record["step"], record["values"]) == ("metrics", 20, {"train/loss": 1.5})
 
 
 def test_steps_made_again_are_written_once_and_the_first_stays(tmp_path):
     """By one controller after its workers were replaced, and by another after its driver was."""
     for callback in (JournalReports(str(tmp_path)), JournalReports(str(tmp_path))):
         for step, loss in ((20, 1.0), (40, 2.0), (20, 9.0), (40, 9.0), (60, 3.0)):
-            callback.after_report(None, [report(loss, 6.0, 2.0, 0.5) | {"step": step}], None)
-    found = [(record["step"], record["values"]["train/loss"]) for record in Journal(tmp_path).records()]
-    assert found == [(20, 1.0), (40, 2.0), (60, 3.0)]
+            callback.after_report(None, recent((step, loss)), None)
+    assert written(tmp_path) == [(20, 1.0), (40, 2.0), (60, 3.0)]
+
+
+def test_a_report_that_its_controller_died_with_is_written_by_the_next(tmp_path):
+    JournalReports(str(tmp_path)).after_report(None, recent((20, 1.0)), None)
+    after = JournalReports(str(tmp_path))
+    after.after_report(None, recent((20, 1.0), (40, 2.0)), None)
+    after.after_report(None, recent((40, 2.0), (60, 3.0)), None)
+    assert written(tmp_path) == [(20, 1.0), (40, 2.0), (60, 3.0)]
 
 
 def test_skipped_steps_are_counted_and_a_mean_over_none_left_out():
@@ -76,9 +92,9 @@ def test_what_ended_workers_is_noted_in_a_line_each(tmp_path):
 
 def test_what_a_full_disk_did_not_take_is_written_later(tmp_path, monkeypatch):
     callback = JournalReports(str(tmp_path))
-    callback.after_report(None, REPORTS, None)
+    callback.after_report(None, recent((20, 1.0)), None)
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "write", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-        callback.after_report(None, [report(2.0, 6.0, 2.0, 0.5) | {"step": 40}], None)
-    callback.after_report(None, [report(3.0, 6.0, 2.0, 0.5) | {"step": 60}], None)
-    assert [record["step"] for record in Journal(tmp_path).records()] == [20, 40, 60]
+        callback.after_report(None, recent((40, 2.0)), None)
+    callback.after_report(None, recent((60, 3.0)), None)
+    assert written(tmp_path) == [(20, 1.0), (40, 2.0), (60, 3.0)]

@@ -53,7 +53,19 @@ class Progress:
 
 @dataclass
 class Rank:
-    """One worker's part of the run: who it is, and what it trains."""
+    """One worker's part of the run: who it is, and what it trains.
+
+    Attributes:
+        job: what the run is.
+        rank, world: its number, and of how many.
+        device: it computes on.
+        model: bare, neither in DDP nor compiled.
+        updater, optimiser: of the model.
+        ema: the model's moving average, if there is one.
+        progress: how far the run has come.
+        recent: step and metrics of the last two reports.
+        bad, bad_val: what becomes of rows that cannot be decoded.
+    """
 
     job: Job
     rank: int
@@ -64,6 +76,7 @@ class Rank:
     optimiser: torch.optim.Optimizer
     ema: Ema | None
     progress: Progress = field(default_factory=Progress)
+    recent: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     bad: BadRows = field(default_factory=lambda: BadRows("fail"))
     bad_val: BadRows = field(default_factory=lambda: BadRows("fail"))
 
@@ -99,6 +112,7 @@ class Rank:
             "updater": self.updater.state(),
             "averaged": 0 if self.ema is None else self.ema.updates,
             "progress": asdict(self.progress),
+            "recent": self.recent,
         }
         average = None if self.ema is None else self.ema.model
         return checkpoint.contents(self.model, state, self.job.config, self.job.manifest.classes, meta, average)
@@ -113,6 +127,7 @@ class Rank:
             self.ema.model.load_state_dict(checkpoint.load_weights(folder))
             self.ema.updates = state["averaged"]
         self.progress = Progress(**state["progress"])
+        self.recent = state["recent"]
 
 
 def started(job: Job) -> Rank:
@@ -128,7 +143,6 @@ def started(job: Job) -> Rank:
     scaled = config.train.precision == "fp16"
     updater = Updater(optimiser, clip=config.optim.clip, scaled=scaled, kept=running_moments(model))
     ema = Ema(model, config.train.ema) if config.train.ema else None
-    bad = (BadRows(config.data.bad_rows) for _ in range(2))
     rank = Rank(
         job,
         context.get_world_rank(),
@@ -138,8 +152,8 @@ def started(job: Job) -> Rank:
         updater,
         optimiser,
         ema,
-        Progress(),
-        *bad,
+        bad=BadRows(config.data.bad_rows),
+        bad_val=BadRows(config.data.bad_rows),
     )
     folder = _agreed_start(rank)
     if folder is not None:

@@ -10,11 +10,15 @@ from ray.train import Checkpoint, UserCallback
 from segray.tracking.journal import Journal, Kind
 from segray.train.preemption import PreemptedError
 
+RECENT = "recent"
+
 
 class JournalReports(UserCallback):  # type: ignore[misc]
     """Appends what the ranks reported to the run's journal; it waits for nothing and nobody.
 
-    A run that went back to a checkpoint makes some steps again: what the journal has of them stays as it is.
+    Every report bears the one before it too, and a run that goes on from a checkpoint begins with those it had made
+    by then: whoever died in between, each step's report is written, once. Steps that are made again are known by
+    their number, and what the journal has of them stays as it is.
     """
 
     def __init__(self, folder: str) -> None:
@@ -28,13 +32,13 @@ class JournalReports(UserCallback):  # type: ignore[misc]
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Writes one record."""
+        """Writes the records that are new."""
         if self._last is None:
             self._last = self._journal.last_step()
-        step = metrics[0]["step"]
-        if step > self._last:
-            self._last = step
-            self._write("metrics", step=step, values=joined(metrics))
+        for step, values in metrics[0][RECENT]:
+            if step > self._last:
+                self._last = step
+                self._write("metrics", step=step, values=values)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Notes why workers ended."""
@@ -63,7 +67,7 @@ def _told(rank: int, error: Exception) -> str:
 
 
 def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns the metrics of one report, by name, from those of all ranks.
+    """Returns the metrics of one report, by name, from what all ranks found.
 
     A rank's loss is its sum over the global batch's mean pixels, so the mean over the ranks is the global loss;
     images add up; the slowest rank sets the time. Rows left out and steps skipped are told of once there are any; a

@@ -27,6 +27,7 @@ from segray.train.job import Job, means, training_plan
 from segray.train.preemption import PreemptedError, is_announced
 from segray.train.pulse import Beat
 from segray.train.rank import Rank, seed_step, started, wrapped
+from segray.train.report import RECENT, joined
 from segray.train.system import Usage
 
 
@@ -62,6 +63,8 @@ class Worker:
     def train(self) -> None:
         """Makes the steps that are left."""
         rank = self._rank
+        if rank.recent:  # the controller may have died before it wrote them
+            self._report()
         if not rank.progress.is_over(self._job.config):
             for step in self._steps():
                 rank.progress.step = step.step
@@ -124,24 +127,34 @@ class Worker:
 
     def _conclude(self, step: Step) -> bool:
         """Reports the steps since the last report, with what is due after this one; returns whether it was the last."""
-        found = self._found(step)
-        counts = None
+        found, counts = self._found(step), None
         if self._validates(step.step):
             scores, counts = self._validate()
             found |= scores
             self._rank.progress.validated(scores[SCORE], self._job.config)
+        values = self._joined(found)
         if counts is not None or self._saves(step.step):
-            self._save(found, counts)
-        self._report(found)
+            self._save(values, counts)
+        self._report()
         return self._rank.progress.is_over(self._job.config)
+
+    def _joined(self, found: dict[str, Any]) -> dict[str, float]:
+        """Returns the metrics of this report, the same on every rank."""
+        everyone = [found]
+        if self._rank.world > 1:
+            self._beat("report")
+            everyone = [{} for _ in range(self._rank.world)]
+            dist.all_gather_object(everyone, found)
+        values = joined(everyone)
+        self._rank.recent = [*self._rank.recent[-1:], (self._rank.progress.step, values)]
+        return values
 
     def _found(self, step: Step) -> dict[str, Any]:
         taken = self._meter.take()
         train = self._job.config.train
         if len(self._meter.skipped) >= train.max_skipped:
             raise TrainingError(_diverged(self._meter.skipped, self._job))
-        found = {"step": step.step, "lr": step.lr, "meter": taken, "system": self._usage()}
-        return found | {"bad_rows": self._rank.bad.count}
+        return {"lr": step.lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.bad.count}
 
     def _validate(self) -> tuple[dict[str, float], Tensor]:
         self._beat("validation")
@@ -150,24 +163,24 @@ class Worker:
         scores = metrics.scores(counts.numpy(), self._job.manifest.classes.names).named("val")
         return scores | {"bad_val_rows": self._rank.bad_val.count - before}, counts
 
-    def _save(self, found: dict[str, Any], counts: Tensor | None) -> None:
+    def _save(self, values: dict[str, float], counts: Tensor | None) -> None:
         if self._writer is not None:
-            self._beat("checkpoint")
-            scores = {name: value for name, value in found.items() if name.startswith("val/")}
+            self._beat.sign()
+            scores = {name: value for name, value in values.items() if name.startswith("val/")}
             self._writer.submit(self._rank.progress.step, self._rank.contents(scores, counts).write)
 
-    def _report(self, found: dict[str, Any]) -> None:
+    def _report(self) -> None:
         self._beat("report")
-        ray.train.report(found)
+        step, values = self._rank.recent[-1]
+        ray.train.report({"step": step, **values, RECENT: self._rank.recent})
         self._meter.take()  # validating and reporting is not training
 
     def _stop_for_preemption(self, step: Step) -> None:
         """Keeps a checkpoint of this very step and ends this worker; the run goes on where it is placed anew."""
-        found = self._found(step)
-        self._save(found, None)
+        self._save(self._joined(self._found(step)), None)
         if self._writer is not None:
             self._writer.wait()
-        self._report(found)  # a barrier: no rank goes before the checkpoint is whole
+        self._report()  # a barrier: no rank goes before the checkpoint is whole
         raise PreemptedError(f"a node is preempted; the run goes on from step {step.step}.")
 
 

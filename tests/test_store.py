@@ -1,0 +1,115 @@
+"""The checkpoints of a run: whole or not there, the right ones kept, and training does not wait for them."""
+
+import threading
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from segray import checkpoint, store
+from segray.errors import TrainingError
+from segray.store import Saved, Writer, best, kept, saved
+
+META = checkpoint.Meta(step=0, dataset_digest="d", versions={})
+
+
+def writes(step, score=None):
+    metrics = {} if score is None else {"val/miou": score}
+
+    def write(folder):
+        (folder / checkpoint.WEIGHTS).write_bytes(b"w" * 100)
+        (folder / checkpoint.META).write_text(
+            META.model_copy(update={"step": step, "metrics": metrics}).model_dump_json()
+        )
+
+    return write
+
+
+def names(run):
+    return sorted(path.name for path in run.iterdir())
+
+
+def test_the_last_the_best_and_every_so_many_are_kept():
+    scores = {10: 0.5, 20: None, 30: 0.7, 40: 0.7, 50: 0.2, 60: None}
+    found = [Saved(step, score, Path()) for step, score in scores.items()]
+    assert kept(found, 1, None) == {30, 60}
+    assert kept(found, 2, None) == {30, 40, 60}
+    assert kept(found, 1, 20) == {20, 30, 40, 60}
+    assert kept([], 1, None) == {0}
+    assert best(found).step == 30
+    assert best(found[1:2]) is None
+
+
+def test_written_ones_are_whole_and_the_others_go(tmp_path):
+    writer = Writer(tmp_path, num_best=1)
+    for step, score in ((1, 0.9), (2, 0.1), (3, None)):
+        writer.submit(step, writes(step, score))
+    writer.wait()
+    assert names(tmp_path) == ["step-000001", "step-000003"]
+    assert [(one.step, one.score) for one in saved(tmp_path)] == [(1, 0.9), (3, None)]
+
+
+def test_one_that_is_not_whole_is_passed_over_and_said_so(tmp_path):
+    writer = Writer(tmp_path)
+    writer.submit(1, writes(1))
+    writer.wait()
+    (tmp_path / "step-000002").mkdir()
+    (tmp_path / "step-000002" / checkpoint.WEIGHTS).write_bytes(b"half")
+    said = []
+    assert [one.step for one in saved(tmp_path, said.append)] == [1]
+    assert "step-000002 holds no meta.json" in said[0]
+    assert "passed over" in said[0]
+
+
+def test_what_a_dead_writer_left_is_removed_and_never_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / f"step-000004{store.PARTIAL}").mkdir()
+    writes(4)(tmp_path / f"step-000004{store.PARTIAL}")
+    assert saved(tmp_path) == []
+    Writer(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_training_does_not_wait_for_slow_storage_but_memory_has_an_end(tmp_path):
+    slow = threading.Event()
+
+    def write(folder):
+        slow.wait(10)
+        writes(1)(folder)
+
+    writer = Writer(tmp_path)
+    before = monotonic()
+    for step in (1, 2):
+        writer.submit(step, write)
+    assert monotonic() - before < 1
+    assert saved(tmp_path) == []
+    threading.Timer(0.5, slow.set).start()
+    writer.submit(3, writes(3))
+    assert monotonic() - before >= 0.5  # a third would have been held in memory
+    writer.wait()
+    assert saved(tmp_path)[-1].step == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
+def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, error):
+    def write(folder):
+        (folder / checkpoint.WEIGHTS).write_bytes(b"half")
+        raise error
+
+    writer = Writer(tmp_path)
+    writer.submit(1, writes(1, 0.5))
+    writer.submit(2, write)
+    said = rf"checkpoint of step 2 cannot be written .*{error.args[-1]}.* last whole one is step-000001; .*--resume"
+    with pytest.raises(TrainingError, match=said):
+        writer.wait()
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
+    def write(_folder):
+        raise OSError(5, "Input/output error")
+
+    writer = Writer(tmp_path)
+    writer.submit(1, write)
+    writer.submit(2, writes(2))
+    with pytest.raises(TrainingError, match="Input/output error.*no whole one yet"):
+        writer.submit(3, writes(3))
