@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from segray.capacity import Node, place, widest
 from segray.errors import CapacityError
 
-READ_CPUS = 0.0625  # eight GPUs on a node with one CPU, the poorest there is here
+READ_CPUS = 0.06  # eight GPUs on a node with one CPU, the poorest there is here
 NODES = st.lists(st.builds(Node, st.integers(1, 128).map(float), st.integers(0, 8).map(float)), min_size=1, max_size=6)
 
 
@@ -30,17 +30,31 @@ def test_a_placement_fits_and_leaves_cpus_to_read_with(nodes, workers, device):
 @pytest.mark.parametrize(
     ("nodes", "workers", "device", "threads", "cpus"),
     [
-        ([Node(2)], 2, "cpu", 1, 0.5),
-        ([Node(2)], 1, "cpu", 2, 1.0),
-        ([Node(64, 8)], 8, "cuda", 8, 4.0),
-        ([Node(64, 8)], 1, "cuda", 8, 4.0),
-        ([Node(64, 8), Node(8)], 8, "auto", 8, 4.0),
-        ([Node(8), Node(8)], 2, "cpu", 8, 4.0),
+        ([Node(2)], 2, "cpu", 1, 0.51),
+        ([Node(2)], 1, "cpu", 2, 1.02),
+        ([Node(64, 8)], 8, "cuda", 8, 4.08),
+        ([Node(64, 8)], 1, "cuda", 8, 4.08),
+        ([Node(64, 8), Node(8)], 8, "auto", 8, 4.08),
+        ([Node(8), Node(8)], 2, "cpu", 8, 4.08),
     ],
 )
 def test_threads_and_logical_cpus_follow_the_share_of_a_node(nodes, workers, device, threads, cpus):
     placed = place(nodes, workers, device)
     assert (placed.threads, placed.cpus) == (threads, cpus)
+
+
+@given(st.integers(1, 64), st.integers(1, 12))
+def test_workers_of_lost_nodes_squeezed_onto_one_leave_a_read_task_its_place(cpus, workers):
+    placed = place([Node(cpus)] * 3, 3 * min(workers, cpus), "cpu")
+    squeezed = int(cpus / placed.cpus)
+    assert cpus - squeezed * placed.cpus >= 0.25
+
+
+def test_fewer_workers_do_where_they_are_said_to():
+    assert place([Node(1)], 2, "cpu", least=1).workers == 1
+    assert place([Node(4)], 2, "cpu", least=1) == place([Node(4)], 2, "cpu")
+    with pytest.raises(CapacityError, match="train.workers is 4"):
+        place([Node(2)], 4, "cpu", least=3)
 
 
 @pytest.mark.parametrize(

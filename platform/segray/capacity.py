@@ -3,7 +3,8 @@
 Logical CPUs are Ray's bookkeeping; threads are what really runs. A worker's share of its node is the node's CPUs
 divided by the workers it is made for. The worker may run as many threads as its share, but reserves only half of
 it: what is left always lets Ray Data's read tasks start. (Workers that reserve every logical CPU leave the reads
-none, and both sides wait for ever.)
+none, and both sides wait for ever.) It is a little more than half, so that also the workers of a node that was lost,
+squeezed onto the others, leave some.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from segray.errors import CapacityError
+
+
+RESERVED = 0.51  # of a worker's share
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Placement:
         )
 
 
-def place(nodes: Sequence[Node], workers: int, device: str, setting: str = "--train.workers") -> Placement:
+def place(
+    nodes: Sequence[Node], workers: int, device: str, setting: str = "--train.workers", least: int | None = None
+) -> Placement:
     """Returns what each of `workers` gets on a cluster that can grow to `nodes`.
 
     Args:
@@ -59,6 +65,7 @@ def place(nodes: Sequence[Node], workers: int, device: str, setting: str = "--tr
         workers: how many are wanted; one GPU each, or at least one CPU each.
         device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
         setting: the flag that `workers` comes from.
+        least: if it is given, fewer workers, down to so many, do where there is no room for more.
 
     Raises:
         CapacityError: the cluster can never hold them.
@@ -66,11 +73,13 @@ def place(nodes: Sequence[Node], workers: int, device: str, setting: str = "--tr
     if device == "auto":
         device = "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
     fits = _by_gpu(nodes) if device == "cuda" else _by_cpu(nodes)
+    if least is not None and least <= fits < workers:
+        workers = fits
     if workers > fits:
         raise CapacityError(_refusal(nodes, workers, device, fits, setting))
     share = _share(nodes, workers, device)
     threads = max(1, int(share))
-    reserved = min(threads, share) / 2
+    reserved = round(share * RESERVED, 4)
     spare = sum(node.cpus for node in nodes) / workers - reserved
     return Placement(workers, device, threads, reserved, int(device == "cuda"), share - reserved, spare)
 

@@ -1,8 +1,10 @@
 """Runs whose workers, drivers and nodes are killed: they end as if nothing had been."""
 
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "train.py"
 STEPS = 40
-WAIT_S = 180
+WAIT_S = 120
 
 
 CONVERT = """
@@ -40,15 +42,35 @@ def streets(tmp_path_factory):
     return out
 
 
+COUNTING = """
+from segray.losses import cross_entropy
+
+def loss(outputs, batch, *, ignore_id, normaliser=None):
+    with open("CALLS", "a") as calls:
+        calls.write(f"{len(batch['mask'])}\\n")
+    return cross_entropy(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)
+"""
+
+
+@pytest.fixture
+def images(nodes):
+    """Returns the number of images in each call of the loss `counting:loss` so far."""
+    nodes.calls.unlink(missing_ok=True)
+    return lambda: [int(line) for line in nodes.calls.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
-def nodes():
-    """A cluster of two nodes with one CPU each, in processes of their own."""
+def nodes(tmp_path_factory):
+    """A cluster of two nodes with one CPU each, in processes of their own, that find `counting`."""
     from ray.cluster_utils import Cluster
 
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "counting.py").write_text(COUNTING.replace("CALLS", str(folder / "calls")))
+    os.environ["PYTHONPATH"] = str(folder)
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     os.environ |= environment | {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.second = cluster.add_node(num_cpus=1)
+    cluster.second, cluster.calls = cluster.add_node(num_cpus=1), folder / "calls"
     yield cluster
     cluster.shutdown()
 
@@ -149,6 +171,67 @@ def kill_driver(run, nodes, rng):
 def kill_node(run, nodes, rng):
     nodes.remove_node(nodes.second, allow_graceful=False)
     nodes.second = nodes.add_node(num_cpus=1)
+
+
+def events(run):
+    return [record["text"] for record in Journal(run.folder).records() if record["kind"] == "event"]
+
+
+def drain(nodes, node):
+    script = Path(sys.executable).with_name("ray")
+    how = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", "15"]
+    subprocess.run([script, "drain-node", "--address", nodes.address, "--node-id", node.node_id, *how], check=True)
+
+
+def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, streets, undisturbed, tmp_path, images):
+    run = Run(nodes, streets, tmp_path, "--loss.terms", "counting:loss")
+    run.start()
+    run.reaches(8)
+    spare = nodes.add_node(num_cpus=1)
+    before = time.monotonic()
+    drain(nodes, nodes.second)
+    run.wait()
+    (said,) = events(run)
+    print(f"{said} Noticed, saved and ended {time.monotonic() - before:.1f} s after the notice of 15 s.")
+    nodes.remove_node(nodes.second, allow_graceful=False)
+    nodes.second = spare
+    stopped = int(said.rsplit(" ", 1)[1].rstrip("."))
+    assert 8 <= stopped < STEPS
+    assert sum(images()) == STEPS * 4
+    assert_same(run, undisturbed)
+
+
+def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, images):
+    more = ["--train.min_workers", "1", "--train.grow_s", "2", "--train.steps", "120", "--loss.terms", "counting:loss"]
+    run = Run(nodes, streets, tmp_path, *more)
+    run.start()
+    run.reaches(6)
+    nodes.remove_node(nodes.second, allow_graceful=False)
+    gone = run.step()
+    run.reaches(gone + 10)
+    nodes.second = nodes.add_node(num_cpus=1)
+    run.wait()
+    sizes = images()
+    print(f"images a call: {[(size, len(list(group))) for size, group in itertools.groupby(sizes)]}")
+    assert [size for size, _ in itertools.groupby(sizes)] == [2, 4, 2]
+    assert run.steps_in_mlflow() == list(range(1, 121))
+
+
+def test_a_rank_that_hangs_is_named_with_its_step_and_replaced(nodes, streets, undisturbed, tmp_path):
+    run = Run(nodes, streets, tmp_path, "--train.hang_s", "6")
+    run.start()
+    run.reaches(10)
+    victim = run.workers()[1]
+    victim.suspend()
+    step = run.step()
+    run.wait()
+    named = [line for line in events(run) if "has not moved" in line]
+    print(*events(run), sep="\n")
+    assert len(named) == 1
+    assert f"process {victim.pid} " in named[0]
+    assert re.search(r"rank [01] \(process \d+ on node \w+\), at .* in step (\d+) has not moved for 6 s", named[0])
+    assert int(re.search(r"in step (\d+)", named[0])[1]) in range(step, step + 4)
+    assert_same(run, undisturbed)
 
 
 def assert_same(run, undisturbed):

@@ -33,7 +33,7 @@ STORED = "stored"
 """Key of the validation context: the config comes from a checkpoint, and is not about to train."""
 
 _OF_THE_RUN = (
-    *("workers", "min_workers", "device", "compile", "max_skipped", "max_failures", "hang_s"),
+    *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
     *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
 )
 CHANGEABLE = frozenset({"name", "results", "tracking", "data.root", "data.decode", "data.bad_rows"}).union(
@@ -317,6 +317,8 @@ class TrainConfig(_Settings):
     """A worker that does not move for so many seconds is ended, which counts as a loss."""
     min_workers: Positive | None = None
     """Go on with so many workers where there are no resources for more; none waits for all of them."""
+    grow_s: Annotated[float, Field(gt=0)] = 60
+    """Seconds between two looks for resources for more workers, up to train.workers, while there are fewer."""
 
 
 class EvalConfig(_Settings):

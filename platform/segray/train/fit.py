@@ -147,6 +147,7 @@ def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
             num_workers=(train.min_workers, train.workers) if elastic else train.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=train.grow_s,
             placement_strategy="PACK" if placement.gpus else "SPREAD",
         ),
         run_config=RunConfig(

@@ -81,9 +81,8 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
     weights = _initial_weights(settled, manifest.classes, say)
     cluster.connect()
-    placement = capacity.place(
-        cluster.nodes(), settled.train.min_workers or settled.train.workers, settled.train.device
-    )
+    wanted = settled.train
+    placement = capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
     times = draw_times(Source(settled.data.root, train), settled.data)
     init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     is_new = folder is None

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -152,4 +153,9 @@ class Watch(threading.Thread):
 def _end(place: Place) -> None:
     """Kills a rank's process, from its own node: a process that hangs would not heed a request."""
     there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-    ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(os.kill).remote(place.pid, signal.SIGKILL))
+    ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(place.pid))
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

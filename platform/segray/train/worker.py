@@ -61,7 +61,15 @@ class Worker:
             self._writer = Writer(job.folder, job.config.train.keep_best, job.config.train.keep_every)
 
     def train(self) -> None:
-        """Makes the steps that are left."""
+        """Makes the steps that are left, and waits until their checkpoints are written."""
+        try:
+            self._train()
+        finally:
+            self._beat.stop()
+        if self._writer is not None:
+            self._writer.wait()
+
+    def _train(self) -> None:
         rank = self._rank
         if rank.recent:  # the controller may have died before it wrote them
             self._report()
@@ -75,9 +83,6 @@ class Worker:
                     self._stop_for_preemption(step)
                 if self._is_due(step.step) and self._conclude(step):
                     break
-        self._beat.stop()
-        if self._writer is not None:
-            self._writer.wait()
 
     def _steps(self) -> Iterator[Step]:
         job, rank = self._job, self._rank
