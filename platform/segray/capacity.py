@@ -13,7 +13,6 @@ from math import ceil
 
 from segray.errors import CapacityError
 
-
 RESERVED = 0.51  # of a worker's share
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from segray.cli.progress import TrainingProgress, duration
 from segray.cli.tables import show_places, show_scores
 from segray.metrics import Scores
-from segray.tracking import Journal
+from segray.tracking.journal import Journal
 
 VALUES = {"train/loss": 0.5, "train/lr": 1e-3, "train/images_per_s": 42.0, "train/data_wait": 0.1}
 

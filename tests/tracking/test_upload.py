@@ -13,7 +13,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray.errors import RegistryError
-from segray.tracking import Journal, Upload, Uploading
+from segray.tracking.journal import Journal
+from segray.tracking.upload import Upload, Uploading
 
 RUN = {
     "key": "the run",

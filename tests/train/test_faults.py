@@ -17,7 +17,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from segray import checkpoint, store
-from segray.tracking import Journal
+from segray.tracking.journal import Journal
 
 pytestmark = pytest.mark.slow
 

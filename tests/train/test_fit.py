@@ -13,7 +13,7 @@ from segray import checkpoint, config, registry
 from segray.data.schema import read_manifest
 from segray.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from segray.evaluate import evaluate
-from segray.train import fit
+from segray.train.fit import fit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from segray.tracking import Journal
+from segray.tracking.journal import Journal
 from segray.train.preemption import PreemptedError
 from segray.train.report import JournalReports, joined
 

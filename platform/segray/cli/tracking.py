@@ -5,7 +5,8 @@ from pathlib import Path
 from segray.checkpoint import CONFIG
 from segray.cli.command import Parser, end
 from segray.errors import DataError
-from segray.tracking import JOURNAL, Tail, Upload
+from segray.tracking.journal import JOURNAL, Tail
+from segray.tracking.upload import Upload
 
 
 def main() -> None:

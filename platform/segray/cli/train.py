@@ -12,7 +12,7 @@ from segray.checkpoint import CONFIG
 from segray.cli.command import Parser, end
 from segray.cli.progress import TrainingProgress
 from segray.cli.tables import show_places, show_scores
-from segray.train import Result, fit
+from segray.train.fit import Result, fit
 from segray.train.resume import AUTO
 
 EVALUATE = ("python", "pipelines/evaluate.py")

@@ -1,5 +1,4 @@
-"""Fitting a Config on a Ray cluster."""
+"""Fitting a Config on a Ray cluster: `segray.train.fit.fit`.
 
-from segray.train.fit import Result, fit
-
-__all__ = ["Result", "fit"]
+Nothing is imported here: every process of a run imports what it needs, and no more.
+"""

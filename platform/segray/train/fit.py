@@ -15,7 +15,8 @@ from segray import checkpoint, cluster, registry, store
 from segray.config import Config
 from segray.errors import TrainingError, UserError
 from segray.metrics import Scores, scores
-from segray.tracking import Journal, Upload, Uploading
+from segray.tracking.journal import Journal
+from segray.tracking.upload import Upload, Uploading
 from segray.train.prepare import Prepared, prepare
 from segray.train.pulse import Pulse, Watch
 from segray.train.report import JournalReports

@@ -19,7 +19,7 @@ from segray.data.samplers import draw_times
 from segray.data.schema import Manifest, read_manifest
 from segray.errors import DataError
 from segray.model.weights import load
-from segray.tracking import Journal
+from segray.tracking.journal import Journal
 from segray.train import resume as resuming
 from segray.train.job import Job
 

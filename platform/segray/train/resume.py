@@ -9,7 +9,7 @@ from segray import checkpoint, places, store
 from segray.config import Config
 from segray.data.schema import Manifest
 from segray.errors import CheckpointError, ConfigError, ResumeError, listing
-from segray.tracking import JOURNAL, Journal
+from segray.tracking.journal import JOURNAL, Journal
 
 AUTO = "auto"
 LOCK = "lock"

@@ -141,7 +141,7 @@ class Worker:
         if counts is not None or self._saves(step.step):
             self._save(values, counts)
         self._report()
-        return self._rank.progress.is_over(self._job.config)
+        return counts is not None and self._rank.progress.is_over(self._job.config)
 
     def _joined(self, found: dict[str, Any]) -> dict[str, float]:
         """Returns the metrics of this report, the same on every rank."""

@@ -1,0 +1,179 @@
+"""Going on with a run: the same run, to the bit, or refused with what differs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from segray import checkpoint, config, store
+from segray.data.schema import MANIFEST, read_manifest
+from segray.errors import ConfigError, ResumeError
+from segray.tracking.journal import Journal
+from segray.train import resume as resuming
+from segray.train.fit import fit
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+RUN = {"train.keep_every": 1, "train.ema": 0.5, "data.bad_rows": "skip", "data.crop": 32, "optim.lr": 1e-3} | {
+    f"train.{name}": value for name, value in {"steps": 4, "batch": 4, "log_every": 1, "val_every": 2}.items()
+}
+
+
+@pytest.fixture
+def settings(streets, tmp_path):
+    """Settings of a run whose results lie in the test's own folder."""
+
+    def changed(**changes):
+        places = {"results": str(tmp_path / "results"), "data.root": str(streets), "optim.warmup_steps": 1}
+        return config.build(RUN | places | {key.replace("__", "."): value for key, value in changes.items()})
+
+    return changed
+
+
+@pytest.fixture(scope="module")
+def finished(streets, tmp_path_factory):
+    """A run that was never interrupted."""
+    places = {"results": str(tmp_path_factory.mktemp("finished") / "results"), "data.root": str(streets)}
+    return Path(fit(config.build(RUN | places | {"optim.warmup_steps": 1}), say=lambda _line: None).folder)
+
+
+@pytest.fixture
+def died(finished, tmp_path):
+    """The same run as if it had died behind step 2 of 4: what it had on the disk by then."""
+    run = Path(shutil.copytree(finished, tmp_path / "results" / "died"))
+    records = [record for record in Journal(run).records() if record.get("step", 0) <= 2]
+    kept = [record for record in records if record["kind"] not in ("end", "model")]
+    (run / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
+    (run / "uploaded.json").unlink()
+    shutil.rmtree(run / "step-000004")
+    return run
+
+
+def losses(run):
+    return [
+        (record["step"], record["values"]["train/loss"])
+        for record in Journal(run).records()
+        if record["kind"] == "metrics"
+    ]
+
+
+def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, settings):
+    said = []
+    result = fit(settings(), resume="auto", say=said.append)
+    assert Path(result.folder) == died
+    assert "goes on from step 2." in said
+    assert losses(died) == losses(finished)
+    for live in (False, True):
+        ours, theirs = (checkpoint.load_weights(one / "step-000004", live=live) for one in (died, finished))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert resuming.is_finished(died)
+    assert resuming.found("auto", settings()) is None
+
+
+@pytest.mark.parametrize("named", [".", "step-000002"])
+def test_a_run_is_named_by_its_folder_or_its_latest_checkpoint(died, settings, named):
+    assert resuming.found(str(died / named), settings()) == died
+
+
+def test_what_does_not_decide_what_is_learned_may_change_and_is_listed(died, settings):
+    said = []
+    fit(settings(train__workers=2, train__val_every=4), resume=str(died), say=said.append)
+    assert "changed: train.workers: 1 at the start, 2 now" in said
+    assert "changed: train.val_every: 2 at the start, 4 now" in said
+    assert losses(died)[-1][0] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim__lr": 2e-3}, "optim.lr: 0.001 at the start, 0.002 now"),
+        ({"model__variant": "b1"}, "model.variant: b0 at the start, b1 now"),
+        ({"train__batch": 8}, "train.batch: 4 at the start, 8 now"),
+        ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] at the start, ['dice'] now"),
+    ],
+)
+def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
+    with pytest.raises(ResumeError) as raised:
+        fit(settings(**changes), resume=str(died), say=lambda _line: None)
+    name = said.partition(":")[0]
+    assert said in str(raised.value)
+    assert f"--allow {name}" in str(raised.value)
+    assert Journal(died).last_step() == 2
+
+
+def test_a_difference_that_is_allowed_by_name_is_taken_on(died, settings):
+    said = []
+    fit(settings(optim__lr=2e-3), resume=str(died), allowed=["optim.lr"], say=said.append)
+    assert "changed: optim.lr: 0.001 at the start, 0.002 now" in said
+    assert losses(died)[-1][0] == 4
+
+
+def test_a_name_that_cannot_be_allowed_is_refused(died, settings):
+    with pytest.raises(ConfigError, match=r"--allow is optim.lrr; expected a setting .* dataset or classes"):
+        fit(settings(), resume=str(died), allowed=["optim.lrr"])
+
+
+def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, streets, tmp_path):
+    copy = shutil.copytree(streets, tmp_path / "copy")
+    manifest = read_manifest(str(copy))
+    names = ("sky", "building", "road", "pavement", "tree", "car", "person", "sign")
+    other = manifest.model_copy(update={"classes": manifest.classes.model_copy(update={"names": names})}).sealed()
+    (copy / MANIFEST).write_text(other.model_dump_json())
+    with pytest.raises(ResumeError) as raised:
+        fit(settings(data__root=str(copy)), resume=str(died))
+    assert f"dataset: {manifest.digest} at the start, {other.digest} now" in str(raised.value)
+    assert "'vegetation'" in str(raised.value)
+    assert "'tree'" in str(raised.value)
+
+
+def test_a_checkpoint_half_written_is_passed_over_and_said_so(died, finished, settings):
+    half = shutil.copytree(finished / "step-000004", died / "step-000003")
+    (half / checkpoint.META).unlink()
+    said = []
+    fit(settings(), resume=str(died), say=said.append)
+    assert any("step-000003 holds no meta.json" in line and "passed over" in line for line in said)
+    assert "goes on from step 2." in said
+    assert losses(died) == losses(finished)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(died, finished, settings):
+    shutil.rmtree(died / "step-000002")
+    said = []
+    fit(settings(), resume=str(died), say=said.append)
+    assert "has no checkpoint yet: it begins at step 0." in said
+    assert losses(died) == losses(finished)
+
+
+def test_a_finished_run_and_an_older_checkpoint_are_refused(died, finished, settings):
+    with pytest.raises(ResumeError, match="a run that is finished; start another, with --model.init"):
+        fit(settings(), resume=str(finished))
+    shutil.copytree(finished / "step-000004", died / "step-000004")
+    with pytest.raises(ResumeError, match=r"latest checkpoint is .*step-000004"):
+        fit(settings(), resume=str(died / "step-000002"))
+
+
+def test_auto_takes_no_run_with_other_settings_and_starts_a_new_one(died, settings):
+    said = []
+    other = fit(settings(train__steps=2), resume="auto", say=said.append)
+    assert Path(other.folder) != died
+    assert any("no unfinished run with these settings" in line for line in said)
+
+
+def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(died, settings):
+    with resuming.hold(died):
+        with pytest.raises(ResumeError, match="being trained by another process"):
+            fit(settings(), resume=str(died))
+        assert resuming.found("auto", settings()) is None
+    assert resuming.found("auto", settings()) == died
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(settings):
+    result = fit(
+        settings(train__steps=20, train__patience=2, train__min_gain=0.9, train__min_steps=7),
+        say=lambda _line: None,
+    )
+    assert losses(Path(result.folder))[-1][0] == 8  # stale after 2, 4 and 6, but not before step 7
+    assert [one.step for one in store.saved(Path(result.folder))] == [2, 4, 6, 8]
