@@ -13,6 +13,7 @@ from segray.errors import CapacityError, SegrayError
 from segray.quiet import quieten
 
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head node
+MARKET_LABEL = "ray.io/market-type"
 MOST_NODES = 1000
 
 
@@ -70,6 +71,13 @@ def nodes() -> list[Node]:
 
 def _node(resources: dict[str, float]) -> Node:
     return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def is_preemptible() -> bool:
+    """Returns whether the node of this process bears the label of those that may be taken away."""
+    own = ray.get_runtime_context().get_node_id()
+    labels: list[dict[str, str]] = [node["Labels"] for node in ray.nodes() if node["NodeID"] == own]
+    return any(found.get(MARKET_LABEL) == "spot" for found in labels)
 
 
 def cause(error: BaseException) -> SegrayError | None:

@@ -105,3 +105,8 @@ def _made(results: str, name: str) -> str:
 def _fresh_name(config: Config) -> str:
     data = Path(config.data.root.partition("?")[0].rstrip("/")).name
     return f"{data}-{config.model.variant}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def picture_of(run: Path, step: int) -> Path:
+    """Returns where a run's picture of a step's predictions lies."""
+    return run / "predictions" / f"step-{step:06d}.png"

@@ -1,20 +1,14 @@
 """Uploading: in order and once, from where it stopped, into a real MLflow store and a real server."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from segray.errors import RegistryError
-from segray.tracking.journal import Journal
-from segray.tracking.upload import Upload, Uploading
+from segray.tracking.journal import JOURNAL, Journal, Tail
+from segray.tracking.upload import MOST_METRICS, Upload, Uploading, batched
 
 RUN = {
     "key": "the run",
@@ -71,50 +65,12 @@ def test_artifacts_lie_beside_the_database_wherever_the_process_stands(tmp_path,
     assert list(elsewhere.iterdir()) == []
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Starts MLflow servers of one store on one port, as often as it is called."""
-    started = []
-    port = free_port()
-
-    def start():
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ, start_new_session=True))
-        uri = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-            else:
-                return started[-1], uri
-        raise AssertionError("the MLflow server did not start in a minute")
-
-    yield start
-    for process in started:
-        stop(process)
-
-
-def stop(process):
-    if process.poll() is None:
-        os.killpg(process.pid, 15)  # the server and its own workers, in the session made for them
-        process.wait(20)
-
-
 def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, journal, serve):
     process, uri = serve()
     said = []
     upload = Upload(tmp_path, uri)
     upload.drain()
-    stop(process)
+    process.end()
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     uploading = Uploading(upload, said.append, every_s=0.05)
     uploading.start()
@@ -133,3 +89,45 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
     assert history(uri, later.run_id) == [(step, 1 / step) for step in range(1, 5)]
     state = json.loads((tmp_path / "uploaded.json").read_text())
     assert state["offset"] == journal.path.stat().st_size
+
+
+def test_metrics_are_sent_as_many_at_a_time_as_mlflow_takes_and_in_order(tmp_path):
+    journal = Journal(tmp_path)
+    kinds = ["run", *["metrics"] * 5, "text", "metrics", "end"]
+    for step, kind in enumerate(kinds):
+        journal.write(kind, step=step, values={f"m{number}": 1.0 for number in range(400)})
+    tail = Tail(tmp_path / JOURNAL)
+    batches = list(batched(tail))
+    assert [[record["step"] for record in records] for records, _ in batches] == [
+        [0],
+        [1, 2],
+        [3, 4],
+        [5],
+        [6],
+        [7],
+        [8],
+    ]
+    assert all(400 * len(records) <= MOST_METRICS for records, _ in batches)
+    for number, (_, offset) in enumerate(batches):  # from behind each, the rest
+        rest = [record["step"] for record in Tail(tmp_path / JOURNAL, offset).read()]
+        assert rest == [record["step"] for records, _ in batches[number + 1 :] for record in records]
+
+
+def test_a_record_of_more_metrics_than_mlflow_takes_arrives(tmp_path, store):
+    journal = Journal(tmp_path)
+    journal.write("run", **RUN)
+    journal.write("metrics", step=1, values={f"val/iou/{number}": 0.5 for number in range(1500)})
+    upload = Upload(tmp_path, store)
+    upload.drain()
+    assert len(MlflowClient(store).get_run(upload.run_id).data.metrics) == 1500
+
+
+def test_a_run_that_goes_on_is_running_again_and_the_same(tmp_path, journal, store):
+    journal.write("end", status="FAILED")
+    first = Upload(tmp_path, store)
+    first.drain()
+    journal.write("resumed")
+    again = Upload(tmp_path, store)
+    again.drain()
+    assert again.run_id == first.run_id
+    assert MlflowClient(store).get_run(first.run_id).info.status == "RUNNING"

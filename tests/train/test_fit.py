@@ -62,7 +62,10 @@ def test_mlflow_has_the_parameters_the_metrics_the_dataset_and_the_config(traine
     assert [metric.step for metric in validated] == [2, 4]
     assert max(metric.value for metric in validated) == pytest.approx(trained.scores.miou, abs=1e-12)
     assert "val/iou/road" in run.data.metrics
-    assert {file.path for file in client.list_artifacts(trained.run_id)} >= {"config.json", "model"}
+    assert {file.path for file in client.list_artifacts(trained.run_id)} >= {"config.json", "model", "predictions"}
+    shown = [file.path for file in client.list_artifacts(trained.run_id, "predictions")]
+    assert shown == ["predictions/step-000002.png", "predictions/step-000004.png"]
+    assert {"system/cpu_percent", "system/memory_gib", "train/grad_norm", "train/images_per_s"} <= set(run.data.metrics)
 
 
 def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(trained):

@@ -20,7 +20,7 @@ from segray.tracking.journal import JOURNAL, Record, Tail
 
 STATE = "uploaded.json"
 KEY_TAG = "segray.run"
-MOST_METRICS = MOST_PARAMS = 100
+MOST_METRICS, MOST_PARAMS = 1000, 100
 MOST_VALUE = 6000
 
 UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
@@ -57,19 +57,22 @@ class Upload:
                 self._restore()
                 client = MlflowClient(self._uri, self._uri)
                 tail = Tail(self._folder / JOURNAL, self._offset)
-                for record in tail.read():
-                    self._send(client, record)
-                    self._save(tail.offset)
+                for records, offset in batched(tail):
+                    self._send(client, records)
+                    self._save(offset)
         except UNAVAILABLE as error:
             raise RegistryError(f"MLflow at {self._uri} does not take records: {_reason(error)}") from error
 
-    def _send(self, client: MlflowClient, record: Record) -> None:
+    def _send(self, client: MlflowClient, records: list[Record]) -> None:
+        record = records[0]
         if record["kind"] == "run":
             self.run_id = _find_or_create_run(client, record, self._uri)
         elif record["kind"] == "resumed":
             client.update_run(self._run(), "RUNNING")
         elif record["kind"] == "metrics":
-            _log_metrics(client, self._run(), record)
+            metrics = [metric for record in records for metric in _metrics(record)]
+            for first in range(0, len(metrics), MOST_METRICS):
+                client.log_batch(self._run(), metrics=metrics[first : first + MOST_METRICS])
         elif record["kind"] == "text":
             client.log_text(self._run(), record["text"], record["name"])
         elif record["kind"] == "image":
@@ -142,10 +145,27 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     return str(client.create_experiment(name, place))
 
 
-def _log_metrics(client: MlflowClient, run_id: str, record: Record) -> None:
-    metrics = [Metric(_key(name), value, record["time_ms"], record["step"]) for name, value in record["values"].items()]
-    for first in range(0, len(metrics), MOST_METRICS):
-        client.log_batch(run_id, metrics[first : first + MOST_METRICS])
+def batched(tail: Tail) -> Iterator[tuple[list[Record], int]]:
+    """Yields the records that came since, metrics as many at a time as MLflow takes, with the offset behind them."""
+    waiting: list[Record] = []
+    behind = tail.offset
+    for record in tail.read():
+        is_metrics = record["kind"] == "metrics"
+        many = sum(len(one["values"]) for one in waiting) + (len(record["values"]) if is_metrics else 0)
+        if waiting and (not is_metrics or many > MOST_METRICS):
+            yield waiting, behind
+            waiting = []
+        behind = tail.offset
+        if is_metrics:
+            waiting.append(record)
+        else:
+            yield [record], behind
+    if waiting:
+        yield waiting, behind
+
+
+def _metrics(record: Record) -> list[Metric]:
+    return [Metric(_key(name), value, record["time_ms"], record["step"]) for name, value in record["values"].items()]
 
 
 def _key(name: str) -> str:

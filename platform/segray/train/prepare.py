@@ -81,6 +81,7 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
     weights = _initial_weights(settled, manifest.classes, say)
     cluster.connect()
+    _warn_of_preemption(say)
     wanted = settled.train
     placement = capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
     times = draw_times(Source(settled.data.root, train), settled.data)
@@ -94,6 +95,14 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
     job = Job(named, manifest, placement, folder, times, init)
     _begin(job, is_new, changes, say)
     return Prepared(job, places.tracking_uri(named), is_new, lock)
+
+
+def _warn_of_preemption(say: Callable[[str], None]) -> None:
+    if cluster.is_preemptible():
+        say(
+            "the driver runs on a node that may be preempted, and the run's controller beside it: keep it on another, "
+            f'with `ray job submit --entrypoint-label-selector \'{{"{cluster.MARKET_LABEL}": "!spot"}}\'`.'
+        )
 
 
 def _check_splits(config: Config, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from segray.places import picture_of
 from segray.tracking.journal import Journal, Kind
 from segray.train.preemption import PreemptedError
 
@@ -39,6 +40,9 @@ class JournalReports(UserCallback):  # type: ignore[misc]
             if step > self._last:
                 self._last = step
                 self._write("metrics", step=step, values=values)
+                picture = picture_of(self._journal.path.parent, step)
+                if picture.exists():
+                    self._write("image", file=str(picture), place=picture.parent.name)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Notes why workers ended."""

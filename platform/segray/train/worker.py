@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from segray import losses, metrics
 from segray.data.augment import Augment
 from segray.data.pieces import Source
-from segray.data.plan import rows_of, slots_of
-from segray.data.stream import evaluation_rows, training_batches
+from segray.data.plan import slots_of
+from segray.data.stream import training_batches
 from segray.errors import SegrayError, TrainingError
 from segray.loop import Meter, Step, steps
 from segray.optim import lr_factor
-from segray.predict import count
 from segray.quiet import quieten
 from segray.store import SCORE, Writer
 from segray.train.job import Job, means, training_plan
 from segray.train.preemption import PreemptedError, is_announced
 from segray.train.pulse import Beat
-from segray.train.rank import Rank, seed_step, started, wrapped
+from segray.train.rank import seed_step, started, wrapped
 from segray.train.report import RECENT, joined
 from segray.train.system import Usage
+from segray.train.validation import validate
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -199,34 +199,3 @@ def _diverged(skipped: range, job: Job) -> str:
         f"loss or gradient was not finite in {len(skipped)} steps in a row, {skipped.start} to {skipped.stop - 1}; "
         f"the likely cause: {cause}."
     )
-
-
-def validate(rank: Rank, sign: Callable[[], None]) -> Tensor:
-    """Returns the confusion counts (K, K) int64 over the whole validation split, the same on every rank.
-
-    Args:
-        rank: this one.
-        sign: called for every image.
-    """
-    config, manifest = rank.job.config, rank.job.manifest
-    source = Source(config.data.root, manifest.split(config.data.val_split))
-    rows = evaluation_rows(
-        source,
-        rows_of(rank.rank, rank.world, source.split.rows),
-        config.data.short_side,
-        config.eval.align,
-        means(config, rank.job.placement),
-        rank.bad_val,
-    )
-    classes = manifest.classes
-
-    def told() -> Iterator[Any]:
-        for row in rows:
-            sign()
-            yield row
-
-    counts = count(rank.used, told(), classes.num_classes, classes.ignore_id, rank.job.placement.threads)
-    if rank.world > 1:
-        counts = counts.to(rank.device)
-        dist.all_reduce(counts)
-    return counts.cpu()

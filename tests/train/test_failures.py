@@ -1,0 +1,47 @@
+"""What a run goes on after, and what ends it."""
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from segray.errors import DataError
+from segray.train.failures import Failures
+from segray.train.preemption import PreemptedError
+
+RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+DEATH = WorkerHealthCheckFailedError("gone", failure=RayActorError())
+
+
+def decisions(*failures, most=2):
+    policy = Failures(FailureConfig(max_failures=most))
+    return [policy.make_decision(WorkerGroupError("failed", dict(enumerate(errors)))) for errors in failures]
+
+
+def test_dead_workers_are_replaced_so_many_times():
+    assert decisions([DEATH], [DEATH], [DEATH]) == [RETRY, RETRY, RAISE]
+
+
+def test_preemptions_do_not_count():
+    stopped = [PreemptedError("a node goes"), PreemptedError("a node goes")]
+    assert decisions(*[stopped] * 5, most=0) == [RETRY] * 5
+
+
+@pytest.mark.parametrize("error", [DataError("row 3 is bad"), TypeError("a bug")])
+def test_what_comes_again_each_time_ends_the_run(error):
+    ours = isinstance(error, DataError)
+    assert decisions([error], [type(error)(*error.args)], most=9) == [RAISE if ours else RETRY, RAISE]
+
+
+def test_errors_that_are_not_the_same_are_tried_again():
+    assert decisions([RuntimeError("port 1")], [RuntimeError("port 2")], [RuntimeError("port 3")]) == [
+        RETRY,
+        RETRY,
+        RAISE,
+    ]
+
+
+def test_what_a_death_does_to_the_others_is_not_taken_for_their_own_error():
+    assert decisions([DataError("a shard cannot be read"), DEATH]) == [RETRY]

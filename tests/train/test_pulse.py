@@ -1,0 +1,67 @@
+"""Who hangs: the rank that came least far, once it has not moved for too long."""
+
+import pytest
+
+from segray.train import pulse as module
+from segray.train.pulse import Place, Pulse
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    time = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: time[0])
+    return time
+
+
+def place(rank, step=16, moves=2, signs=7, pid=100, phase="forward"):
+    return Place(rank, pid + rank, "0123456789", step, moves, phase, signs)
+
+
+def test_the_rank_that_came_least_far_is_the_one_that_hangs(clock):
+    pulse = Pulse()
+    pulse.tell(place(0, moves=3))
+    pulse.tell(place(1, moves=2))
+    pulse.tell(place(2, step=17, moves=0))
+    clock[0] = 5
+    assert pulse.stuck(6) == []
+    clock[0] = 7
+    (found,) = pulse.stuck(6)
+    assert str(found) == "rank 1 (process 101 on node 01234567), at forward in step 17"
+    assert pulse.stuck(6) == []  # it is told once
+
+
+def test_a_rank_that_shows_signs_of_life_does_not_hang(clock):
+    pulse = Pulse()
+    for second in range(20):
+        clock[0] = second
+        pulse.tell(place(0, signs=second))
+        pulse.tell(place(1, moves=3))
+    assert pulse.stuck(6) == []
+
+
+def test_telling_the_same_again_is_no_sign_of_life(clock):
+    pulse = Pulse()
+    for second in range(8):
+        clock[0] = second
+        pulse.tell(place(0))
+    assert [found.rank for found in pulse.stuck(6)] == [0]
+
+
+def test_ranks_that_stand_at_the_same_place_are_all_named(clock):
+    pulse = Pulse()
+    for rank in range(2):
+        pulse.tell(place(rank))
+    clock[0] = 7
+    assert [found.rank for found in pulse.stuck(6)] == [0, 1]
+
+
+def test_a_rank_that_left_is_not_missed_but_its_successor_is(clock):
+    pulse = Pulse()
+    pulse.tell(place(0))
+    pulse.leave(0, 100)
+    clock[0] = 100
+    assert pulse.stuck(6) == []
+    pulse.tell(place(0, pid=200))
+    pulse.leave(0, 100)  # a farewell of the first that came late
+    clock[0] = 107
+    assert [found.pid for found in pulse.stuck(6)] == [200]
