@@ -72,7 +72,7 @@ def assert_all_there(run, uri):
     client = MlflowClient(uri)
     (found,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert found.info.status == "FINISHED"
-    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss", max_results=1000)]
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
     assert sorted(steps) == list(range(1, STEPS + 1))
     assert client.search_model_versions("name = 'segray'")
     assert run.modules.read_text().split() == ["segray.tracking", "segray.tracking.journal"]
