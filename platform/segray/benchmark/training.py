@@ -1,38 +1,40 @@
-"""Training through Ray Data and Ray Train beside the same steps on tensors that lie in memory."""
+"""The whole platform's training beside a bare loop: the same model and loss on tensors that lie in memory."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from ray.train import LoggingConfig, RunConfig, ScalingConfig
+import torch.distributed as dist
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import get_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from segray import losses
 from segray.benchmark import machine
 from segray.benchmark.turns import Row, compared_rates
 from segray.capacity import Placement
 from segray.checkpoint import build_model
-from segray.classes import Classes
-from segray.config import Config
 from segray.data.augment import Augment
 from segray.data.pieces import Source
+from segray.data.plan import slots_of
 from segray.data.stream import Batch, training_batches
-from segray.loop import steps
-from segray.optim import adamw, lr_factor
-from segray.quiet import quieten
-from segray.train.job import means, training_plan
+from segray.train.job import Job, means, training_plan
+from segray.train.pulse import Beat
+from segray.train.report import JournalReports
 from segray.train.trainer import Trainer
-from segray.update import Updater
+from segray.train.worker import Worker, quieten_worker
 
-IN_MEMORY = 4  # batches that the peer trains on, over and over
+IN_MEMORY = 4  # batches that the bare loop trains on, over and over
+WARM_UP = 5  # steps of a turn that are not counted: what was made ahead meanwhile
+FOR_EVER = 1_000_000
+FOUND = "found.pt"
 
 
 @dataclass(frozen=True)
@@ -40,101 +42,154 @@ class Case:
     """What is trained.
 
     Attributes:
-        config: variant, crop, batch.
-        source: the rows.
-        classes: of the rows.
-        times: how often an epoch draws each row.
+        job: the run; its steps, validations and checkpoints are not made.
         steps: of a turn.
         turns: that each gets, after one that is not counted.
-        placement: what the worker gets.
     """
 
-    config: Config
-    source: Source
-    classes: Classes
-    times: NDArray[np.float64] | None
+    job: Job
     steps: int
     turns: int
-    placement: Placement
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one run measured; see `benchmark.ingest.Report`."""
+    """What was found.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was trained.
+        rows: the platform beside the bare loop.
+        phases: shares of a step's time on rank 0, by what is done.
+    """
 
     machine: dict[str, str | int]
     case: dict[str, str | int]
     rows: list[Row]
+    phases: dict[str, float]
+
+
+class Clock(Beat):
+    """A beat that adds up the time of each phase.
+
+    Attributes:
+        seconds: of each phase since the last clearing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(None, 0, 1.0)
+        self._device = device
+        self._now, self._since = "", perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.waits = False
+
+    def __call__(self, phase: str) -> None:
+        """Ends the phase before, and waits for what it left on the device, if it is to."""
+        if self.waits and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = perf_counter()
+        self.seconds[self._now] += now - self._since
+        self._now, self._since = phase, now
 
 
 def measured(case: Case) -> Report:
-    """Returns the images a second of one Ray Train worker, fed by the stream and from memory, in turns."""
-    resources = {"CPU": case.placement.cpus} | ({"GPU": 1} if case.placement.gpus else {})
-    with TemporaryDirectory() as folder:
-        Trainer(
-            _work,
-            train_loop_config={"case": case, "folder": folder},
-            scaling_config=ScalingConfig(
-                num_workers=1, use_gpu=bool(case.placement.gpus), resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name="benchmark", storage_path=folder, logging_config=LoggingConfig(log_level="WARNING")
-            ),
-        ).fit()
-        streamed, remembered = torch.load(Path(folder) / "rates.pt")
-    config = case.config
-    described: dict[str, str | int] = {
+    """Returns images a second of both, in turns, in the same workers."""
+    placement = case.job.placement
+    with TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        inside = replace(case, job=replace(case.job, folder=Path(folder)))
+        _trainer(inside, placement, folder).fit()
+        found = torch.load(Path(folder) / FOUND)
+    rows = [compared_rates("train_images", "bare_loop", found["platform"], found["bare"], "images/s")]
+    whole = sum(found["phases"].values())
+    phases = {name: value / whole for name, value in found["phases"].items()}
+    return Report(machine.described(torch.device(placement.device)), _described(case), rows, phases)
+
+
+def _trainer(case: Case, placement: Placement, folder: str) -> Trainer:
+    resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
+    return Trainer(
+        _work,
+        train_loop_config={"case": case, "folder": folder},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="benchmark",
+            storage_path=folder,
+            callbacks=[JournalReports(folder)],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _described(case: Case) -> dict[str, str | int]:
+    config = case.job.config
+    return {
         "variant": config.model.variant,
         "crop": config.data.crop,
         "batch": config.train.batch,
         "decode": config.data.decode,
         "sampler": config.data.sampler,
+        "log_every": config.train.log_every,
         "steps_a_turn": case.steps,
-        "placement": str(case.placement),
+        "placement": str(case.job.placement),
     }
-    row = compared_rates("train_images", "in_memory", streamed, remembered, "images/s")
-    return Report(machine.described(torch.device(case.placement.device)), described, [row])
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """Takes the turns; the function Ray Train runs on its worker."""
-    quieten()
+    """Takes the turns; the function Ray Train runs on every worker."""
+    quieten_worker()
     case: Case = settings["case"]
-    torch.set_num_threads(case.placement.threads)
-    torch.manual_seed(case.config.train.seed)
-    model = build_model(case.config, case.classes).to(get_device())
-    train = partial(
-        steps,
-        model,
-        losses.build(case.config.loss, case.classes.num_classes),
-        Updater(adamw(model, case.config.optim)),
-        lr_factor=partial(lr_factor, config=case.config.optim, steps=case.config.train.steps),
-        ignore_id=case.classes.ignore_id,
-    )
-    memory = list(islice(_stream(case, 0), IN_MEMORY))
-    rates = []
-    for turn in range(case.turns + 1):
-        kept = (memory[index % IN_MEMORY] for index in range(case.steps + 1))
-        rates.append([_rate(train, _stream(case, turn), case), _rate(train, kept, case)])
-    torch.save(tuple(zip(*rates[1:], strict=True)), Path(settings["folder"]) / "rates.pt")
+    clock = Clock(get_device())
+    platform, bare = Worker(case.job, clock).steps(), _bare_loop(case.job)
+    found: dict[str, Any] = {"platform": [], "bare": []}
+    for _ in range(case.turns + 1):
+        found["platform"].append(_rate(platform, case))
+        found["bare"].append(_rate(bare, case))
+    found |= {name: rates[1:] for name, rates in found.items()}
+    clock.waits = True
+    list(islice(platform, WARM_UP))
+    clock.seconds.clear()
+    list(islice(platform, case.steps))
+    if get_context().get_world_rank() == 0:
+        torch.save(found | {"phases": dict(clock.seconds)}, Path(settings["folder"]) / FOUND)
 
 
-def _stream(case: Case, turn: int) -> Iterator[Batch]:
-    config, source, batch = case.config, case.source, case.config.train.batch
-    plan = training_plan(source, config, case.times)
-    start = turn * (case.steps + 1)
-    augment = Augment(config.data, case.classes.ignore_id)
-    return training_batches(
-        source, plan, range(batch), start, start + case.steps + 1, augment, means(config, case.placement)
-    )
+def _bare_loop(job: Job) -> Iterator[torch.Tensor]:
+    """Yields the loss of each step of what one would write without a platform."""
+    device, classes = get_device(), job.manifest.classes
+    model: nn.Module = build_model(job.config, classes).to(device).train()
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    memory = [{name: value.to(device) for name, value in batch.items()} for batch in islice(_stream(job), IN_MEMORY)]
+    for batch in cycle(memory):
+        loss, _ = losses.cross_entropy(model(batch["image"]), batch, ignore_id=classes.ignore_id)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        yield loss.detach()
 
 
-def _rate(train: Callable[[Iterable[Batch]], Iterable[Any]], batches: Iterable[Batch], case: Case) -> float:
-    """Returns the images a second of the steps after the first, which waits for the stream to begin."""
-    made = iter(train(batches))
-    float(next(made).loss)
+def _stream(job: Job) -> Iterator[Batch]:
+    config, context = job.config, get_context()
+    source = Source(config.data.root, job.manifest.split(config.data.train_split))
+    slots = slots_of(context.get_world_rank(), context.get_world_size(), config.train.batch)
+    plan = training_plan(source, config, job.times)
+    augment = Augment(config.data, job.manifest.classes.ignore_id)
+    return training_batches(source, plan, slots, 0, IN_MEMORY, augment, means(config, job.placement))
+
+
+def _rate(made: Iterator[Any], case: Case) -> float:
+    """Returns the global batch's images a second of a turn."""
+    list(islice(made, WARM_UP))
+    _wait()
     start = perf_counter()
-    for step in made:
-        last = step
-    float(last.loss)  # waits for the device
-    return case.steps * case.config.train.batch / (perf_counter() - start)
+    list(islice(made, case.steps))
+    _wait()
+    return case.steps * case.job.config.train.batch / (perf_counter() - start)
+
+
+def _wait() -> None:
+    if get_device().type == "cuda":
+        torch.cuda.synchronize()

@@ -37,22 +37,36 @@ def work(settings: dict[str, Any]) -> None:
     Args:
         settings: {"job": Job}; Ray Train passes a dict.
     """
-    quieten()
-    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
+    quieten_worker()
     try:
-        Worker(settings["job"]).train()
+        job: Job = settings["job"]
+        beat = Beat(job.pulse, ray.train.get_context().get_world_rank(), job.config.train.hang_s)
+        try:
+            Worker(job, beat).train()
+        finally:
+            beat.stop()
     except (SegrayError, PreemptedError):
         logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # its traceback; the message says it all
         raise
 
 
-class Worker:
-    """One rank at work."""
+def quieten_worker() -> None:
+    """Has a worker say what people need to know."""
+    quieten()
+    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._beat = Beat(job.pulse, ray.train.get_context().get_world_rank(), job.config.train.hang_s)
+
+class Worker:
+    """One rank at work.
+
+    Args:
+        job: what the run is.
+        beat: tells where this rank is.
+    """
+
+    def __init__(self, job: Job, beat: Beat) -> None:
+        self._job, self._beat = job, beat
         self._rank = started(job)
         self._usage = Usage(self._rank.device)
         self._meter = Meter()
@@ -62,27 +76,30 @@ class Worker:
 
     def train(self) -> None:
         """Makes the steps that are left, and waits until their checkpoints are written."""
-        try:
-            self._train()
-        finally:
-            self._beat.stop()
+        for _ in self.steps():
+            pass
+        self._beat.stop()  # slow storage is no hang
         if self._writer is not None:
             self._writer.wait()
 
-    def _train(self) -> None:
+    def steps(self) -> Iterator[Step]:
+        """Makes the steps that are left and yields each, once all that is due after it is done."""
         rank = self._rank
         if rank.recent:  # the controller may have died before it wrote them
             self._report()
-        if not rank.progress.is_over(self._job.config):
-            for step in self._steps():
-                rank.progress.step = step.step
-                if rank.ema is not None:
-                    rank.ema.update(rank.model)
-                self._meter.add(step)
-                if step.noticed:
-                    self._stop_for_preemption(step)
-                if self._is_due(step.step) and self._conclude(step):
-                    break
+        if rank.progress.is_over(self._job.config):
+            return
+        for step in self._steps():
+            rank.progress.step = step.step
+            if rank.ema is not None:
+                rank.ema.update(rank.model)
+            self._meter.add(step)
+            if step.noticed:
+                self._stop_for_preemption(step)
+            is_over = self._is_due(step.step) and self._conclude(step)
+            yield step
+            if is_over:
+                return
 
     def _steps(self) -> Iterator[Step]:
         job, rank = self._job, self._rank
