@@ -101,21 +101,14 @@ def test_tversky_is_its_formula_class_by_class(alpha, beta):
     assert Tversky(alpha, beta)(logits, mask, IGNORE).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_dice_of_certain_predictions_is_scikit_learns_f1():
-    f1_score = pytest.importorskip("sklearn.metrics").f1_score
+@pytest.mark.parametrize(("loss", "score"), [(dice(), "f1_score"), (Lovasz(), "jaccard_score")])
+def test_certain_predictions_have_scikit_learns_score(loss, score):
+    """Dice is F1, and Lovasz meets IoU, where every probability is 0 or 1."""
+    theirs = getattr(pytest.importorskip("sklearn.metrics"), score)
     mask, predicted = torch.randint(0, CLASSES, (2, 1, 9, 9))
     logits = F.one_hot(predicted, CLASSES).permute(0, 3, 1, 2).double() * 1000
-    expected = 1 - f1_score(mask.flatten(), predicted.flatten(), average="macro")
-    assert dice()(logits, mask, IGNORE).item() / mask.numel() == pytest.approx(expected, rel=1e-9)
-
-
-def test_lovasz_of_certain_predictions_is_one_minus_iou():
-    """The extension meets the set function where every probability is 0 or 1."""
-    jaccard_score = pytest.importorskip("sklearn.metrics").jaccard_score
-    mask, predicted = torch.randint(0, CLASSES, (2, 1, 9, 9))
-    logits = F.one_hot(predicted, CLASSES).permute(0, 3, 1, 2).double() * 1000
-    expected = 1 - jaccard_score(mask.flatten(), predicted.flatten(), average="macro")
-    assert Lovasz()(logits, mask, IGNORE).item() / mask.numel() == pytest.approx(expected, rel=1e-9)
+    expected = 1 - theirs(mask.flatten(), predicted.flatten(), average="macro")
+    assert loss(logits, mask, IGNORE).item() / mask.numel() == pytest.approx(expected, rel=1e-9)
 
 
 def test_lovasz_is_the_extension_of_the_set_function():

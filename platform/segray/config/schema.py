@@ -8,9 +8,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+from segray.config import spelt
+from segray.config.spelt import LOSSES, impossible
 from segray.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,9 +27,6 @@ Terms = tuple[str | dict[str, float], ...]
 """Of NAME, or NAME: weight."""
 ClassWeights = str | tuple[float, ...] | None
 
-LOSSES = ("cross_entropy", "ohem", "focal", "dice", "tversky", "lovasz", "boundary")
-COUNTED = ("balanced", "median")
-
 STORED = "stored"
 """Key of the validation context: the config comes from a checkpoint, and is not about to train."""
 
@@ -43,53 +41,6 @@ CHANGEABLE = frozenset({"name", "results", "tracking", "data.root", "data.decode
 
 CROP_MULTIPLE = 32
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
-
-
-def _is_named(found: object, kinds: tuple[type, ...]) -> bool:
-    """Returns whether something is NAME, or {NAME: value} with a value of one of these kinds."""
-    if isinstance(found, dict):
-        return len(found) == 1 and all(isinstance(name, str) and isinstance(of, kinds) for name, of in found.items())
-    return isinstance(found, str)
-
-
-def _from_yaml(key: str, value: object, expected: str) -> object:
-    """Returns what a file holds, or what a flag spells as YAML."""
-    try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
-        raise _impossible(key, value, expected) from error
-
-
-def _transforms(value: object) -> object:
-    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
-    found = _from_yaml("data.augment", value, expected)
-    if found is None:
-        return None
-    if not isinstance(found, list | tuple) or not all(_is_named(one, (dict, type(None))) for one in found):
-        raise _impossible("data.augment", value, expected)
-    return found
-
-
-def _terms(value: object) -> object:
-    expected = (
-        f"a list of NAME or NAME: weight of {', '.join(LOSSES)} or module:attribute, e.g. '[ohem, {{dice: 0.5}}]'"
-    )
-    found = _from_yaml("loss.terms", value, expected)
-    found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list | tuple) or not found or not all(_is_named(one, (int, float)) for one in found):
-        raise _impossible("loss.terms", value, expected)
-    return found
-
-
-def _class_weights(value: object) -> object:
-    expected = f"{', '.join(COUNTED)}, or a list of numbers, one for each class, none below 0"
-    found = _from_yaml("loss.class_weights", value, expected)
-    if found is None or found in COUNTED:
-        return found
-    numbers = isinstance(found, list | tuple) and all(isinstance(one, int | float) and one >= 0 for one in found)
-    if not numbers:
-        raise _impossible("loss.class_weights", value, expected)
-    return found
 
 
 class _Settings(BaseModel):
@@ -121,7 +72,7 @@ class DataConfig(_Settings):
     """Distort brightness, contrast, saturation and hue at random."""
     class_crops: Fraction = 0.0
     """Share of the crops that are placed around a pixel of a class drawn from those in the image."""
-    augment: Annotated[Transforms, BeforeValidator(_transforms)] = None
+    augment: Annotated[Transforms, BeforeValidator(spelt.transforms)] = None
     """Albumentations transforms, a list of NAME or NAME: {argument: value}, in place of the recipe above."""
     mosaic: Fraction = 0.0
     """Probability that a crop is a mosaic of four rows."""
@@ -142,9 +93,9 @@ class DataConfig(_Settings):
     def _check(self, info: ValidationInfo) -> Self:
         if self.crop % CROP_MULTIPLE:
             use = max(CROP_MULTIPLE, round(self.crop / CROP_MULTIPLE) * CROP_MULTIPLE)
-            raise _impossible("data.crop", self.crop, f"a multiple of {CROP_MULTIPLE}", f"use {use}")
+            raise impossible("data.crop", self.crop, f"a multiple of {CROP_MULTIPLE}", f"use {use}")
         if self.scale_min > self.scale_max:
-            raise _impossible("data.scale_min", self.scale_min, f"at most data.scale_max, {self.scale_max}")
+            raise impossible("data.scale_min", self.scale_min, f"at most data.scale_max, {self.scale_max}")
         if self.augment is not None:
             self._check_augment(info)
         return self
@@ -191,16 +142,16 @@ class ModelConfig(_Settings):
         for name, values in known.items():
             value = getattr(self, name)
             if value not in values and ":" not in value:
-                raise _impossible(f"model.{name}", value, f"{', '.join(values)}, or module:attribute")
+                raise impossible(f"model.{name}", value, f"{', '.join(values)}, or module:attribute")
         return self
 
 
 class LossConfig(_Settings):
     """What is minimised: a weighted sum of losses."""
 
-    terms: Annotated[Terms, BeforeValidator(_terms)] = ("cross_entropy",)
+    terms: Annotated[Terms, BeforeValidator(spelt.terms)] = ("cross_entropy",)
     """Losses, a list of NAME or NAME: weight; a NAME may be module:attribute of your own."""
-    class_weights: Annotated[ClassWeights, BeforeValidator(_class_weights)] = None
+    class_weights: Annotated[ClassWeights, BeforeValidator(spelt.class_weights)] = None
     """Of cross_entropy, ohem and focal: a number for each class, or balanced or median, made of the pixel counts."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of cross_entropy and ohem: share of the target that is spread over all classes."""
@@ -224,9 +175,9 @@ class LossConfig(_Settings):
         names = [term if isinstance(term, str) else next(iter(term)) for term in self.terms]
         for name in names:
             if name not in LOSSES and ":" not in name:
-                raise _impossible("loss.terms", name, f"{', '.join(LOSSES)}, or module:attribute")
+                raise impossible("loss.terms", name, f"{', '.join(LOSSES)}, or module:attribute")
         if len(set(names)) < len(names):
-            raise _impossible("loss.terms", names, "each loss once; give it a weight instead")
+            raise impossible("loss.terms", names, "each loss once; give it a weight instead")
         return self
 
     def weighted(self) -> dict[str, float]:
@@ -357,23 +308,23 @@ class Config(_Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.train.batch < self.train.workers:
-            raise _impossible(
+            raise impossible(
                 "train.batch",
                 self.train.batch,
                 f"at least one image for each of the {self.train.workers} workers",
             )
         if self.train.accumulate > self.train.batch // self.train.workers:
-            raise _impossible(
+            raise impossible(
                 "train.accumulate",
                 self.train.accumulate,
                 f"at most the {self.train.batch // self.train.workers} images that each worker has of a step",
             )
         if self.train.min_workers is not None and self.train.min_workers > self.train.workers:
-            raise _impossible(
+            raise impossible(
                 "train.min_workers", self.train.min_workers, f"at most train.workers, {self.train.workers}"
             )
         if self.optim.warmup_steps >= self.train.steps:
-            raise _impossible(
+            raise impossible(
                 "optim.warmup_steps", self.optim.warmup_steps, f"fewer than train.steps, {self.train.steps}"
             )
         return self
@@ -388,7 +339,3 @@ class Config(_Settings):
     def digest(self) -> str:
         """Hash over the decisive settings."""
         return hashlib.blake2b(json.dumps(self.decisive(), sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _impossible(key: str, value: object, expected: str, advice: str = "") -> ValueError:
-    return ValueError(f"{key} is {value}; expected {expected}{'; ' + advice if advice else ''}.")

@@ -1,0 +1,61 @@
+"""Settings that a flag spells in YAML: lists of names, each perhaps with what belongs to it."""
+
+import yaml
+
+LOSSES = ("cross_entropy", "ohem", "focal", "dice", "tversky", "lovasz", "boundary")
+COUNTED = ("balanced", "median")
+
+
+def _is_named(found: object, kinds: tuple[type, ...]) -> bool:
+    """Returns whether something is NAME, or {NAME: value} with a value of one of these kinds."""
+    if isinstance(found, dict):
+        return len(found) == 1 and all(isinstance(name, str) and isinstance(of, kinds) for name, of in found.items())
+    return isinstance(found, str)
+
+
+def _from_yaml(key: str, value: object, expected: str) -> object:
+    """Returns what a file holds, or what a flag spells as YAML."""
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise impossible(key, value, expected) from error
+
+
+def transforms(value: object) -> object:
+    """Returns the transforms of a file, or of a flag."""
+    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
+    found = _from_yaml("data.augment", value, expected)
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple) or not all(_is_named(one, (dict, type(None))) for one in found):
+        raise impossible("data.augment", value, expected)
+    return found
+
+
+def terms(value: object) -> object:
+    """Returns the losses of a file, or of a flag; one may stand without a list."""
+    expected = (
+        f"a list of NAME or NAME: weight of {', '.join(LOSSES)} or module:attribute, e.g. '[ohem, {{dice: 0.5}}]'"
+    )
+    found = _from_yaml("loss.terms", value, expected)
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list | tuple) or not found or not all(_is_named(one, (int, float)) for one in found):
+        raise impossible("loss.terms", value, expected)
+    return found
+
+
+def class_weights(value: object) -> object:
+    """Returns the class weights of a file, or of a flag."""
+    expected = f"{', '.join(COUNTED)}, or a list of numbers, one for each class, none below 0"
+    found = _from_yaml("loss.class_weights", value, expected)
+    if found is None or found in COUNTED:
+        return found
+    numbers = isinstance(found, list | tuple) and all(isinstance(one, int | float) and one >= 0 for one in found)
+    if not numbers:
+        raise impossible("loss.class_weights", value, expected)
+    return found
+
+
+def impossible(key: str, value: object, expected: str, advice: str = "") -> ValueError:
+    """Returns the error of a setting that cannot be what it is."""
+    return ValueError(f"{key} is {value}; expected {expected}{'; ' + advice if advice else ''}.")
