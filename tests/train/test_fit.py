@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 from segray import checkpoint, config, registry
@@ -219,3 +220,29 @@ def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(t
     with pytest.raises(ConfigError, match="data.augment cannot work on an image of 192x144: Crop size"):
         fit(large, say=quiet)
     assert not Path(tiny.results).exists()
+
+
+def test_the_settings_of_the_engine_together(tiny):
+    """Half precision, parts, clipping, an average, a frozen encoder and frozen norms; only the head's rest moves."""
+    changes = {
+        "train__precision": "bf16",
+        "train__accumulate": 2,
+        "train__ema": 0.9,
+        "train__freeze_encoder": True,
+        "train__batch_norm": "frozen",
+        "train__channels_last": True,
+        "train__deterministic": True,
+        "model__aux_head": True,
+        "optim__clip": 0.5,
+        "optim__schedule": "cosine",
+        "loss__class_weights": "balanced",
+        "train__workers": 2,
+    }
+    result = fit(with_settings(tiny, **changes), say=quiet)
+    values = records(result, "metrics")[-1]["values"]
+    assert {"train/loss/cross_entropy", "train/loss/aux"} <= set(values)
+    live = checkpoint.load_weights(Path(result.folder) / "step-000004", live=True)
+    used = checkpoint.load_weights(Path(result.folder) / "step-000004")
+    moved = {name for name in live if not torch.equal(live[name], used[name])}
+    assert "head.classifier.weight" in moved
+    assert not any(name.startswith("encoder.") or "running" in name for name in moved)
