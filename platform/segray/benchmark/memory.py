@@ -1,6 +1,7 @@
 """The peak memory of a train step, each contender alone in a fresh process."""
 
 import gc
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,24 +26,34 @@ def peak_bytes(entry: Entry, case: Case, threads: int) -> int:
     On the CPU it is what the system says of the process, so that everything counts which any library allocates;
     on CUDA it is what torch's allocator says.
     """
-    fresh = get_context("spawn")  # a fork would inherit a heap, and locks of threads it has not
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+    with alone() as pool:
         return pool.submit(_peak, entry, case, threads).result()
+
+
+def alone() -> ProcessPoolExecutor:
+    """Returns a fresh process; a fork would inherit a heap, and locks of threads it has not."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def _peak(entry: Entry, case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
     measured = contender(entry, case)
+    parameters = sum(parameter.nbytes for parameter in measured.model.parameters())
+    added = added_bytes(lambda: _steps(measured), torch.device(case.device))
+    return added if case.device == "cuda" else added + parameters
+
+
+def added_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Returns the most bytes held during some work: on CUDA by torch in all, else by this process beyond now."""
     gc.collect()
-    if case.device == "cuda":
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        _steps(measured)
+        work()
         return torch.cuda.max_memory_allocated()
     before = _status("VmRSS")
     REFERENCES.write_text(RESET_PEAK)
-    _steps(measured)
-    parameters = sum(parameter.nbytes for parameter in measured.model.parameters())
-    return _status("VmHWM") - before + parameters
+    work()
+    return _status("VmHWM") - before
 
 
 def _steps(measured: Contender) -> None:

@@ -19,10 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from segray import checkpoint, store
 from segray.config import Config
 from segray.data.plan import row_seed
-from segray.ema import Ema
-from segray.optim import adamw
+from segray.learner import Learner, learner
 from segray.train.job import BadRows, Job
-from segray.update import Updater, running_moments
 
 
 @dataclass
@@ -59,9 +57,7 @@ class Rank:
         job: what the run is.
         rank, world: its number, and of how many.
         device: it computes on.
-        model: bare, neither in DDP nor compiled.
-        updater, optimiser: of the model.
-        ema: the model's moving average, if there is one.
+        learner: the model and what trains it.
         progress: how far the run has come.
         recent: step and metrics of the last two reports.
         bad, bad_val: what becomes of rows that cannot be decoded.
@@ -71,27 +67,11 @@ class Rank:
     rank: int
     world: int
     device: torch.device
-    model: nn.Module
-    updater: Updater
-    optimiser: torch.optim.Optimizer
-    ema: Ema | None
+    learner: Learner
     progress: Progress = field(default_factory=Progress)
     recent: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     bad: BadRows = field(default_factory=lambda: BadRows("fail"))
     bad_val: BadRows = field(default_factory=lambda: BadRows("fail"))
-
-    @property
-    def used(self) -> nn.Module:
-        """The model to validate: the moving average, where there is one."""
-        return self.model if self.ema is None else self.ema.model
-
-    @property
-    def frozen(self) -> list[nn.Module]:
-        """The modules that stay as in evaluation."""
-        train = self.job.config.train
-        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        encoder = [self.model.encoder] if train.freeze_encoder else []
-        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
 
     def contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.Contents:
         """Returns what a checkpoint of now holds.
@@ -107,25 +87,27 @@ class Rank:
             dataset_digest=self.job.manifest.digest,
             versions=checkpoint.versions(),
         )
+        learner = self.learner
         state = {
-            "optimiser": self.optimiser.state_dict(),
-            "updater": self.updater.state(),
-            "averaged": 0 if self.ema is None else self.ema.updates,
+            "optimiser": learner.optimiser.state_dict(),
+            "updater": learner.updater.state(),
+            "averaged": 0 if learner.ema is None else learner.ema.updates,
             "progress": asdict(self.progress),
             "recent": self.recent,
         }
-        average = None if self.ema is None else self.ema.model
-        return checkpoint.contents(self.model, state, self.job.config, self.job.manifest.classes, meta, average)
+        average = None if learner.ema is None else learner.ema.model
+        return checkpoint.contents(learner.model, state, self.job.config, self.job.manifest.classes, meta, average)
 
     def restore(self, folder: Path) -> None:
         """Goes on from a checkpoint: weights, average, optimiser, scale and progress."""
-        self.model.load_state_dict(checkpoint.load_weights(folder, live=True))
+        learner = self.learner
+        learner.model.load_state_dict(checkpoint.load_weights(folder, live=True))
         state: dict[str, Any] = checkpoint.load_state(folder)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.updater.restore(state["updater"])
-        if self.ema is not None:
-            self.ema.model.load_state_dict(checkpoint.load_weights(folder))
-            self.ema.updates = state["averaged"]
+        learner.optimiser.load_state_dict(state["optimiser"])
+        learner.updater.restore(state["updater"])
+        if learner.ema is not None:
+            learner.ema.model.load_state_dict(checkpoint.load_weights(folder))
+            learner.ema.updates = state["averaged"]
         self.progress = Progress(**state["progress"])
         self.recent = state["recent"]
 
@@ -138,20 +120,12 @@ def started(job: Job) -> Rank:
     torch.set_num_threads(job.placement.threads)
     if config.train.deterministic:
         make_deterministic()
-    model = _model(job).to(device)
-    optimiser = adamw(model, config.optim)
-    scaled = config.train.precision == "fp16"
-    updater = Updater(optimiser, clip=config.optim.clip, scaled=scaled, kept=running_moments(model))
-    ema = Ema(model, config.train.ema) if config.train.ema else None
     rank = Rank(
         job,
         context.get_world_rank(),
         context.get_world_size(),
         device,
-        model,
-        updater,
-        optimiser,
-        ema,
+        learner(config, _model(job), device),
         bad=BadRows(config.data.bad_rows),
         bad_val=BadRows(config.data.bad_rows),
     )
@@ -168,10 +142,6 @@ def _model(job: Job) -> nn.Module:
     model = checkpoint.build_model(config, job.manifest.classes)
     if job.init is not None:
         model.load_state_dict(ray.get(job.init))
-    if config.train.freeze_encoder:
-        model.encoder.requires_grad_(False)
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
@@ -187,10 +157,8 @@ def _agreed_start(rank: Rank) -> Path | None:
 
 
 def wrapped(rank: Rank) -> nn.Module:
-    """Returns the model as it is trained: compiled, if it is to be, and in DDP, if there are several ranks."""
-    model = rank.model
-    if rank.job.config.train.compile:
-        model.compile()
+    """Returns the model as it is trained: in DDP, if there are several ranks."""
+    model = rank.learner.model
     if rank.world == 1:
         return model
     devices = [rank.device] if rank.device.type == "cuda" else None

@@ -36,7 +36,7 @@ def validate(rank: Rank, sign: Callable[[], None]) -> Tensor:
                 first.append(row)
             yield row
 
-    counts = count(rank.used, told(), classes.num_classes, classes.ignore_id, rank.job.placement.threads)
+    counts = count(rank.learner.used, told(), classes.num_classes, classes.ignore_id, rank.job.placement.threads)
     if first:
         _show(rank, first)
     if rank.world > 1:
@@ -62,6 +62,6 @@ def _show(rank: Rank, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         truth = row["mask"][0].cpu().numpy()
-        found = segment(rank.used, row["image"].to(rank.device), truth.shape)[0].cpu().numpy()
+        found = segment(rank.learner.used, row["image"].to(rank.device), truth.shape)[0].cpu().numpy()
         shown.append(pictures.Shown(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, found))
     pictures.save(shown, rank.job.manifest.classes, picture_of(rank.job.folder, rank.progress.step))

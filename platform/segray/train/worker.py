@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import ray.train
@@ -18,8 +17,7 @@ from segray.data.pieces import Source
 from segray.data.plan import slots_of
 from segray.data.stream import training_batches
 from segray.errors import SegrayError, TrainingError
-from segray.loop import Meter, Step, steps
-from segray.optim import lr_factor
+from segray.loop import Meter, Step
 from segray.quiet import quieten
 from segray.store import SCORE, Writer
 from segray.train.job import Job, means, training_plan
@@ -91,8 +89,6 @@ class Worker:
             return
         for step in self._steps():
             rank.progress.step = step.step
-            if rank.ema is not None:
-                rank.ema.update(rank.model)
             self._meter.add(step)
             if step.noticed:
                 self._stop_for_preemption(step)
@@ -115,17 +111,12 @@ class Worker:
             means(config, job.placement),
             rank.bad,
         )
-        return steps(
+        return rank.learner.steps(
             wrapped(rank),
             losses.build(config.loss, classes.num_classes, source.split.class_pixels),
-            rank.updater,
             batches,
-            lr_factor=partial(lr_factor, config=config.optim, steps=config.train.steps),
             ignore_id=classes.ignore_id,
             start=rank.progress.step,
-            precision=config.train.precision,
-            parts=config.train.accumulate,
-            frozen=rank.frozen,
             before=self._before,
             at=self._beat,
         )

@@ -15,9 +15,14 @@ from segray.errors import ConfigError
 
 
 def add_common(parser: Parser, what: str, turns: int) -> None:
+    """Adds the flags of a benchmark that takes turns."""
+    parser.add_argument("--turns", type=int, default=turns, help=f"turns that each gets (default: {turns})")
+    name_benchmark(parser, what)
+
+
+def name_benchmark(parser: Parser, what: str) -> None:
     """Adds the flags that every benchmark has, and what it measures to the command's name."""
     parser.prog = f"{parser.prog} {what}"
-    parser.add_argument("--turns", type=int, default=turns, help=f"turns that each gets (default: {turns})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
 

@@ -1,0 +1,150 @@
+"""The largest batch that a device trains: the settings' own steps, tried in processes that may run out of memory."""
+
+import os
+import resource
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from segray import losses
+from segray.benchmark import machine
+from segray.benchmark.memory import added_bytes, alone
+from segray.checkpoint import build_model
+from segray.classes import Classes
+from segray.config import Config
+from segray.errors import ModelError
+from segray.learner import learner
+
+STEPS = 2  # the optimiser's state is there from the second on
+SHARE = 0.9  # of the memory that is free: other parts of a worker need some too
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was trained.
+        peaks: bytes of the batches that fit, by images.
+        too_many: images of the smallest batch that was tried and does not fit; none if all did.
+        budget: bytes there were.
+    """
+
+    machine: dict[str, str | int]
+    case: dict[str, str | int | bool]
+    peaks: dict[int, int]
+    too_many: int | None
+    budget: int
+
+    @property
+    def largest(self) -> int:
+        """Images of the largest batch that fits."""
+        return max(self.peaks)
+
+
+def measured(config: Config, num_classes: int, device: torch.device, most: int, say: Callable[[str], None]) -> Report:
+    """Returns the batches that fit, in doublings and then in halves of what is between.
+
+    Args:
+        config: what is trained; its accumulation is not.
+        num_classes: K.
+        device: to train on.
+        most: images that are not exceeded.
+        say: called with what was tried.
+
+    Raises:
+        ModelError: not even one image fits, or a step fails for another reason.
+    """
+    budget, peaks = _budget(device), dict[int, int]()
+    single = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
+
+    def fits(images: int) -> bool:
+        peak = _tried(single, num_classes, images, device, budget)
+        say(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / 2**30:.2f} GiB"))
+        if peak is not None:
+            peaks[images] = peak
+        return peak is not None
+
+    too_many = first_too_many(fits, most)
+    if not peaks:
+        raise ModelError(
+            f"not even one image of {config.data.crop} x {config.data.crop} fits in {budget / 2**30:.1f} GiB; "
+            f"use --model.checkpointing true, a smaller data.crop or a smaller model.variant."
+        )
+    return Report(machine.described(device), _described(config, num_classes), peaks, too_many, budget)
+
+
+def first_too_many(fits: Callable[[int], bool], most: int) -> int | None:
+    """Returns the smallest count that does not fit, within a sixteenth; none if `most` does.
+
+    Where n fits, all smaller ones do.
+    """
+    good, tried = 0, 1
+    while fits(tried):
+        good = tried
+        if tried == most:
+            return None
+        tried = min(2 * tried, most)
+    while tried - good > max(1, good // 16):
+        middle = (good + tried) // 2
+        good, tried = (middle, tried) if fits(middle) else (good, middle)
+    return tried
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available * SHARE)
+
+
+def _tried(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
+    """Returns the peak bytes of a few steps, or none if they do not fit."""
+    try:
+        with alone() as pool:
+            return pool.submit(_peak, config, num_classes, images, device, budget).result()
+    except BrokenProcessPool:
+        return None  # the system ended it
+
+
+def _peak(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
+    if device.type == "cpu":
+        # Ours fails when it takes too much, before the system ends whom it likes.
+        held = psutil.Process(os.getpid()).memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (held + budget, held + budget))
+    try:
+        return added_bytes(lambda: _train(config, num_classes, images, device), device)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+            return None
+        raise ModelError(f"a step of {images} images fails: {error}") from error
+
+
+def _train(config: Config, num_classes: int, images: int, device: torch.device) -> None:
+    classes = Classes.named([f"class_{k}" for k in range(num_classes)])
+    trained = learner(config, build_model(config, classes), device)
+    loss = losses.build(config.loss, num_classes, [1] * num_classes)
+    size = (config.data.crop, config.data.crop)
+    batch = {
+        "image": torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8),
+        "mask": torch.randint(0, num_classes, (images, *size)),
+        "row": torch.arange(images),
+    }
+    for _ in trained.steps(trained.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
+        pass
+
+
+def _described(config: Config, num_classes: int) -> dict[str, str | int | bool]:
+    return {
+        "variant": config.model.variant,
+        "crop": config.data.crop,
+        "classes": num_classes,
+        "precision": config.train.precision,
+        "checkpointing": config.model.checkpointing,
+        "ema": config.train.ema > 0,
+        "aux_head": config.model.aux_head,
+    }

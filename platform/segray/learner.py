@@ -1,0 +1,103 @@
+"""What training changes, made as the settings say: a model, its optimiser, its moving average, and their steps."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from segray.config import Config
+from segray.ema import Ema
+from segray.loop import Batch, Step, steps
+from segray.losses import Loss
+from segray.optim import adamw, lr_factor
+from segray.update import Updater, running_moments
+
+
+@dataclass
+class Learner:
+    """A model in training.
+
+    Attributes:
+        config: the settings.
+        model: bare, neither in DDP nor compiled, on its device.
+        optimiser, updater: of the model.
+        ema: the model's moving average, if there is one.
+    """
+
+    config: Config
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    updater: Updater
+    ema: Ema | None
+
+    @property
+    def used(self) -> nn.Module:
+        """The model to validate: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The modules that stay as in evaluation."""
+        train = self.config.train
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        encoder = [self.model.encoder] if train.freeze_encoder else []
+        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
+
+    def steps(
+        self,
+        wrapped: nn.Module,
+        loss: Loss,
+        batches: Iterable[Batch],
+        *,
+        ignore_id: int,
+        start: int = 0,
+        before: Callable[[int], bool] = lambda _step: False,
+        at: Callable[[str], None] = lambda _phase: None,
+    ) -> Iterator[Step]:
+        """Makes one step for each batch and yields it, once the moving average has followed.
+
+        Args:
+            wrapped: the model, as it is or in DDP.
+            loss: as of `loop.steps`.
+            batches: as of `loop.steps`.
+            ignore_id: mask value that is not trained on.
+            start: steps that were made before.
+            before: called before a step, as of `loop.steps`.
+            at: called with what begins.
+        """
+        made = steps(
+            wrapped,
+            loss,
+            self.updater,
+            batches,
+            lr_factor=partial(lr_factor, config=self.config.optim, steps=self.config.train.steps),
+            ignore_id=ignore_id,
+            start=start,
+            precision=self.config.train.precision,
+            parts=self.config.train.accumulate,
+            frozen=self.frozen,
+            before=before,
+            at=at,
+        )
+        for step in made:
+            if self.ema is not None:
+                self.ema.update(self.model)
+            yield step
+
+
+def learner(config: Config, model: nn.Module, device: torch.device) -> Learner:
+    """Returns the learner of a model, which is moved to the device, compiled and partly frozen as the settings say."""
+    if config.train.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device)
+    optimiser = adamw(model, config.optim)
+    scaled = config.train.precision == "fp16"
+    updater = Updater(optimiser, clip=config.optim.clip, scaled=scaled, kept=running_moments(model))
+    ema = Ema(model, config.train.ema) if config.train.ema else None
+    if config.train.compile:
+        model.compile()
+    return Learner(config, model, optimiser, updater, ema)
