@@ -6,7 +6,7 @@ import torch
 from segray import checkpoint, config
 from segray.classes import Classes
 from segray.errors import CheckpointError
-from segray.optim import adamw
+from segray.optim import adamw, moments
 
 CLASSES = Classes.named(["road", "car", "sky"])
 CONFIG = config.build({"model.variant": "b0", "data.short_side": 64})
@@ -22,7 +22,7 @@ def saved(tmp_path):
     optimiser = adamw(model, CONFIG.optim)
     model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))["seg"].sum().backward()
     optimiser.step()
-    checkpoint.contents(model, {"optimiser": optimiser.state_dict()}, CONFIG, CLASSES, META).write(tmp_path)
+    checkpoint.contents(model, {"moments": moments(optimiser, model)}, CONFIG, CLASSES, META).write(tmp_path)
     return tmp_path, model, optimiser
 
 
@@ -32,11 +32,12 @@ def test_everything_comes_back(saved):
     images = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
     assert torch.equal(loaded(images)["seg"], model.eval()(images)["seg"])
     assert not loaded.training
-    assert checkpoint.load_meta(folder) == META
+    files = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != checkpoint.META}
+    assert checkpoint.load_meta(folder) == META.model_copy(update={"files": files})
     assert checkpoint.load_config(folder) == CONFIG
     assert checkpoint.load_classes(folder) == CLASSES
-    state = checkpoint.load_state(folder)["optimiser"]
-    assert torch.equal(state["state"][0]["exp_avg"], optimiser.state_dict()["state"][0]["exp_avg"])
+    (name, parameter), *_ = model.named_parameters()
+    assert torch.equal(checkpoint.load_state(folder)["moments"][name]["exp_avg"], optimiser.state[parameter]["exp_avg"])
 
 
 @pytest.mark.parametrize("part", [checkpoint.META, checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES])
@@ -67,3 +68,35 @@ def test_weights_of_another_variant_are_refused(saved):
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is no folder"):
         checkpoint.load_meta(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"\x80\x02}q\x00."])
+def test_a_training_state_that_is_none_is_refused_by_its_name(saved, content):
+    folder, *_ = saved
+    (folder / checkpoint.STATE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=checkpoint.STATE):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", META.model_dump_json().replace('"format":2', '"format":99').encode()]
+)
+def test_a_folder_that_says_nothing_known_of_itself_is_refused(saved, content):
+    folder, *_ = saved
+    (folder / checkpoint.META).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"meta\.json is damaged or of another version"):
+        checkpoint.load_meta(folder)
+
+
+def test_a_folder_is_whole_while_every_file_has_its_size(saved):
+    folder, *_ = saved
+    meta = checkpoint.load_meta(folder)
+    checkpoint.check_whole(folder, meta)
+    assert set(meta.files) == {checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.CONFIG, checkpoint.CLASSES}
+    with (folder / checkpoint.STATE).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match=r"state\.pt holds \d+ bytes, of \d+: the checkpoint is damaged"):
+        checkpoint.check_whole(folder, meta)
+    (folder / checkpoint.STATE).unlink()
+    with pytest.raises(CheckpointError, match=r"state\.pt is not there, of \d+: the checkpoint is damaged"):
+        checkpoint.check_whole(folder, meta)

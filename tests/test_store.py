@@ -113,3 +113,28 @@ def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
     writer.submit(2, writes(2))
     with pytest.raises(TrainingError, match="Input/output error.*no whole one yet"):
         writer.submit(3, writes(3))
+
+
+def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_waiting(tmp_path):
+    writer = Writer(tmp_path)
+    for step in (1, 2):
+        writer.submit(step, writes(step, score=step / 10))
+    writer.wait()
+    assert writer.newest == str(tmp_path / "step-000002")
+    meta = checkpoint.load_meta(tmp_path / "step-000002")
+    with_sizes = meta.model_copy(update={"files": {checkpoint.WEIGHTS: 101}})
+    (tmp_path / "step-000002" / checkpoint.META).write_text(with_sizes.model_dump_json())
+    said = []
+    assert [one.step for one in saved(tmp_path, said.append)] == []
+    assert "holds 100 bytes, of 101" in said[0]
+
+    def fails(_folder):
+        raise OSError(28, "No space left on device")
+
+    writer.check()
+    writer.submit(3, fails)
+    until = monotonic() + 10
+    while not writer._waiting[0].done():
+        assert monotonic() < until
+    with pytest.raises(TrainingError, match="No space left"):
+        writer.check()

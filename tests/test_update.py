@@ -6,7 +6,7 @@ from torch import nn
 
 from segray.config import OptimConfig
 from segray.optim import adamw
-from segray.update import GROWN_AFTER, Updater, running_moments
+from segray.update import GROWN_AFTER, LEAST_SCALE, Updater, running_moments
 
 OPTIMISERS = {
     "fused": lambda model: adamw(model, OptimConfig(lr=0.1)),
@@ -106,6 +106,9 @@ def test_the_scale_changes_no_update_and_follows_what_overflows(model):
     assert scaled.state()["scale"] == 2**16
     step(scaled, model, factor=float("inf"))
     assert (scaled.state()["scale"], scaled.state()["clean"]) == (2**15, 0)
+    scaled.restore({"scale": torch.tensor(LEAST_SCALE), "clean": torch.tensor(0)})
+    step(scaled, model, factor=float("inf"))
+    assert scaled.state()["scale"] == LEAST_SCALE
     scaled.restore({"scale": torch.tensor(8.0), "clean": torch.tensor(GROWN_AFTER - 1)})
     step(scaled, model)
     assert (scaled.state()["scale"], scaled.state()["clean"]) == (16, 0)

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +28,7 @@ from segray.config import Config
 from segray.config.schema import STORED
 from segray.errors import CheckpointError, listing
 
-FORMAT = 1
+FORMAT: Final = 2
 Parsed = TypeVar("Parsed", bound=BaseModel)
 WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
     "model.safetensors",
@@ -51,16 +50,18 @@ class Meta(BaseModel):
         confusion: the counts (K, K) those metrics came from; rows are the truth.
         dataset_digest: digest of the manifest trained on.
         versions: of the libraries that wrote it.
+        files: bytes of each of the other files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: Literal[2] = FORMAT
     step: int
     metrics: dict[str, float] = {}
     confusion: list[list[int]] = []
     dataset_digest: str
     versions: dict[str, str]
+    files: dict[str, int] = {}
 
 
 def versions() -> dict[str, str]:
@@ -93,7 +94,8 @@ class Contents:
         torch.save(self.state, folder / STATE)
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=2))
         (folder / CLASSES).write_text(self.classes.model_dump_json(indent=2))
-        (folder / META).write_text(self.meta.model_dump_json())
+        files = {file.name: file.stat().st_size for file in folder.iterdir()}
+        (folder / META).write_text(self.meta.model_copy(update={"files": files}).model_dump_json())
 
 
 def contents(
@@ -142,9 +144,18 @@ def load_meta(folder: Path) -> Meta:
             f"{folder} holds no {META}: it is no checkpoint, or writing it was cut short; name another."
         )
     try:
-        return Meta.model_validate_json((folder / META).read_text())
+        return Meta.model_validate_json((folder / META).read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{folder / META} is damaged or of another version ({error}).") from error
+
+
+def check_whole(folder: Path, meta: Meta) -> None:
+    """Raises CheckpointError if a file is missing or of another size than it was written with."""
+    for name, size in meta.files.items():
+        held = (folder / name).stat().st_size if (folder / name).exists() else None
+        if held != size:
+            found = "is not there" if held is None else f"holds {held} bytes"
+            raise CheckpointError(f"{folder / name} {found}, of {size}: the checkpoint is damaged.")
 
 
 def load_config(folder: Path) -> Config:
@@ -180,7 +191,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     """Returns the training state of a checkpoint, on the CPU."""
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError) as error:
+    except Exception as error:  # what torch raises for a file that is none of its own is anything
         raise CheckpointError(f"{folder / STATE} cannot be read ({error}).") from error
     return state
 

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segray.config import Config
 from segray.ema import Ema
 from segray.loop import Batch, Step, steps
 from segray.losses import Loss
-from segray.optim import adamw, lr_factor
+from segray.optim import adamw, lr_factor, moments, remember
 from segray.update import Updater, running_moments
 
 
@@ -44,6 +45,23 @@ class Learner:
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         encoder = [self.model.encoder] if train.freeze_encoder else []
         return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what goes on changing besides the weights, not copied: moments, scale and the average's age."""
+        return {
+            "moments": moments(self.optimiser, self.model),
+            "updater": self.updater.state(),
+            "averaged": 0 if self.ema is None else self.ema.updates,
+        }
+
+    def restore(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Goes on from weights, those in training and those to use, and from what `state` returned."""
+        self.model.load_state_dict(live)
+        remember(self.optimiser, self.model, state["moments"])
+        self.updater.restore(state["updater"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(used)
+            self.ema.updates = state["averaged"]
 
     def steps(
         self,

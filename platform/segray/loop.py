@@ -27,7 +27,7 @@ class Step:
         step: steps made so far, this one included.
         loss: mean loss over this rank's share, detached, on the device.
         parts: what the loss is made of, by name, likewise.
-        lr: the encoder's learning rate of this step.
+        lr_factor: what the peak rates were multiplied with.
         images: images this rank contributed.
         wait_s: seconds this rank waited for its batch.
         norm: of the gradient, before clipping.
@@ -38,7 +38,7 @@ class Step:
     step: int
     loss: Tensor
     parts: Mapping[str, Tensor]
-    lr: float
+    lr_factor: float
     images: int
     wait_s: float
     norm: Tensor
@@ -84,7 +84,8 @@ def steps(
         waited = perf_counter() - asked
         at("forward")
         train_mode(model, frozen)
-        updater.begin(lr_factor(index))
+        factor = lr_factor(index)
+        updater.begin(factor)
         normaliser, noticed = agreed(moved["mask"], ignore_id, before(index))
         losses: list[dict[str, Tensor]] = []
         for number, part in enumerate(_split(moved, parts), 1):
@@ -99,7 +100,7 @@ def steps(
         whole = {name: torch.stack([one[name] for one in losses]).sum() for name in losses[0]}
         at("update")
         updated = updater.finish()
-        yield Step(index + 1, whole.pop(TOTAL), whole, updater.lr, len(moved["mask"]), waited, *updated, noticed)
+        yield Step(index + 1, whole.pop(TOTAL), whole, factor, len(moved["mask"]), waited, *updated, noticed)
         asked = perf_counter()
         at("data")
 
@@ -167,7 +168,7 @@ def agreed(mask: Tensor, ignore_id: int, notice: bool = False) -> tuple[Tensor, 
     divided, their mean is that of the global batch, however unevenly the images and the ignored pixels are spread.
     At least one pixel, so that an ignored batch gives 0.
     """
-    told = torch.stack([(mask != ignore_id).sum(), torch.tensor(int(notice), device=mask.device)])
+    told = torch.stack([(mask != ignore_id).sum(), torch.full((), int(notice), device=mask.device)])
     world = 1
     if dist.is_available() and dist.is_initialized():
         world = dist.get_world_size()

@@ -1,10 +1,11 @@
 """The published optimiser: AdamW, the head at ten times the rate, no decay on layer norms, and its schedule."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import cos, pi
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from segray.config import OptimConfig
@@ -123,3 +124,31 @@ def set_lr(optimiser: Optimizer, factor: float) -> None:
     """Sets every group's rate to its peak times the factor."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+Moments = Mapping[str, Mapping[str, Tensor]]
+"""By the parameter's name: AdamW's "step", "exp_avg" and "exp_avg_sq"."""
+
+
+def moments(optimiser: Optimizer, model: nn.Module) -> Moments:
+    """Returns what an optimiser remembers of each parameter that it has moved, not copied."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
+
+
+def remember(optimiser: Optimizer, model: nn.Module, stored: Moments) -> None:
+    """Has an optimiser take up what `moments` returned.
+
+    Rates and decay are not part of it: they are the settings'. Neither are groups; a parameter of which nothing is
+    stored starts afresh. Each tensor takes its parameter's device and layout, which a fused step relies on.
+    """
+    trained = {parameter for group in optimiser.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter in trained and name in stored:
+            optimiser.state[parameter] = {key: _like(parameter, value) for key, value in stored[name].items()}
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    if value.ndim == 0:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

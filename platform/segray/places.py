@@ -1,6 +1,7 @@
 """Where things go: the run's folder, the tracking store, and what is allowed in a submitted job."""
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from segray.errors import ConfigError
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
+PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)@")
+MASK = "***"
 
 
 def in_submitted_job() -> bool:
@@ -39,7 +42,7 @@ def absolute(key: str, place: str) -> str:
 
 
 def settled(config: Config) -> Config:
-    """Returns the config with every place absolute and the tracking store named.
+    """Returns the config with every place absolute and the tracking store named, without its password.
 
     Raises:
         ConfigError: a place is relative in a submitted job, or the results are no folder.
@@ -48,7 +51,7 @@ def settled(config: Config) -> Config:
         raise ConfigError(f"results is {config.results}; expected a folder that every node sees under this path.")
     results = absolute("results", config.results)
     data = config.data.model_copy(update={"root": absolute("data.root", config.data.root)})
-    tracking = config.tracking.model_copy(update={"uri": tracking_uri(config)})
+    tracking = config.tracking.model_copy(update={"uri": masked(tracking_uri(config))})
     return config.model_copy(update={"results": results, "data": data, "tracking": tracking})
 
 
@@ -56,14 +59,32 @@ def tracking_uri(config: Config) -> str:
     """Returns the MLflow URI: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the results.
 
     Raises:
-        ConfigError: its path, or that of the results, is relative in a submitted job.
+        ConfigError: its path, or that of the results, is relative in a submitted job; or a run's record of it, which
+            holds no password, is all there is.
     """
     uri = config.tracking.uri or os.environ.get(TRACKING_VARIABLE)
+    if uri is not None and f":{MASK}@" in uri:
+        uri = _with_password(uri)
     if uri is None:
         return f"{SQLITE}{Path(absolute('results', config.results)).parent}/mlflow.db"
     if uri.startswith(SQLITE):
         return SQLITE + absolute("tracking.uri", uri.removeprefix(SQLITE))
     return absolute("tracking.uri", uri)
+
+
+def masked(uri: str) -> str:
+    """Returns a URI that may be written down and shown: its password, if it has one, is left out."""
+    return PASSWORD.sub(rf"\1:{MASK}@", uri)
+
+
+def _with_password(uri: str) -> str:
+    known = os.environ.get(TRACKING_VARIABLE, "")
+    if masked(known) != uri or known == uri:
+        raise ConfigError(
+            f"tracking.uri is {uri}, whose password is written down nowhere; give it again, in {TRACKING_VARIABLE} "
+            "or with --tracking.uri."
+        )
+    return known
 
 
 def new_run_folder(config: Config) -> tuple[str, str]:

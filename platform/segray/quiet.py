@@ -15,6 +15,7 @@ LEVELS = {
     "ray._private.authentication": logging.ERROR,  # warns that token authentication is on
     "alembic": logging.WARNING,
     "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # a traceback of a hundred lines, of what it raises too
 }
 VARIABLES = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours is on the terminal

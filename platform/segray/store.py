@@ -55,6 +55,7 @@ def saved(run: Path, warn: Callable[[str], None] = lambda _line: None) -> list[S
     for folder in sorted(path for path in run.glob("step-*") if NAME.search(path.name)):
         try:
             meta = checkpoint.load_meta(folder)
+            checkpoint.check_whole(folder, meta)
         except CheckpointError as error:
             warn(f"{error} It is passed over.")
             continue
@@ -82,12 +83,16 @@ class Writer:
         run: the run's folder, of which this is the only writer.
         num_best: checkpoints of the highest scores to keep.
         every: keep those whose step is a multiple of this, if given.
+
+    Attributes:
+        newest: folder of the last that was written, none before that.
     """
 
     def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
         self._run, self._num_best, self._every = run, num_best, every
         self._pool = ThreadPoolExecutor(1, "segray-checkpoints")
         self._waiting: deque[Future[None]] = deque()
+        self.newest: str | None = None
         for left in run.glob(f"step-*{PARTIAL}"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -99,9 +104,19 @@ class Writer:
         Raises:
             TrainingError: an earlier one could not be written.
         """
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= MOST_WAITING):
+        self.check()
+        while len(self._waiting) >= MOST_WAITING:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._write, step, write))
+
+    def check(self) -> None:
+        """Does not wait.
+
+        Raises:
+            TrainingError: an earlier one could not be written.
+        """
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
 
     def wait(self) -> None:
         """Waits until all is written.
@@ -122,6 +137,7 @@ class Writer:
             if final.exists():  # a run that went on from an older one makes it again, the same
                 shutil.rmtree(final)
             partial.rename(final)
+            self.newest = str(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._complaint(step, error)) from error

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from segray.optim import set_lr
 
 FIRST_SCALE = 2.0**16
+LEAST_SCALE = 2.0**-16  # of a loss that is never finite; 0 would never grow again
 GROWN_AFTER = 2000  # clean steps after which the scale doubles, as torch's GradScaler
 
 
@@ -63,12 +64,6 @@ class Updater:
         self._optimiser.zero_grad(set_to_none=True)
         self._before = [buffer.clone() for buffer in self._kept]
 
-    @property
-    def lr(self) -> float:
-        """The encoder's learning rate."""
-        rate: float = self._optimiser.param_groups[0]["lr"]
-        return rate
-
     def backward(self, total: Tensor) -> None:
         """Adds the gradients of a loss; those of one that is not finite are made NaN, on every rank that averages."""
         total.backward(torch.where(total.detach().isfinite(), self._scale, torch.nan).to(total.dtype))
@@ -96,7 +91,7 @@ class Updater:
     def _adapt(self, finite: Tensor) -> None:
         self._clean.copy_(torch.where(finite, self._clean + 1, 0))
         grown = self._clean >= GROWN_AFTER
-        self._scale.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5))
+        self._scale.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)).clamp_(min=LEAST_SCALE)
         self._clean.masked_fill_(grown, 0)
 
 

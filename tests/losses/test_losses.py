@@ -222,6 +222,19 @@ def test_bfloat16_logits_are_scored_in_float32(name):
     assert total.item() == pytest.approx(ALL[name](half.detach().float(), mask, IGNORE).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz", "boundary"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_float16_logits_whose_sum_overflows_give_no_nan(name, ignored):
+    logits, mask = sample(dtype=torch.float32)
+    half = (logits.detach() * 100 - 30_000).half().requires_grad_()
+    assert half.detach().sum().isinf()
+    total = ALL[name](half, torch.full_like(mask, IGNORE) if ignored else mask, IGNORE)
+    total.backward()
+    assert total.isfinite()
+    assert half.grad.isfinite().all()
+    assert ignored is (total.item() == 0)
+
+
 @pytest.mark.parametrize("name", ["dice", "lovasz", "boundary", "focal", "ohem"])
 def test_minimising_it_finds_the_mask(name):
     _, mask = sample(images=1, size=(8, 8))

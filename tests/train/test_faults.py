@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "train.py"
 STEPS = 40
+ROWS = 41  # no multiple of the batch: epochs end within one
 WAIT_S = 120
 
 
@@ -30,7 +31,7 @@ CONVERT = """
 import sys
 from segray.data.ingest import convert
 from segray.data.sources import demo
-samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
+samples = demo.samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
 convert(samples, demo.classes(), sys.argv[1], row_group_rows=4, absent_ok=True)
 """
 
@@ -38,41 +39,66 @@ convert(samples, demo.classes(), sys.argv[1], row_group_rows=4, absent_ok=True)
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "streets"
-    subprocess.run([sys.executable, "-c", CONVERT, out], check=True)  # this process is to know no cluster
+    subprocess.run([sys.executable, "-c", CONVERT, out, str(ROWS)], check=True)  # this process is to know no cluster
     return out
 
 
 COUNTING = """
+import json
+import torch.distributed as dist
 from segray.losses import cross_entropy
 
 def loss(outputs, batch, *, ignore_id, normaliser=None):
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with open("CALLS", "a") as calls:
-        calls.write(f"{len(batch['mask'])}\\n")
+        calls.write(json.dumps({"rank": rank, "world": world, "rows": batch["row"].tolist()}) + chr(10))
     return cross_entropy(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)
 """
 
 
 @pytest.fixture
-def images(nodes):
-    """Returns the number of images in each call of the loss `counting:loss` so far."""
+def calls(nodes):
+    """Returns the calls of the loss `counting:loss` so far: rank, of how many, and rows."""
     nodes.calls.unlink(missing_ok=True)
-    return lambda: [int(line) for line in nodes.calls.read_text().splitlines()]
+    return lambda: [json.loads(line) for line in nodes.calls.read_text().splitlines()]
+
+
+def rows_of_steps(calls):
+    """The rows of each step in the order of their slots; a step that was made again counts once."""
+    made = []
+    for world, group in itertools.groupby(calls, lambda call: call["world"]):
+        of_ranks = [[] for _ in range(world)]
+        for call in group:
+            of_ranks[call["rank"]].append(call["rows"])
+        steps = [
+            [*itertools.chain.from_iterable(parts)] for parts in zip(*of_ranks, strict=False)
+        ]  # the last one may have been cut off
+        again = max((number for number, rows in enumerate(made) if rows == steps[0]), default=len(made))
+        made = made[:again] + steps
+    return made
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A cluster of two nodes with one CPU each, in processes of their own, that find `counting`."""
-    from ray.cluster_utils import Cluster
-
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "counting.py").write_text(COUNTING.replace("CALLS", str(folder / "calls")))
     os.environ["PYTHONPATH"] = str(folder)
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     os.environ |= environment | {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.second, cluster.calls = cluster.add_node(num_cpus=1), folder / "calls"
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    cluster = two_nodes()
+    cluster.calls = folder / "calls"
     yield cluster
     cluster.shutdown()
+
+
+def two_nodes():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1)
+    return cluster
 
 
 class Run:
@@ -87,10 +113,13 @@ class Run:
             *("--train.max_failures", "20", "--optim.lr", "1e-3", "--optim.warmup_steps", "2", "--train.ema", "0.9"),
             *more,
         ]
-        self._environment = os.environ | {"RAY_ADDRESS": nodes.address}
+        self.move(nodes)
         self.folder = self.results / "run"
         self.log = folder / "log"
         self.process = None
+
+    def move(self, nodes):
+        self._environment = os.environ | {"RAY_ADDRESS": nodes.address}
 
     def start(self, *more):
         with self.log.open("a") as log:
@@ -183,7 +212,7 @@ def drain(nodes, node):
     subprocess.run([script, "drain-node", "--address", nodes.address, "--node-id", node.node_id, *how], check=True)
 
 
-def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, streets, undisturbed, tmp_path, images):
+def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, streets, undisturbed, tmp_path, calls):
     run = Run(nodes, streets, tmp_path, "--loss.terms", "counting:loss")
     run.start()
     run.reaches(8)
@@ -197,11 +226,11 @@ def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, stree
     nodes.second = spare
     stopped = int(said.rsplit(" ", 1)[1].rstrip("."))
     assert 8 <= stopped < STEPS
-    assert sum(images()) == STEPS * 4
+    assert sum(len(call["rows"]) for call in calls()) == STEPS * 4
     assert_same(run, undisturbed)
 
 
-def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, images):
+def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):
     more = ["--train.min_workers", "1", "--train.grow_s", "2", "--train.steps", "120", "--loss.terms", "counting:loss"]
     run = Run(nodes, streets, tmp_path, *more)
     run.start()
@@ -211,9 +240,13 @@ def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(no
     run.reaches(gone + 10)
     nodes.second = nodes.add_node(num_cpus=1)
     run.wait()
-    sizes = images()
+    sizes = [len(call["rows"]) for call in calls()]
     print(f"images a call: {[(size, len(list(group))) for size, group in itertools.groupby(sizes)]}")
     assert [size for size, _ in itertools.groupby(sizes)] == [2, 4, 2]
+    rows = [*itertools.chain.from_iterable(rows_of_steps(calls()))]
+    assert len(rows) == 120 * 4
+    epochs = [sorted(rows[start : start + ROWS]) for start in range(0, len(rows) - ROWS + 1, ROWS)]
+    assert epochs == [list(range(ROWS))] * (120 * 4 // ROWS)
     assert run.steps_in_mlflow() == list(range(1, 121))
 
 
@@ -253,4 +286,21 @@ def test_a_run_killed_at_ten_moments_ends_as_if_nothing_had_been(nodes, streets,
         kill(run, nodes, rng)
         print(f"{kill.__name__} after step {run.step()}")
     run.wait()
+    assert_same(run, undisturbed)
+
+
+def test_when_the_head_is_lost_the_same_command_goes_on_on_another_cluster(nodes, streets, undisturbed, tmp_path):
+    """The last test here: nothing of its cluster is left."""
+    run = Run(nodes, streets, tmp_path)
+    run.start()
+    run.reaches(10)
+    nodes.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    assert run.process.wait(WAIT_S) != 0
+    print(run.log.read_text()[-600:])
+    nodes.remove_node(nodes.second, allow_graceful=False)
+    another = two_nodes()
+    run.move(another)
+    run.start("--resume", "auto")
+    run.wait()
+    another.shutdown()
     assert_same(run, undisturbed)

@@ -246,3 +246,53 @@ def test_the_settings_of_the_engine_together(tiny):
     moved = {name for name in live if not torch.equal(live[name], used[name])}
     assert "head.classifier.weight" in moved
     assert not any(name.startswith("encoder.") or "running" in name for name in moved)
+
+
+ANNOUNCING = '''
+from pathlib import Path
+
+import ray
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2.api.preemption import PreemptionInfo
+from segray.model.decoder import OfficialHead
+
+PLAN = Path("{plan}")
+
+
+class Head(OfficialHead):
+    """Tells its worker of a preemption when it is called as the first line of the plan says, which it takes out."""
+
+    def __init__(self, dims, strides, num_classes, dropout):
+        super().__init__(dims, 256, num_classes, dropout)
+        self.calls = 0
+
+    def forward(self, maps):
+        first, *others = PLAN.read_text().splitlines() or ["never 1"]
+        kind, count = first.split()
+        self.calls += kind == ("training" if self.training else "validation")
+        if self.calls == int(count):
+            PLAN.write_text("\\n".join(others))
+            node = ray.get_runtime_context().get_node_id()
+            get_train_context().preemption_context.preemption_info = PreemptionInfo(None, {{node: [0]}})
+        return super().forward(maps)
+'''
+
+
+def test_preemptions_at_validations_cost_no_validation(tiny, plugins, monkeypatch, tmp_path):
+    """Behind a step that a validation is due after, in the midst of that validation, and behind the last step."""
+    plan = tmp_path / "plan"
+    plan.write_text("")
+    (plugins / "announcing.py").write_text(ANNOUNCING.format(plan=plan))
+    monkeypatch.syspath_prepend(plugins)
+    own = with_settings(tiny, model__head="announcing:Head", train__steps=6, train__val_every=3)
+    undisturbed = fit(own, say=quiet)
+    plan.write_text("training 1\nvalidation 2\ntraining 1\n")
+    result = fit(own, say=quiet)
+    assert plan.read_text() == ""
+    assert [event["text"].rpartition(" ")[2] for event in records(result, "event")] == ["3.", "3.", "6."]
+    found, expected = (records(one, "metrics") for one in (result, undisturbed))
+    assert [record["step"] for record in found] == list(range(1, 7))
+    assert [record["step"] for record in found if "val/miou" in record["values"]] == [3, 6]
+    assert [record["values"].keys() for record in found] == [record["values"].keys() for record in expected]
+    # To the bit it is with a thread a worker, which test_faults.py shows.
+    assert losses(result) == pytest.approx(losses(undisturbed), rel=1e-4)

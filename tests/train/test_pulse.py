@@ -1,5 +1,9 @@
 """Who hangs: the rank that came least far, once it has not moved for too long."""
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from segray.train import pulse as module
@@ -13,8 +17,8 @@ def clock(monkeypatch):
     return time
 
 
-def place(rank, step=16, moves=2, signs=7, pid=100, phase="forward"):
-    return Place(rank, pid + rank, "0123456789", step, moves, phase, signs)
+def place(rank, step=16, moves=2, signs=7, pid=100, phase="forward", world=9):
+    return Place(rank, world, pid + rank, 0.0, "0123456789", step, moves, phase, signs)
 
 
 def test_the_rank_that_came_least_far_is_the_one_that_hangs(clock):
@@ -65,3 +69,23 @@ def test_a_rank_that_left_is_not_missed_but_its_successor_is(clock):
     pulse.leave(0, 100)  # a farewell of the first that came late
     clock[0] = 107
     assert [found.pid for found in pulse.stuck(6)] == [200]
+
+
+def test_ranks_there_are_no_more_are_forgotten(clock):
+    pulse = Pulse()
+    pulse.tell(place(0, step=10, world=2))
+    pulse.tell(place(1, step=10, world=2))
+    for second in range(9):
+        clock[0] = second
+        pulse.tell(place(0, step=10 + second, signs=second, pid=200, world=1))
+    assert pulse.stuck(6) == []
+
+
+def test_only_the_process_that_told_is_killed_not_one_that_has_its_number():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    born = psutil.Process(process.pid).create_time()
+    assert not module._kill(process.pid, born - 100)
+    assert process.poll() is None
+    assert module._kill(process.pid, born)
+    assert process.wait(10) == -9
+    assert not module._kill(process.pid, born)

@@ -15,7 +15,7 @@ def report(loss, images, elapsed, wait, **more):
     return {"lr": 1e-3, "meter": meter, "system": system, "bad_rows": 0, **more}
 
 
-REPORTS = [report(1.0, 6.0, 2.0, 0.5, **{"val/miou": 0.25}), report(2.0, 4.0, 4.0, 0.1, **{"val/miou": 0.25})]
+REPORTS = [report(1.0, 6.0, 2.0, 0.5), report(2.0, 4.0, 4.0, 0.1)]
 
 
 def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
@@ -27,19 +27,17 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
         "train/data_wait": pytest.approx(0.125),
         "system/cpu_percent": 250,
         "system/memory_gib": 6,
-        "val/miou": 0.25,
     }
 
 
 def test_rows_left_out_are_summed_over_the_ranks():
     found = joined(
         [
-            report(1.0, 6.0, 2.0, 0.5, bad_rows=2, bad_val_rows=0),
-            report(2.0, 4.0, 4.0, 0.1, bad_rows=1, bad_val_rows=0),
+            report(1.0, 6.0, 2.0, 0.5, bad_rows=2),
+            report(2.0, 4.0, 4.0, 0.1, bad_rows=1),
         ]
     )
     assert found["train/bad_rows"] == 3
-    assert "val/bad_rows" not in found
 
 
 def recent(*steps):
@@ -55,6 +53,20 @@ def test_the_callback_appends_a_record(tmp_path):
     JournalReports(str(tmp_path)).after_report(None, recent((20, 1.5)), None)
     record = json.loads((tmp_path / "journal.jsonl").read_text())
     assert (record["kind"], record["step"], record["values"]) == ("metrics", 20, {"train/loss": 1.5})
+
+
+def test_the_newest_checkpoint_and_the_picture_of_a_step_are_told_once(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "step-000040.png").write_bytes(b"png")
+    callback = JournalReports(str(tmp_path))
+    for step, newest in ((20, None), (40, "/run/step-000020"), (60, "/run/step-000020"), (80, "/run/step-000060")):
+        callback.after_report(None, [recent((step, 1.0))[0] | {"newest": newest}], None)
+    told = [record for record in Journal(tmp_path).records() if record["kind"] != "metrics"]
+    assert [record.get("value", record.get("file")) for record in told] == [
+        "predictions/step-000040.png",
+        "/run/step-000020",
+        "/run/step-000060",
+    ]
 
 
 def test_steps_made_again_are_written_once_and_the_first_stays(tmp_path):

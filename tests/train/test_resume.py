@@ -1,13 +1,14 @@
 """Going on with a run: the same run, to the bit, or refused with what differs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from segray import checkpoint, config, store
+from segray import checkpoint, config, places, store
 from segray.data.schema import MANIFEST, read_manifest
 from segray.errors import ConfigError, ResumeError
 from segray.tracking.journal import Journal
@@ -52,6 +53,18 @@ def died(finished, tmp_path):
     return run
 
 
+def auto(settings):
+    return resuming.found("auto", settings, read_manifest(settings.data.root).digest)
+
+
+def rates(run):
+    return [
+        (record["step"], record["values"]["train/lr"])
+        for record in Journal(run).records()
+        if record["kind"] == "metrics"
+    ]
+
+
 def losses(run):
     return [
         (record["step"], record["values"]["train/loss"])
@@ -74,31 +87,63 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, set
         ours, theirs = (checkpoint.load_weights(one / "step-000004", live=live) for one in (died, finished))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert resuming.is_finished(died)
-    assert resuming.found("auto", settings()) is None
+    assert auto(settings()) is None
 
 
 @pytest.mark.parametrize("named", [".", "step-000002"])
 def test_a_run_is_named_by_its_folder_or_its_latest_checkpoint(died, settings, named):
-    assert resuming.found(str(died / named), settings()) == died
+    assert resuming.found(str(died / named), settings(), "any") == died
 
 
 def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died, settings):
     said = []
     changes = {"train__workers": 2, "train__val_every": 4, "optim__lr": 2e-3}
     fit(settings(**changes), resume=str(died), allowed=["optim.lr"], say=said.append)
-    assert "changed: train.workers: 1 at the start, 2 now" in said
-    assert "changed: train.val_every: 2 at the start, 4 now" in said
-    assert "changed: optim.lr: 0.001 at the start, 0.002 now" in said
+    assert "changed: train.workers: 1 so far, 2 now" in said
+    assert "changed: train.val_every: 2 so far, 4 now" in said
+    assert "changed: optim.lr: 0.001 so far, 0.002 now" in said
     assert losses(died)[-1][0] == 4
+    before, after = dict(rates(died)[:2]), dict(rates(died)[2:])
+    assert before[2] == pytest.approx(1e-3 * 3 / 4)  # step 2 of 4
+    assert after[3] == pytest.approx(2e-3 * 2 / 4)
+    assert checkpoint.load_config(died).optim.lr == 2e-3  # the next time there is nothing to allow
+
+
+def test_everything_that_differs_is_listed_and_nothing_that_does_not(died, settings):
+    changes = {"data__bad_rows": "fail", "model__checkpointing": True, "tracking__model": "other", "train__hang_s": 5}
+    said = resuming.check(died, places.settled(settings(**changes)), read_manifest(settings().data.root), [])
+    assert [line for line in said if not line.startswith("tracking.uri: ")] == [  # the copy's lies elsewhere
+        "data.bad_rows: skip so far, fail now",
+        "model.checkpointing: False so far, True now",
+        "train.hang_s: 900.0 so far, 5.0 now",
+        "tracking.model: segray so far, other now",
+    ]
+
+
+def test_weights_of_another_shape_cannot_be_gone_on_with_whatever_is_allowed(died, settings):
+    with pytest.raises(
+        ResumeError, match=r"weights of .*step-000002 are of another model:\n  encoder[\s\S]*--model\.init"
+    ):
+        fit(settings(model__variant="b1"), resume=str(died), allowed=["model.variant"], say=lambda _line: None)
+    assert Journal(died).last_step() == 2
+
+
+def test_auto_takes_the_run_of_the_name_that_is_given_and_of_the_same_data(died, settings, streets, tmp_path):
+    other = Path(shutil.copytree(died, died.with_name("other")))
+    os.utime(other / "journal.jsonl", (2e9, 2e9))
+    assert auto(settings()) == other
+    assert auto(settings(name="died")) == died
+    assert auto(settings(name="third")) is None
+    assert resuming.found("auto", settings(), "another digest") is None
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"optim__lr": 2e-3}, "optim.lr: 0.001 at the start, 0.002 now"),
-        ({"model__variant": "b1"}, "model.variant: b0 at the start, b1 now"),
-        ({"train__batch": 8}, "train.batch: 4 at the start, 8 now"),
-        ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] at the start, ['dice'] now"),
+        ({"optim__lr": 2e-3}, "optim.lr: 0.001 so far, 0.002 now"),
+        ({"model__variant": "b1"}, "model.variant: b0 so far, b1 now"),
+        ({"train__batch": 8}, "train.batch: 4 so far, 8 now"),
+        ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] so far, ['dice'] now"),
     ],
 )
 def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
@@ -123,7 +168,7 @@ def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, 
     (copy / MANIFEST).write_text(other.model_dump_json())
     with pytest.raises(ResumeError) as raised:
         fit(settings(data__root=str(copy)), resume=str(died))
-    assert f"dataset: {manifest.digest} at the start, {other.digest} now" in str(raised.value)
+    assert f"dataset: {manifest.digest} so far, {other.digest} now" in str(raised.value)
     assert "'vegetation'" in str(raised.value)
     assert "'tree'" in str(raised.value)
 
@@ -155,8 +200,8 @@ def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(die
     with resuming.hold(died):
         with pytest.raises(ResumeError, match="being trained by another process"):
             fit(settings(), resume=str(died))
-        assert resuming.found("auto", settings()) is None
-    assert resuming.found("auto", settings()) == died
+        assert auto(settings()) is None
+    assert auto(settings()) == died
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(settings):

@@ -115,7 +115,7 @@ def contender(entry: Entry, case: Case) -> Contender:
     if entry.name == OURS:
         return _ours(ours.to(case.device), entry, case)
     if entry.name == TRANSFORMERS:
-        return _transformers(_converted(ours).to(case.device), entry, case)
+        return _transformers(in_transformers(ours).to(case.device), entry, case)
     raise ModelError(f"--against is {entry.name!r}; expected one of {', '.join(PEERS)}.")
 
 
@@ -141,8 +141,12 @@ def _transformers(model: nn.Module, entry: Entry, case: Case) -> Contender:
     return Contender(model, lambda: run(pixel_values=pixels).logits, loss, case)
 
 
-def _converted(ours: SegFormer) -> nn.Module:
-    """Returns transformers' model with our weights, by way of a folder in its own layout."""
+def in_transformers(ours: SegFormer) -> nn.Module:
+    """Returns transformers' model with our weights, by way of a folder in its own layout.
+
+    Raises:
+        ModelError: transformers is not installed.
+    """
     try:
         from transformers import SegformerForSemanticSegmentation  # noqa: PLC0415 - a peer, not a dependency
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415

@@ -84,17 +84,7 @@ def stream(load: Load) -> Iterator[Turn]:
 @contextmanager
 def dataloader(load: Load) -> Iterator[Turn]:
     """Gives the turns of the DataLoader that a user would write instead: rows in memory, as many workers."""
-    crop = load.crop
-    pipeline = A.Compose(
-        [
-            A.RandomScale((-0.5, 1.0), p=1),
-            A.PadIfNeeded(crop, crop, border_mode=cv2.BORDER_CONSTANT, fill=PAD_COLOUR, fill_mask=IGNORE_ID),
-            A.RandomCrop(crop, crop),
-            A.HorizontalFlip(),
-            A.ColorJitter(p=0.5),
-        ]
-    )
-    rows = _Rows(load.source, pipeline)
+    rows = Rows(load.source, load.crop)
     sampler = RandomSampler(rows, replacement=True, num_samples=load.batches * load.batch)
     # "fork" is what a user gets on Linux; this process was spawned, and would hand that on.
     loader: DataLoader[tuple[Any, Any]] = DataLoader(
@@ -103,11 +93,25 @@ def dataloader(load: Load) -> Iterator[Turn]:
     yield lambda number: _timed(lambda: iter(loader))
 
 
-class _Rows(Dataset[tuple[Any, Any]]):
-    """A map-style data set, as the torch tutorial has it."""
+class Rows(Dataset[tuple[Any, Any]]):
+    """A map-style data set, as the torch tutorial has it: crops (3, S, S) and masks (S, S), uint8.
 
-    def __init__(self, source: Source, pipeline: Any) -> None:
-        self.table, self.pipeline = _table(source), pipeline
+    Args:
+        source: the rows; they are held in memory.
+        crop: S.
+    """
+
+    def __init__(self, source: Source, crop: int) -> None:
+        self.table = _table(source)
+        self.pipeline = A.Compose(
+            [
+                A.RandomScale((-0.5, 1.0), p=1),
+                A.PadIfNeeded(crop, crop, border_mode=cv2.BORDER_CONSTANT, fill=PAD_COLOUR, fill_mask=IGNORE_ID),
+                A.RandomCrop(crop, crop),
+                A.HorizontalFlip(),
+                A.ColorJitter(p=0.5),
+            ]
+        )
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

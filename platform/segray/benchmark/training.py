@@ -1,8 +1,9 @@
-"""The whole platform's training beside a bare loop: the same model and loss on tensors that lie in memory."""
+"""The whole platform's training beside a bare loop on tensors in memory, and beside transformers' Trainer."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segray import losses
-from segray.benchmark import machine
+from segray.benchmark import machine, peer_trainer
 from segray.benchmark.turns import Row, compared_rates
 from segray.capacity import Placement
 from segray.checkpoint import build_model
@@ -35,6 +36,8 @@ IN_MEMORY = 4  # batches that the bare loop trains on, over and over
 WARM_UP = 5  # steps of a turn that are not counted: what was made ahead meanwhile
 FOR_EVER = 1_000_000
 FOUND = "found.pt"
+PLATFORM, BARE_LOOP, HF_TRAINER = "segray", "bare_loop", "hf_trainer"
+PEERS = (BARE_LOOP, HF_TRAINER)
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Case:
         job: the run; its steps, validations and checkpoints are not made.
         steps: of a turn.
         turns: that each gets, after one that is not counted.
+        peers: besides the platform; of PEERS.
     """
 
     job: Job
     steps: int
     turns: int
+    peers: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Report:
     Attributes:
         machine: what it ran on.
         case: what was trained.
-        rows: the platform beside the bare loop.
+        rows: the platform beside each peer.
         phases: shares of a step's time on rank 0, by what is done.
     """
 
@@ -77,7 +82,7 @@ class Clock(Beat):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(None, 0, 1.0)
+        super().__init__(None, 0, 1, 1.0)
         self._device = device
         self._now, self._since = "", perf_counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -99,7 +104,8 @@ def measured(case: Case) -> Report:
         inside = replace(case, job=replace(case.job, folder=Path(folder)))
         _trainer(inside, placement, folder).fit()
         found = torch.load(Path(folder) / FOUND)
-    rows = [compared_rates("train_images", "bare_loop", found["platform"], found["bare"], "images/s")]
+    rates = found["rates"]
+    rows = [compared_rates("train_images", peer, rates[PLATFORM], rates[peer], "images/s") for peer in case.peers]
     whole = sum(found["phases"].values())
     phases = {name: value / whole for name, value in found["phases"].items()}
     return Report(machine.described(torch.device(placement.device)), _described(case), rows, phases)
@@ -141,18 +147,30 @@ def _work(settings: dict[str, Any]) -> None:
     quieten_worker()
     case: Case = settings["case"]
     clock = Clock(get_device())
-    platform, bare = Worker(case.job, clock).steps(), _bare_loop(case.job)
-    found: dict[str, Any] = {"platform": [], "bare": []}
-    for _ in range(case.turns + 1):
-        found["platform"].append(_rate(platform, case))
-        found["bare"].append(_rate(bare, case))
-    found |= {name: rates[1:] for name, rates in found.items()}
+    platform = Worker(case.job, clock).steps()
+    known: dict[str, Callable[[], Callable[[], float]]] = {
+        PLATFORM: lambda: partial(_rate, platform, case),
+        BARE_LOOP: lambda: partial(_rate, _bare_loop(case.job), case),
+        HF_TRAINER: lambda: _peer_trainer(case, settings["folder"]),
+    }
+    contenders = {name: known[name]() for name in (PLATFORM, *case.peers)}
+    rounds = [{name: turn() for name, turn in contenders.items()} for _ in range(case.turns + 1)]
+    rates = {name: [one[name] for one in rounds[1:]] for name in contenders}
     clock.waits = True
     list(islice(platform, WARM_UP))
     clock.seconds.clear()
     list(islice(platform, case.steps))
     if get_context().get_world_rank() == 0:
-        torch.save(found | {"phases": dict(clock.seconds)}, Path(settings["folder"]) / FOUND)
+        torch.save({"rates": rates, "phases": dict(clock.seconds)}, Path(settings["folder"]) / FOUND)
+
+
+def _peer_trainer(case: Case, folder: str) -> Callable[[], float]:
+    config, manifest = case.job.config, case.job.manifest
+    source = Source(config.data.root, manifest.split(config.data.train_split))
+    ranks = get_context().get_world_size()
+    return peer_trainer.turn(
+        config, source, manifest.classes.num_classes, ranks, WARM_UP, case.steps, Path(folder) / HF_TRAINER
+    )
 
 
 def _bare_loop(job: Job) -> Iterator[torch.Tensor]:

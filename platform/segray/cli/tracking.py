@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from segray.checkpoint import CONFIG
+from segray import checkpoint, places
 from segray.cli.command import Parser, end
 from segray.errors import DataError
-from segray.tracking.journal import JOURNAL, Tail
+from segray.tracking.journal import JOURNAL
 from segray.tracking.upload import Upload
 
 
@@ -22,15 +22,10 @@ def _sync() -> None:
     flags, _ = parser.parse()
     if not (flags.run / JOURNAL).exists():
         raise DataError(f"{flags.run} holds no {JOURNAL}; expected the folder of a run.")
-    uri = flags.tracking_uri or _recorded_uri(flags.run)
+    stored = checkpoint.load_config(flags.run)
+    given = {"uri": flags.tracking_uri} if flags.tracking_uri else {}
+    uri = places.tracking_uri(stored.model_copy(update={"tracking": stored.tracking.model_copy(update=given)}))
     upload = Upload(flags.run, uri)
     upload.drain()
     version = f", model version {upload.version}" if upload.version else ""
-    print(f"{flags.run}: all records are in {uri}, run {upload.run_id}{version}.")
-
-
-def _recorded_uri(run: Path) -> str:
-    for record in Tail(run / JOURNAL).read():
-        if record["kind"] == "run":
-            return str(record["params"]["tracking.uri"])
-    raise DataError(f"{run / JOURNAL} does not begin with a run; {CONFIG} beside the checkpoints names its store.")
+    print(f"{flags.run}: all records are in {places.masked(uri)}, run {upload.run_id}{version}.")

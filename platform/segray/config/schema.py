@@ -231,7 +231,7 @@ class TrainConfig(_Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass; the weights stay float32."""
     accumulate: Positive = 1
-    """A worker computes its share of a step in so many parts, one after another: the same step in less memory."""
+    """A worker computes its share of a step in so many parts, in less memory; batch norms see a part at a time."""
     ema: Decay = 0.0
     """Share that a moving average of the weights keeps at each step; it is what is validated. 0 has none."""
     batch_norm: Literal["global", "frozen"] = "global"
@@ -248,8 +248,8 @@ class TrainConfig(_Settings):
     """Steps between two reports of loss, lr and throughput."""
     val_every: Positive = 4000
     """Steps between two validations, each with a checkpoint; the last step is always validated."""
-    checkpoint_every: Positive | None = None
-    """Steps between two checkpoints beside those of validations."""
+    checkpoint_every: Positive | None = 1000
+    """Steps between two checkpoints beside those of validations: what a run loses at most."""
     keep_best: Positive = 1
     """Checkpoints of the highest val/miou that are kept; the last one always is."""
     keep_every: Positive | None = None

@@ -27,7 +27,8 @@ def over_images(logits: Tensor, mask: Tensor, ignore_id: int, loss: ImageLoss) -
         ignore_id: mask value that is not counted.
         loss: of one image; both probabilities and truth are 0 where it is ignored.
     """
-    total = logits.sum() * 0  # of an ignored batch too there is a gradient, of 0
+    # Of an ignored batch too there is a gradient, of 0. In float16 the sum itself would overflow, and inf * 0 is nan.
+    total = logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32)) * 0
     for image, ids in zip(logits, mask, strict=True):
         valid = ids != ignore_id
         if valid.any():

@@ -12,7 +12,7 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
 
-from segray import checkpoint
+from segray import checkpoint, places
 from segray.errors import RegistryError
 from segray.quiet import quieten
 
@@ -97,7 +97,7 @@ def fetch(reference: str, tracking_uri: str) -> Path:
         local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri)
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"model {reference} cannot be fetched from {tracking_uri}: {error}{_known(client)}"
+            f"model {reference} cannot be fetched from {places.masked(tracking_uri)}: {error}{_known(client)}"
         ) from error
     return Path(local) / "artifacts" / "checkpoint"
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
-Kind = Literal["run", "resumed", "metrics", "text", "image", "event", "model", "end"]
+Kind = Literal["run", "resumed", "metrics", "text", "image", "tag", "event", "model", "end"]
 
 
 class Journal:

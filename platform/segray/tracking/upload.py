@@ -1,10 +1,14 @@
 """From the journal to MLflow: in order, once, and without anybody waiting for it."""
 
+import errno
 import fcntl
+import hashlib
 import json
+import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import requests
@@ -13,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from segray import registry
+from segray import places, registry
 from segray.errors import RegistryError
 from segray.quiet import quieten
 from segray.tracking.journal import JOURNAL, Record, Tail
@@ -24,6 +28,10 @@ MOST_METRICS, MOST_PARAMS = 1000, 100
 MOST_VALUE = 6000
 
 UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+REFUSED = 400  # the answer to a record that no repetition makes better
+LONGEST_NAME = 250
+AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # sqlalchemy's first line, before the reason
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 class Upload:
@@ -32,15 +40,21 @@ class Upload:
     Safe to repeat: the run is found by its key before one is made, and a metric that is sent again has the same
     step, value and time, which MLflow keeps once.
 
+    Args:
+        folder: of the run.
+        uri: MLflow store to upload to; what another one has does not count.
+        say: called with a line about each record that the store refuses; it is left out.
+
     Attributes:
         run_id: MLflow's id of the run, once it is known.
         version: version the model was registered as, once it was.
     """
 
-    def __init__(self, folder: Path, uri: str) -> None:
+    def __init__(self, folder: Path, uri: str, say: Callable[[str], None] = print) -> None:
         quieten()
         self._folder = folder
         self._uri = uri
+        self._say = say
         self._offset = 0
         self.run_id: str | None = None
         self.version: str | None = None
@@ -50,7 +64,7 @@ class Upload:
         """Uploads what has come since the last call, or since another process uploaded.
 
         Raises:
-            RegistryError: the server does not answer or refuses; what is left stays in the journal.
+            RegistryError: the server does not answer; what is left stays in the journal.
         """
         try:
             with _only_uploader(self._folder):
@@ -58,15 +72,31 @@ class Upload:
                 client = MlflowClient(self._uri, self._uri)
                 tail = Tail(self._folder / JOURNAL, self._offset)
                 for records, offset in batched(tail):
-                    self._send(client, records)
+                    self._send_or_leave_out(client, records)
                     self._save(offset)
         except UNAVAILABLE as error:
-            raise RegistryError(f"MLflow at {self._uri} does not take records: {_reason(error)}") from error
+            raise RegistryError(
+                f"MLflow at {places.masked(self._uri)} does not take records: {_reason(error)}"
+            ) from error
+
+    def _send_or_leave_out(self, client: MlflowClient, records: list[Record]) -> None:
+        try:
+            self._send(client, records)
+        except FileNotFoundError as error:
+            self._say(f"{error.filename} is not there; MLflow goes without it.")
+        except MlflowException as error:
+            if error.get_http_status_code() != REFUSED or records[0]["kind"] == "run":
+                raise
+            if len(records) > 1:
+                for record in records:
+                    self._send_or_leave_out(client, [record])
+            else:
+                self._say(f"MLflow refuses a record of {records[0]['kind']}: {_reason(error)}; it goes without it.")
 
     def _send(self, client: MlflowClient, records: list[Record]) -> None:
         record = records[0]
         if record["kind"] == "run":
-            self.run_id = _find_or_create_run(client, record, self._uri)
+            self.run_id = _find_or_create_run(client, record, self._uri, self._folder)
         elif record["kind"] == "resumed":
             client.update_run(self._run(), "RUNNING")
         elif record["kind"] == "metrics":
@@ -76,27 +106,43 @@ class Upload:
         elif record["kind"] == "text":
             client.log_text(self._run(), record["text"], record["name"])
         elif record["kind"] == "image":
-            client.log_artifact(self._run(), record["file"], record["place"])
+            client.log_artifact(self._run(), self._held(record["file"]), record["place"])
+        elif record["kind"] == "tag":
+            client.set_tag(self._run(), record["name"], record["value"])
         elif record["kind"] == "model":
             self.version = registry.register(
-                client, self._run(), Path(record["folder"]), record["name"], record["aliases"]
+                client, self._run(), Path(self._held(record["folder"])), record["name"], record["aliases"]
             )
         elif record["kind"] == "end":
             client.set_terminated(self._run(), record["status"], record["time_ms"])
 
+    def _held(self, name: str) -> str:
+        """Returns the path of what the run's folder holds, wherever that is now.
+
+        Raises:
+            FileNotFoundError: it does not hold it.
+        """
+        path = self._folder / name
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return str(path)
+
     def _run(self) -> str:
-        assert self.run_id is not None, "a journal starts with the record of its run"
+        if self.run_id is None:
+            raise RegistryError(f"{self._folder / JOURNAL} does not begin with the record of its run.")
         return self.run_id
 
     def _restore(self) -> None:
-        file = self._folder / STATE
-        if file.exists():
-            state = json.loads(file.read_text())
-            self._offset, self.run_id, self.version = state["offset"], state["run_id"], state["version"]
+        """Goes on from where an upload to the same store stopped; to send a record twice does no harm."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((self._folder / STATE).read_text())
+            if state["uri"] == places.masked(self._uri):
+                self._offset, self.run_id, self.version = state["offset"], state["run_id"], state["version"]
 
     def _save(self, offset: int) -> None:
         self._offset = offset
-        state = {"offset": offset, "run_id": self.run_id, "version": self.version}
+        uri = places.masked(self._uri)
+        state = {"uri": uri, "offset": offset, "run_id": self.run_id, "version": self.version}
         temporary = self._folder / f"{STATE}.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(self._folder / STATE)
@@ -111,7 +157,8 @@ def _only_uploader(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(AUTOFLUSH)]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _spelt(value: object) -> str:
@@ -119,16 +166,14 @@ def _spelt(value: object) -> str:
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _find_or_create_run(client: MlflowClient, record: Record, uri: str) -> str:
-    experiment = _experiment(client, record["experiment"], uri)
+def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: Path) -> str:
+    experiment = _experiment(client, record["experiment"], uri, folder)
     found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['key']}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
     tags = {**record["tags"], KEY_TAG: record["key"]}
-    run = client.create_run(experiment, record["time_ms"], tags, record["name"])
+    run = found[0] if found else client.create_run(experiment, record["time_ms"], tags, record["name"])
     run_id = str(run.info.run_id)
     params = [Param(key, _spelt(value)[:MOST_VALUE]) for key, value in record["params"].items()]
-    for first in range(0, len(params), MOST_PARAMS):
+    for first in range(0, len(params), MOST_PARAMS):  # of a run that was found too: all may not have arrived
         client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
     dataset = record["dataset"]
     entity = Dataset(dataset["name"], dataset["digest"], "local", json.dumps({"uri": dataset["root"]}))
@@ -136,13 +181,24 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str) -> str:
     return run_id
 
 
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+def _experiment(client: MlflowClient, name: str, uri: str, folder: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # A sqlite store would otherwise put artifacts under the working directory of whoever comes first.
-    place = f"{Path(uri.removeprefix('sqlite:///')).parent}/mlartifacts" if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, place))
+    return str(client.create_experiment(name, _artifacts(uri, folder)))
+
+
+def _artifacts(uri: str, folder: Path) -> str | None:
+    """Returns where an experiment's artifacts go; a server knows by itself.
+
+    A database would otherwise put them under the working directory of whoever comes first.
+    """
+    scheme, _, place = uri.partition("://")
+    kind = scheme.partition("+")[0]
+    if kind not in DATABASES:
+        return None
+    beside = Path(place.removeprefix("/")).absolute().parent if kind == "sqlite" else folder.parent
+    return f"{beside}/mlartifacts"
 
 
 def batched(tail: Tail) -> Iterator[tuple[list[Record], int]]:
@@ -165,12 +221,27 @@ def batched(tail: Tail) -> Iterator[tuple[list[Record], int]]:
 
 
 def _metrics(record: Record) -> list[Metric]:
-    return [Metric(_key(name), value, record["time_ms"], record["step"]) for name, value in record["values"].items()]
+    keys = _keys(list(record["values"]))
+    values = record["values"].values()
+    return [Metric(key, value, record["time_ms"], record["step"]) for key, value in zip(keys, values, strict=True)]
+
+
+def _keys(names: list[str]) -> list[str]:
+    """Returns metrics' names as MLflow takes them; class names hold anything, and different ones stay different."""
+    keys = [_key(name) for name in names]
+    twice = {key for key, count in Counter(keys).items() if count > 1}
+    return [_marked(key, name) if key in twice and key != name else key for key, name in zip(keys, names, strict=True)]
 
 
 def _key(name: str) -> str:
-    """Returns a metric name in the characters MLflow allows; class names hold anything."""
-    return "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
+    letters = "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
+    key = "/".join("_" if part.strip(".") == "" else part for part in letters.split("/"))
+    return key if len(key) <= LONGEST_NAME else _marked(key, name)
+
+
+def _marked(key: str, name: str) -> str:
+    mark = f"-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return key[: LONGEST_NAME - len(mark)] + mark
 
 
 class Uploading(threading.Thread):
@@ -190,10 +261,11 @@ class Uploading(threading.Thread):
     def _try(self) -> bool:
         try:
             self._upload.drain()
-        except RegistryError as error:
+        except Exception as error:  # tracking is no reason to lose a run
             if not self._complained:
                 self._complained = True
-                self._say(f"{error}; training goes on and keeps its records.")
+                told = str(error) if isinstance(error, RegistryError) else f"MLflow: {type(error).__name__}: {error}"
+                self._say(f"{told}; training goes on and keeps its records.")
             return False
         return True
 

@@ -10,8 +10,9 @@ import numpy as np
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segray import checkpoint, cluster, registry, store
+from segray import checkpoint, cluster, places, registry, store
 from segray.config import Config
 from segray.errors import TrainingError, UserError
 from segray.metrics import Scores, scores
@@ -81,10 +82,10 @@ def fit(
         say(_goes_on(prepared, say))
     if watch is not None:
         watch(prepared.folder)
-    upload = Upload(prepared.folder, prepared.tracking_uri)
+    upload = Upload(prepared.folder, prepared.tracking_uri, say)
     with prepared.lock, _tracked(prepared, upload, say) as journal:
         best = _train(prepared, journal)
-        journal.write("model", folder=str(best), name=config.tracking.model, aliases=[registry.CHALLENGER])
+        journal.write("model", folder=best.name, name=config.tracking.model, aliases=[registry.CHALLENGER])
     return _result(prepared, best, upload)
 
 
@@ -110,16 +111,26 @@ def _tracked(prepared: Prepared, upload: Upload, say: Callable[[str], None]) -> 
         keep = not prepared.is_new or any(prepared.folder.glob(f"*/{checkpoint.META}"))
         raise
     finally:
-        journal.write("end", status=status)
+        _write_end(journal, status, say)
         if not uploading.finish() and keep:
-            say(f"what {prepared.tracking_uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
+            uri = places.masked(prepared.tracking_uri)
+            say(f"what {uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
         if not keep:
             shutil.rmtree(prepared.folder)
 
 
+def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> None:
+    """Writes the run's end, or says why not: the run has an error of its own, which is not to be hidden."""
+    try:
+        journal.write("end", status=status)
+    except OSError as error:
+        say(f"the run's end, {status}, cannot be written to {journal.path} ({error.strerror}).")
+
+
 def _train(prepared: Prepared, journal: Journal) -> Path:
     """Returns the folder of the best checkpoint of the run."""
-    pulse = ray.remote(num_cpus=0)(Pulse).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    pulse = ray.remote(num_cpus=0, scheduling_strategy=here)(Pulse).remote()
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
@@ -174,7 +185,7 @@ def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
         checkpoint=str(best),
         step=meta.step,
         scores=scores(np.asarray(meta.confusion), prepared.job.manifest.classes.names),
-        tracking_uri=prepared.tracking_uri,
+        tracking_uri=places.masked(prepared.tracking_uri),
         run_id=upload.run_id,
         model=prepared.config.tracking.model,
         version=upload.version,

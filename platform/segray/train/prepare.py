@@ -16,7 +16,7 @@ from segray.config import Config, flat
 from segray.data import augment
 from segray.data.pieces import Source
 from segray.data.samplers import draw_times
-from segray.data.schema import Manifest, read_manifest
+from segray.data.schema import Manifest, Split, read_manifest
 from segray.errors import DataError
 from segray.model.weights import load
 from segray.tracking.journal import Journal
@@ -32,7 +32,7 @@ class Prepared:
 
     Attributes:
         job: what its workers are told.
-        tracking_uri: MLflow store of run and model.
+        tracking_uri: MLflow store of run and model, its password included.
         is_new: whether the folder was made for it.
         lock: that keeps others from training it.
     """
@@ -70,16 +70,14 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
     Raises:
         UserError: the run cannot work.
     """
-    settled = places.settled(config)
-    folder = None if resume is None else resuming.found(resume, settled)
+    settled, tracking_uri = places.settled(config), places.tracking_uri(config)
     manifest = read_manifest(settled.data.root)
-    _check_splits(settled, manifest)
-    train = manifest.split(settled.data.train_split)
-    losses.build(settled.loss, manifest.classes.num_classes, train.class_pixels)
-    changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
+    folder = None if resume is None else resuming.found(resume, settled, manifest.digest)
     if resume is not None and folder is None:
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
-    weights = _initial_weights(settled, manifest.classes, say)
+    train = _checked_split(settled, manifest)
+    changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
+    weights = _weights(settled, manifest.classes, folder, tracking_uri, say)
     cluster.connect()
     _warn_of_preemption(say)
     wanted = settled.train
@@ -94,7 +92,7 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
     named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
     job = Job(named, manifest, placement, folder, times, init)
     _begin(job, is_new, changes, say)
-    return Prepared(job, places.tracking_uri(named), is_new, lock)
+    return Prepared(job, tracking_uri, is_new, lock)
 
 
 def _warn_of_preemption(say: Callable[[str], None]) -> None:
@@ -105,21 +103,32 @@ def _warn_of_preemption(say: Callable[[str], None]) -> None:
         )
 
 
-def _check_splits(config: Config, manifest: Manifest) -> None:
+def _checked_split(config: Config, manifest: Manifest) -> Split:
+    """Returns the split to train on, once it is known that it can be."""
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
             raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
+    train = manifest.split(config.data.train_split)
     if config.data.augment is not None:
-        for height, width in Source(config.data.root, manifest.split(config.data.train_split)).smallest():
+        for height, width in Source(config.data.root, train).smallest():
             augment.check(config.data, height, width, manifest.classes.ignore_id)
+    losses.build(config.loss, manifest.classes.num_classes, train.class_pixels)
+    return train
 
 
-def _initial_weights(config: Config, classes: Classes, say: Callable[[str], None]) -> dict[str, Tensor] | None:
-    """Returns the state dict that every rank starts from; builds the model in any case, so that it fails here."""
+def _weights(
+    config: Config, classes: Classes, run: Path | None, tracking_uri: str, say: Callable[[str], None]
+) -> dict[str, Tensor] | None:
+    """Returns the state dict that every rank starts from, if one is given.
+
+    Builds the model in any case, so that what cannot work fails here.
+    """
     model = checkpoint.build_model(config, classes)
+    if run is not None:
+        resuming.check_fits(run, model)
     if config.model.init is None:
         return None
-    source = registry.fetch(config.model.init, places.tracking_uri(config))
+    source = registry.fetch(config.model.init, tracking_uri)
     say(f"start: {load(model, str(source), part='auto')}")
     return model.state_dict()
 
@@ -128,12 +137,12 @@ def _begin(job: Job, is_new: bool, changes: list[str], say: Callable[[str], None
     """Begins the run's journal, or goes on with it."""
     journal = Journal(job.folder)
     text = job.config.model_dump_json(indent=2)
+    (job.folder / checkpoint.CONFIG).write_text(text)
     if is_new:
-        (job.folder / checkpoint.CONFIG).write_text(text)
         journal.write("run", **_run_record(job))
         journal.write("text", name=checkpoint.CONFIG, text=text)
         return
-    journal.write("resumed")
+    journal.write("resumed", dataset={"digest": job.manifest.digest})
     for change in changes:
         say(f"changed: {change}")
     if changes:

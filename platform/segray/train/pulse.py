@@ -4,7 +4,6 @@ Ranks wait for each other in every step, so when one hangs, all stand still. The
 """
 
 import os
-import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,12 +11,15 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SILENCE = 10  # a rank tells where it is so many times in the time that it may stand still
 POLL_S = 5.0
+PATIENCE_S = 30.0  # with a cluster that does not answer
+SAME_BIRTH_S = 1.0  # the clock that births are told by may be set
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Place:
 
     Attributes:
         rank: whose.
-        pid, node: its process, and the id of the node that runs it.
+        world: ranks there are.
+        pid, born: its process, and when that began, in seconds since the epoch: a number is given away again.
+        node: id of the node that runs it.
         step: the 0-based step it is in.
         moves: phases of the step it has come to; ranks move alike.
         phase: what it does there.
@@ -34,7 +38,9 @@ class Place:
     """
 
     rank: int
+    world: int
     pid: int
+    born: float
     node: str
     step: int
     moves: int
@@ -58,6 +64,8 @@ class Pulse:
         if before is None or (before.pid, before.signs) != (place.pid, place.signs):
             self._moved[place.rank] = monotonic()
         self._places[place.rank] = place
+        for gone in [rank for rank in self._places if rank >= place.world]:  # there were more before
+            del self._places[gone], self._moved[gone]
 
     def leave(self, rank: int, pid: int) -> None:
         """Forgets a rank that has nothing left to do."""
@@ -83,11 +91,12 @@ class Beat:
     Args:
         pulse: the actor; none tells nobody.
         rank: this one.
+        world: ranks there are.
         hang_s: seconds it may stand still.
     """
 
-    def __init__(self, pulse: Any, rank: int, hang_s: float) -> None:
-        self._pulse, self._rank = pulse, rank
+    def __init__(self, pulse: Any, rank: int, world: int, hang_s: float) -> None:
+        self._pulse, self._rank, self._world = pulse, rank, world
         self._step, self._moves, self._phase, self._signs = 0, 0, "the start", 0
         self._node = ray.get_runtime_context().get_node_id()
         self._stopped = threading.Event()
@@ -115,8 +124,19 @@ class Beat:
             self._pulse.leave.remote(self._rank, os.getpid())
 
     def _tell(self, every: float) -> None:
+        me = psutil.Process()
         while not self._stopped.is_set():
-            place = Place(self._rank, os.getpid(), self._node, self._step, self._moves, self._phase, self._signs)
+            place = Place(
+                self._rank,
+                self._world,
+                me.pid,
+                me.create_time(),
+                self._node,
+                self._step,
+                self._moves,
+                self._phase,
+                self._signs,
+            )
             self._pulse.tell.remote(place)
             self._stopped.wait(every)
 
@@ -138,24 +158,36 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Watches until stopped."""
         while not self._stopped.wait(min(POLL_S, self._hang_s / SILENCE)):
-            try:
-                for place in ray.get(self._pulse.stuck.remote(self._hang_s)):
-                    self._say(f"{place} has not moved for {self._hang_s:g} s and is ended.")
-                    _end(place)
-            except RayError:  # the cluster is going down; the run's own error says more
-                return
+            with suppress(RayError):  # the cluster is going down; the run's own error says more
+                for place in ray.get(self._pulse.stuck.remote(self._hang_s), timeout=PATIENCE_S):
+                    self._look_at(place)
+
+    def _look_at(self, place: Place) -> None:
+        with suppress(RayError, OSError):  # its node is gone, and it with that; or the disk is full
+            if _ended(place):
+                self._say(f"{place} has not moved for {self._hang_s:g} s and was ended.")
 
     def stop(self) -> None:
         """Stops watching."""
         self._stopped.set()
 
 
-def _end(place: Place) -> None:
-    """Kills a rank's process, from its own node: a process that hangs would not heed a request."""
+def _ended(place: Place) -> bool:
+    """Kills a rank's process, from its own node: a process that hangs would not heed a request.
+
+    Returns whether it was still there; that of a rank whose workers were replaced is not.
+    """
     there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-    ray.get(ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(place.pid))
+    kill = ray.remote(num_cpus=0, scheduling_strategy=there)(_kill)
+    return bool(ray.get(kill.remote(place.pid, place.born), timeout=PATIENCE_S))
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill(pid: int, born: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - born) > SAME_BIRTH_S:
+            return False
+        process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True

@@ -5,7 +5,6 @@ import os
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -31,22 +30,25 @@ class Progress:
         step: optimiser steps made.
         best: the highest val/miou so far.
         stale: validations since then.
+        owed: metrics of this step, whose validation is still to be made: a preemption came in between.
     """
 
     step: int = 0
     best: float = float("-inf")
     stale: int = 0
+    owed: dict[str, float] | None = None
 
     def validated(self, score: float, config: Config) -> None:
         """Counts a validation in."""
         better = score > self.best + config.train.min_gain or self.best == float("-inf")
         self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+        self.owed = None
 
     def is_over(self, config: Config) -> bool:
         """Returns whether nothing is to be trained any more: all steps are made, or patience has ended."""
         train = config.train
         patient = train.patience is None or self.stale < train.patience or self.step < train.min_steps
-        return self.step >= train.steps or not patient
+        return self.owed is None and (self.step >= train.steps or not patient)
 
 
 @dataclass
@@ -87,27 +89,15 @@ class Rank:
             dataset_digest=self.job.manifest.digest,
             versions=checkpoint.versions(),
         )
-        learner = self.learner
-        state = {
-            "optimiser": learner.optimiser.state_dict(),
-            "updater": learner.updater.state(),
-            "averaged": 0 if learner.ema is None else learner.ema.updates,
-            "progress": asdict(self.progress),
-            "recent": self.recent,
-        }
-        average = None if learner.ema is None else learner.ema.model
-        return checkpoint.contents(learner.model, state, self.job.config, self.job.manifest.classes, meta, average)
+        state = {**self.learner.state(), "progress": asdict(self.progress), "recent": self.recent}
+        model, ema = self.learner.model, self.learner.ema
+        average = None if ema is None else ema.model
+        return checkpoint.contents(model, state, self.job.config, self.job.manifest.classes, meta, average)
 
     def restore(self, folder: Path) -> None:
-        """Goes on from a checkpoint: weights, average, optimiser, scale and progress."""
-        learner = self.learner
-        learner.model.load_state_dict(checkpoint.load_weights(folder, live=True))
-        state: dict[str, Any] = checkpoint.load_state(folder)
-        learner.optimiser.load_state_dict(state["optimiser"])
-        learner.updater.restore(state["updater"])
-        if learner.ema is not None:
-            learner.ema.model.load_state_dict(checkpoint.load_weights(folder))
-            learner.ema.updates = state["averaged"]
+        """Goes on from a checkpoint."""
+        state = checkpoint.load_state(folder)
+        self.learner.restore(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
         self.progress = Progress(**state["progress"])
         self.recent = state["recent"]
 

@@ -12,6 +12,8 @@ from segray.tracking.journal import Journal, Kind
 from segray.train.preemption import PreemptedError
 
 RECENT = "recent"
+NEWEST = "newest"
+CHECKPOINT_TAG = "segray.checkpoint"
 
 
 class JournalReports(UserCallback):  # type: ignore[misc]
@@ -25,6 +27,7 @@ class JournalReports(UserCallback):  # type: ignore[misc]
     def __init__(self, folder: str) -> None:
         self._journal = Journal(Path(folder))
         self._last: int | None = None
+        self._newest: str | None = None
         self._waiting: list[tuple[Kind, dict[str, Any]]] = []
 
     def after_report(
@@ -42,7 +45,12 @@ class JournalReports(UserCallback):  # type: ignore[misc]
                 self._write("metrics", step=step, values=values)
                 picture = picture_of(self._journal.path.parent, step)
                 if picture.exists():
-                    self._write("image", file=str(picture), place=picture.parent.name)
+                    place = picture.parent.name
+                    self._write("image", file=f"{place}/{picture.name}", place=place)
+        newest = metrics[0].get(NEWEST)
+        if newest is not None and newest != self._newest:
+            self._newest = newest
+            self._write("tag", name=CHECKPOINT_TAG, value=newest)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Notes why workers ended."""
@@ -90,7 +98,6 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
         **_of_machines([report["system"] for report in reports]),
-        **{name: value for name, value in reports[0].items() if name.startswith("val/")},
     }
     for name, count in _counts(reports).items():
         if count:
@@ -102,7 +109,6 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "train/skipped": reports[0]["meter"]["skipped"],
         "train/bad_rows": sum(report["bad_rows"] for report in reports),
-        "val/bad_rows": sum(report.get("bad_val_rows", 0) for report in reports),
     }
 
 

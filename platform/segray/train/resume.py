@@ -5,8 +5,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
+from torch import nn
+
 from segray import checkpoint, places, store
-from segray.config import Config
+from segray.config import Config, flat
 from segray.data.schema import Manifest
 from segray.errors import CheckpointError, ConfigError, ResumeError, listing
 from segray.tracking.journal import JOURNAL, Journal
@@ -15,20 +17,22 @@ AUTO = "auto"
 LOCK = "lock"
 
 
-def found(resume: str, config: Config) -> Path | None:
+def found(resume: str, config: Config, dataset: str) -> Path | None:
     """Returns the folder of the run to go on with.
 
     Args:
-        resume: "auto", the latest unfinished run with the same decisive settings, of which there may be none; or a
-            run's folder, or its latest checkpoint.
+        resume: "auto", the latest unfinished run with the same decisive settings and data, and of the name if one is
+            given, of which there may be none; or a run's folder, or its latest checkpoint.
         config: of the run, its places settled.
+        dataset: digest of its manifest.
 
     Raises:
         ResumeError: the folder named is none of a run, or the run is finished.
     """
     if resume == AUTO:
-        runs = sorted(Path(config.results).glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return next((path.parent for path in runs if _goes_on(path.parent, config)), None)
+        runs = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
+        runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        return next((path.parent for path in runs if _goes_on(path.parent, config, dataset)), None)
     folder = Path(places.absolute("--resume", resume))
     run = folder.parent if store.NAME.search(folder.name) else folder
     if not (run / JOURNAL).exists() or not (run / checkpoint.CONFIG).exists():
@@ -41,9 +45,9 @@ def found(resume: str, config: Config) -> Path | None:
     return run
 
 
-def _goes_on(run: Path, config: Config) -> bool:
+def _goes_on(run: Path, config: Config, dataset: str) -> bool:
     try:
-        same = checkpoint.load_config(run).digest == config.digest
+        same = checkpoint.load_config(run).digest == config.digest and _dataset_of(run) in (dataset, None)
         return same and not is_finished(run) and not is_held(run)
     except CheckpointError:
         return False
@@ -116,12 +120,32 @@ def check(run: Path, config: Config, manifest: Manifest, allowed: Collection[str
             f"{run.name} was started otherwise:{listing(refused)}\n"
             f"Start a new run, or take these differences on with --allow {','.join(differ)}."
         )
-    free = {key: pair for key, pair in _changeable(stored, config).items() if pair[0] != pair[1]}
+    free = {key: pair for key, pair in _free(stored, config).items() if pair[0] != pair[1]}
     return [_line(key, pair) for key, pair in (differ | free).items()]
 
 
+def check_fits(run: Path, model: nn.Module) -> None:
+    """Checks that a run's latest weights, if there are any, are those of the model to go on with.
+
+    Raises:
+        ResumeError: they have other names or shapes, of which the first are told.
+    """
+    whole = store.saved(run)
+    if not whole:
+        return
+    theirs = {name: list(value.shape) for name, value in checkpoint.load_weights(whole[-1].folder, live=True).items()}
+    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
+    differ = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if differ:
+        lines = [f"{name}: {theirs.get(name, 'none')} there, {ours.get(name, 'none')} now" for name in differ]
+        raise ResumeError(
+            f"the weights of {whole[-1].folder} are of another model:{listing(lines, 3)}\n"
+            f"A run cannot go on with it; start a new one from what fits, with --model.init {whole[-1].folder}."
+        )
+
+
 def _line(key: str, pair: tuple[object, object]) -> str:
-    return f"{key}: {pair[0]} at the start, {pair[1]} now"
+    return f"{key}: {pair[0]} so far, {pair[1]} now"
 
 
 def _check_names(allowed: Collection[str], settings: Collection[str]) -> None:
@@ -135,17 +159,22 @@ def _check_names(allowed: Collection[str], settings: Collection[str]) -> None:
 def _of_dataset(run: Path, manifest: Manifest) -> dict[str, tuple[object, object]]:
     """Returns digest and classes, as the run knows them and as they are."""
     pairs: dict[str, tuple[object, object]] = {}
-    for record in Journal(run).records():
-        if record["kind"] == "run":
-            pairs["dataset"] = record["dataset"]["digest"], manifest.digest
+    digest = _dataset_of(run)
+    if digest is not None:
+        pairs["dataset"] = digest, manifest.digest
     whole = store.saved(run)
     if whole:
         pairs["classes"] = checkpoint.load_classes(whole[-1].folder).names, manifest.classes.names
     return pairs
 
 
-def _changeable(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
-    ours, theirs = config.model_dump(mode="json"), stored.model_dump(mode="json")
-    inner = {f"train.{name}": (theirs["train"][name], ours["train"][name]) for name in ours["train"]}
-    places_of = {"data.root": (theirs["data"]["root"], ours["data"]["root"])}
-    return {key: pair for key, pair in (inner | places_of).items() if key not in config.decisive()}
+def _dataset_of(run: Path) -> str | None:
+    """Returns the digest of the dataset that a run was last trained on, none if its journal does not tell."""
+    digests = [record["dataset"]["digest"] for record in Journal(run).records() if "dataset" in record]
+    return digests[-1] if digests else None
+
+
+def _free(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
+    """Returns the settings that may change, but for where the run lies."""
+    ours, theirs, decisive = flat(config), flat(stored), config.decisive()
+    return {key: (theirs[key], ours[key]) for key in ours if key not in decisive and key not in ("name", "results")}

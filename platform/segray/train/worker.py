@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from segray.train.job import Job, means, training_plan
 from segray.train.preemption import PreemptedError, is_announced
 from segray.train.pulse import Beat
 from segray.train.rank import seed_step, started, wrapped
-from segray.train.report import RECENT, joined
+from segray.train.report import NEWEST, RECENT, joined
 from segray.train.system import Usage
 from segray.train.validation import validate
 
@@ -38,7 +38,8 @@ def work(settings: dict[str, Any]) -> None:
     quieten_worker()
     try:
         job: Job = settings["job"]
-        beat = Beat(job.pulse, ray.train.get_context().get_world_rank(), job.config.train.hang_s)
+        context = ray.train.get_context()
+        beat = Beat(job.pulse, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s)
         try:
             Worker(job, beat).train()
         finally:
@@ -85,13 +86,18 @@ class Worker:
         rank = self._rank
         if rank.recent:  # the controller may have died before it wrote them
             self._report()
+        if rank.progress.owed is not None:
+            self._validate(rank.progress.owed)
         if rank.progress.is_over(self._job.config):
             return
+        noticed: Tensor | None = None
         for step in self._steps():
             rank.progress.step = step.step
             self._meter.add(step)
-            if step.noticed:
-                self._stop_for_preemption(step)
+            # Of the step before: to read this one's would make the device wait for the next.
+            if noticed is not None and noticed:
+                self._stop(step)
+            noticed = step.noticed
             is_over = self._is_due(step.step) and self._conclude(step)
             yield step
             if is_over:
@@ -140,61 +146,89 @@ class Worker:
 
     def _conclude(self, step: Step) -> bool:
         """Reports the steps since the last report, with what is due after this one; returns whether it was the last."""
-        found, counts = self._found(step), None
+        values = self._joined(step)
         if self._validates(step.step):
-            scores, counts = self._validate()
-            found |= scores
-            self._rank.progress.validated(scores[SCORE], self._job.config)
-        values = self._joined(found)
-        if counts is not None or self._saves(step.step):
-            self._save(values, counts)
+            return self._validate(values)
+        self._note(values)
+        if self._saves(step.step):
+            self._save({}, None)
         self._report()
-        return counts is not None and self._rank.progress.is_over(self._job.config)
+        return False
 
-    def _joined(self, found: dict[str, Any]) -> dict[str, float]:
-        """Returns the metrics of this report, the same on every rank."""
+    def _validate(self, values: dict[str, float]) -> bool:
+        """Validates the last step and reports it; returns whether the run is over.
+
+        Args:
+            values: the step's other metrics.
+        """
+        progress, config = self._rank.progress, self._job.config
+        progress.owed = values
+        self._beat("validation")
+        found = validate(self._rank, self._beat.sign, is_announced)
+        if found is None:
+            self._preempt()
+        scores = metrics.scores(found.counts.numpy(), self._job.manifest.classes.names).named("val")
+        progress.validated(scores[SCORE], config)
+        self._note(values | scores | ({"val/bad_rows": found.bad_rows} if found.bad_rows else {}))
+        self._save(scores, found.counts)
+        self._report()
+        return progress.is_over(config)
+
+    def _joined(self, step: Step) -> dict[str, float]:
+        """Returns the metrics of the steps since the last report, the same on every rank."""
+        found = self._found(step)
         everyone = [found]
         if self._rank.world > 1:
             self._beat("report")
             everyone = [{} for _ in range(self._rank.world)]
             dist.all_gather_object(everyone, found)
-        values = joined(everyone)
-        self._rank.recent = [*self._rank.recent[-1:], (self._rank.progress.step, values)]
-        return values
+        return joined(everyone)
 
     def _found(self, step: Step) -> dict[str, Any]:
         taken = self._meter.take()
-        train = self._job.config.train
-        if len(self._meter.skipped) >= train.max_skipped:
+        config = self._job.config
+        if len(self._meter.skipped) >= config.train.max_skipped:
             raise TrainingError(_diverged(self._meter.skipped, self._job))
-        return {"lr": step.lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.bad.count}
+        lr = config.optim.lr * step.lr_factor
+        return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.bad.count}
 
-    def _validate(self) -> tuple[dict[str, float], Tensor]:
-        self._beat("validation")
-        before = self._rank.bad_val.count
-        counts = validate(self._rank, self._beat.sign)
-        scores = metrics.scores(counts.numpy(), self._job.manifest.classes.names).named("val")
-        return scores | {"bad_val_rows": self._rank.bad_val.count - before}, counts
+    def _note(self, values: dict[str, float]) -> None:
+        """Has these metrics reported as the last step's, with those of the report before."""
+        self._rank.recent = [*self._rank.recent[-1:], (self._rank.progress.step, values)]
 
-    def _save(self, values: dict[str, float], counts: Tensor | None) -> None:
+    def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
         if self._writer is not None:
             self._beat.sign()
-            scores = {name: value for name, value in values.items() if name.startswith("val/")}
             self._writer.submit(self._rank.progress.step, self._rank.contents(scores, counts).write)
 
     def _report(self) -> None:
         self._beat("report")
-        step, values = self._rank.recent[-1]
-        ray.train.report({"step": step, **values, RECENT: self._rank.recent})
+        told: dict[str, Any] = {RECENT: self._rank.recent}
+        if self._rank.recent:
+            step, values = self._rank.recent[-1]
+            told |= {"step": step, **values}
+        if self._writer is not None:
+            self._writer.check()
+            told[NEWEST] = self._writer.newest
+        ray.train.report(told)
         self._meter.take()  # validating and reporting is not training
 
-    def _stop_for_preemption(self, step: Step) -> None:
+    def _stop(self, step: Step) -> NoReturn:
+        """Ends this worker behind a step, because a node is preempted."""
+        values = self._joined(step)
+        if self._validates(step.step):
+            self._rank.progress.owed = values
+        else:
+            self._note(values)
+        self._preempt()
+
+    def _preempt(self) -> NoReturn:
         """Keeps a checkpoint of this very step and ends this worker; the run goes on where it is placed anew."""
-        self._save(self._joined(self._found(step)), None)
+        self._save({}, None)
         if self._writer is not None:
             self._writer.wait()
         self._report()  # a barrier: no rank goes before the checkpoint is whole
-        raise PreemptedError(f"a node is preempted; the run goes on from step {step.step}.")
+        raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")
 
 
 def _diverged(skipped: range, job: Job) -> str:

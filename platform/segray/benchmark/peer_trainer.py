@@ -1,0 +1,122 @@
+"""transformers' Trainer on the same parquet: what its users write instead of this platform."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from segray import model as models
+from segray.benchmark.contenders import in_transformers
+from segray.benchmark.loaders import Rows
+from segray.config import Config
+from segray.data.pieces import Source
+from segray.errors import ModelError
+from segray.model.segformer import MEAN, STD
+
+NEEDED = "--against hf_trainer needs transformers and accelerate ({}); pip install 'segray[dev]'."
+
+
+def turn(
+    config: Config, source: Source, num_classes: int, ranks: int, warm_up: int, steps: int, folder: Path
+) -> Callable[[], float]:
+    """Returns what trains so many steps and returns their images a second, over all ranks.
+
+    The Trainer runs in this process, and with all ranks of a process group that exists. A turn is a run of its own,
+    and its first steps are not counted: then the loader's processes have started.
+
+    Args:
+        config: variant, crop, batch, precision and how often is reported.
+        source: the rows, in a local folder.
+        num_classes: K.
+        ranks: processes that share a batch.
+        warm_up: steps before the clock is started.
+        steps: steps that are timed.
+        folder: the Trainer's own.
+
+    Raises:
+        ModelError: transformers or accelerate is not installed.
+    """
+    check()
+    from transformers import PrinterCallback, Trainer  # noqa: PLC0415 - a peer, not a dependency
+
+    clock = _clock(warm_up)
+    trainer = Trainer(
+        model=in_transformers(models.build(config.model.variant, num_classes)),
+        args=_arguments(config, ranks, warm_up + steps, folder),
+        train_dataset=Rows(source, config.data.crop),
+        data_collator=_collated,
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+
+    def run() -> float:
+        trainer.train()
+        taken: float = clock.ended - clock.started
+        return steps * config.train.batch / taken
+
+    return run
+
+
+def check() -> None:
+    """Raises ModelError where transformers or accelerate is missing."""
+    try:
+        import accelerate  # noqa: F401, PLC0415
+        import transformers  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ModelError(NEEDED.format(error)) from error
+
+
+def _arguments(config: Config, ranks: int, steps: int, folder: Path) -> Any:
+    from transformers import TrainingArguments  # noqa: PLC0415
+
+    cores = len(os.sched_getaffinity(0))
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.train.batch // ranks,
+        max_steps=steps,
+        learning_rate=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        dataloader_num_workers=max(1, cores // ranks),
+        logging_steps=config.train.log_every,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,  # the data set has none; they are pairs
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.train.precision == "bf16",
+        fp16=config.train.precision == "fp16",
+    )
+
+
+def _clock(warm_up: int) -> Any:
+    from transformers import TrainerCallback  # noqa: PLC0415
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """Notes when the first steps were over, and when all were."""
+
+        started = ended = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == warm_up:
+                self.started = _now()
+            if state.global_step == state.max_steps:
+                self.ended = _now()
+
+    return Clock()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+def _collated(pairs: Sequence[tuple[Any, Any]]) -> dict[str, torch.Tensor]:
+    """Returns a batch as transformers' SegFormer takes it: normalised pixels and labels."""
+    images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return {"pixel_values": (images - mean) / std, "labels": masks.long()}

@@ -1,0 +1,39 @@
+"""Where things go, and what of it may be written down."""
+
+import pytest
+
+from segray import config, places
+from segray.errors import ConfigError
+
+SECRET = "postgresql+psycopg2://me:se@cret:x@host:5432/mlflow"
+SHOWN = "postgresql+psycopg2://me:***@host:5432/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (SECRET, SHOWN),
+        ("http://me:secret@host", "http://me:***@host"),
+        ("http://me@host:5000", "http://me@host:5000"),
+        ("http://host:5000/a:b@c", "http://host:5000/a:b@c"),
+        ("sqlite:////data/a:b@c/mlflow.db", "sqlite:////data/a:b@c/mlflow.db"),
+    ],
+)
+def test_a_password_is_masked_and_nothing_else(uri, shown):
+    assert places.masked(uri) == shown
+    assert places.masked(shown) == shown
+
+
+def test_the_settled_settings_hold_no_password_and_it_is_taken_from_the_environment_again(monkeypatch):
+    monkeypatch.delenv(places.TRACKING_VARIABLE, raising=False)
+    given = config.build({"tracking.uri": SECRET})
+    assert places.tracking_uri(given) == SECRET
+    settled = places.settled(given)
+    assert "cret" not in settled.model_dump_json()
+    with pytest.raises(ConfigError, match=r"\*\*\*@host.*whose password is written down nowhere"):
+        places.tracking_uri(settled)
+    monkeypatch.setenv(places.TRACKING_VARIABLE, SHOWN)
+    with pytest.raises(ConfigError, match="written down nowhere"):
+        places.tracking_uri(settled)
+    monkeypatch.setenv(places.TRACKING_VARIABLE, SECRET)
+    assert places.tracking_uri(settled) == SECRET
