@@ -278,6 +278,7 @@ class Head(OfficialHead):
 '''
 
 
+@pytest.mark.slow
 def test_preemptions_at_validations_cost_no_validation(tiny, plugins, monkeypatch, tmp_path):
     """Behind a step that a validation is due after, in the midst of that validation, and behind the last step."""
     plan = tmp_path / "plan"
