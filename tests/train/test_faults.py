@@ -1,5 +1,6 @@
 """Runs whose workers, drivers and nodes are killed: they end as if nothing had been."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -81,24 +82,18 @@ def rows_of_steps(calls):
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A cluster of two nodes with one CPU each, in processes of their own, that find `counting`."""
+    from ray.cluster_utils import Cluster
+
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "counting.py").write_text(COUNTING.replace("CALLS", str(folder / "calls")))
     os.environ["PYTHONPATH"] = str(folder)
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     os.environ |= environment | {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    cluster = two_nodes()
-    cluster.calls = folder / "calls"
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # a driver does not wait longer for a lost head
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second, cluster.calls = cluster.add_node(num_cpus=1), folder / "calls"
     yield cluster
     cluster.shutdown()
-
-
-def two_nodes():
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.second = cluster.add_node(num_cpus=1)
-    return cluster
 
 
 class Run:
@@ -113,13 +108,13 @@ class Run:
             *("--train.max_failures", "20", "--optim.lr", "1e-3", "--optim.warmup_steps", "2", "--train.ema", "0.9"),
             *more,
         ]
-        self.move(nodes)
+        self.move(nodes.address)
         self.folder = self.results / "run"
         self.log = folder / "log"
         self.process = None
 
-    def move(self, nodes):
-        self._environment = os.environ | {"RAY_ADDRESS": nodes.address}
+    def move(self, address):
+        self._environment = os.environ | {"RAY_ADDRESS": address}
 
     def start(self, *more):
         with self.log.open("a") as log:
@@ -289,18 +284,40 @@ def test_a_run_killed_at_ten_moments_ends_as_if_nothing_had_been(nodes, streets,
     assert_same(run, undisturbed)
 
 
+CLUSTER = """
+import time
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print("address", cluster.address, flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def cluster_to_lose():
+    """The address of a cluster whose processes are a group of their own, all killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def test_when_the_head_is_lost_the_same_command_goes_on_on_another_cluster(nodes, streets, undisturbed, tmp_path):
-    """The last test here: nothing of its cluster is left."""
+    """The last test here: the other tests' cluster is gone."""
+    nodes.shutdown()
     run = Run(nodes, streets, tmp_path)
-    run.start()
-    run.reaches(10)
-    nodes.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    with cluster_to_lose() as address:
+        run.move(address)
+        run.start()
+        run.reaches(10)
     assert run.process.wait(WAIT_S) != 0
-    print(run.log.read_text()[-600:])
-    nodes.remove_node(nodes.second, allow_graceful=False)
-    another = two_nodes()
-    run.move(another)
-    run.start("--resume", "auto")
-    run.wait()
-    another.shutdown()
+    with cluster_to_lose() as another:
+        run.move(another)
+        run.start("--resume", "auto")
+        run.wait()
     assert_same(run, undisturbed)
