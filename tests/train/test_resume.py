@@ -54,7 +54,7 @@ def died(finished, tmp_path):
 
 
 def auto(settings):
-    return resuming.found("auto", settings, read_manifest(settings.data.root).digest)
+    return resuming.latest(settings, read_manifest(settings.data.root).digest)
 
 
 def rates(run):
@@ -92,7 +92,7 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, set
 
 @pytest.mark.parametrize("named", [".", "step-000002"])
 def test_a_run_is_named_by_its_folder_or_its_latest_checkpoint(died, settings, named):
-    assert resuming.found(str(died / named), settings(), "any") == died
+    assert resuming.named(str(died / named)) == died
 
 
 def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died, settings):
@@ -134,7 +134,7 @@ def test_auto_takes_the_run_of_the_name_that_is_given_and_of_the_same_data(died,
     assert auto(settings()) == other
     assert auto(settings(name="died")) == died
     assert auto(settings(name="third")) is None
-    assert resuming.found("auto", settings(), "another digest") is None
+    assert resuming.latest(settings(), "another digest") is None
 
 
 @pytest.mark.parametrize(

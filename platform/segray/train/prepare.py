@@ -71,8 +71,10 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         UserError: the run cannot work.
     """
     settled, tracking_uri = places.settled(config), places.tracking_uri(config)
+    folder = None if resume in (None, resuming.AUTO) else resuming.named(str(resume))
     manifest = read_manifest(settled.data.root)
-    folder = None if resume is None else resuming.found(resume, settled, manifest.digest)
+    if resume == resuming.AUTO:
+        folder = resuming.latest(settled, manifest.digest)
     if resume is not None and folder is None:
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
     train = _checked_split(settled, manifest)

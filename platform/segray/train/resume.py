@@ -17,22 +17,24 @@ AUTO = "auto"
 LOCK = "lock"
 
 
-def found(resume: str, config: Config, dataset: str) -> Path | None:
-    """Returns the folder of the run to go on with.
+def latest(config: Config, dataset: str) -> Path | None:
+    """Returns the folder of the latest unfinished run with the same decisive settings and data, if there is one.
 
     Args:
-        resume: "auto", the latest unfinished run with the same decisive settings and data, and of the name if one is
-            given, of which there may be none; or a run's folder, or its latest checkpoint.
-        config: of the run, its places settled.
+        config: of the run, its places settled; where it has a name, only the run of that name is meant.
         dataset: digest of its manifest.
+    """
+    runs = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
+    runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path.parent for path in runs if _goes_on(path.parent, config, dataset)), None)
+
+
+def named(resume: str) -> Path:
+    """Returns the folder of the run that --resume names, by its folder or its latest checkpoint.
 
     Raises:
-        ResumeError: the folder named is none of a run, or the run is finished.
+        ResumeError: it is none of a run, or the run is finished.
     """
-    if resume == AUTO:
-        runs = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
-        runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        return next((path.parent for path in runs if _goes_on(path.parent, config, dataset)), None)
     folder = Path(places.absolute("--resume", resume))
     run = folder.parent if store.NAME.search(folder.name) else folder
     if not (run / JOURNAL).exists() or not (run / checkpoint.CONFIG).exists():
