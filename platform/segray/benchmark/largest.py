@@ -11,7 +11,7 @@ import torch
 
 from segray import losses
 from segray.benchmark import machine
-from segray.benchmark.memory import added_bytes, alone
+from segray.benchmark.memory import added_bytes, alone, can_measure
 from segray.checkpoint import build_model
 from segray.classes import Classes
 from segray.config import Config
@@ -58,8 +58,10 @@ def measured(config: Config, num_classes: int, device: torch.device, most: int, 
         say: called with what was tried.
 
     Raises:
-        ModelError: not even one image fits, or a step fails for another reason.
+        ModelError: not even one image fits, a step fails for another reason, or the system does not tell what it took.
     """
+    if not can_measure(device):
+        raise ModelError("what a step takes on this CPU is not told by its system; expected Linux, or a GPU.")
     budget, peaks = _budget(device), dict[int, int]()
     single = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
 

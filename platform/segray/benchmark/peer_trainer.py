@@ -43,10 +43,10 @@ def turn(
     check()
     from transformers import PrinterCallback, Trainer  # noqa: PLC0415 - a peer, not a dependency
 
-    clock = _clock(warm_up)
+    clock, share = _clock(warm_up), config.train.batch // ranks
     trainer = Trainer(
         model=in_transformers(models.build(config.model.variant, num_classes)),
-        args=_arguments(config, ranks, warm_up + steps, folder),
+        args=_arguments(config, share, ranks, warm_up + steps, folder),
         train_dataset=Rows(source, config.data.crop),
         data_collator=_collated,
         callbacks=[clock],
@@ -56,7 +56,7 @@ def turn(
     def run() -> float:
         trainer.train()
         taken: float = clock.ended - clock.started
-        return steps * config.train.batch / taken
+        return steps * share * ranks / taken
 
     return run
 
@@ -70,13 +70,13 @@ def check() -> None:
         raise ModelError(NEEDED.format(error)) from error
 
 
-def _arguments(config: Config, ranks: int, steps: int, folder: Path) -> Any:
+def _arguments(config: Config, share: int, ranks: int, steps: int, folder: Path) -> Any:
     from transformers import TrainingArguments  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0))
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=config.train.batch // ranks,
+        per_device_train_batch_size=share,
         max_steps=steps,
         learning_rate=config.optim.lr,
         weight_decay=config.optim.weight_decay,
