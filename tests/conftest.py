@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from mlflow.tracking import MlflowClient
 
 from segray import config
 from segray.config import Config
@@ -69,9 +70,18 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: to make them takes seconds, to copy them none."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture
-def tiny(streets: Path, tmp_path: Path) -> Config:
+def tiny(streets: Path, tmp_path: Path, empty_store: Path) -> Config:
     """A run of a few steps on the streets, all its traces under the test's own folder."""
+    shutil.copy(empty_store, tmp_path)
     return config.build(
         {
             "results": str(tmp_path / "results"),

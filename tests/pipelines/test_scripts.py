@@ -80,6 +80,7 @@ def test_ctrl_c_ends_a_run_in_order(started, tmp_path):
     assert [run.info.status for run in runs] == ["KILLED"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_gives_the_cluster_back(started):
     assert ray.available_resources()["CPU"] < 2
     started.kill()

@@ -34,7 +34,8 @@ def journal(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, empty_store):
+    shutil.copy(empty_store, tmp_path)
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 

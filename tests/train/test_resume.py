@@ -24,8 +24,9 @@ RUN = {"train.keep_every": 1, "train.ema": 0.5, "data.bad_rows": "skip", "data.c
 
 
 @pytest.fixture
-def settings(streets, tmp_path):
+def settings(streets, tmp_path, empty_store):
     """Settings of a run whose results lie in the test's own folder."""
+    shutil.copy(empty_store, tmp_path)
 
     def changed(**changes):
         places = {"results": str(tmp_path / "results"), "data.root": str(streets), "optim.warmup_steps": 1}
@@ -189,6 +190,7 @@ def test_a_finished_run_and_an_older_checkpoint_are_refused(died, finished, sett
         fit(settings(), resume=str(died / "step-000002"))
 
 
+@pytest.mark.slow
 def test_auto_takes_no_run_with_other_settings_and_starts_a_new_one(died, settings):
     said = []
     other = fit(settings(train__steps=2), resume="auto", say=said.append)
@@ -206,8 +208,8 @@ def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(die
 
 def test_early_stopping_ends_a_run_that_gets_no_better(settings):
     result = fit(
-        settings(train__steps=20, train__patience=2, train__min_gain=0.9, train__min_steps=7),
+        settings(train__steps=20, train__val_every=1, train__patience=1, train__min_gain=0.9, train__min_steps=3),
         say=lambda _line: None,
     )
-    assert losses(Path(result.folder))[-1][0] == 8  # stale after 2, 4 and 6, but not before step 7
-    assert [one.step for one in store.saved(Path(result.folder))] == [2, 4, 6, 8]
+    assert losses(Path(result.folder))[-1][0] == 3  # stale after 2, but not before step 3
+    assert [one.step for one in store.saved(Path(result.folder))] == [1, 2, 3]
