@@ -113,6 +113,7 @@ def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():
     assert not names & {"ray", "mlflow", "torch", "numpy", "pyarrow", "albumentations", "platform"}
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
     words = ["model", "--size", 64, "--classes", 3, "--turns", 2, "--json", tmp_path / "rows.json"]
     code = (

@@ -70,6 +70,7 @@ def test_artifacts_lie_beside_the_database_wherever_the_process_stands(tmp_path,
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, journal, serve):
     process, uri = serve()
     said = []

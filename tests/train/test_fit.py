@@ -115,23 +115,36 @@ def test_a_run_starts_from_the_weights_it_names(trained, tiny, streets):
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in learned)
 
 
-def test_a_head_and_a_loss_of_ones_own_are_trained_and_the_parts_of_the_loss_recorded(tiny, plugins, monkeypatch):
+@pytest.fixture(scope="module")
+def own(streets, plugins, tmp_path_factory):
+    """A run with the parts that docs/plugins.md shows, whose MLflow server is away; and what it said."""
     document = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
     module = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[0]
     (plugins / "my_parts.py").write_text(module)
-    monkeypatch.syspath_prepend(plugins)
-    own = {"model__encoder": "my_parts:ConvEncoder", "model__head": "my_parts:AuxiliaryHead"}
-    result = fit(with_settings(tiny, loss__terms="my_parts:loss", **own), say=quiet)
-    values = records(result, "metrics")[0]["values"]
+    run = {
+        "results": str(tmp_path_factory.mktemp("own") / "results"),
+        "data": {"root": str(streets), "crop": 32},
+        "model": {"encoder": "my_parts:ConvEncoder", "head": "my_parts:AuxiliaryHead"},
+        "loss.terms": "my_parts:loss",
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "train": {"steps": 2, "batch": 4, "workers": 1, "log_every": 1, "val_every": 2},
+        "tracking.uri": "http://127.0.0.1:9",
+    }
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(plugins)
+        return fit(config.build(run), say=said.append), said
+
+
+def test_a_head_and_a_loss_of_ones_own_are_trained_and_the_parts_of_the_loss_recorded(own):
+    values = records(own[0], "metrics")[0]["values"]
     assert values["train/loss"] == pytest.approx(
         values["train/loss/cross_entropy"] + 0.4 * values["train/loss/coarse"], rel=1e-5
     )
 
 
-def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(tiny, tmp_path, capsys):
-    said = []
-    away = with_settings(tiny, tracking__uri="http://127.0.0.1:9")
-    result = fit(away, say=said.append)
+def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(own):
+    result, said = own
     complaints = [line for line in said if "127.0.0.1:9" in line]
     assert len(complaints) == 2, said
     assert "training goes on" in complaints[0]
@@ -181,24 +194,6 @@ def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
         fit(with_settings(tiny, tracking__uri="sqlite:///mlflow.db"), say=quiet)
 
 
-def test_every_part_of_the_data_plane_at_once_and_bad_rows_are_counted(tiny, spoilt):
-    """A sampler that draws every row, crops of the user's own made by tasks, mixed, and two rows left out."""
-    changes = {
-        "data__root": str(spoilt),
-        "data__sampler": "repeat",
-        "data__repeat_below": 1.0,
-        "data__class_crops": 0.5,
-        "data__augment": ["ScaledCrop", {"GaussNoise": {"p": 0.5}}],
-        "data__cut_mix": 0.5,
-        "data__decode": "cluster",
-        "train__steps": 11,
-        "train__val_every": 11,
-    }
-    found = fit(with_settings(tiny, data__bad_rows="skip", **changes), say=quiet)
-    assert records(found, "metrics")[-1]["values"]["train/bad_rows"] >= 1
-    assert found.step == 11
-
-
 def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(tiny):
     crop = [{"RandomCrop": {"height": 160, "width": 160}}]
     large = with_settings(tiny, data__crop=160, data__augment=crop)
@@ -207,27 +202,40 @@ def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(t
     assert not Path(tiny.results).exists()
 
 
-def test_the_settings_of_the_engine_together(tiny):
-    """Half precision, parts, clipping, an average, a frozen encoder and frozen norms; only the head's rest moves."""
-    changes = {
-        "train__precision": "bf16",
-        "train__accumulate": 2,
-        "train__ema": 0.9,
-        "train__freeze_encoder": True,
-        "train__batch_norm": "frozen",
-        "train__channels_last": True,
-        "train__deterministic": True,
-        "model__aux_head": True,
-        "optim__clip": 0.5,
-        "optim__schedule": "cosine",
-        "loss__class_weights": "balanced",
-        "train__workers": 2,
-    }
-    result = fit(with_settings(tiny, **changes), say=quiet)
+EVERY_PART = {  # of the data plane: a sampler that draws every row, crops of the user's own made by tasks, mixed
+    "data__sampler": "repeat",
+    "data__repeat_below": 1.0,
+    "data__class_crops": 0.5,
+    "data__augment": ["ScaledCrop", {"GaussNoise": {"p": 0.5}}],
+    "data__cut_mix": 0.5,
+    "data__decode": "cluster",
+    "data__bad_rows": "skip",
+}
+ENGINE = {  # half precision, parts, clipping, an average, a frozen encoder and frozen norms
+    "train__precision": "bf16",
+    "train__accumulate": 2,
+    "train__ema": 0.9,
+    "train__freeze_encoder": True,
+    "train__batch_norm": "frozen",
+    "train__channels_last": True,
+    "train__deterministic": True,
+    "model__aux_head": True,
+    "optim__clip": 0.5,
+    "optim__schedule": "cosine",
+    "loss__class_weights": "balanced",
+}
+
+
+def test_every_part_of_the_data_plane_and_of_the_engine_at_once(tiny, spoilt):
+    """Two rows are left out and counted; only the head moves, but for its norms."""
+    changes = EVERY_PART | ENGINE | {"data__root": str(spoilt), "train__workers": 2}
+    result = fit(with_settings(tiny, train__steps=11, train__val_every=11, **changes), say=quiet)
     values = records(result, "metrics")[-1]["values"]
+    assert result.step == 11
+    assert values["train/bad_rows"] >= 1
     assert {"train/loss/cross_entropy", "train/loss/aux"} <= set(values)
-    live = checkpoint.load_weights(Path(result.folder) / "step-000004", live=True)
-    used = checkpoint.load_weights(Path(result.folder) / "step-000004")
+    live = checkpoint.load_weights(Path(result.folder) / "step-000011", live=True)
+    used = checkpoint.load_weights(Path(result.folder) / "step-000011")
     moved = {name for name in live if not torch.equal(live[name], used[name])}
     assert "head.classifier.weight" in moved
     assert not any(name.startswith("encoder.") or "running" in name for name in moved)

@@ -206,6 +206,7 @@ def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(die
     assert auto(settings()) == died
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_no_better(settings):
     result = fit(
         settings(train__steps=20, train__val_every=1, train__patience=1, train__min_gain=0.9, train__min_steps=3),
