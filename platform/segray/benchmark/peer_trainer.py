@@ -86,6 +86,7 @@ def _arguments(config: Config, share: int, ranks: int, steps: int, folder: Path)
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,  # the data set has none; they are pairs
+        ddp_find_unused_parameters=False,  # there are none; to look for them costs time
         use_cpu=not torch.cuda.is_available(),
         bf16=config.train.precision == "bf16",
         fp16=config.train.precision == "fp16",
