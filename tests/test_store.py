@@ -98,7 +98,8 @@ def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, erro
     writer = Writer(tmp_path)
     writer.submit(1, writes(1, 0.5))
     writer.submit(2, write)
-    said = rf"checkpoint of step 2 cannot be written .*{error.args[-1]}.* last whole one is step-000001; .*--resume"
+    reason = rf"checkpoint of step 2 cannot be written .*{error.args[-1]}.* \d+ MiB are free there"
+    said = rf"{reason}; the last whole one is step-000001; .*--resume"
     with pytest.raises(TrainingError, match=said):
         writer.wait()
     assert names(tmp_path) == ["step-000001"]

@@ -146,10 +146,11 @@ class Writer:
     def _complaint(self, step: int, error: Exception) -> str:
         found = saved(self._run)
         why = getattr(error, "strerror", None) or error
+        room = shutil.disk_usage(self._run).free / 2**20  # torch does not say that the disk is full
         last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
         return (
-            f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {last}; "
-            f"make room and go on with --resume {self._run}."
+            f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {room:.0f} MiB are free "
+            f"there; {last}; make room and go on with --resume {self._run}."
         )
 
     def _prune(self) -> None:

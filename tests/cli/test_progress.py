@@ -6,6 +6,7 @@ from rich.console import Console
 
 from segray.cli.progress import TrainingProgress, duration
 from segray.cli.tables import show_places, show_scores
+from segray.cli.terminal import terminal
 from segray.metrics import Scores
 from segray.tracking.journal import Journal
 
@@ -25,6 +26,18 @@ def test_a_log_shows_every_validation_and_the_time_left(tmp_path):
     assert [line.split()[1] for line in lines] == ["10/40", "20/40", "40/40"]
     assert "loss 0.5000  lr 1.00e-03  42.0 img/s  wait 10%  left" in lines[0]
     assert lines[1].endswith("val mIoU 0.2500  aAcc 0.7500")
+
+
+def test_brackets_are_shown_as_they_are(tmp_path):
+    """In a terminal's bar and in a log: what a run says, and names of classes."""
+    out = io.StringIO()
+    journal = Journal(tmp_path)
+    with TrainingProgress(terminal(file=out), 40) as progress:
+        progress.watch(tmp_path)
+        journal.write("event", text="[enforce fail] at [/data]")
+    show_scores(terminal(file=out), "[val]", Scores({"[car]": 0.5}, 0.5, 0.5, 0.5, ("[bold]",), (), 10))
+    for part in ("[enforce fail] at [/data]", "[val]", "[car]", "[bold]"):
+        assert part in out.getvalue()
 
 
 def test_durations():

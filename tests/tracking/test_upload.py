@@ -142,6 +142,7 @@ def test_a_run_that_goes_on_is_running_again_and_the_same(tmp_path, journal, sto
 def test_what_the_store_refuses_is_left_out_and_said_and_the_rest_arrives(tmp_path, journal, store):
     said = []
     journal.write("image", file="predictions/step-000003.png", place="predictions")
+    journal.write("model", folder="step-000003", name="segray", aliases=["challenger"])
     journal.write("tag", name="t" * 300, value="x")
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     journal.write("metrics", step=5, values={"x" * 200 + "\n/../": 0.5, "train/loss": 0.2})
@@ -150,6 +151,7 @@ def test_what_the_store_refuses_is_left_out_and_said_and_the_rest_arrives(tmp_pa
     assert history(store, upload.run_id)[3:] == [(4, 0.25), (5, 0.2)]
     assert [line.partition(";")[0].partition(":")[0] for line in said] == [
         f"{tmp_path}/predictions/step-000003.png is not there",
+        f"{tmp_path}/step-000003 is not there",
         "MLflow refuses a record of tag",
     ]
 
@@ -237,9 +239,12 @@ def test_artifacts_of_a_database_lie_in_an_absolute_place(uri, place):
 
 
 def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
+    upload = Upload(tmp_path, "http://me:secret@127.0.0.1:9")
     with pytest.raises(RegistryError) as raised:
-        Upload(tmp_path, "http://me:secret@127.0.0.1:9").drain()
+        upload.drain()
     assert "http://me:***@127.0.0.1:9" in str(raised.value)
+    upload._save(0)  # as after records that it took
+    assert "http://me:***@127.0.0.1:9" in (tmp_path / "uploaded.json").read_text()
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())
 
 

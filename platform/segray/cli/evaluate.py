@@ -4,11 +4,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from segray import places, registry
 from segray.cli.command import Parser, end
 from segray.cli.tables import show_scores
+from segray.cli.terminal import terminal
 from segray.evaluate import evaluate
 
 
@@ -34,7 +33,7 @@ def _evaluate() -> None:
     root = places.absolute("data.root", flags.data or config.data.root)
     folder = registry.fetch(flags.model, places.tracking_uri(config))
     found = evaluate(folder, root, flags.split, flags.workers, config.train.device)
-    show_scores(Console(), f"{flags.model} on {flags.split}, {found.rows} images", found.scores)
+    show_scores(terminal(), f"{flags.model} on {flags.split}, {found.rows} images", found.scores)
     if flags.json:
         written = asdict(found) | {"confusion": found.confusion.tolist()}
         flags.json.write_text(json.dumps(written, indent=2))

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from segray import cluster, places
 from segray.classes import Classes, read_names
 from segray.cli.command import Parser, end
+from segray.cli.terminal import terminal
 from segray.data.ingest import convert
 from segray.data.schema import Manifest
 from segray.data.sources import SOURCES
@@ -30,7 +31,7 @@ def _prepare() -> None:
     parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignored)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     flags, _ = parser.parse()
-    console = Console(quiet=flags.quiet, soft_wrap=True)
+    console = terminal(flags.quiet)
     out = places.absolute("--out", flags.out)
     found = SOURCES[flags.format](flags.source and places.absolute("--source", flags.source))
     classes = Classes.named(read_names(flags.classes)) if flags.classes else found.classes

@@ -12,6 +12,7 @@ from segray.checkpoint import CONFIG
 from segray.cli.command import Parser, end
 from segray.cli.progress import TrainingProgress
 from segray.cli.tables import show_places, show_scores
+from segray.cli.terminal import terminal
 from segray.train.fit import Result, fit
 from segray.train.resume import AUTO
 
@@ -39,8 +40,8 @@ def _train() -> None:
     flags, config = parser.parse(base=_stored)
     if flags.data:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
-    console = Console(soft_wrap=True)
-    quiet = Console(quiet=True) if flags.quiet else console
+    console = terminal()
+    quiet = terminal(quiet=True) if flags.quiet else console
     with TrainingProgress(quiet, config.train.steps) as progress:
         result = fit(
             config,
