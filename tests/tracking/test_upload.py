@@ -80,7 +80,9 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     uploading = Uploading(upload, said.append, every_s=0.05)
     uploading.start()
+    deadline = time.monotonic() + 60
     while not said:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)
     assert not uploading.finish()
@@ -253,7 +255,8 @@ def test_whatever_goes_wrong_the_thread_goes_on(tmp_path, journal, store, monkey
     monkeypatch.setattr(upload, "drain", lambda: 1 / 0)
     uploading = Uploading(upload, said.append, every_s=0.01)
     uploading.start()
-    while not said:
+    deadline = time.monotonic() + 30
+    while not said and time.monotonic() < deadline:
         time.sleep(0.01)
     assert uploading.is_alive()
     assert not uploading.finish()
