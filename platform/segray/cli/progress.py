@@ -83,7 +83,7 @@ def _bar(console: Console) -> Progress:
         TextColumn("step"),
         MofNCompleteColumn(),
         BarColumn(20),
-        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[figures]}"),
         console=console,
     )
 
