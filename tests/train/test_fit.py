@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from segray import checkpoint, config, registry
 from segray.data.schema import read_manifest
 from segray.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from segray.evaluate import evaluate
+from segray.tracking.journal import Journal
 from segray.train.fit import fit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -89,12 +91,19 @@ def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_wo
 
 
 def test_the_same_seed_gives_the_same_losses_and_a_name_used_again_another_run_and_version(trained, tmp_path):
-    config_of_it = checkpoint.load_config(Path(trained.folder))
-    again = fit(with_settings(config_of_it, name=trained.name, results=str(tmp_path)), say=quiet)
-    assert losses(again) == losses(trained)
-    assert again.tracking_uri == trained.tracking_uri
-    assert again.run_id != trained.run_id
-    assert int(again.version) > int(trained.version)
+    """The second run lies where the first did, which is moved aside."""
+    aside = shutil.move(trained.folder, tmp_path / "aside")
+    expected = [record["values"]["train/loss"] for record in Journal(aside).records() if record["kind"] == "metrics"]
+    try:
+        again = fit(with_settings(checkpoint.load_config(aside), name=trained.name), say=quiet)
+        assert again.folder == trained.folder
+        assert losses(again) == expected
+        assert again.tracking_uri == trained.tracking_uri
+        assert again.run_id != trained.run_id
+        assert int(again.version) > int(trained.version)
+    finally:
+        shutil.rmtree(trained.folder, ignore_errors=True)
+        shutil.move(aside, trained.folder)
 
 
 @pytest.mark.slow
@@ -200,6 +209,25 @@ def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(t
     with pytest.raises(ConfigError, match="data.augment cannot work on an image of 192x144: Crop size"):
         fit(large, say=quiet)
     assert not Path(tiny.results).exists()
+
+
+@pytest.mark.slow
+def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, streets, tmp_path):
+    copy = shutil.copytree(streets, tmp_path / "copy")
+    for shard in sorted((copy / "train").iterdir()):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"copy/train/part-0000\d\.parquet cannot be read"):
+        fit(with_settings(tiny, data__root=str(copy)), say=quiet)
+    assert list(Path(tiny.results).iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bad_row_ends_the_run_and_is_named(tiny, spoilt):
+    changes = EVERY_PART | {"data__root": str(spoilt), "data__bad_rows": "fail"}
+    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_000\d\d\): .* no image"):
+        fit(with_settings(tiny, train__steps=11, train__val_every=11, **changes), say=quiet)
 
 
 EVERY_PART = {  # of the data plane: a sampler that draws every row, crops of the user's own made by tasks, mixed
