@@ -1,8 +1,6 @@
 """The stream: what the plan says, no more and no less, through real Ray Data."""
 
-import os
 import shutil
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +18,7 @@ from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
 from segray.data.schema import read_manifest
-from segray.data.stream import LOWEST, Means, evaluation_rows, refuse, training_batches
+from segray.data.stream import Means, evaluation_rows, refuse, training_batches
 from segray.errors import CapacityError, DataError
 
 BATCH = 4
@@ -169,25 +167,6 @@ def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
     monkeypatch.setattr(fetch.ray, "get", full)
     with pytest.raises(CapacityError, match="the object store of a node is full, .* --object-store-memory"):
         batches(source, range(BATCH), 0, 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities are a thread's own on Linux alone")
-def test_threads_that_make_crops_give_way_to_those_that_train(source):
-    seen = set()
-
-    class Watched(Augment):
-        def __call__(self, rows, seed):
-            seen.add(os.getpriority(os.PRIO_PROCESS, 0))
-            return super().__call__(rows, seed)
-
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    plan, augment = Plan(source.group_rows(), BATCH, 3, 64), Watched(DataConfig(crop=32), 255)
-    for stand_back, expected in ((True, LOWEST), (False, own)):
-        seen.clear()
-        means = Means(0.5, 2, stand_back=stand_back)
-        assert len(list(training_batches(source, plan, range(BATCH), 0, 3, augment, means, refuse))) == 3
-        assert seen == {expected}
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own < LOWEST
 
 
 def test_a_stream_that_is_left_early_ends(source):

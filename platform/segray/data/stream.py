@@ -4,8 +4,6 @@ Encoded bytes come through Ray Data (`fetch`); they are decoded and augmented by
 trains, or by tasks on the CPUs of other nodes. See docs/decisions.md for why not `streaming_split`.
 """
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +31,6 @@ OnBad = Callable[[DataError], None]
 
 SHELF_BYTES = 64 * 2**20
 READY_BATCHES = 4
-LOWEST = 19  # of priorities
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,12 @@ class Means:
         threads: threads that decode.
         decode_tasks: crops of so many steps are made at once by tasks on the cluster; 0 makes them on the threads.
         pinned: whether batches lie in page-locked memory, from which a GPU copies while it computes.
-        stand_back: whether the threads give way to those that train, on the same cores.
     """
 
     read_cpus: float
     threads: int
     decode_tasks: int = 0
     pinned: bool = False
-    stand_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,17 +151,8 @@ def _on_threads(steps: Steps, augment: Augment, means: Means) -> Generator[tuple
         return lambda: (_channels_first(batch), _errors(draws, shelf, [one.result() for one in made]))
 
     cv2.setNumThreads(1)  # rows are worked on side by side, not the pixels of one
-    with ThreadPoolExecutor(means.threads, "segray-crops", _stand_back if means.stand_back else None) as pool:
+    with ThreadPoolExecutor(means.threads, "segray-crops") as pool:
         yield from _ahead((begin(*step) for step in steps), READY_BATCHES)
-
-
-def _stand_back() -> None:
-    """Has this thread take what the others leave of the cores.
-
-    torch's threads wait for each other at every operation: one that is held up by a crop holds all of them up.
-    """
-    if sys.platform == "linux":  # where priorities are a thread's own
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 
 
 def _on_cluster(steps: Steps, augment: Augment, means: Means) -> Generator[tuple[Batch, Errors]]:

@@ -62,8 +62,7 @@ class BadRows:
 def means(config: Config, placement: Placement) -> Means:
     """Returns what a worker may use to make its batches."""
     tasks = 2 * max(1, int(placement.spare_cpus)) if config.data.decode == "cluster" else 0
-    on_gpu = placement.device == "cuda"
-    return Means(placement.read_cpus, placement.threads, tasks, pinned=on_gpu, stand_back=not on_gpu)
+    return Means(placement.read_cpus, placement.threads, tasks, placement.device == "cuda")
 
 
 def training_plan(source: Source, config: Config, times: NDArray[np.float64] | None) -> Plan:
