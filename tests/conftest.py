@@ -16,7 +16,8 @@ from segray import config
 from segray.config import Config
 from segray.data.ingest import convert
 from segray.data.schema import MANIFEST, digest_of, read_manifest
-from segray.data.sources import demo
+from segray.data.shards import Bounds
+from segray.data.sources import Found, demo
 from segray.quiet import quieten
 
 
@@ -46,7 +47,8 @@ def streets(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted dataset of a few demo streets: 41 rows to train on, in several shards, and 7 to validate on."""
     out = tmp_path_factory.mktemp("data") / "streets"
     samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
-    convert(samples, demo.classes(), str(out), shard_bytes=200_000, row_group_rows=4, absent_ok=True)
+    found = Found(samples, demo.classes(), absent_ok=True)
+    convert(found, str(out), bounds=Bounds(shard_bytes=200_000, group_rows=4))
     return out
 
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segray.errors import DataError
 
-Colour = tuple[int, int, int]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
 
 
 class Classes(BaseModel):
@@ -28,6 +29,9 @@ class Classes(BaseModel):
     def _check(self) -> Self:
         if not self.names:
             raise ValueError("a dataset needs at least one class")
+        strange = [name for name in self.names if not name.strip() or name.encode("utf-8", "replace").decode() != name]
+        if strange:
+            raise ValueError(f"a class is called {strange[0]!a}; expected text")
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise ValueError(f"class names must be unique; {', '.join(twice)} stands there twice")

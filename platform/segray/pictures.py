@@ -49,6 +49,12 @@ def coloured(ids: Ids, classes: Classes) -> Pixels:
     return colours[ids]
 
 
+def overlaid(image: Pixels, ids: Ids, classes: Classes, share: float = 0.5) -> Pixels:
+    """Returns an image (H, W, 3) with the colours of its ids (H, W) laid over it, of which `share` is seen."""
+    mixed = image * (1 - share) + coloured(ids, classes) * share
+    return np.round(mixed).astype(np.uint8)
+
+
 def _strip(pictures: Iterable[Pixels]) -> Image.Image:
     first, *others = (Image.fromarray(picture) for picture in pictures)
     height = round(others[0].height * WIDTH / others[0].width)

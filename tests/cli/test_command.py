@@ -73,7 +73,7 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
         (["train", "--optim.lr", "fast"], "optim.lr is 'fast'; expected"),
         (["train", "--config", "gone.yaml"], "config file gone.yaml does not exist."),
         (["train", "--data", "nowhere"], "nowhere holds no dataset"),
-        (["prepare", "--format", "nothing", "--out", "x"], "invalid choice: 'nothing'"),
+        (["prepare", "--format", "nothing", "--out", "x"], "--format is nothing; expected one of demo, folder"),
         (["prepare", "--out", "x"], "--format"),
         (["prepare", "--format", "folder", "--source", "nowhere", "--out", "x"], "nowhere"),
         (["evaluate", "--model", "nowhere", "--data", "x"], "nowhere"),

@@ -3,14 +3,15 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from segray.data import images
 from segray.data.images import (
+    PILLOWS_MOST_PIXELS,
     UprightImage,
     aligned_mask,
     decode_image,
@@ -70,6 +71,18 @@ def test_rotated_images_are_stored_upright(format, orientation):
     assert np.abs(decode_image(stored.encoded).astype(int) - expected).max() < 40
 
 
+def test_a_damaged_exif_tag_beside_the_orientation_does_no_harm():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 1.5
+    source = bytearray(encoded(Image.fromarray(COLOURS), "JPEG", exif=exif))
+    at = source.index(b"Exif\0\0")
+    for position in range(at + 14, at + 60):
+        damaged = bytearray(source)
+        damaged[position] ^= 0xFF
+        with suppress(DataError):  # an error of that image; any other ends the test
+            upright_image(bytes(damaged), "x.jpg")
+
+
 def test_each_odd_image_becomes_8_bit_rgb_or_grey_with_a_reason():
     rgb = Image.fromarray(COLOURS)
     deep = Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 256 + 77)
@@ -114,10 +127,23 @@ def test_pixel_types_without_an_8_bit_meaning_are_errors():
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     source = encoded(Image.fromarray(COLOURS), "BMP")
-    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"x\.bmp has 768 pixels; expected at most 767"):
-        upright_image(source, "x.bmp")
+        upright_image(source, "x.bmp", most_pixels=767)
+    with pytest.raises(DataError, match=r"y\.bmp has 768 pixels; expected at most 767"):
+        source_mask(source, "y.bmp", most_pixels=767)
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    with pytest.raises(DataError, match=r"z\.png has more than 178956970 pixels; expected at most 134217728"):
+        source_mask(bomb, "z.png")
+    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOWS_MOST_PIXELS
+
+
+def test_what_is_no_image_is_told_in_the_same_words_each_time():
+    for damaged in (b"", b"no image"):
+        with pytest.raises(DataError) as error:
+            upright_image(damaged, "x.jpg")
+        said = f"x.jpg cannot be read as an image ({len(damaged)} bytes of no known format); replace or remove it."
+        assert str(error.value) == said
 
 
 @pytest.mark.parametrize("most", [254, 65535])

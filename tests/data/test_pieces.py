@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -105,37 +104,15 @@ def test_a_shard_that_is_no_parquet_any_more_is_named(copy):
         source.read([0])
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def s3_server(**environment):
-    """Starts moto's S3 on loopback; returns (process, URL)."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=os.environ | environment, **quiet)
-    deadline = time.monotonic() + 60
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    return process, f"http://127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="module")
-def bucket(streets):
+def bucket(streets, s3_server):
     """The URI of the streets in a bucket."""
-    process, url = s3_server()
+    url = s3_server()
     uri = f"s3://segray-test/streets?endpoint_override={url}&allow_bucket_creation=true"
     there, path = pyarrow.fs.FileSystem.from_uri(uri)
     there.create_dir("segray-test")
     pyarrow.fs.copy_files(str(streets), path, destination_filesystem=there)
-    yield uri
-    process.kill()
-    process.wait()
+    return uri
 
 
 def test_a_bucket_holds_the_same_rows_as_the_disk(bucket, streets, ray_cluster):
@@ -145,10 +122,10 @@ def test_a_bucket_holds_the_same_rows_as_the_disk(bucket, streets, ray_cluster):
 
 
 @pytest.mark.slow
-def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_path):
+def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_path, s3_server):
     """Prints it: a bucket of one Python process on this machine says little about a real one."""
     here = resized(str(streets), "train", 512, 800, tmp_path / "large")
-    process, url = s3_server()
+    url = s3_server()
     uri = f"s3://segray-speed/large?endpoint_override={url}&allow_bucket_creation=true"
     there, path = pyarrow.fs.FileSystem.from_uri(uri)
     there.create_dir("segray-speed")
@@ -159,8 +136,6 @@ def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_pa
         source.read(groups[:1])
         start = time.perf_counter()
         rates[name] = source.read(groups).nbytes / (time.perf_counter() - start) / 1e6
-    process.kill()
-    process.wait()
     print("".join(f"\n{name}: {rate:.0f} MB/s" for name, rate in rates.items()))
     assert rates["S3-compatible server"] > 5
 
@@ -181,21 +156,17 @@ def test_the_stream_reads_from_a_bucket(bucket, streets, ray_cluster):
 
 
 def test_what_is_not_in_the_bucket_is_told(bucket):
-    with pytest.raises(DataError, match=r"holds no dataset .*--out DIR` and copy it there"):
+    with pytest.raises(DataError, match=r"s3://segray-test/nothing holds no dataset .*--out s3://segray-test/nothing`"):
         read_manifest(bucket.replace("/streets", "/nothing"))
 
 
-def test_missing_credentials_are_told_with_where_they_come_from():
-    process, url = s3_server(INITIAL_NO_AUTH_ACTION_COUNT="0")
+def test_missing_credentials_are_told_with_where_they_come_from(s3_server):
+    url = s3_server(INITIAL_NO_AUTH_ACTION_COUNT="0")
     code = f"from segray.data.schema import place, read_manifest; read_manifest('s3://closed/data?endpoint_override={url}')"
     without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment = without | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nonexistent"}
-    try:
-        command = [sys.executable, "-c", code]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     last = ended.stderr.strip().splitlines()[-1]
     assert "data.root s3://closed/data" in last
     assert "cannot be read" in last

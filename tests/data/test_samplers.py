@@ -11,7 +11,7 @@ from segray.data.pieces import Source
 from segray.data.plan import Plan
 from segray.data.samplers import class_chances, draw_times, rare_class, repeat
 from segray.data.schema import read_manifest
-from segray.data.sources import folder
+from segray.data.sources import Found, folder
 from segray.errors import DataError
 
 PIXELS = np.array([[90, 10, 0], [100, 0, 0], [60, 30, 10], [98, 0, 2]])
@@ -69,8 +69,9 @@ def test_the_pixels_of_every_row_come_from_the_parquet(streets):
 def camvid(ray_cluster, tmp_path_factory):
     """CamVid's training split, converted."""
     out = str(tmp_path_factory.mktemp("data") / "camvid")
-    found = [sample for sample in folder.find(os.environ["SEGRAY_CAMVID"]).samples if sample.split == "train"]
-    manifest = convert(found, None, out, ignore_ids=[11])
+    samples = folder.find(os.environ["SEGRAY_CAMVID"]).samples
+    found = Found(tuple(sample for sample in samples if sample.split == "train"), None)
+    manifest = convert(found, out, ignore_ids=[11])
     return Source(out, manifest.split("train"))
 
 

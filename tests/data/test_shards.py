@@ -1,6 +1,7 @@
 """Shards: how samples are cut, and what one row becomes."""
 
 import io
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from segray.classes import Classes
 from segray.data.images import decode_mask
+from segray.data.labels import Labels, labels_of
 from segray.data.schema import COLUMNS, digest_of
-from segray.data.shards import FEWEST_SHARDS, Job, Labels, cut, source_ids, write
+from segray.data.shards import FEWEST_SHARDS, Bounds, Job, cut, source_ids, write
 from segray.data.sources.sample import Sample
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
@@ -29,9 +32,9 @@ def sample(index: int, ids: np.ndarray, image: Image.Image = IMAGE) -> Sample:
     return Sample("train", f"train/{index}", f"i{index}", f"m{index}", 1, *read)
 
 
-def job(folder, samples, num_classes=4, ignored=(), row_group_rows=2) -> Job:
-    labels = Labels(num_classes, frozenset(ignored))
-    return Job("part-00000.parquet", tuple(samples), str(folder), labels, row_group_rows)
+def job(folder, samples, num_classes=4, ignored=(), **bounds) -> Job:
+    labels = labels_of(Classes.named([str(index) for index in range(num_classes)]), None, ignored)
+    return Job("part-00000.parquet", tuple(samples), str(folder), labels, Bounds(**{"group_rows": 2} | bounds))
 
 
 @given(
@@ -39,20 +42,20 @@ def job(folder, samples, num_classes=4, ignored=(), row_group_rows=2) -> Job:
     st.integers(1, 1000),
     st.integers(1, 20),
 )
-def test_shards_are_whole_row_groups_in_order_and_neither_too_few_nor_too_large(sizes, shard_bytes, rows):
+def test_shards_are_in_order_and_neither_too_few_nor_too_large(sizes, shard_bytes, rows):
     samples = [Sample("train", str(index), "", "", size, bytes, bytes) for index, size in enumerate(sizes)]
-    shards = list(cut(samples, shard_bytes, rows))
+    shards = list(cut(samples, Bounds(shard_bytes=shard_bytes, group_rows=rows)))
     assert [one for shard in shards for one in shard] == samples
-    assert all(len(shard) % rows == 0 for shard in shards[:-1])
     for shard in shards:
-        # Without its last row group a shard is below the limit.
-        assert sum(one.size_bytes for one in shard[: (len(shard) - 1) // rows * rows]) < shard_bytes
+        assert sum(one.size_bytes for one in shard[:-1]) < shard_bytes
         assert len(shard) - rows < len(samples) / FEWEST_SHARDS
+    for shard in shards[:-1]:
+        assert len(shard) % rows == 0 or sum(one.size_bytes for one in shard) >= shard_bytes
 
 
 def test_a_small_split_still_gives_work_to_several_cores():
     samples = [Sample("train", str(index), "", "", 10_000, bytes, bytes) for index in range(400)]
-    assert len(list(cut(samples, 128 * 2**20, 16))) >= 6
+    assert len(list(cut(samples, Bounds()))) >= 6
 
 
 def test_rows_follow_the_contract(tmp_path):
@@ -73,10 +76,11 @@ def test_rows_follow_the_contract(tmp_path):
         assert row["digest"] == digest_of(row["image"], row["mask"])
     assert outcome.problems == []
     assert outcome.class_pixels == np.sum([row["class_pixels"] for row in rows], axis=0).tolist()
-    assert outcome.shard.rows == 5
-    assert outcome.shard.row_groups == (2, 2, 1)
-    assert outcome.shard.bytes == (tmp_path / "part-00000.parquet").stat().st_size
-    assert outcome.shard.digest == digest_of(*(row["digest"].encode() for row in rows))
+    (shard,) = outcome.shards
+    assert (shard.path, shard.rows, shard.row_groups) == ("part-00000.parquet", 5, (2, 2, 1))
+    assert shard.bytes == (tmp_path / "part-00000.parquet").stat().st_size
+    assert shard.digest == digest_of(*(row["digest"].encode() for row in rows))
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000.parquet"]
     metadata = pq.ParquetFile(tmp_path / "part-00000.parquet").metadata
     assert [metadata.row_group(index).num_rows for index in range(3)] == [2, 2, 1]
 
@@ -109,16 +113,18 @@ def test_foreign_ids_are_reported_with_their_pixels_and_the_good_rows_are_still_
     image = Image.fromarray(np.zeros((1, 6, 3), np.uint8))
     samples = [sample(0, foreign, image), sample(1, foreign[:, :5] * 0), sample(2, foreign, image)]
     outcome = write(job(tmp_path, samples, ignored=(11,)))
-    expected = "holds id 4 (2 pixels), id 9 (1 pixels); expected ids 0..3 or 255"
-    assert outcome.problems[0] == f"m0 {expected}"
-    assert outcome.problems[2] == f"m2 {expected}"
-    assert "m1 is 5x1 but i1 is 9x6" in outcome.problems[1]
+    expected = "holds id 4 (2 pixels), id 9 (1 pixels); expected ids 0..3 or 11 or 255"
+    assert outcome.problems[0] == ("train/0", f"m0 {expected}")
+    assert outcome.problems[2] == ("train/2", f"m2 {expected}")
+    assert "m1 is 5x1 but i1 is 9x6" in outcome.problems[1][1]
+    assert outcome.shards == []
+    assert list(tmp_path.iterdir()) == []
     assert (outcome.rows, outcome.highest_id) == (3, 9)
 
 
 def test_source_ids_skips_what_cannot_be_read():
     broken = Sample("train", "train/1", "i", "m", 1, bytes, bytes)
-    assert source_ids([sample(0, np.array([[3, 7]], np.uint8)), broken]) == {3, 7}
+    assert source_ids([sample(0, np.array([[3, 7]], np.uint8)), broken], 100) == {3, 7}
 
 
 def test_memory_holds_one_row_group(tmp_path, monkeypatch):
@@ -139,5 +145,34 @@ def test_memory_holds_one_row_group(tmp_path, monkeypatch):
     samples = [
         Sample("train", str(index), "i", "m", 1, partial(bytes, png(IMAGE)), partial(read, index)) for index in range(7)
     ]
-    write(job(tmp_path, samples, row_group_rows=3))
+    write(job(tmp_path, samples, group_rows=3))
     assert held == [(3, 3), (6, 3), (7, 1)]
+
+
+def test_a_row_group_and_a_shard_end_once_they_are_large_enough(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    samples = [sample(index, np.full((60, 90), index % 3, np.uint8), image) for index in range(11)]
+    row = len(png(image))
+    bounds = {"group_rows": 16, "group_bytes": int(1.5 * row), "shard_bytes": int(3.5 * row)}
+    outcome = write(job(tmp_path, samples, **bounds))
+    assert [shard.path for shard in outcome.shards] == [f"part-00000{end}.parquet" for end in ("", "-1", "-2")]
+    assert [shard.row_groups for shard in outcome.shards] == [(2, 2), (2, 2), (2, 1)]
+    assert all(shard.bytes < bounds["shard_bytes"] + 2.5 * row for shard in outcome.shards)
+    rows = [row for shard in outcome.shards for row in pq.read_table(tmp_path / shard.path)["id"].to_pylist()]
+    assert rows == [one.id for one in samples]
+    assert sum(shard.rows for shard in outcome.shards) == outcome.rows == 11
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: replace(made, labels=Labels(4, made.labels.lookup | {9: None})),
+        lambda made: replace(made, bounds=replace(made.bounds, group_rows=3)),
+        lambda made: replace(made, samples=(replace(made.samples[0], version="2"),)),
+        lambda made: replace(made, path="part-00001.parquet"),
+    ],
+)
+def test_a_jobs_digest_changes_with_all_that_decides_what_is_written(tmp_path, change):
+    made = job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))])
+    assert change(made).digest != made.digest
+    assert replace(made, root="elsewhere").digest == made.digest

@@ -90,6 +90,7 @@ def test_a_killed_run_gives_the_cluster_back(started):
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_one_message(on_cluster, streets, tmp_path):
     copy = shutil.copytree(streets, tmp_path / "copy")
     for shard in (copy / "train").iterdir():

@@ -31,9 +31,10 @@ WAIT_S = 120
 CONVERT = """
 import sys
 from segray.data.ingest import convert
-from segray.data.sources import demo
+from segray.data.shards import Bounds
+from segray.data.sources import Found, demo
 samples = demo.samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
-convert(samples, demo.classes(), sys.argv[1], row_group_rows=4, absent_ok=True)
+convert(Found(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=Bounds(group_rows=4))
 """
 
 

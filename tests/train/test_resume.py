@@ -174,6 +174,7 @@ def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, 
     assert "'tree'" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_anew(died, finished, settings):
     shutil.rmtree(died / "step-000002")
     said = []

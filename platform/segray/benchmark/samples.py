@@ -10,7 +10,7 @@ from segray.data.images import decode_image, decode_mask, encode_mask
 from segray.data.ingest import convert
 from segray.data.pieces import Source
 from segray.data.schema import read_manifest
-from segray.data.sources.sample import Sample
+from segray.data.sources.sample import Found, Sample
 
 SPLIT = "train"
 JPEG_QUALITY = 92
@@ -33,16 +33,16 @@ def resized(root: str, split: str, size: int | None, rows: int, out: Path) -> So
         image, mask = (partial(_part, root, split, size, kinds, number % kinds, part) for part in (0, 1))
         name = f"{SPLIT}/{number:07d}"
         samples.append(Sample(SPLIT, name, name, name, USUAL_BYTES, image, mask))
-    convert(samples, manifest.classes, str(out), absent_ok=True)
+    convert(Found(tuple(samples), manifest.classes, absent_ok=True), str(out))
     return Source(str(out), read_manifest(str(out)).split(SPLIT))
 
 
 def _part(root: str, split: str, size: int | None, kinds: int, index: int, part: int) -> bytes:
-    return _originals(root, split, size, kinds)[index][part]
+    return originals(root, split, size, kinds)[index][part]
 
 
 @lru_cache(maxsize=1)
-def _originals(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
+def originals(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
     """Returns the encoded images and masks of the first rows, read once by each process."""
     source = Source(root, read_manifest(root).split(split))
     groups = sorted(set(source.group_of(range(kinds)).tolist()))

@@ -2,17 +2,31 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segray.errors import DataError
 
 MAX_PIXELS = 2**27
+PILLOWS_MOST_PIXELS = 178_956_970
+"""Pillow opens no larger image, whatever is asked of it."""
 UPRIGHT = 1
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
@@ -101,27 +115,47 @@ def encode_mask(mask: Mask) -> bytes:
     return encoded.tobytes()
 
 
-def upright_image(encoded: bytes, name: str) -> UprightImage:
+def upright_image(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> UprightImage:
     """Returns a source image as it is to be stored: its own bytes where they serve, else an RGB PNG.
+
+    Args:
+        encoded: the file's bytes.
+        name: for messages.
+        most_pixels: a larger image is not decoded, and refused.
 
     Raises:
         DataError: the file is no image, is cut off, is too large, or has a pixel type without an 8-bit meaning.
     """
-    image, orientation = _read(encoded, name)
-    reason = _reason(image, encoded, orientation)
+    with _opened(encoded, name, most_pixels) as image:
+        orientation = _orientation(image)
+        reason = _reason(image, encoded, orientation)
+        height, width = image.height, image.width
+        if not reason and image.format == "JPEG":
+            image.draft("L", (1, 1))  # shows whether it is whole as well, in half the time
+        image.load()
     if not reason:
-        return UprightImage(encoded, image.height, image.width, UPRIGHT, "")
-    upright = _eight_bit(ImageOps.exif_transpose(image), name)
+        return UprightImage(encoded, height, width, UPRIGHT, "")
+    if orientation != UPRIGHT and image.format != "TIFF":  # Pillow has turned a TIFF while it loaded
+        image = image.transpose(TURNS[orientation])
+    upright = _eight_bit(image, name)
     return UprightImage(_png(upright), upright.height, upright.width, orientation, reason)
 
 
-def source_mask(encoded: bytes, name: str) -> Mask:
+def source_mask(encoded: bytes | Mask, name: str, most_pixels: int = MAX_PIXELS) -> Mask:
     """Returns the (H, W) ids of a one-channel source mask, uint8 or uint16; a palette's indices, not its colours.
+
+    Args:
+        encoded: the file's bytes; or the ids, which are returned as they are.
+        name: for messages.
+        most_pixels: a larger mask is not decoded, and refused.
 
     Raises:
         DataError: the file is no image, is cut off, is too large, or has several channels.
     """
-    image, _ = _read(encoded, name)
+    if not isinstance(encoded, bytes):
+        return encoded
+    with _opened(encoded, name, most_pixels) as image:
+        image.load()
     if image.mode not in _MASK_MODES:
         raise DataError(
             f"{name} is a mask with {len(image.getbands())} channels ({image.mode}); expected one channel "
@@ -167,23 +201,61 @@ def _oriented(mask: Mask, orientation: int) -> Mask:
     return np.ascontiguousarray(rotated)
 
 
-def _read(encoded: bytes, name: str) -> tuple[Image.Image, int]:
-    """Returns the image with its pixels loaded, and its EXIF orientation; the size is checked before loading."""
+def check_size(height: int, width: int, name: str) -> None:
+    """Refuses a mask that is to be drawn larger than any image may be.
+
+    Raises:
+        DataError: it is, or its size is none.
+    """
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise DataError(f"{name} is said to be {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
+
+
+def rgb_pixels(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> Pixels:
+    """Returns the (H, W, 3) uint8 pixels of a source mask whose colours mean something; a palette gives its colours.
+
+    Raises:
+        DataError: the file is no image, is cut off or is too large.
+    """
+    with _opened(encoded, name, most_pixels) as image:
+        image.load()
+    return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(encoded: bytes, name: str, most_pixels: int) -> Iterator[Image.Image]:
+    """Yields an image whose pixels are still to be loaded; what fails until then is a DataError.
+
+    Raises:
+        DataError: it is no image, or larger than it may be.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow's own, lower limit only warns; ours is the one that counts.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
-        pixels = image.width * image.height
-        if pixels <= MAX_PIXELS:
-            # Before loading, because Pillow turns a TIFF upright while it loads and forgets that it did.
-            orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-            image.load()
+        if image.width * image.height > most_pixels:
+            raise DataError(_too_large(name, str(image.width * image.height), most_pixels))
+        yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(name, f"more than {PILLOWS_MOST_PIXELS}", most_pixels)) from error
+    except UnidentifiedImageError as error:  # its own message names an object in memory
+        said = f"{len(encoded)} bytes of no known format"
+        raise DataError(f"{name} cannot be read as an image ({said}); replace or remove it.") from error
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes.
         raise DataError(f"{name} cannot be read as an image ({error}); replace or remove it.") from error
-    if pixels > MAX_PIXELS:
-        raise DataError(f"{name} has {pixels} pixels; expected at most {MAX_PIXELS}; cut it into tiles.")
-    return image, orientation if orientation in range(1, 9) else UPRIGHT
+
+
+def _too_large(name: str, pixels: str, most_pixels: int) -> str:
+    return f"{name} has {pixels} pixels; expected at most {most_pixels}; cut it into tiles."
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation; to be asked before loading: Pillow turns a TIFF upright then, and forgets it."""
+    found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return found if found in range(1, 9) else UPRIGHT
 
 
 def _reason(image: Image.Image, encoded: bytes, orientation: int) -> str:

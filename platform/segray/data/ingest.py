@@ -1,114 +1,113 @@
-"""From a source to a dataset: Ray Data writes one shard a task, the driver adds the manifest and the name."""
+"""From a source to a dataset: each task of the cluster writes one shard, the driver adds the manifest."""
 
-import errno
-import pickle
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import ray.data
 
 from segray.classes import Classes
-from segray.data.schema import FORMAT, MANIFEST, Manifest, Split
-from segray.data.shards import WIDE_IGNORE, Job, Labels, Outcome, cut, source_ids, write
-from segray.data.sources.sample import Sample
-from segray.errors import DataError, listing
+from segray.data import unfinished
+from segray.data.labels import WIDE_IGNORE, Labels, Renaming, labels_of, renamed
+from segray.data.schema import FORMAT, Manifest, Split
+from segray.data.shards import Bounds, Job, Outcome, cut, source_ids, write
+from segray.data.sources import Found, Sample
+from segray.data.spread import spread
+from segray.errors import MOST_LISTED, DataError, listing
 
 Progress = Callable[[str, int, int], None]
 
-MOST_GROUP_ROWS = 16
-GROUP_BYTES = 4 * 2**20
+SPLIT = re.compile(r"\w[\w.-]*")
 _SCAN_ROWS = 64
 
 
 def convert(
-    samples: Sequence[Sample],
-    classes: Classes | None,
+    found: Found,
     out: str,
     *,
     ignore_ids: Iterable[int] = (),
+    renaming: Renaming | None = None,
+    on_bad: Literal["fail", "skip"] = "fail",
+    bounds: Bounds | None = None,
     source: dict[str, str] | None = None,
     on_progress: Progress = lambda what, done, total: None,
-    shard_bytes: int = 128 * 2**20,
-    row_group_rows: int | None = None,
-    absent_ok: bool = False,
 ) -> Manifest:
     """Writes a dataset on the connected Ray cluster and returns its manifest.
 
-    The same samples give the same digests whatever the size of the cluster. The dataset is written into a
-    hidden folder beside `out` and renamed at the end, so `out` is whole or not there; the rename needs a folder
-    that every node sees under this path, a bucket cannot be written yet.
+    The same samples give the same digests whatever the size of the cluster. It is written in `out` itself, its manifest
+    last; a conversion that was cut off goes on where it stopped when it is called again.
 
     Args:
-        samples: what to convert; splits stand in the manifest in the order of their first sample.
-        classes: names and palette; without them every id up to the largest in the masks is a class.
-        out: folder to make; it may exist if it is empty.
+        found: what to convert; splits stand in the manifest in the order of their first sample. Without classes every
+            id up to the largest in the masks is one.
+        out: folder to make, which every node sees under this path, or URI; what there is may be unfinished.
         ignore_ids: ids of the source masks that become the ignore id; 255 and 65535 do anyway.
+        renaming: classes to merge, drop or rename.
+        on_bad: what samples that cannot be used become: an error that lists all of them, or a list beside the manifest.
+        bounds: of shards, row groups and images.
         source: where the data came from, for people; it is copied into the manifest.
         on_progress: called with what is being done, the samples done and the samples in all.
-        shard_bytes: size from which a shard is closed.
-        row_group_rows: rows of a row group; none takes 16, or fewer where images are so large that those were more
-            than 4 MiB: training holds a row group in memory for every image of a batch.
-        absent_ok: whether the last classes may occur in no mask.
 
     Raises:
         DataError: samples cannot be used (all are listed), ids and classes disagree, or `out` is not free.
     """
-    final = _free_folder(out)
-    ignored = frozenset(ignore_ids)
-    known = classes or _counted_classes(samples, ignored, on_progress)
-    _check_ignored(ignored, known.num_classes)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
-    jobs = _jobs(
-        samples, partial, Labels(known.num_classes, ignored), shard_bytes, row_group_rows or _group_rows(samples)
-    )
-    try:
-        for split in _splits(samples):
-            (partial / split).mkdir(parents=True)
-        outcomes = _written(jobs, len(samples), on_progress)
-        _check(outcomes, known, absent_ok)
-        manifest = _manifest(known, outcomes, source or {})
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.rename(final)
-    except OSError as error:
-        taken = error.errno in {errno.ENOTEMPTY, errno.EEXIST}  # by somebody who was quicker
-        why = "is not empty" if taken else f"cannot be written ({error})"
-        raise DataError(f"output folder {out} {why}; choose another folder.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _check_ids(found)
+    bounds = bounds or Bounds()
+    out = out if "://" in out else str(Path(out).absolute())  # tasks run in other working directories
+    unfinished.check_free(out)
+    known = found.classes or _counted_classes(found.samples, frozenset(ignore_ids), bounds, on_progress)
+    labels = labels_of(known, found.lookup, ignore_ids)
+    classes, labels = renamed(known, labels, renaming) if renaming else (known, labels)
+    jobs = _jobs(found.samples, out, labels, bounds)
+    with unfinished.claimed(out, _splits(found.samples)):
+        if on_bad == "fail":
+            _refuse(out, found.problems, f"the source has {len(found.problems)} files or folders that do not fit")
+        outcomes = _written(jobs, len(found.samples), on_progress)
+        bad = [f"{name}: {why}" for outcome in outcomes for name, why in outcome.problems]
+        left_out = [*found.problems, *bad]
+        if on_bad == "fail":
+            said = f"{len(bad)} of {len(found.samples)} samples cannot be used"
+            _refuse(out, bad, said, _hint(outcomes, known, labels))
+        _check_classes(outcomes, classes, may_be_absent=found.absent_ok or renaming is not None or bool(left_out))
+        manifest = _manifest(classes, jobs, outcomes, source or {}, len(left_out))
+        unfinished.finish(out, manifest, left_out)
     return manifest
 
 
-def _group_rows(samples: Sequence[Sample]) -> int:
-    mean_bytes = sum(sample.size_bytes for sample in samples) / max(1, len(samples))
-    return max(1, min(MOST_GROUP_ROWS, int(GROUP_BYTES / max(1.0, mean_bytes))))
+def _check_ids(found: Found) -> None:
+    """Refuses samples whose names would not be one row each, in the folder of their split, and none at all."""
+    samples = found.samples
+    if not samples:
+        raise DataError(f"the source holds no image with a mask.{listing(found.problems)}")
+    counts = Counter(sample.id for sample in samples)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(f"the source names {len(twice)} samples more than once:{listing(twice)}")
+    strange = [f"{sample.id} in split {sample.split}" for sample in samples if not _is_in_split(sample)]
+    if strange:
+        raise DataError(f"the source names {len(strange)} samples otherwise than SPLIT/NAME:{listing(strange)}")
 
 
-def _free_folder(out: str) -> Path:
-    if "://" in out:
-        raise DataError(f"output {out} is not a folder; write to a folder and copy that to the bucket.")
-    # Absolute, because tasks run in other working directories.
-    final = Path(out).absolute()
-    if final.exists() and not final.is_dir():
-        raise DataError(f"output folder {out} is a file; expected a folder that is empty or not there yet.")
-    if final.is_dir() and any(final.iterdir()):
-        raise DataError(f"output folder {out} is not empty; choose another, or remove it first.")
-    return final
+def _is_in_split(sample: Sample) -> bool:
+    split, _, name = sample.id.partition("/")
+    return split == sample.split and bool(name) and SPLIT.fullmatch(split) is not None
 
 
 def _splits(samples: Sequence[Sample]) -> list[str]:
     return list(dict.fromkeys(sample.split for sample in samples))
 
 
-def _counted_classes(samples: Sequence[Sample], ignored: frozenset[int], on_progress: Progress) -> Classes:
+def _counted_classes(
+    samples: Sequence[Sample], ignored: frozenset[int], bounds: Bounds, on_progress: Progress
+) -> Classes:
     """Returns classes named by their ids, as many as the largest id in the masks asks for."""
     parts = [tuple(samples[start : start + _SCAN_ROWS]) for start in range(0, len(samples), _SCAN_ROWS)]
     found: set[int] = set()
     done = 0
-    for index, ids in _spread(source_ids, parts):
+    for index, ids in spread(partial(source_ids, most_pixels=bounds.image_pixels), parts):
         found |= ids
         done += len(parts[index])
         on_progress("looking for class ids", done, len(samples))
@@ -121,80 +120,62 @@ def _counted_classes(samples: Sequence[Sample], ignored: frozenset[int], on_prog
     return Classes.named([f"class_{index}" for index in range(highest + 1)])
 
 
-def _check_ignored(ignored: frozenset[int], num_classes: int) -> None:
-    if min(ignored, default=0) < 0:
-        raise DataError(f"--ignore-id is {min(ignored)}; expected an id of the masks, 0 or more.")
-    conflicts = sorted(index for index in ignored if index < num_classes)
-    if conflicts:
-        raise DataError(
-            f"--ignore-id {conflicts[0]} is also the id of a class: there are {num_classes} classes, "
-            f"ids 0..{num_classes - 1}; expected an ignored id above them; leave out its name, or renumber the masks."
-        )
-
-
-def _jobs(samples: Sequence[Sample], root: Path, labels: Labels, shard_bytes: int, row_group_rows: int) -> list[Job]:
-    jobs = []
-    for split in _splits(samples):
-        members = [sample for sample in samples if sample.split == split]
-        for index, shard in enumerate(cut(members, shard_bytes, row_group_rows)):
-            path = f"{split}/part-{index:05d}.parquet"
-            jobs.append(Job(path, shard, str(root), labels, row_group_rows))
-    return jobs
+def _jobs(samples: Sequence[Sample], out: str, labels: Labels, bounds: Bounds) -> list[Job]:
+    members: dict[str, list[Sample]] = {split: [] for split in _splits(samples)}
+    for sample in samples:
+        members[sample.split].append(sample)
+    return [
+        Job(f"{split}/part-{index:05d}.parquet", shard, out, labels, bounds)
+        for split in members
+        for index, shard in enumerate(cut(members[split], bounds))
+    ]
 
 
 def _written(jobs: list[Job], rows: int, on_progress: Progress) -> list[Outcome]:
     """Returns what came of each job, in the order of the jobs, while reporting them as they end."""
-    outcomes: dict[int, Outcome] = {}
-    on_progress("writing", 0, rows)
-    for index, outcome in _spread(write, jobs):
-        outcomes[index] = outcome
-        on_progress("writing", sum(one.rows for one in outcomes.values()), rows)
+    outcomes = {index: outcome for index, job in enumerate(jobs) if (outcome := unfinished.done(job))}
+    todo = [index for index in range(len(jobs)) if index not in outcomes]
+    rows_done = sum(one.rows for one in outcomes.values())
+    on_progress("going on" if outcomes else "writing", rows_done, rows)
+    for index, outcome in spread(_write, [jobs[index] for index in todo]):
+        outcomes[todo[index]] = outcome
+        rows_done += outcome.rows
+        on_progress("writing", rows_done, rows)
     return [outcomes[index] for index in range(len(jobs))]
 
 
-def _spread(function: Callable[[Any], Any], inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Yields (index, function(input)) as they come, each input being one task of the cluster.
-
-    Raises:
-        DataError: the function raised one.
-    """
-
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            result = function(pickle.loads(row["input"]))
-        except DataError as error:
-            # As a value: Ray would wrap it in an error of its own and retry.
-            result = error
-        return {"index": row["index"], "result": pickle.dumps(result)}
-
-    rows = [{"index": index, "input": pickle.dumps(one)} for index, one in enumerate(inputs)]
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
-        tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task)
-    for row in tasks.iter_rows():
-        result = pickle.loads(row["result"])
-        if isinstance(result, DataError):
-            raise result
-        yield row["index"], result
+def _write(job: Job) -> Outcome:
+    unfinished.forget(job)
+    outcome = write(job)
+    unfinished.note(job, outcome)
+    return outcome
 
 
-def _check(outcomes: list[Outcome], classes: Classes, absent_ok: bool) -> None:
-    """Refuses a conversion with unusable samples, or whose masks and classes disagree."""
+def _refuse(out: str, problems: Sequence[str], said: str, hint: str = "") -> None:
+    """Refuses a conversion with what does not fit; the message bears the beginning, a file all of it."""
+    if problems:
+        more = f"\nAll of them: {unfinished.list_problems(out, problems)}" if len(problems) > MOST_LISTED else ""
+        raise DataError(
+            f"{said}:{listing(problems)}{more}{hint}\nCorrect them and give the same command again, which goes on with "
+            "the rest; or leave them out with --on-bad skip."
+        )
+
+
+def _hint(outcomes: list[Outcome], classes: Classes, labels: Labels) -> str:
+    highest = max(outcome.highest_id for outcome in outcomes)
+    if highest <= max(labels.lookup.keys() - {255, WIDE_IGNORE}, default=-1):
+        return ""
+    return (
+        f"\nThere are {classes.num_classes} classes, ids {labels.expected}, but the masks hold ids up to {highest}; "
+        "add the missing names, or give --ignore-id for what is not a class."
+    )
+
+
+def _check_classes(outcomes: list[Outcome], classes: Classes, may_be_absent: bool) -> None:
+    """Refuses a conversion whose masks and classes disagree."""
     num_classes = classes.num_classes
     highest = max(outcome.highest_id for outcome in outcomes)
-    problems = [problem for outcome in outcomes for problem in outcome.problems]
-    if problems:
-        hint = ""
-        if highest >= num_classes:
-            hint = (
-                f"\nThere are {num_classes} class names (ids 0..{num_classes - 1}) but the masks hold ids up to "
-                f"{highest}; add the missing names, or give --ignore-id for what is not a class."
-            )
-        rows = sum(outcome.rows for outcome in outcomes)
-        raise DataError(f"{len(problems)} of {rows} samples cannot be used:{listing(problems)}{hint}")
-    if highest < num_classes - 1 and not absent_ok:
+    if highest < num_classes - 1 and not may_be_absent:
         raise DataError(
             f"there are {num_classes} class names (ids 0..{num_classes - 1}) but the largest id in the masks is "
             f"{highest}; expected {highest + 1} names; correct the list of classes."
@@ -206,23 +187,29 @@ def _check(outcomes: list[Outcome], classes: Classes, absent_ok: bool) -> None:
         )
 
 
-def _manifest(classes: Classes, outcomes: list[Outcome], source: dict[str, str]) -> Manifest:
+def _manifest(
+    classes: Classes, jobs: list[Job], outcomes: list[Outcome], source: dict[str, str], left_out: int
+) -> Manifest:
     by_split: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_split.setdefault(outcome.shard.path.split("/")[0], []).append(outcome)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        by_split.setdefault(job.path.split("/")[0], []).append(outcome)
     return Manifest(
         format=FORMAT,
         classes=classes,
-        splits={name: _split(members) for name, members in by_split.items()},
+        splits={name: _split(name, members) for name, members in by_split.items()},
         source=source,
         normalised=tuple(line for outcome in outcomes for line in outcome.normalised),
+        left_out=left_out,
     ).sealed()
 
 
-def _split(outcomes: list[Outcome]) -> Split:
-    rows = sum(outcome.rows for outcome in outcomes)
+def _split(name: str, outcomes: list[Outcome]) -> Split:
+    shards = tuple(shard for outcome in outcomes for shard in outcome.shards)
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
+        raise DataError(f"no sample of split {name} can be used, the first because: {outcomes[0].problems[0][1]}")
     return Split(
-        shards=tuple(outcome.shard for outcome in outcomes),
+        shards=shards,
         class_pixels=tuple(_class_pixels(outcomes)),
         mean_height=sum(outcome.heights for outcome in outcomes) / rows,
         mean_width=sum(outcome.widths for outcome in outcomes) / rows,

@@ -13,6 +13,10 @@ from segray.classes import Classes
 from segray.errors import DataError
 
 MANIFEST = "dataset.json"
+UNFINISHED = ".unfinished"
+"""The folder beside it of a conversion that is not finished."""
+LEFT_OUT = "left_out.txt"
+"""The list beside it of samples that could not be used."""
 FORMAT = 1
 
 COLUMNS = pa.schema(
@@ -79,6 +83,7 @@ class Manifest(_Part):
         splits: by name (train, val, test ...).
         source: where the data came from and the command that converted it, for people.
         normalised: `split/id: why` of images that were re-encoded as PNG at conversion.
+        left_out: samples of the source that could not be used; a list beside the manifest says why.
         digest: content hash over format, classes and splits.
     """
 
@@ -87,6 +92,7 @@ class Manifest(_Part):
     splits: dict[str, Split]
     source: dict[str, str] = Field(default_factory=dict)
     normalised: tuple[str, ...] = ()
+    left_out: int = 0
     digest: str = ""
 
     def sealed(self) -> Self:
@@ -168,21 +174,34 @@ def read_manifest(root: str) -> Manifest:
     Raises:
         DataError: no dataset is there, its manifest is damaged, or a shard vanished or changed.
     """
+    manifest = unchecked_manifest(root)
+    if manifest.digest != manifest.content_digest():
+        raise DataError(f"{place(root, MANIFEST)} was changed by hand (its digest disagrees); convert again.")
+    _check_shards(root, manifest)
+    return manifest
+
+
+def unchecked_manifest(root: str) -> Manifest:
+    """Returns what `dataset.json` says, be it true or not.
+
+    Raises:
+        DataError: no dataset is there, or its manifest is damaged.
+    """
     fs, path = filesystem(root)
     try:
         with fs.open_input_stream(f"{path}/{MANIFEST}") as file:
-            text = file.read()
+            return _parse(root, file.read())
     except FileNotFoundError as error:
-        out = "DIR` and copy it there" if "://" in root else f"{root}`"
+        if fs.get_file_info(f"{path}/{UNFINISHED}").type != pyarrow.fs.FileType.NotFound:
+            raise DataError(
+                f"data.root {plain(root)} holds a conversion that was not finished; give its command once more."
+            ) from error
         raise DataError(
             f"data.root {plain(root)} holds no dataset ({MANIFEST} is missing); "
-            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {out}."
+            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {plain(root)}`."
         ) from error
     except OSError as error:
         raise DataError(f"data.root {plain(root)} cannot be read: {_said(error)}{advice(root)}") from error
-    manifest = _parse(root, text)
-    _check_shards(root, fs, path, manifest)
-    return manifest
 
 
 def _said(error: OSError) -> str:
@@ -198,12 +217,11 @@ def _parse(root: str, text: bytes) -> Manifest:
         manifest = Manifest.model_validate(found)
     except (ValueError, AttributeError) as error:  # no JSON, no text, or not what a manifest holds
         raise DataError(f"{place(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
-    if manifest.digest != manifest.content_digest():
-        raise DataError(f"{place(root, MANIFEST)} was changed by hand (its digest disagrees); convert again.")
     return manifest
 
 
-def _check_shards(root: str, fs: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> None:
+def _check_shards(root: str, manifest: Manifest) -> None:
+    fs, path = filesystem(root)
     for split in manifest.splits.values():
         try:
             infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from segray.config import LossConfig
-from segray.errors import ConfigError, DataError
+from segray.errors import ConfigError, DataError, ModelError
 from segray.losses.pixels import CrossEntropy, Focal, HardPixels
 from segray.losses.regions import Boundary, Lovasz, Tversky, dice
-from segray.model import plugins
+from segray.reference import factory
 
 __all__ = ["Boundary", "CrossEntropy", "Focal", "HardPixels", "Loss", "Lovasz", "Tversky", "build", "cross_entropy"]
 
@@ -62,7 +62,7 @@ def build(config: LossConfig, num_classes: int, class_pixels: Sequence[int] | No
         "boundary": Boundary(config.boundary_reach),
     }
     terms = [
-        (weight, _divided(name, known[name]) if name in known else plugins.factory("loss.terms", name))
+        (weight, _divided(name, known[name]) if name in known else factory("loss.terms", name, ModelError))
         for name, weight in config.weighted().items()
     ]
     return _weighted_sum(terms, _divided("aux", plain), config.aux_weight)

@@ -13,41 +13,17 @@ The contract:
 See: docs/plugins.md for a worked example.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segray.errors import ModelError
+from segray.reference import factory
 
 STRIDES = (4, 8, 16, 32)
 PROBE_PX = (64, 96)
-
-
-def is_reference(name: str) -> bool:
-    """Returns whether a name has the form `module:attribute`."""
-    return ":" in name
-
-
-def factory(setting: str, reference: str) -> Callable[..., Any]:
-    """Returns the callable that a `module:attribute` names.
-
-    Raises:
-        ModelError: the module cannot be imported, or has no such attribute, or that is not callable.
-    """
-    module_name, _, attribute = reference.partition(":")
-    try:
-        found = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"{setting} is {reference!r}, which cannot be imported ({error}); expected module:attribute "
-            "of a module on the Python path."
-        ) from error
-    if not callable(found):
-        raise ModelError(f"{setting} is {reference!r}, a {type(found).__name__}; expected a class or a function.")
-    return found  # type: ignore[no-any-return]
 
 
 def build_encoder(reference: str, drop_path: float) -> tuple[nn.Module, tuple[int, ...]]:
@@ -95,7 +71,7 @@ def build_head(reference: str, dims: Sequence[int], num_classes: int, dropout: f
 
 
 def _module(setting: str, reference: str, **arguments: Any) -> nn.Module:
-    make = factory(setting, reference)
+    make = factory(setting, reference, ModelError)
     try:
         module = make(**arguments)
     except TypeError as error:

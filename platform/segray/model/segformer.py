@@ -10,6 +10,7 @@ from segray.errors import ModelError, nearest
 from segray.model import plugins
 from segray.model.decoder import FCNHead, MmsegHead, OfficialHead
 from segray.model.encoder import NORM_EPS, Encoder
+from segray.reference import is_reference
 
 # RGB mean and deviation of ImageNet, on the scale 0..255.
 MEAN = (123.675, 116.28, 103.53)
@@ -125,13 +126,13 @@ def build(
         raise ModelError(f"num_classes is {num_classes}; expected at least 1.")
     backbone: nn.Module
     dims: Sequence[int]
-    if plugins.is_reference(encoder):
+    if is_reference(encoder):
         backbone, dims = plugins.build_encoder(encoder, drop_path)
     else:
         _known("model.encoder", encoder, {"mit": Encoder})
         backbone, dims = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps, checkpointing=checkpointing), sizes.dims
     auxiliary = FCNHead(dims[AUX_STAGE], num_classes, dropout) if aux_head else None
-    if plugins.is_reference(head):
+    if is_reference(head):
         return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout), auxiliary)
     make = HEADS[_known("model.head", head, HEADS)]
     width = MMSEG_WIDTH if head == "mmseg" else sizes.head_width

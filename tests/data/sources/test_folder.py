@@ -1,5 +1,6 @@
 """Folders of image and mask files."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -17,6 +18,10 @@ def make(root: Path, layout: tuple[str, str], names: dict[str, list[str]]) -> Pa
             for stem in stems:
                 (root / side / split / (stem + suffix)).write_text(f"{side}/{split}/{stem}")
     return root
+
+
+def problems(root: Path) -> str:
+    return "\n".join(folder.find(str(root)).problems)
 
 
 @pytest.mark.parametrize("layout", [("images", "masks"), ("img_dir", "ann_dir")])
@@ -42,6 +47,7 @@ def test_a_relative_folder_is_read_from_any_working_directory(tmp_path, monkeypa
 def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     (tmp_path / "images" / "train" / ".DS_Store").touch()
+    (tmp_path / "images" / "train" / "Thumbs.db").touch()
     (tmp_path / "images" / ".cache").mkdir()
     assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["train/a"]
 
@@ -74,23 +80,9 @@ def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a", "b"], "val": ["c"]})
     (tmp_path / "masks" / "train" / "b.png").unlink()
     (tmp_path / "images" / "val" / "c.jpg").unlink()
-    with pytest.raises(DataError) as error:
-        folder.find(str(tmp_path))
-    assert f"{tmp_path}/images/train/b.jpg: image without a mask; expected {tmp_path}/masks/train/b.png" in str(
-        error.value
-    )
-    assert f"{tmp_path}/masks/val/c.png: mask without an image" in str(error.value)
-
-
-def test_twenty_problems_are_shown_and_all_are_counted(tmp_path):
-    make(tmp_path, ("images", "masks"), {"train": [f"{index:02d}" for index in range(25)] + ["good"]})
-    for index in range(25):
-        (tmp_path / "masks" / "train" / f"{index:02d}.png").unlink()
-    with pytest.raises(DataError) as error:
-        folder.find(str(tmp_path))
-    assert "has 25 files" in str(error.value)
-    assert str(error.value).count("image without a mask") == 20
-    assert "and 5 more" in str(error.value)
+    said = problems(tmp_path)
+    assert f"{tmp_path}/images/train/b.jpg: image without a mask; expected {tmp_path}/masks/train/b.png" in said
+    assert f"{tmp_path}/masks/val/c.png: mask without an image" in said
 
 
 @pytest.mark.parametrize("side", ["images", "masks"])
@@ -98,32 +90,29 @@ def test_an_empty_split_is_named(tmp_path, side):
     make(tmp_path, ("images", "masks"), {"train": ["a"], "val": []})
     if side == "masks":
         (tmp_path / "masks" / "val").rmdir()
-    with pytest.raises(DataError, match=f"{tmp_path}/images/val: empty split"):
-        folder.find(str(tmp_path))
+    assert f"{tmp_path}/images/val: empty split" in problems(tmp_path)
 
 
 def test_a_split_on_one_side_only_is_named(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"], "val": ["b"]})
     (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "valid")
-    with pytest.raises(DataError) as error:
-        folder.find(str(tmp_path))
-    assert f"{tmp_path}/masks/val: folder is missing" in str(error.value)
-    assert f"{tmp_path}/images/valid: folder is missing" in str(error.value)
+    assert f"{tmp_path}/masks/val: folder is missing" in problems(tmp_path)
+    assert f"{tmp_path}/images/valid: folder is missing" in problems(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("images/train/b.heic", "not an image"),
-        ("masks/train/b.jpg", r"not a mask \(lossless\)"),
+        ("masks/train/b.jpg", "not a mask (lossless)"),
         ("images/train/a.png", "a.jpg has the same stem"),
+        ("images/b.jpg", "lies beside the folders of the splits"),
     ],
 )
 def test_files_that_would_be_lost_are_errors(tmp_path, name, message):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     (tmp_path / name).touch()
-    with pytest.raises(DataError, match=message):
-        folder.find(str(tmp_path))
+    assert message in problems(tmp_path)
 
 
 def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
@@ -132,3 +121,53 @@ def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
     (tmp_path / "masks" / "train" / "a.png").unlink()
     with pytest.raises(DataError, match=f"{tmp_path}/masks/train/a.png cannot be read"):
         sample.read_mask()
+
+
+def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
+    for side, suffix in (("images", ".jpg"), ("masks", ".png")):
+        (tmp_path / side).mkdir()
+        for stem in ("a", "b", "c"):
+            (tmp_path / side / (stem + suffix)).touch()
+    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["all/a", "all/b", "all/c"]
+    (tmp_path / "val.txt").write_text("b\n\n")
+    (tmp_path / "train.txt").write_text("images/c.jpg\r\na\n")
+    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["train/c", "train/a", "val/b"]
+    (tmp_path / "val.txt").write_text("b\na\nd\nb\n")
+    for part in (
+        "a is in train.txt already; expected it once",
+        "b is in val.txt already",
+        "images/d.jpg: missing",
+        "masks/d.png: missing",
+    ):
+        assert part in problems(tmp_path)
+
+
+def test_links_may_lead_about_the_source_but_not_out_of_it(tmp_path):
+    root = make(tmp_path / "source", ("images", "masks"), {"train": ["a"], "val": ["b"]})
+    make(tmp_path / "other", ("images", "masks"), {"test": ["c"]})
+    (root / "images/train/a.jpg").rename(root / "a.jpg")
+    (root / "images/train/a.jpg").symlink_to(root / "a.jpg")
+    (tmp_path / "link").symlink_to(root)
+    (image, _) = (sample.read_image() for sample in folder.find(str(tmp_path / "link")).samples)
+    assert image == b"images/train/a"
+    (root / "a.jpg").unlink()
+    (root / "images/val/b.jpg").unlink()
+    (root / "images/val/b.jpg").symlink_to("/etc/hostname")
+    for side in ("images", "masks"):
+        (root / side / "test").symlink_to(tmp_path / "other" / side / "test")
+    for part in (
+        "images/train/a.jpg: a link to nothing",
+        "images/val/b.jpg: leaves the source, to /etc/hostname; copy the image into it",
+        f"images/test/c.jpg: leaves the source, to {tmp_path}/other/images/test/c.jpg",
+        f"masks/test/c.png: leaves the source, to {tmp_path}/other/masks/test/c.png; copy the mask into it",
+    ):
+        assert part in problems(root)
+
+
+def test_a_name_that_is_no_utf8_is_listed_so_that_it_can_be_read(tmp_path):
+    make(tmp_path, ("images", "masks"), {"train": ["a"]})
+    for side, suffix in (("images", b".jpg"), ("masks", b".png")):
+        Path(os.fsdecode(os.fsencode(tmp_path / side / "train") + b"/\xff" + suffix)).touch()
+    (image, mask) = folder.find(str(tmp_path)).problems
+    assert "\\udcff.jpg': a name that is no UTF-8" in image
+    assert (image + mask).encode()

@@ -9,6 +9,7 @@ from segray.errors import ConfigError
 
 WHAT = {
     "model": "train step, inference and memory of SegFormer",
+    "prepare": "images and masks to parquet: images a second, memory",
     "ingest": "batches from parquet: images a second, first batch, memory",
     "batch": "the largest batch that a device trains",
     "train": "training fed by the stream, beside tensors in memory",

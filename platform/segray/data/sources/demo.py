@@ -47,6 +47,7 @@ def _sample(seed: int, split: str, index: int) -> Sample:
         size_bytes=_USUAL_BYTES,
         read_image=partial(_image, seed, split, index),
         read_mask=partial(_mask, seed, split, index),
+        version=f"seed {seed}",
     )
 
 

@@ -1,9 +1,22 @@
 """What a source hands to the conversion: samples that can be read anywhere, and what their ids mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segray.classes import Classes
+
+Ids = NDArray[np.uint8] | NDArray[np.uint16]
+Encoded = bytes | Ids
+"""A mask: an image file's bytes, of one channel; or its ids (H, W), where they are made of something else."""
+
+Json = dict[str, Any]
+
+NOT_SPLIT = "all"
+"""The split of a source that knows none."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +28,9 @@ class Sample:
         id: unique in the dataset, stable across conversions: `split/stem`.
         image, mask: what messages call the two, e.g. their paths.
         size_bytes: encoded size of both, as far as known without reading; only balances the shards.
-        read_image, read_mask: return the encoded bytes; picklable, because another process calls them.
+        read_image, read_mask: return what is stored; picklable, because another process calls them.
             They raise DataError when there is nothing to read.
+        version: changes when what is read does, e.g. size and time of the files.
     """
 
     split: str
@@ -25,7 +39,8 @@ class Sample:
     mask: str
     size_bytes: int
     read_image: Callable[[], bytes]
-    read_mask: Callable[[], bytes]
+    read_mask: Callable[[], Encoded]
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,14 @@ class Found:
     Attributes:
         samples: split after split, in a fixed order.
         classes: names and palette where the source knows them.
+        lookup: from an id in its masks to that of the class, or to none where it is not counted; ids that do not
+            stand here are errors. Without it, an id is its own class's.
+        absent_ok: whether a class may occur in no mask; where ids come from a list of names, one too many is a mistake.
+        problems: a line for each file that does not fit, such as an image without a mask.
     """
 
     samples: tuple[Sample, ...]
     classes: Classes | None
+    lookup: Mapping[int, int | None] | None = None
+    absent_ok: bool = False
+    problems: tuple[str, ...] = ()

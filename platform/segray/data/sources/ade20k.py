@@ -1,0 +1,42 @@
+"""ADE20K scene parsing as published (ADEChallengeData2016): 150 classes from 1 on, 0 for everything else."""
+
+from pathlib import Path
+
+from segray.classes import Classes
+from segray.data.sources.files import IMAGE_SUFFIXES, Collected, by_stem, lines, matched, root_of, there
+from segray.data.sources.sample import Found
+from segray.errors import DataError
+
+LAYOUT = "images/training/, annotations/training/, the same of validation, and objectInfo150.txt"
+SPLITS = {"training": "train", "validation": "val"}
+NAMES = "objectInfo150.txt"
+NUM_CLASSES = 150
+
+
+def find(source: str | None) -> Found:
+    """Returns the pairs of training and validation; the label 0, other objects, is not counted.
+
+    Raises:
+        DataError: there is no such folder, its names are missing, or files lack a partner; all of those are listed.
+    """
+    root = root_of("ade20k", source, LAYOUT)
+    images, masks = there(root / "images", LAYOUT), there(root / "annotations", LAYOUT)
+    classes = Classes.named(_names(there(root / NAMES, LAYOUT)))
+    collected = Collected(root)
+    for folder, split in SPLITS.items():
+        image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collected.problems)
+        mask_of = by_stem(masks / folder, (".png",), "a mask", collected.problems)
+        for stem in matched(image_of, mask_of, (images / folder, masks / folder), collected.problems):
+            collected.add(split, stem, image_of[stem], mask_of[stem])
+    lookup: dict[int, int | None] = {0: None} | {label: label - 1 for label in range(1, NUM_CLASSES + 1)}
+    return collected.found(classes, lookup, absent_ok=True)
+
+
+def _names(file: Path) -> list[str]:
+    """Returns the first name of each class: `1  0.1576  11664  1172  1  wall`, after a line of headings."""
+    rows = [line.split("\t") for line in lines(file)][1:]
+    if [row[0].strip() for row in rows] != [str(number) for number in range(1, NUM_CLASSES + 1)]:
+        raise DataError(
+            f"{file} holds {len(rows)} classes; expected {NUM_CLASSES}, numbered from 1, in columns set apart by tabs."
+        )
+    return [row[-1].split(",")[0].strip() for row in rows]

@@ -1,0 +1,58 @@
+"""CamVid as its users have it: the SegNet tutorial's 11 classes and three splits, or the 32 colours as published."""
+
+from pathlib import Path
+
+from segray.classes import Classes
+from segray.data.sources.files import USUAL_SPLITS, Collected, Reading, by_stem, lines, matched, present, root_of
+from segray.data.sources.palette import coloured, read_palette
+from segray.data.sources.sample import NOT_SPLIT, Found
+from segray.errors import DataError
+
+TUTORIAL = "train.txt, train/ and trainannot/, the same of val and test"
+PUBLISHED = "701_StillsRaw_full/, LabeledApproved_full/ and label_colors.txt"
+LAYOUT = f"{TUTORIAL}; or {PUBLISHED}"
+NAMES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+PALETTE = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+)
+UNLABELLED = len(NAMES)
+STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
+MASK = "_L"
+VOID = "Void"
+
+
+def find(source: str | None) -> Found:
+    """Returns the pairs of the layout that is there.
+
+    Raises:
+        DataError: there is neither, or files are missing; all of those are listed.
+    """
+    root = root_of("camvid", source, LAYOUT)
+    if (root / "train.txt").exists():
+        return _tutorial(root)
+    if (root / LABELS).is_dir() and (root / STILLS).is_dir():
+        return coloured(read_palette(root / COLOURS), [VOID], lambda reading: _published(root, reading))
+    raise DataError(f"source folder {root} holds {present(root)}; expected {LAYOUT}.")
+
+
+def _tutorial(root: Path) -> Found:
+    """The lists name `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: the names alone are of use."""
+    collected = Collected(root)
+    for split in USUAL_SPLITS:
+        for line in lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:
+            image, _, mask = line.partition(" ")
+            files = root / split / Path(image).name, root / f"{split}annot" / Path(mask or image).name
+            collected.add(split, Path(image).stem, *files)
+    lookup: dict[int, int | None] = {index: index for index in range(len(NAMES))} | {UNLABELLED: None}
+    return collected.found(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
+
+
+def _published(root: Path, reading: Reading) -> Collected:
+    collected = Collected(root, reading)
+    images = by_stem(root / STILLS, (".png",), "a still", collected.problems)
+    labels = by_stem(root / LABELS, (".png",), "a mask", collected.problems)
+    masks = {stem.removesuffix(MASK): path for stem, path in labels.items()}
+    for stem in matched(images, masks, (root / STILLS, root / LABELS), collected.problems, MASK):
+        collected.add(NOT_SPLIT, stem, images[stem], masks[stem])
+    return collected

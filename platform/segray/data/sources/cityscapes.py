@@ -1,0 +1,84 @@
+"""Cityscapes as published: `leftImg8bit/<split>/<city>/*` + `gtFine/<split>/<city>/*`.
+
+The 19 classes that are evaluated, and their colours, are those of the cityscapesScripts (MIT licence).
+"""
+
+from pathlib import Path
+
+from segray.classes import Classes
+from segray.data.sources.files import Collected, in_order, is_litter, matched, root_of, there
+from segray.data.sources.sample import Found
+from segray.errors import DataError
+
+CLASSES = {
+    "road": (7, (128, 64, 128)),
+    "sidewalk": (8, (244, 35, 232)),
+    "building": (11, (70, 70, 70)),
+    "wall": (12, (102, 102, 156)),
+    "fence": (13, (190, 153, 153)),
+    "pole": (17, (153, 153, 153)),
+    "traffic light": (19, (250, 170, 30)),
+    "traffic sign": (20, (220, 220, 0)),
+    "vegetation": (21, (107, 142, 35)),
+    "terrain": (22, (152, 251, 152)),
+    "sky": (23, (70, 130, 180)),
+    "person": (24, (220, 20, 60)),
+    "rider": (25, (255, 0, 0)),
+    "car": (26, (0, 0, 142)),
+    "truck": (27, (0, 0, 70)),
+    "bus": (28, (0, 60, 100)),
+    "train": (31, (0, 80, 100)),
+    "motorcycle": (32, (0, 0, 230)),
+    "bicycle": (33, (119, 11, 32)),
+}
+"""By name: the id in labelIds, and the colour."""
+LABEL_IDS = range(34)
+UNTRAINED = 255
+LAYOUT = "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/"
+IMAGE = "_leftImg8bit"
+LABELS = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
+DUMMY = "test"  # its masks are published without labels
+UNLABELLED = {DUMMY, "train_extra", "demoVideo"}
+
+
+def find(source: str | None) -> Found:
+    """Returns the pairs of the splits in gtFine: of labelIds where they are, else of labelTrainIds.
+
+    Raises:
+        DataError: there is no such folder, or an image lacks its mask; all such files are listed.
+    """
+    root = root_of("cityscapes", source, LAYOUT)
+    images, masks = (there(root / name, LAYOUT) for name in ("leftImg8bit", "gtFine"))
+    ending = _ending(masks)
+    collected = Collected(root)
+    for folder in sorted(path for path in images.iterdir() if path.is_dir() and path.name not in UNLABELLED):
+        if not (masks / folder.name).is_dir():
+            collected.problems.append(f"{folder}: a split without masks; expected {masks / folder.name}")
+    for split in in_order(path.name for path in masks.iterdir() if path.is_dir() and path.name != DUMMY):
+        image_of = _by_frame(images / split, IMAGE)
+        mask_of = _by_frame(masks / split, ending)
+        for frame in matched(image_of, mask_of, (images / split, masks / split), collected.problems, ending):
+            collected.add(split, frame, image_of[frame], mask_of[frame])
+    classes = Classes(names=tuple(CLASSES), palette=tuple(colour for _, colour in CLASSES.values()))
+    return collected.found(classes, _lookup(ending), absent_ok=True)
+
+
+def _by_frame(folder: Path, ending: str) -> dict[str, Path]:
+    """Returns the files of a split's cities by `city/frame`."""
+    found = sorted(path for path in folder.glob(f"*/*{ending}.png") if not is_litter(path))
+    return {f"{path.parent.name}/{path.stem.removesuffix(ending)}": path for path in found}
+
+
+def _ending(masks: Path) -> str:
+    for ending in LABELS:
+        if next(masks.glob(f"*/*/*{ending}.png"), None) is not None:
+            return ending
+    raise DataError(f"{masks} holds no <city>/*{LABELS[0]}.png nor *{LABELS[1]}.png; expected one of the two a frame.")
+
+
+def _lookup(ending: str) -> dict[int, int | None]:
+    """Returns the train id of each id in the masks; the others are not evaluated."""
+    if ending == LABELS[1]:
+        return {train: train for train in range(len(CLASSES))} | {UNTRAINED: None}
+    known: dict[int, int | None] = dict.fromkeys(LABEL_IDS)
+    return known | {label: train for train, (label, _) in enumerate(CLASSES.values())}

@@ -1,0 +1,271 @@
+"""COCO as published: images beside `annotations/`, which hold panoptic PNGs and JSON, or stuff or instances JSON.
+
+Category ids have gaps; a class's id here is its category's place in the file, in order of the category id. The JSON is
+held in memory while samples are listed, as pycocotools does.
+"""
+
+import json
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.classes import Classes, default_palette
+from segray.data.images import check_size, rgb_pixels
+from segray.data.sources.files import Collected, File, Reading, root_of, there
+from segray.data.sources.sample import Found, Ids, Json
+from segray.errors import DataError
+
+LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
+YEAR = re.compile(r"_?\d{4}$")
+BACKGROUND = "background"
+MOST_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
+"""The largest category id, and what stands in a mask for the background and for what is not counted."""
+
+
+def find_panoptic(source: str | None) -> Found:
+    """Returns images with their panoptic segments as classes; what belongs to no segment is not counted."""
+    return _find("panoptic", source)
+
+
+def find_stuff(source: str | None) -> Found:
+    """Returns images with their stuff annotations as classes; what has none is not counted."""
+    return _find("stuff", source)
+
+
+def find_instances(source: str | None) -> Found:
+    """Returns images with their instances as classes after `background`, id 0; crowds are not counted."""
+    return _find("instances", source)
+
+
+def _find(kind: str, source: str | None) -> Found:
+    """Returns what all JSON files of a kind hold together.
+
+    Raises:
+        DataError: there is no such folder or file, one cannot be read, or files it names are missing.
+    """
+    layout = LAYOUT.format(kind=kind)
+    root = root_of(f"coco-{kind}", source, layout)
+    files = sorted(
+        there(root / "annotations", layout).glob(f"{kind}_*.json"), key=lambda path: ("val" in path.stem, path)
+    )
+    if not files:
+        raise DataError(f"{root / 'annotations'} holds no {kind}_*.json; expected {layout}.")
+    collected, categories = Collected(root), dict[int, str]()
+    for file in files:
+        try:
+            content = json.loads(file.read_bytes())
+            categories |= {int(category["id"]): str(category["name"]) for category in content["categories"]}
+            _collect(kind, file, content, collected)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DataError(f"{file} is no COCO annotation file ({error!r}).") from error
+    _check_categories(root, categories)
+    return collected.found(*_classes(categories, kind == "instances"), absent_ok=True)
+
+
+def _check_categories(root: Path, categories: dict[int, str]) -> None:
+    strange = [key for key in categories if not 0 <= key <= MOST_CATEGORY]
+    if strange:
+        raise DataError(f"{root} has the category {strange[0]}; expected ids from 0 to {MOST_CATEGORY}.")
+    twice = [name for name, count in Counter([BACKGROUND, *categories.values()]).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{root} has the category {', '.join(twice)} more than once ({BACKGROUND} is taken); expected names that "
+            "differ, and each with one id."
+        )
+
+
+def _classes(categories: dict[int, str], with_background: bool) -> tuple[Classes, dict[int, int | None]]:
+    background = [BACKGROUND] if with_background else []
+    lookup: dict[int, int | None] = {key: index for index, key in enumerate(sorted(categories), len(background))}
+    names = (*background, *(categories[key] for key in sorted(categories)))
+    palette = (*((0, 0, 0) for _ in background), *default_palette(len(categories)))
+    return Classes(names=names, palette=palette), lookup | ({EMPTY: 0} if with_background else {}) | {VOID: None}
+
+
+def _collect(kind: str, file: Path, content: Json, collected: Collected) -> None:
+    """Adds the images of a file, each with the annotations that name it."""
+    folder = file.stem.removeprefix(f"{kind}_")
+    split = YEAR.sub("", folder)
+    of_image = defaultdict[int, list[Json]](list)
+    for annotation in content["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    strange = of_image.keys() - {image["id"] for image in content["images"]}
+    if strange:
+        many = sum(len(of_image[image]) for image in strange)
+        collected.problems.append(
+            f"{file}: {many} annotations of images that it does not hold, such as {min(strange, key=str)!r}"
+        )
+    for image in sorted(content["images"], key=lambda one: str(one["file_name"])):
+        path = collected.root / folder / image["file_name"]
+        annotations = of_image[image["id"]]
+        if kind == "panoptic" and not annotations:
+            collected.problems.append(f"{path}: no annotation in {file}; expected its segments")
+            continue
+        make = _segments if kind == "panoptic" else partial(_shapes, on_background=kind == "instances")
+        name = str(Path(image["file_name"]).with_suffix(""))
+        collected.add(split, name, path, *make(file, image, annotations))
+
+
+def _segments(file: Path, _image: Json, annotations: list[Json]) -> tuple[Path, Reading, None]:
+    (annotation, *_) = annotations
+    packed = _packed(annotation["segments_info"], ("id", "category_id"))
+    return file.with_suffix("") / annotation["file_name"], partial(Segments, packed=packed), None
+
+
+def _shapes(file: Path, image: Json, annotations: list[Json], on_background: bool) -> tuple[Path, Reading, int]:
+    name, size = f"{file}, image {image['id']}", (int(image["height"]), int(image["width"]))
+    packed = _packed(annotations, ("segmentation", "category_id", "area", "iscrowd"))
+    return file, partial(Shapes, image=name, size=size, packed=packed, on_background=on_background), len(packed)
+
+
+def _packed(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
+    """Returns these fields of the annotations, small: a sample of each image waits in memory."""
+    kept = [{name: one[name] for name in fields if name in one} for one in annotations]
+    return zlib.compress(json.dumps(kept).encode())
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A panoptic PNG, whose colours are R + 256 G + 65536 B = id of a segment.
+
+    Attributes:
+        file: the PNG.
+        packed: its segments' ids and categories.
+    """
+
+    file: File
+    packed: bytes
+
+    def __call__(self) -> Ids:
+        """Returns the category ids (H, W).
+
+        Raises:
+            DataError: the file is no image, or holds a segment that the JSON does not know.
+        """
+        pixels = rgb_pixels(self.file.read(), self.file.path).astype(np.int32)
+        present, at = np.unique(pixels @ np.array([1, 256, 65536], np.int32), return_inverse=True)
+        known = {0: VOID} | dict(self._segments())
+        unknown = [segment for segment in present.tolist() if segment not in known]
+        if unknown:
+            raise DataError(f"{self.file.path} holds the segment {unknown[0]}, which the JSON beside it does not know")
+        return np.array([known[one] for one in present.tolist()], np.uint16)[at].reshape(pixels.shape[:2])
+
+    def _segments(self) -> Iterator[tuple[int, int]]:
+        for one in json.loads(zlib.decompress(self.packed)):
+            try:
+                yield int(one["id"]), _category(one)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{self.file.path} has a segment in the JSON that cannot be read ({error!r})"
+                ) from error
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Polygons and RLE of an image, to be painted: the smaller ones on top of the larger.
+
+    Attributes:
+        file: the JSON they stood in.
+        image: what messages call the image.
+        size: (H, W).
+        packed: its annotations.
+        on_background: whether pixels of none are background and crowds are not counted; else pixels of none are not
+            counted.
+    """
+
+    file: File
+    image: str
+    size: tuple[int, int]
+    packed: bytes
+    on_background: bool
+
+    def __call__(self) -> Ids:
+        """Returns the category ids (H, W).
+
+        Raises:
+            DataError: a segmentation cannot be read.
+        """
+        check_size(*self.size, self.image)
+        ids = np.full(self.size, EMPTY if self.on_background else VOID, np.uint16)
+        for value, inside in self._regions():
+            ids[inside] = value
+        return ids
+
+    def _regions(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        annotations = json.loads(zlib.decompress(self.packed))
+        try:
+            for annotation in sorted(annotations, key=lambda one: -float(one.get("area") or 0)):
+                is_crowd = self.on_background and annotation.get("iscrowd")
+                category = _category(annotation)
+                yield VOID if is_crowd else category, _decoded(annotation["segmentation"], self.size)
+        except Exception as error:  # pycocotools' C code raises almost anything
+            raise DataError(f"{self.image} has a segmentation that cannot be read ({error!r})") from error
+
+
+def _category(annotation: Json) -> int:
+    found = int(annotation["category_id"])
+    if not 0 <= found <= MOST_CATEGORY:
+        raise ValueError(f"category_id {found}")
+    return found
+
+
+def _decoded(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Returns where a polygon or an RLE is; ValueError where it is not of that size.
+
+    pycocotools is C that trusts what it is given: what it does not check is checked here.
+    """
+    from pycocotools import mask  # noqa: PLC0415 - for this format alone
+
+    if not segmentation:
+        raise ValueError("an empty segmentation")
+    if isinstance(segmentation, list):
+        _check_polygons(segmentation, size)
+        runs = mask.merge(mask.frPyObjects(segmentation, *size))
+    else:
+        counts = segmentation["counts"]
+        _check_runs(counts if isinstance(counts, list) else _lengths(counts), segmentation["size"], size)
+        runs = mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+    decoded: NDArray[np.bool_] = mask.decode(runs).astype(bool)
+    return decoded
+
+
+def _check_polygons(polygons: list[list[float]], size: tuple[int, int]) -> None:
+    most = 2 * max(size)
+    for corners in polygons:
+        if len(corners) < 6 or len(corners) % 2:
+            raise ValueError(f"a polygon of {len(corners)} numbers")
+        if not all(-most <= float(number) <= most for number in corners):  # so is what is no number
+            raise ValueError("a polygon that leaves the image by far")
+
+
+def _check_runs(lengths: list[int], said: list[int], size: tuple[int, int]) -> None:
+    if not all(type(number) is int for number in (*lengths, *said)):
+        raise ValueError("runs or a size that are no whole numbers")
+    if tuple(said) != size:
+        raise ValueError(f"of {said[1]}x{said[0]}; expected {size[1]}x{size[0]}")
+    if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
+        raise ValueError(f"runs of {sum(lengths)} pixels; expected {size[0] * size[1]}")
+
+
+def _lengths(counts: str) -> list[int]:
+    """Returns the runs in COCO's compressed string: groups of 5 bits, from the third on less the run two before."""
+    found: list[int] = []
+    value = shift = 0
+    for code in (ord(char) - 48 for char in counts):
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("a string of runs that is cut off")
+    return found

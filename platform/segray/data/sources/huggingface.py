@@ -1,0 +1,294 @@
+"""Hugging Face data sets: parquet files as on the hub, or a folder that `datasets` saved; images and labels as structs.
+
+A struct is `{bytes, path}`; where the bytes are missing, the path is looked up beside the file. A table itself may be a
+link to anywhere: the hub's cache is made of such.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from segray.classes import Classes
+from segray.data.sources.files import Collected, File, in_order, is_litter, is_text, root_of
+from segray.data.sources.sample import Found, Sample
+from segray.errors import DataError
+
+LAYOUT = "<split>-*.parquet (also under data/), or <split>/data-*.arrow as saved by `datasets`"
+IMAGES = ("image", "pixel_values", "img")
+LABELS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
+NAMES = "id2label.json"
+PARQUET = re.compile(r"([A-Za-z]\w*?)(-\d.*)?")
+VALIDATION = "validation"  # the hub's name of what is `val` elsewhere
+HUBS_SPLITS = {"train", VALIDATION, "val", "test"}
+BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+AT_ONCE = 64  # rows of an arrow file that are held together
+
+
+def find(source: str | None) -> Found:
+    """Returns the rows of every split; names come from an id2label.json beside them, if there is one.
+
+    Raises:
+        DataError: there are no such files, they are of several configurations, or have no column of images or labels.
+    """
+    root = root_of("huggingface", source, LAYOUT)
+    files = _files(root)
+    if not files:
+        raise DataError(f"{root} holds neither; expected {LAYOUT}.")
+    collected = Collected(root)
+    for split in in_order(files):
+        _collect(split, files[split], collected)
+    return collected.found(_classes(root / NAMES))
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    """Returns the files of each split, in order."""
+    found = defaultdict[str, list[Path]](list)
+    configurations = set[Path]()
+    for path in sorted(path for path in [*root.glob("*.parquet"), *root.glob("*/*.parquet")] if not is_litter(path)):
+        match = PARQUET.fullmatch(path.stem)
+        name = match[1] if match else path.stem
+        if path.parent in (root, root / "data"):
+            found[name].append(path)
+        elif name in HUBS_SPLITS and path.parent.name != name:
+            found[name].append(path)
+            configurations.add(path.parent)
+        else:
+            found[path.parent.name].append(path)
+    for path in sorted([*root.glob("data-*.arrow"), *root.glob("*/data-*.arrow")]):
+        found["train" if path.parent == root else path.parent.name].append(path)
+    _check_files(root, found, configurations)
+    return {"val" if split == VALIDATION else split: paths for split, paths in found.items()}
+
+
+def _check_files(root: Path, found: dict[str, list[Path]], configurations: set[Path]) -> None:
+    if len(configurations) > 1 or any(len({path.parent for path in paths}) > 1 for paths in found.values()):
+        folders = sorted({path.parent.name for paths in found.values() for path in paths})
+        raise DataError(f"{root} holds several configurations, {', '.join(folders)}; give one of them as --source.")
+    if {"val", VALIDATION} <= found.keys():
+        raise DataError(f"{root} holds val and {VALIDATION}; expected one of them; move the other away.")
+
+
+def _collect(split: str, paths: list[Path], collected: Collected) -> None:
+    count = 0
+    for path in paths:
+        try:
+            if not is_text(str(path)):
+                raise DataError(f"{str(path)!a}: a name that is no UTF-8; rename it")
+            cells = _table(File.at(path))
+        except OSError as error:
+            collected.problems.append(f"{path}: cannot be read ({error.strerror}); expected a table")
+            continue
+        except DataError as error:
+            collected.problems.append(str(error))
+            continue
+        for row, places in enumerate(cells.places):
+            name = f"{split}/{count:07d}"
+            count += 1
+            try:
+                image, label = (_cell(cells.file, row, *place) for place in places)
+            except DataError as error:
+                collected.problems.append(f"{name}: {error}")
+                continue
+            collected.samples.append(_sample(split, name, image, label, cells.file.size // len(cells.places)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of rows.
+
+    Attributes:
+        file: itself.
+        places: of each row the columns of image and label, each with the path of what lies beside, if any.
+    """
+
+    file: File
+    places: list[tuple[tuple[str, str | None], tuple[str, str | None]]]
+
+
+def _table(file: File) -> Table:
+    columns = [_column(file, _schema(file), names) for names in (IMAGES, LABELS)]
+    images, labels = ([(column, path) for path in _paths(file, column)] for column in columns)
+    return Table(file, list(zip(images, labels, strict=True)))
+
+
+def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int) -> Sample:
+    return Sample(
+        split=split,
+        id=name,
+        image=str(image),
+        mask=str(label),
+        size_bytes=size_bytes,
+        read_image=image.read,
+        read_mask=label.read,
+        version=f"{image!r}\n{label!r}",
+    )
+
+
+def _column(file: File, schema: pa.Schema, wanted: tuple[str, ...]) -> str:
+    for name in wanted:
+        if name in schema.names and _is_picture(schema.field(name).type):
+            return name
+    raise DataError(
+        f"{file.path} has the columns {', '.join(schema.names)}; expected one of {', '.join(wanted)}, a struct of "
+        "bytes and path."
+    )
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and any(
+        field.name == "bytes" and any(is_kind(field.type) for is_kind in BYTES) for field in kind
+    )
+
+
+def _classes(file: Path) -> Classes | None:
+    if not file.exists():
+        return None
+    try:
+        names = {int(key): str(name) for key, name in json.loads(file.read_bytes()).items()}
+        return Classes.named([names[index] for index in range(len(names))])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f'{file} cannot be used ({error!r}); expected {{"0": NAME, ...}}, without gaps.') from error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An image or a label in a table.
+
+    Attributes:
+        file: parquet or arrow.
+        row: in the file, from 0 on.
+        column: its name.
+        beside: the file that holds the bytes, where the table does not.
+    """
+
+    file: File
+    row: int
+    column: str
+    beside: File | None
+
+    def __str__(self) -> str:
+        return f"{self.file.path}, row {self.row}, column {self.column}"
+
+    def read(self) -> bytes:
+        """Returns its bytes.
+
+        Raises:
+            DataError: the file cannot be read or has changed, or the cell is empty.
+        """
+        if self.beside is not None:
+            return self.beside.read()
+        ends = list(accumulate(_groups(self.file)))
+        group = bisect_right(ends, self.row)
+        cell = _cells(self.file, group, self.column)[self.row - (ends[group - 1] if group else 0)].as_py()
+        if not cell["bytes"]:
+            raise DataError(f"{self} is empty")
+        return bytes(cell["bytes"])
+
+
+def _cell(file: File, row: int, column: str, path: str | None) -> Cell:
+    """Returns a cell; DataError where it is empty, or its path leads to nothing that may be read."""
+    if path is None:
+        return Cell(file, row, column, None)
+    place = f"{file.path}, row {row}, column {column}"
+    if not path:
+        raise DataError(f"{place} is empty")
+    folder = Path(file.path).parent.resolve()
+    try:
+        beside = (folder / path).resolve()
+        if beside.is_relative_to(folder):
+            return Cell(file, row, column, File.at(beside))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{place} holds no bytes, and {path!r} beside it cannot be read ({error})") from error
+    raise DataError(f"{place} holds no bytes, and its path {path!r} leaves the folder; copy the image into it")
+
+
+def _paths(file: File, column: str) -> list[str | None]:
+    """Returns the path in each cell that holds no bytes, and none for one that does; where all do, none is read."""
+    found: list[str | None] = []
+    for group, (rows, is_full) in enumerate(zip(_groups(file), _full_groups(file, column), strict=True)):
+        if is_full:
+            found += [None] * rows
+        else:
+            cells = _cells(file, group, column)
+            lacks = pc.is_null(pc.struct_field(cells, "bytes")).to_pylist()
+            paths = pc.struct_field(cells, "path").to_pylist() if _has_paths(cells.type) else [""] * rows
+            found += [str(path or "") if empty else None for path, empty in zip(paths, lacks, strict=True)]
+    return found
+
+
+def _has_paths(kind: pa.DataType) -> bool:
+    return any(field.name == "path" for field in kind)
+
+
+@lru_cache(maxsize=64)
+def _full_groups(file: File, column: str) -> tuple[bool, ...]:
+    """Returns of each part whether no cell lacks its bytes, as far as is known without reading them."""
+    with _readable(file):
+        if not _is_parquet(file):
+            table = _arrow(file)[column]
+            is_full = table.null_count == 0 and pc.struct_field(table, "bytes").null_count == 0
+            return (is_full,) * len(_groups(file))
+        metadata = pq.read_metadata(file.path)
+        place = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(f"{column}.bytes")
+        known = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+    return tuple(bool(one and one.has_null_count and one.null_count == 0) for one in known)
+
+
+@lru_cache(maxsize=64)
+def _schema(file: File) -> pa.Schema:
+    with _readable(file):
+        return pq.read_schema(file.path) if _is_parquet(file) else _arrow(file).schema
+
+
+@lru_cache(maxsize=64)
+def _groups(file: File) -> tuple[int, ...]:
+    """Returns the rows of each part that is read at once."""
+    with _readable(file):
+        if _is_parquet(file):
+            metadata = pq.read_metadata(file.path)
+            return tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        rows = _arrow(file).num_rows
+        return tuple(min(AT_ONCE, rows - start) for start in range(0, rows, AT_ONCE))
+
+
+@lru_cache(maxsize=2)  # images and labels of a part; rows are asked for in order
+def _cells(file: File, group: int, column: str) -> pa.ChunkedArray:
+    with _readable(file):
+        if File.at(Path(file.path)) != file:
+            raise DataError(f"{file.path} has changed since the conversion began; convert again.")
+        if _is_parquet(file):
+            with pq.ParquetFile(file.path) as opened:
+                table = opened.read_row_group(group, columns=[column])
+        else:
+            table = _arrow(file).select([column]).slice(group * AT_ONCE, AT_ONCE)
+    return table[column]
+
+
+def _arrow(file: File) -> pa.Table:
+    """Returns a table that `datasets` saved, mapped into memory rather than read."""
+    with pa.memory_map(file.path) as mapped:
+        return pa.ipc.open_stream(mapped).read_all()
+
+
+def _is_parquet(file: File) -> bool:
+    return file.path.endswith(".parquet")
+
+
+@contextmanager
+def _readable(file: File) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged in one way or another
+        raise DataError(f"{file.path} cannot be read ({error}); fetch it again.") from error

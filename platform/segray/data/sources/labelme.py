@@ -1,0 +1,153 @@
+"""LabelMe: an image and a JSON of polygons beside it, in a folder for each split (or in one folder)."""
+
+import json
+from base64 import b64decode
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from segray.classes import Classes, default_palette, read_names
+from segray.data.images import check_size, source_mask
+from segray.data.sources.files import Collected, File, in_order, is_litter, root_of
+from segray.data.sources.sample import NOT_SPLIT, Found, Ids, Json
+from segray.errors import DataError
+
+LAYOUT = "<split>/*.json, each with its image beside it; labels.txt names the classes in order"
+BACKGROUND, IGNORED = "_background_", "__ignore__"
+LABELS = "labels.txt"
+VOID = 65535
+CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "point": 1, "mask": 2}
+"""The kinds of shapes, and the fewest points of each."""
+SHAPE = ("label", "points", "shape_type", "mask")
+FARTHEST = 2**20
+"""Pixels from the corner at which a point is a mistake."""
+
+
+def find(source: str | None) -> Found:
+    """Returns the images with a JSON; classes are those of labels.txt, else the labels in order of their names.
+
+    The background is class 0, `_background_`; what is labelled `__ignore__` is not counted. Shapes are drawn in the
+    order of the file, later ones on top.
+
+    Raises:
+        DataError: there is no such folder, or a JSON or its image cannot be used; all of those are listed.
+    """
+    root = root_of("labelme", source, LAYOUT)
+    collected = Collected(root)
+    files = _files(root)
+    for file in sorted(set(root.glob("*.json")) - set(files)):
+        collected.problems.append(f"{file}: lies beside the folders of the splits; expected it in one of them")
+    images, labels = dict[Path, Path](), set[str]()
+    for file in files:
+        try:
+            content = _read(file.read_bytes())
+        except (OSError, ValueError) as error:
+            collected.problems.append(f"{file}: no LabelMe file ({error})")
+        else:
+            images[file] = file.parent / content["imagePath"].replace("\\", "/")
+            labels |= {shape["label"] for shape in content["shapes"]}
+    listed = read_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
+    names = (BACKGROUND, *(name for name in listed if name not in (BACKGROUND, IGNORED)))
+    for file, image in images.items():
+        split = file.parent.name if file.parent != root else NOT_SPLIT
+        collected.add(split, file.stem, image, file, partial(Drawing, names=names))
+    classes = Classes(names=names, palette=((0, 0, 0), *default_palette(len(names) - 1)))
+    return collected.found(classes, absent_ok=True)
+
+
+def _files(root: Path) -> list[Path]:
+    splits = in_order(path.parent.name for path in root.glob("*/*.json") if not is_litter(path))
+    folders = [root / split for split in splits] or [root]
+    return [file for folder in folders for file in sorted(folder.glob("*.json")) if not is_litter(file)]
+
+
+def _read(content: bytes) -> Json:
+    """Returns what a LabelMe file says; ValueError where it is none."""
+    try:
+        found: Json = json.loads(content)
+        sizes = {name: int(found[name]) for name in ("imageHeight", "imageWidth")}
+        shapes = [{name: shape.get(name) for name in SHAPE} for shape in found["shapes"]]
+        for shape in shapes:
+            shape["label"] = str(shape["label"])
+        return {"imagePath": str(found["imagePath"]), "shapes": shapes} | sizes
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A mask made of a LabelMe file's shapes.
+
+    Attributes:
+        file: the JSON.
+        names: of the classes, in the order of their ids.
+    """
+
+    file: File
+    names: tuple[str, ...]
+
+    def __call__(self) -> Ids:
+        """Returns the ids (H, W).
+
+        Raises:
+            DataError: a label is no class, or a shape none that LabelMe draws.
+        """
+        try:
+            content = _read(self.file.read())
+        except ValueError as error:
+            raise DataError(f"{self.file.path} is no LabelMe file ({error})") from error
+        check_size(content["imageHeight"], content["imageWidth"], self.file.path)
+        known = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
+        canvas = Image.new("I", (content["imageWidth"], content["imageHeight"]), 0)
+        for shape in content["shapes"]:
+            if shape["label"] not in known:
+                raise DataError(
+                    f"{self.file.path} has the label {shape['label']!r}, which is no class; add it to {LABELS}"
+                )
+            self._draw(canvas, shape, known[shape["label"]])
+        return np.asarray(canvas).astype(np.uint16)
+
+    def _points(self, shape: Json, kind: str) -> list[tuple[float, float]]:
+        try:
+            points = [(float(x), float(y)) for x, y in shape["points"]]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.file.path} has a shape whose points cannot be read ({error})") from error
+        if kind not in CORNERS or len(points) < CORNERS[kind]:
+            raise DataError(
+                f"{self.file.path} has a {kind} of {len(points)} points; expected one of {', '.join(CORNERS)}, with at "
+                f"least {' '.join(map(str, CORNERS.values()))}"
+            )
+        if not all(abs(number) <= FARTHEST for point in points for number in point):  # so is what is no number
+            raise DataError(f"{self.file.path} has a {kind} with a point out of all bounds: {points}")
+        return points
+
+    def _draw(self, canvas: Image.Image, shape: Json, value: int) -> None:
+        pen = ImageDraw.Draw(canvas)
+        kind = str(shape["shape_type"] or "polygon")
+        points = self._points(shape, kind)
+        if kind == "polygon":
+            pen.polygon(points, fill=value, outline=value)
+        elif kind == "rectangle":
+            (x, y), (u, v) = points[:2]
+            pen.rectangle((min(x, u), min(y, v), max(x, u), max(y, v)), fill=value, outline=value)
+        elif kind == "circle":  # its centre, and a point on it
+            (x, y), (u, v) = points[:2]
+            reach = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
+            pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=value, outline=value)
+        elif kind == "mask":  # a PNG between two corners
+            (x, y), _ = points[:2]
+            canvas.paste(value, (round(x), round(y)), self._stencil(shape["mask"]))
+        elif kind == "point":
+            pen.point(points, fill=value)
+        else:
+            pen.line(points, fill=value)
+
+    def _stencil(self, encoded: str | None) -> Image.Image:
+        try:
+            pixels = source_mask(b64decode(encoded or "", validate=True), f"{self.file.path}, a mask in it")
+        except ValueError as error:
+            raise DataError(f"{self.file.path} has a mask that is not in base64 ({error})") from error
+        return Image.fromarray((pixels > 0).astype(np.uint8) * 255)

@@ -1,0 +1,111 @@
+"""Masks whose colours are the classes: a folder as of `folder`, and a `palette.txt` of `R G B name`, a class a line."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segray.classes import Classes, Colour
+from segray.data.images import rgb_pixels
+from segray.data.sources import folder
+from segray.data.sources.files import Collected, File, Reading, lines, root_of, there
+from segray.data.sources.sample import Found, Ids
+from segray.errors import DataError
+
+PALETTE = "palette.txt"
+LAYOUT = f"{folder.LAYOUT} (masks in RGB) and {PALETTE} (`R G B name`, a class a line)"
+IGNORED = ("ignore", "void", "unlabelled", "unlabeled")
+LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)")
+
+
+@dataclass(frozen=True)
+class ColourMask:
+    """A mask file whose colours are to be ids.
+
+    Attributes:
+        file: an RGB image.
+        colours: the colour of each id, in order.
+    """
+
+    file: File
+    colours: tuple[Colour, ...]
+
+    def __call__(self) -> Ids:
+        """Returns the ids (H, W).
+
+        Raises:
+            DataError: it is no image, or holds another colour; the first pixel of one is named.
+        """
+        pixels = rgb_pixels(self.file.read(), self.file.path)
+        keys, ids = _table(self.colours)
+        packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+        at = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        strange = keys[at] != packed
+        if strange.any():
+            row, column = np.argwhere(strange)[0].tolist()
+            raise DataError(
+                f"{self.file.path} holds the colour {tuple(pixels[row, column].tolist())}, first at pixel "
+                f"({column}, {row}), and {int(strange.sum())} pixels of unknown colours in all; add them to the "
+                "palette, or correct the mask"
+            )
+        found: Ids = ids[at]
+        return found
+
+
+@lru_cache(maxsize=8)
+def _table(colours: tuple[Colour, ...]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Returns the colours as ascending numbers, and the id of each."""
+    packed = np.array([red * 65536 + green * 256 + blue for red, green, blue in colours], np.int32)
+    order = np.argsort(packed)
+    return packed[order], order.astype(np.uint16)
+
+
+def find(source: str | None) -> Found:
+    """Returns the pairs; a colour named ignore, void or unlabelled is not counted.
+
+    Raises:
+        DataError: there is no such folder, its palette cannot be read, or files lack a partner; all are listed.
+    """
+    root = root_of("palette", source, LAYOUT)
+    palette = read_palette(there(root / PALETTE, LAYOUT))
+    ignored = [name for name in palette if name.lower() in IGNORED]
+    return coloured(palette, ignored, lambda reading: folder.pairs(root, reading))
+
+
+def coloured(palette: Mapping[str, Colour], ignored: Iterable[str], collect: Callable[[Reading], Collected]) -> Found:
+    """Returns what a source of coloured masks holds.
+
+    Args:
+        palette: colour of each name.
+        ignored: names that are not counted.
+        collect: gathers the samples, with this reading of masks.
+    """
+    out = set(ignored)
+    names = [name for name in palette if name not in out]
+    colours = tuple(palette[name] for name in [*names, *(name for name in palette if name in out)])
+    collected = collect(lambda file: ColourMask(file, colours))
+    lookup = {index: index if index < len(names) else None for index in range(len(colours))}
+    classes = Classes(names=tuple(names), palette=colours[: len(names)])
+    return collected.found(classes, lookup, absent_ok=True)
+
+
+def read_palette(file: Path) -> dict[str, Colour]:
+    """Returns the colour of each name, in order.
+
+    Raises:
+        DataError: a line is none, or names or colours stand there twice.
+    """
+    found: dict[str, Colour] = {}
+    for number, line in enumerate(lines(file), 1):
+        match = LINE.fullmatch(line)
+        colour = tuple(int(part) for part in match.groups()[:3]) if match else (256,)
+        if match is None or max(colour) > 255:
+            raise DataError(f"{file} line {number} is {line!r}; expected `R G B name`, each 0 to 255.")
+        if match[4] in found or colour in found.values():
+            raise DataError(f"{file} line {number}: the name or the colour of {line!r} stands there before.")
+        found[match[4]] = (colour[0], colour[1], colour[2])
+    return found

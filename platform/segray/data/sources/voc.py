@@ -1,0 +1,42 @@
+"""Pascal VOC 2012 as published: JPEGImages/, SegmentationClass/ (palette PNG) and lists of each split."""
+
+from pathlib import Path
+
+from segray.classes import Classes, default_palette
+from segray.data.sources.files import Collected, in_order, lines, root_of, there
+from segray.data.sources.sample import Found
+
+LAYOUT = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
+NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+UNION = "trainval"
+
+
+def find(source: str | None) -> Found:
+    """Returns what the lists name, `trainval`, which is both others, left out; the border, 255, is not counted.
+
+    Raises:
+        DataError: there is no such folder, or a list names what is missing; all of that is listed.
+    """
+    root = root_of("voc", source, LAYOUT)
+    images, masks = there(root / "JPEGImages", LAYOUT), there(root / "SegmentationClass", LAYOUT)
+    lists = {path.stem: path for path in there(root / "ImageSets" / "Segmentation", LAYOUT).glob("*.txt")}
+    if {"train", "val"} <= lists.keys():
+        lists.pop(UNION, None)
+    collected, split_of = Collected(root), dict[str, str]()
+    for split in in_order(lists):
+        for stem in (str(Path(line)) for line in lines(lists[split])):
+            if split == "test" and not (masks / f"{stem}.png").exists():
+                continue  # the test split is published without masks
+            if stem in split_of:
+                collected.problems.append(
+                    f"{lists[split]}: {stem} is in {split_of[stem]}.txt already; expected it once; move the lists away "
+                    "that are not wanted"
+                )
+                continue
+            split_of[stem] = split
+            collected.add(split, stem, images / f"{stem}.jpg", masks / f"{stem}.png")
+    palette = ((0, 0, 0), *default_palette(len(NAMES) - 1))
+    return collected.found(Classes(names=NAMES, palette=palette), absent_ok=True)

@@ -1,0 +1,237 @@
+"""COCO's three kinds of annotations, laid out as published."""
+
+import json
+
+import numpy as np
+import pytest
+
+from segray.data.sources import SOURCES, coco
+from segray.errors import DataError
+
+CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 92, "name": "banner"}]
+HEIGHT, WIDTH = 4, 6
+
+
+@pytest.fixture
+def root(tmp_path, picture):
+    root = tmp_path / "coco"
+    for split, stem in (("train", "000000000009"), ("train", "000000000025"), ("val", "000000000139")):
+        picture(root / f"{split}2017" / f"{stem}.jpg")
+    return root
+
+
+@pytest.fixture
+def annotate(root):
+    """Writes the annotations of all images, made by a function of the image's id."""
+
+    def write(kind, make, categories=CATEGORIES):
+        (root / "annotations").mkdir(exist_ok=True)
+        for split, numbers in (("train", (9, 25)), ("val", (139,))):
+            sizes = {"height": HEIGHT, "width": WIDTH}
+            images = [{"id": number, "file_name": f"{number:012d}.jpg", **sizes} for number in numbers]
+            annotations = [one for number in numbers for one in make(number, split)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (root / "annotations" / f"{kind}_{split}2017.json").write_text(json.dumps(content))
+
+    return write
+
+
+IDS = ("train/000000000009", "train/000000000025", "val/000000000139")
+
+
+def test_panoptic_segments_become_their_categories(root, annotate, drawing, converted):
+    segments = np.array([[0, 7, 300, 300, 70_000, 7]] * HEIGHT)
+    colours = np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1)
+    known = [{"id": 7, "category_id": 92}, {"id": 300, "category_id": 1}, {"id": 70_000, "category_id": 18}]
+
+    def make(number, split):
+        name = f"{number:012d}.png"
+        drawing(root / "annotations" / f"panoptic_{split}2017" / name, colours)
+        yield {"image_id": number, "file_name": name, "segments_info": known}
+
+    annotate("panoptic", make)
+    names, rows = converted(SOURCES["coco-panoptic"](str(root)))
+    assert names == ("person", "dog", "banner")
+    assert rows == dict.fromkeys(IDS, [[255, 2, 0, 0, 1, 2]] * HEIGHT)
+    drawing(root / "annotations/panoptic_val2017/000000000139.png", colours + np.array([1, 0, 0]))
+    with pytest.raises(DataError, match="000000000139.png holds the segment 1, which the JSON beside it does not know"):
+        SOURCES["coco-panoptic"](str(root)).samples[-1].read_mask()
+
+
+def rectangle(left, top, right, bottom):
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_counted(root, annotate, converted):
+    def make(number, _split):
+        large = {"segmentation": [rectangle(1, 0, 6, 4)], "area": 20, "category_id": 1, "iscrowd": 0}
+        small = {"segmentation": [rectangle(2, 1, 3, 3)], "area": 2, "category_id": 18, "iscrowd": 0}
+        # Runs down the columns, outside first: the last row of the last two columns.
+        crowd = {"segmentation": {"counts": [19, 1, 3, 1], "size": [HEIGHT, WIDTH]}, "area": 2, "category_id": 1}
+        for one in (small, crowd | {"iscrowd": 1}, large):
+            yield one | {"image_id": number}
+
+    annotate("instances", make)
+    names, rows = converted(SOURCES["coco-instances"](str(root)))
+    assert names == ("background", "person", "dog", "banner")
+    expected = [[0, 1, 1, 1, 1, 1], [0, 1, 2, 1, 1, 1], [0, 1, 2, 1, 1, 1], [0, 1, 1, 1, 255, 255]]
+    assert rows == dict.fromkeys(IDS, expected)
+
+
+def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, converted):
+    categories = [{"id": 0, "name": "person"}, {"id": 1000, "name": "dog"}]
+    shapes = [(rectangle(0, 0, 3, 4), 0), (rectangle(3, 0, 5, 4), 1000)]
+    annotate(
+        "instances",
+        lambda number, _: [{"segmentation": [one], "category_id": key, "image_id": number} for one, key in shapes],
+        categories,
+    )
+    names, rows = converted(SOURCES["coco-instances"](str(root)))
+    assert names == ("background", "person", "dog")
+    assert rows == dict.fromkeys(IDS, [[1, 1, 1, 2, 2, 0]] * HEIGHT)
+    annotate("instances", lambda *_: [], [{"id": 65534, "name": "person"}])
+    with pytest.raises(DataError, match="has the category 65534; expected ids from 0 to 65533"):
+        SOURCES["coco-instances"](str(root))
+
+
+def test_images_in_folders_of_equal_names_differ_and_none_leaves_the_source(root, annotate, picture):
+    annotate("instances", lambda *_: [])
+    file = root / "annotations/instances_val2017.json"
+    sizes = {"height": HEIGHT, "width": WIDTH}
+    images = [{"id": number, "file_name": f"{number}/a.jpg", **sizes} for number in (1, 2)]
+    for image in images:
+        picture(root / "val2017" / image["file_name"])
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
+    assert [sample.id for sample in SOURCES["coco-instances"](str(root)).samples[-2:]] == ["val/1/a", "val/2/a"]
+    picture(root.parent / "elsewhere.jpg")
+    images[0]["file_name"] = "../../elsewhere.jpg"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
+    (line,) = SOURCES["coco-instances"](str(root)).problems
+    assert "elsewhere.jpg: leaves the source, to " in line
+
+
+def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotate, converted):
+    from pycocotools import mask
+
+    inside = np.zeros((HEIGHT, WIDTH), np.uint8)
+    inside[1:, 2:] = 1
+    runs = mask.encode(np.asfortranarray(inside))
+    runs = {"size": runs["size"], "counts": runs["counts"].decode()}
+    other = {"counts": [0, 4, 20], "size": [HEIGHT, WIDTH]}
+
+    def make(number, _split):
+        yield {"image_id": number, "segmentation": runs, "area": 12, "category_id": 92, "iscrowd": 0}
+        yield {"image_id": number, "segmentation": other, "area": 4, "category_id": 18, "iscrowd": 0}
+
+    annotate("stuff", make)
+    names, rows = converted(SOURCES["coco-stuff"](str(root)))
+    assert names == ("person", "dog", "banner")
+    expected = [[1, 255, 255, 255, 255, 255], *[[1, 255, 2, 2, 2, 2]] * 3]
+    assert rows == dict.fromkeys(IDS, expected)
+
+
+def test_runs_are_read_as_pycocotools_wrote_them(root, annotate):
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        inside = np.asfortranarray(rng.random((HEIGHT, WIDTH)) < rng.random(), np.uint8)
+        runs = {"counts": mask.encode(inside)["counts"].decode()} | SIZES
+        assert np.array_equal(coco._decoded(runs, (HEIGHT, WIDTH)), inside)
+
+
+def test_a_shard_holds_many_images_however_large_their_common_json(root, annotate):
+    annotate("instances", lambda *_: [], [*CATEGORIES, {"id": 99, "name": "x" * 3_000_000}])
+    assert all(sample.size_bytes < 10_000 for sample in SOURCES["coco-instances"](str(root)).samples)
+
+
+def test_categories_of_one_name_are_refused_and_years_are_no_part_of_a_split(root, annotate):
+    annotate("instances", lambda *_: [])
+    for path in (root, root / "annotations"):
+        for one in path.glob("*train2017*"):
+            one.rename(one.with_name(one.name.replace("2017", "2014")))
+    assert {sample.split for sample in SOURCES["coco-instances"](str(root)).samples} == {"train", "val"}
+    annotate("stuff", lambda *_: [], [{"id": 1, "name": "sky"}, {"id": 2, "name": "sky"}])
+    with pytest.raises(DataError, match="has the category sky more than once"):
+        SOURCES["coco-stuff"](str(root))
+
+
+def test_annotations_of_images_that_are_not_there_are_told(root, annotate):
+    annotate("instances", lambda number, _: [{"image_id": str(number), "segmentation": [], "category_id": 1}] * 2)
+    first, second = SOURCES["coco-instances"](str(root)).problems
+    assert first.endswith("instances_train2017.json: 4 annotations of images that it does not hold, such as '25'")
+    assert "2 annotations" in second
+
+
+def test_an_image_without_annotations_is_background_or_not_counted(root, annotate):
+    annotate("instances", lambda *_: [])
+    annotate("stuff", lambda *_: [])
+    for kind, expected in (("instances", 0), ("stuff", None)):
+        found = SOURCES[f"coco-{kind}"](str(root))
+        (value,) = np.unique(found.samples[0].read_mask()).tolist()
+        assert found.lookup[value] == expected
+
+
+FAR = [1.0, 1.0, 1e8, 1.0, 1.0, 3.0]
+NAN = [1.0, 1.0, float("nan"), 1.0, 1.0, 3.0]
+SIZES = {"size": [HEIGHT, WIDTH]}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"segmentation": [[1.0, 2.0]]},
+        {"segmentation": [FAR]},
+        {"segmentation": [NAN]},
+        {"segmentation": {"counts": "\x00~"} | SIZES},
+        {"segmentation": {"counts": [3]} | SIZES},
+        {"segmentation": {"counts": [30, -6]} | SIZES},
+        {"segmentation": {"counts": [23.5, 0.5]} | SIZES},
+        {"segmentation": {"counts": [24], "size": [4.0, 6.0]}},
+        {"segmentation": []},
+        {"segmentation": {"counts": "1"} | SIZES},
+        {"segmentation": {"counts": "h"} | SIZES},
+        {"segmentation": SIZES},
+        {"segmentation": None},
+        {"category_id": None},
+        {"category_id": 70000},
+        {"area": "large"},
+    ],
+)
+def test_a_segmentation_that_cannot_be_read_is_named(root, annotate, broken):
+    whole = {"segmentation": {"counts": [24]} | SIZES, "category_id": 92}
+    annotate("stuff", lambda number, _: [whole | {"image_id": number} | broken])
+    with pytest.raises(DataError, match="stuff_train2017.json, image 9 has a segmentation that cannot be read"):
+        SOURCES["coco-stuff"](str(root)).samples[0].read_mask()
+
+
+def test_a_segmentation_of_another_size_is_named(root, annotate):
+    runs = {"counts": [0, 4], "size": [2, 2]}
+    annotate("stuff", lambda number, _: [{"image_id": number, "segmentation": runs, "category_id": 92}])
+    with pytest.raises(
+        DataError, match=r"has a segmentation that cannot be read \(ValueError\('of 2x2; expected 6x4'\)\)"
+    ):
+        SOURCES["coco-stuff"](str(root)).samples[0].read_mask()
+
+
+def test_a_file_that_is_no_annotations_is_refused(root, annotate):
+    annotate("stuff", lambda *_: [])
+    whole = json.loads((root / "annotations/stuff_val2017.json").read_text())
+    broken = [[], {}, {**whole, "images": [{"id": 1}]}, {**whole, "annotations": [{}]}, {**whole, "categories": [5]}]
+    for content in ("{", *map(json.dumps, broken)):
+        (root / "annotations/stuff_val2017.json").write_text(content)
+        with pytest.raises(DataError, match="stuff_val2017.json is no COCO annotation file"):
+            SOURCES["coco-stuff"](str(root))
+    with pytest.raises(DataError, match=r"holds no panoptic_\*.json"):
+        SOURCES["coco-panoptic"](str(root))
+
+
+@pytest.mark.parametrize("size", [(10**6, 10**6), (0, 6), (-1, -6)])
+def test_a_size_that_no_image_may_have_is_refused_before_anything_is_drawn(root, annotate, size):
+    annotate("instances", lambda *_: [])
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["images"][0].update(height=size[0], width=size[1])
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"image 9 is said to be {size[1]}x{size[0]}; expected 1 to"):
+        SOURCES["coco-instances"](str(root)).samples[0].read_mask()

@@ -1,0 +1,157 @@
+"""Tables of images and labels as the hub has them, and as `datasets` saves them."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segray.data.sources import SOURCES, huggingface
+from segray.errors import DataError
+
+ROWS = {"train": 5, "validation": 2}
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ids(split, row):
+    return [[row % 3, 0, 1, 2, 255, len(split) % 3]] * 4
+
+
+def table(split, rows, names=("image", "annotation")):
+    columns = {
+        names[0]: [{"bytes": png(np.full((4, 6, 3), row)), "path": f"{row}.png"} for row in range(rows)],
+        names[1]: [{"bytes": png(ids(split, row)), "path": None} for row in range(rows)],
+        "scene": [f"scene {row}" for row in range(rows)],
+    }
+    return pa.table(columns)
+
+
+NAMES = {"0": "wall", "1": "floor", "2": "lamp"}
+EXPECTED = {
+    f"{'val' if split == 'validation' else split}/{row:07d}": ids(split, row)
+    for split, rows in ROWS.items()
+    for row in range(rows)
+}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, rows in ROWS.items():
+        whole = table(split, rows)
+        for part, start in enumerate(range(0, rows, 3)):
+            file = tmp_path / "hub" / "data" / f"{split}-{part:05d}-of-00002.parquet"
+            pq.write_table(whole.slice(start, 3), file, row_group_size=2)
+    (tmp_path / "hub" / "id2label.json").write_text(json.dumps(NAMES))
+    return tmp_path / "hub"
+
+
+def test_parquet_as_on_the_hub(hub, converted):
+    names, rows = converted(SOURCES["huggingface"](str(hub)))
+    assert names == ("wall", "floor", "lamp")
+    assert rows == EXPECTED
+
+
+def test_a_folder_that_datasets_saved(tmp_path, converted):
+    for split, rows in ROWS.items():
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        saved = table(split, rows, ("pixel_values", "label"))
+        with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", saved.schema) as writer:
+            writer.write_table(saved, max_chunksize=2)
+    names, rows = converted(SOURCES["huggingface"](str(tmp_path / "saved")))
+    assert names == ("class_0", "class_1", "class_2")
+    assert rows == EXPECTED
+
+
+def test_bytes_that_are_missing_lie_beside_the_file(tmp_path):
+    images = [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": None, "path": None}]
+    labels = [{"bytes": png(ids("train", row)), "path": None} for row in range(3)]
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet")
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    found = SOURCES["huggingface"](str(tmp_path))
+    assert [sample.read_image() for sample in found.samples] == [b"pixels"]
+    assert "train/0000001: " in found.problems[0]
+    assert (
+        "train.parquet, row 1, column image holds no bytes, and 'b.png' beside it cannot be read" in found.problems[0]
+    )
+    assert "train.parquet, row 2, column image is empty" in found.problems[1]
+    (tmp_path / "a.png").write_bytes(b"others")
+    with pytest.raises(DataError, match="a.png has changed since the conversion began"):
+        found.samples[0].read_image()
+    assert SOURCES["huggingface"](str(tmp_path)).samples[0].version != found.samples[0].version
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to("/etc/hostname")
+    (line, *_) = SOURCES["huggingface"](str(tmp_path)).problems
+    assert "row 0, column image holds no bytes, and its path 'a.png' leaves the folder" in line
+
+
+def test_a_configuration_is_a_folder_of_splits_and_of_several_one_is_to_be_named(hub):
+    for name in ("scene_parsing", "instances"):
+        (hub / name).mkdir()
+    for path in sorted((hub / "data").iterdir()):
+        path.rename(hub / "scene_parsing" / path.name)
+    (hub / "data").rmdir()
+    found = SOURCES["huggingface"](str(hub))
+    assert {name: sum(one.split == name for one in found.samples) for name in ("train", "val")} == {
+        "train": 5,
+        "val": 2,
+    }
+    pq.write_table(table("train", 1), hub / "instances" / "train.parquet")
+    with pytest.raises(DataError, match="holds several configurations, instances, scene_parsing; give one of them"):
+        SOURCES["huggingface"](str(hub))
+
+
+def test_val_twice_and_splits_of_two_configurations_are_refused(hub):
+    pq.write_table(table("val", 1), hub / "data" / "val.parquet")
+    with pytest.raises(DataError, match="holds val and validation; expected one of them"):
+        SOURCES["huggingface"](str(hub))
+    for name, split in (("a", "train"), ("b", "test")):
+        (hub / "two" / name).mkdir(parents=True)
+        pq.write_table(table(split, 2), hub / "two" / name / f"{split}.parquet")
+    with pytest.raises(DataError, match="several configurations, a, b"):
+        SOURCES["huggingface"](str(hub / "two"))
+    (hub / "two" / "a").rename(hub / "two" / "train")
+    (hub / "two" / "b").rename(hub / "two" / "test")
+    assert {one.split for one in SOURCES["huggingface"](str(hub / "two")).samples} == {"train", "test"}
+
+
+def test_listing_reads_no_image_where_the_table_says_that_all_are_there(hub, monkeypatch):
+    monkeypatch.setattr(huggingface, "_cells", lambda *_: pytest.fail("read"))
+    assert len(SOURCES["huggingface"](str(hub)).samples) == 7
+
+
+def test_bytes_that_are_empty_are_told_when_they_are_read_and_a_damaged_table_is_a_problem(hub):
+    (hub / "data" / "train-00001-of-00002.parquet").write_bytes(b"no table")
+    (hub / "data" / "._train.parquet").touch()
+    cells = {"image": [{"bytes": b"", "path": "x.png"}], "label": [{"bytes": png(ids("train", 0)), "path": None}]}
+    pq.write_table(pa.table(cells), hub / "data" / "test.parquet")
+    found = SOURCES["huggingface"](str(hub))
+    (line,) = found.problems
+    assert "train-00001-of-00002.parquet cannot be read" in line
+    with pytest.raises(DataError, match="test.parquet, row 0, column image is empty"):
+        next(one for one in found.samples if one.split == "test").read_image()
+
+
+def test_other_columns_and_damaged_files_are_refused(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train.parquet")
+    (line,) = SOURCES["huggingface"](str(tmp_path)).problems
+    assert "has the columns text; expected one of image, pixel_values" in line
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(DataError, match="holds neither"):
+        SOURCES["huggingface"](str(tmp_path))
+
+
+def test_a_file_that_changes_while_it_is_converted_is_named(hub):
+    sample = SOURCES["huggingface"](str(hub)).samples[0]
+    pq.write_table(table("train", 3), hub / "data" / "train-00000-of-00002.parquet", row_group_size=2)
+    with pytest.raises(DataError, match="train-00000-of-00002.parquet has changed since the conversion began"):
+        sample.read_mask()

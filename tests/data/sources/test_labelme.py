@@ -1,0 +1,141 @@
+"""LabelMe's JSON beside its images."""
+
+import io
+import json
+from base64 import b64encode
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segray.data.sources import SOURCES
+from segray.errors import DataError
+
+
+def shape(label, points, kind="polygon"):
+    return {"label": label, "points": points, "shape_type": kind, "group_id": None, "flags": {}}
+
+
+@pytest.fixture
+def annotate(tmp_path, picture):
+    """Writes an image of 6x4 pixels and its JSON."""
+
+    def write(name, *shapes):
+        file = tmp_path / f"{name}.json"
+        picture(file.with_suffix(".jpg"))
+        content = {"version": "5.5.0", "imagePath": f"{file.stem}.jpg", "imageData": None, "shapes": shapes}
+        file.write_text(json.dumps(content | {"imageHeight": 4, "imageWidth": 6}))
+
+    return write
+
+
+def test_shapes_of_every_kind_are_drawn_in_order(tmp_path, annotate, converted):
+    annotate("train/a", shape("road", [[0, 2], [5, 2], [5, 3], [0, 3]]), shape("car", [[4, 3], [1, 2]], "rectangle"))
+    annotate("train/b", shape("car", [[2, 1], [3, 1]], "circle"), shape("__ignore__", [[5, 0]], "point"))
+    annotate("val/c", shape("road", [[0, 0], [5, 0]], "line"), shape("car", [[0, 3], [2, 3], [2, 1]], "linestrip"))
+    names, rows = converted(SOURCES["labelme"](str(tmp_path)))
+    assert names == ("_background_", "car", "road")
+    assert rows["train/a"] == [[0] * 6, [0] * 6, [2, 1, 1, 1, 1, 2], [2, 1, 1, 1, 1, 2]]
+    assert rows["train/b"] == [[0, 0, 1, 0, 0, 255], [0, 1, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0], [0] * 6]
+    assert rows["val/c"] == [[2] * 6, [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+
+
+def test_a_mask_lies_between_two_corners(tmp_path, annotate, converted):
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[True, False], [True, True]])).save(buffer, "PNG")
+    mask = shape("car", [[3, 1], [4, 2]], "mask") | {"mask": b64encode(buffer.getvalue()).decode()}
+    annotate("train/a", shape("road", [[0, 0], [5, 3]], "rectangle"), mask)
+    annotate("train/b", mask | {"mask": "no base64"})
+    annotate("train/c", mask | {"mask": None})
+    found = SOURCES["labelme"](str(tmp_path))
+    for sample, said in zip(
+        found.samples[1:], ("b.json has a mask that is not in base64", "c.json, a mask in it"), strict=True
+    ):
+        with pytest.raises(DataError, match=said):
+            sample.read_mask()
+    _, rows = converted(replace(found, samples=found.samples[:1]))
+    assert rows["train/a"] == [[2] * 6, [2, 2, 2, 1, 2, 2], [2, 2, 2, 1, 1, 2], [2] * 6]
+
+
+def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_path, annotate, picture):
+    annotate("set/train/a")
+    file = tmp_path / "set/train/a.json"
+    picture(tmp_path / "set/images/a.jpg")
+    file.write_text(file.read_text().replace('"a.jpg"', '"..\\\\images\\\\a.jpg"'))
+    (sample,) = SOURCES["labelme"](str(tmp_path / "set")).samples
+    assert sample.read_image() == (tmp_path / "set/images/a.jpg").read_bytes()
+    picture(tmp_path / "a.jpg")
+    file.write_text(file.read_text().replace("images", ".."))
+    (line,) = SOURCES["labelme"](str(tmp_path / "set")).problems
+    assert "a.jpg: leaves the source" in line
+
+
+def test_labels_txt_says_the_order_and_other_labels_are_named(tmp_path, annotate):
+    annotate("train/a", shape("road", [[0, 0], [5, 0], [5, 3]]), shape("tree", [[0, 0], [1, 1], [0, 1]]))
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\ncar\n")
+    found = SOURCES["labelme"](str(tmp_path))
+    assert found.classes.names == ("_background_", "road", "car")
+    with pytest.raises(DataError, match=r"train/a.json has the label 'tree', which is no class; add it to labels.txt"):
+        found.samples[0].read_mask()
+
+
+def test_one_folder_without_splits_is_not_split(tmp_path, annotate):
+    annotate("a", shape("road", [[0, 0], [5, 0], [5, 3]]))
+    assert [sample.id for sample in SOURCES["labelme"](str(tmp_path)).samples] == ["all/a"]
+
+
+def test_files_beside_the_folders_of_the_splits_are_told(tmp_path, annotate):
+    for name in ("a", "train/b", "train/._c"):
+        annotate(name)
+    found = SOURCES["labelme"](str(tmp_path))
+    assert [sample.id for sample in found.samples] == ["train/b"]
+    (line,) = found.problems
+    assert "a.json: lies beside the folders of the splits" in line
+
+
+def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, annotate):
+    for name in ("train/a", "train/b", "train/c"):
+        annotate(name)
+    (tmp_path / "train/a.json").write_text("{")
+    (tmp_path / "train/b.json").write_text('{"shapes": []}')
+    (tmp_path / "train/c.jpg").unlink()
+    annotate("train/d", shape(["a list"], [[0, 0]] * 3), shape(5, [[0, 0]] * 3))
+    (tmp_path / "train/e.json").write_text('{"imageHeight": Infinity, "imageWidth": 1, "shapes": [], "imagePath": ""}')
+    (tmp_path / "train/f.json").write_text(
+        '{"imageHeight": 1, "imageWidth": 1, "shapes": [], "imagePath": "' + "x" * 5000 + '"}'
+    )
+    (tmp_path / "train/g.json").write_text("[" * 100_000)
+    found = SOURCES["labelme"](str(tmp_path))
+    assert [sample.id for sample in found.samples] == ["train/d"]
+    assert found.classes.names == ("_background_", "5", "['a list']")
+    for name, line in zip(
+        ("a.json: no L", "b.json: no L", "e.json: no L", "g.json: no L", "c.jpg: miss", "cannot be looked at"),
+        found.problems,
+        strict=True,
+    ):
+        assert name in line
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        shape("road", [[0, 0], [1, 1]]),
+        shape("road", [[0, 0]] * 3, "star"),
+        shape("road", [[0], [1], [2]]),
+        shape("road", [[0, 0], [1e9, 1]], "rectangle"),
+        shape("road", [[0, 0], [1, float("nan")]], "circle"),
+    ],
+)
+def test_a_shape_that_cannot_be_drawn_is_named(tmp_path, annotate, broken):
+    annotate("train/a", broken)
+    with pytest.raises(DataError, match=r"train/a.json has a "):
+        SOURCES["labelme"](str(tmp_path)).samples[0].read_mask()
+
+
+def test_a_size_that_no_image_may_have_is_refused(tmp_path, annotate):
+    annotate("train/a")
+    file = tmp_path / "train/a.json"
+    file.write_text(file.read_text().replace('"imageWidth": 6', '"imageWidth": 6000000000'))
+    with pytest.raises(DataError, match="train/a.json is said to be 6000000000x4"):
+        SOURCES["labelme"](str(tmp_path)).samples[0].read_mask()

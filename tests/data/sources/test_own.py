@@ -1,0 +1,60 @@
+"""A format of one's own: the one that docs/formats.md shows."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from segray.classes import Classes
+from segray.cli import prepare
+from segray.errors import DataError
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "formats.md"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (tmp_path / "my_format.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_format"
+    sys.modules.pop("my_format")
+
+
+def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, picture, drawing, converted):
+    root = tmp_path / "mine"
+    picture(root / "rgb" / "a.jpg")
+    drawing(root / "ids" / "a.png", [[0, 1, 2] * 2] * 4)
+    (root / "list.txt").write_text("train a\n")
+    names, rows = converted(prepare._source(f"{module}:find")(str(root)))
+    assert names == ("road", "car")
+    assert rows == {"train/a": [[255, 0, 1] * 2] * 4}
+
+
+def test_names_at_other_ids_than_the_sources_are_refused():
+    ours, theirs = Classes.named(["background", "road", "car"]), Classes.named(["background", "car", "road"])
+    with pytest.raises(DataError, match="--classes has road at id 1, where the source has .*does not move them"):
+        prepare._check_order(ours, theirs)
+    prepare._check_order(Classes.named(["Hintergrund", "Auto", "road"]), theirs)
+    prepare._check_order(ours, None)
+
+
+def test_what_a_format_of_ours_cannot_read_is_no_defect_and_what_one_of_theirs_cannot_is(module, tmp_path, monkeypatch):
+    def broken(_source):
+        raise KeyError("images")
+
+    monkeypatch.setitem(prepare.SOURCES, "voc", broken)
+    with pytest.raises(DataError, match=r"cannot be read as format voc \(KeyError: 'images'\)"):
+        prepare._listed("voc", str(tmp_path))
+    sys.modules[module] = type(sys)(module)
+    sys.modules[module].find = broken
+    with pytest.raises(KeyError):
+        prepare._listed(f"{module}:find", str(tmp_path))
+
+
+def test_one_that_is_not_there_is_told():
+    with pytest.raises(DataError, match="--format is 'nowhere:find', which cannot be imported"):
+        prepare._source("nowhere:find")
+    with pytest.raises(DataError, match="--format is cityscape; .*did you mean 'cityscapes'"):
+        prepare._source("cityscape")
