@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -10,26 +9,11 @@ import torch
 
 from segray.benchmark import machine
 from segray.benchmark.loaders import CONTENDERS, Load, Pass, serve
-from segray.benchmark.turns import Row, compared, compared_rates
+from segray.benchmark.turns import Report, Row, compared, compared_rates
 from segray.benchmark.watch import Peak, can_watch
 
 OURS, DATALOADER, BARE_LOOP = CONTENDERS
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run measured.
-
-    Attributes:
-        machine: what it ran on.
-        case: what was read, for people.
-        rows: ours beside the peers'.
-    """
-
-    machine: dict[str, str | int]
-    case: dict[str, str | int]
-    rows: list[Row]
 
 
 def measured(load: Load, tenfold: Load | None, turns: int, say: Callable[[str], None]) -> Report:

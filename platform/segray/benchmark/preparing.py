@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import cycle, islice
@@ -18,7 +17,7 @@ from PIL import Image
 
 from segray.benchmark import machine
 from segray.benchmark.samples import originals
-from segray.benchmark.turns import Row, compared, compared_rates
+from segray.benchmark.turns import Report, compared, compared_rates
 from segray.benchmark.watch import can_watch, watched
 from segray.classes import Classes
 from segray.data.ingest import convert
@@ -29,21 +28,6 @@ BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
 TENTH = "a tenth of the images"
 MIB = 2**20
 KINDS = 256  # images that differ
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run measured.
-
-    Attributes:
-        machine: what it ran on.
-        case: what was converted, for people.
-        rows: ours beside the peers'.
-    """
-
-    machine: dict[str, str | int]
-    case: dict[str, str | int]
-    rows: list[Row]
 
 
 def write_pairs(root: str, size: int, images: int, out: Path) -> Found:

@@ -70,3 +70,18 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run measured.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was measured, for people.
+        rows: ours beside the peers'.
+    """
+
+    machine: dict[str, str | int]
+    case: dict[str, str | int]
+    rows: list[Row]

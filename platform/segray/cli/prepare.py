@@ -16,9 +16,9 @@ from segray.cli.command import Parser, end
 from segray.cli.counting import counting
 from segray.cli.terminal import terminal
 from segray.data import splitting
-from segray.data.images import PILLOWS_MOST_PIXELS
 from segray.data.ingest import convert
 from segray.data.labels import read_renaming
+from segray.data.originals import PILLOWS_MOST_PIXELS
 from segray.data.schema import LEFT_OUT, Manifest
 from segray.data.shards import Bounds
 from segray.data.sources import SOURCES, Found

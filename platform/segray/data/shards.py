@@ -14,8 +14,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.data.images import Mask, aligned_mask, encode_mask, source_mask, upright_image
+from segray.data.images import Mask, encode_mask
 from segray.data.labels import Labels
+from segray.data.originals import aligned_mask, source_mask, upright_image
 from segray.data.schema import COLUMNS, FORMAT, Shard, digest_of, filesystem, place
 from segray.data.sources.sample import Sample
 from segray.errors import DataError

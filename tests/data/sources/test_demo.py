@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from segray.data.images import decode_image, decode_mask, upright_image
+from segray.data.images import decode_image, decode_mask
+from segray.data.originals import upright_image
 from segray.data.sources import SOURCES, demo
 from segray.errors import DataError
 

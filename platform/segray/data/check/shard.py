@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
-from segray.data.images import PILLOWS_MOST_PIXELS, decode_mask, upright_image
+from segray.data.images import decode_mask
+from segray.data.originals import PILLOWS_MOST_PIXELS, upright_image
 from segray.data.schema import COLUMNS, Shard, digest_of, filesystem, place
 from segray.errors import DataError
 

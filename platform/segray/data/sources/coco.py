@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.classes import Classes, default_palette
-from segray.data.images import check_size, rgb_pixels
+from segray.data.originals import check_size, rgb_pixels
 from segray.data.sources.files import Collected, File, Reading, root_of, there
 from segray.data.sources.sample import Found, Ids, Json
 from segray.errors import DataError

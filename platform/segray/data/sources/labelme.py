@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segray.classes import Classes, default_palette, read_names
-from segray.data.images import check_size, source_mask
+from segray.data.originals import check_size, source_mask
 from segray.data.sources.files import Collected, File, in_order, is_litter, root_of
 from segray.data.sources.sample import NOT_SPLIT, Found, Ids, Json
 from segray.errors import DataError

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.classes import Classes, Colour
-from segray.data.images import rgb_pixels
+from segray.data.originals import rgb_pixels
 from segray.data.sources import folder
 from segray.data.sources.files import Collected, File, Reading, lines, root_of, there
 from segray.data.sources.sample import Found, Ids
