@@ -28,6 +28,7 @@ BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
 TENTH = "a tenth of the images"
 MIB = 2**20
 KINDS = 256  # images that differ
+FEWEST_WATCHED = 10_000  # a tenth of fewer is converted before anybody looks at its memory
 
 
 def write_pairs(root: str, size: int, images: int, out: Path) -> Found:
@@ -74,7 +75,7 @@ def measured(found: Found, place: Path, cores: int, turns: int, say: Callable[[s
         compared_rates("prepare_images", BARE_LOOP, ours, bare, "images/s"),
         compared_rates("prepare_images", COUNTING_LOOP, ours, counting, "images/s"),
     ]
-    if can_watch():
+    if can_watch() and images >= FEWEST_WATCHED:
         say("peak memory, all of it and a tenth ...")
         tenth = Found(found.samples[: images // 10], found.classes, absent_ok=True)
         peaks = [_peak(one, place) / MIB for one in (found, tenth)]
