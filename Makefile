@@ -25,9 +25,11 @@ demo: install
 	$(BIN)/python pipelines/train.py --config pipelines/configs/demo.yaml
 
 test: install check
+	sh tests/debian-packages.sh
 	RAY_AUTH_MODE=disabled RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.25 $(BIN)/pytest
 
 test-slow: install
+	sh tests/debian-packages.sh
 	RAY_AUTH_MODE=disabled RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.25 $(BIN)/pytest -m slow
 
 check: install

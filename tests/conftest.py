@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from mlflow.tracking import MlflowClient
 
-from segray import config
+from segray import checkpoint, config
 from segray.config import Config
 from segray.data.ingest import convert
 from segray.data.schema import MANIFEST, digest_of, read_manifest
@@ -70,6 +71,19 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
     splits = manifest.splits | {"train": train.model_copy(update={"shards": tuple(shards)})}
     (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).sealed().model_dump_json())
     return copy
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a model of the streets' classes that has learned nothing."""
+    torch.manual_seed(0)
+    settings, classes = config.build({"eval.align": 64}), demo.classes()
+    model = checkpoint.build_model(settings, classes)
+    made = tmp_path_factory.mktemp("run") / "step-000007"
+    made.mkdir()
+    meta = checkpoint.Meta(step=7, metrics={}, confusion=[], dataset_digest="", versions={})
+    checkpoint.contents(model, {}, settings, classes, meta).write(made)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import torch
 from segray import checkpoint, config
 from segray.classes import Classes
 from segray.data.augment.sizes import fit_to_model
-from segray.metrics import confusion
-from segray.predict import Predictor, count, segment
+from segray.predict import Predictor, segment
 
 CLASSES = Classes.named(["road", "car", "sky"])
 CONFIG = config.build({"data.short_side": 64})
@@ -28,28 +27,6 @@ def rows(number):
             "image": torch.from_numpy(random.integers(0, 256, (1, 3, 64, 96), dtype=np.uint8)),
             "mask": torch.from_numpy(random.choice([0, 1, 2, 255], (1, height, width)).astype(np.uint8)),
         }
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_counts_do_not_depend_on_threads_and_hold_every_pixel(model, threads):
-    before = torch.get_num_threads()
-    found = count(model, rows(7), 3, 255, threads)
-    expected = sum(
-        confusion(segment(model, row["image"], tuple(row["mask"].shape[1:])), row["mask"], 3, 255) for row in rows(7)
-    )
-    assert found.sum() == sum(int((row["mask"] != 255).sum()) for row in rows(7))
-    assert (found - expected).abs().sum() <= 2  # forward passes on other numbers of threads differ in near-ties
-    assert torch.equal(found, count(model, rows(7), 3, 255, 1))
-    assert torch.get_num_threads() == before
-
-
-def test_an_error_in_a_row_is_raised_and_not_lost(model):
-    def broken():
-        yield from rows(2)
-        raise RuntimeError("row three")
-
-    with pytest.raises(RuntimeError, match="row three"):
-        count(model, broken(), 3, 255, 2)
 
 
 def test_a_predictor_does_what_validation_does(model, tmp_path):

@@ -1,1 +1,17 @@
 """SegFormer on Ray: train, tune, ship and serve semantic segmentation."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segray.models import Predictor
+
+__all__ = ["Predictor"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for then: torch takes a second, and not every command needs it."""
+    if name != "Predictor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from segray.models import Predictor  # noqa: PLC0415
+
+    return Predictor

@@ -117,3 +117,9 @@ def widest(nodes: Sequence[Node], device: str) -> int:
     if device == "cuda" or (device == "auto" and gpus):
         return max(1, gpus)
     return max(1, sum(node.cpus >= 1 for node in nodes))
+
+
+def most(nodes: Sequence[Node], device: str) -> int:
+    """Returns how many workers of one GPU, or of one CPU, the whole cluster holds, at least one."""
+    gpus = _by_gpu(nodes)
+    return max(1, gpus if device == "cuda" or (device == "auto" and gpus) else _by_cpu(nodes))

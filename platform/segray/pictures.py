@@ -17,6 +17,8 @@ WIDTH = 320  # px of a column
 HEADER = 16
 COLUMNS = ("image", "truth", "prediction")
 IGNORED = (255, 255, 255)
+LINE = 16  # px of a line of text
+BACK, TEXT = (24, 24, 24), (230, 230, 230)
 
 
 class Shown(NamedTuple):
@@ -63,3 +65,17 @@ def _strip(pictures: Iterable[Pixels]) -> Image.Image:
     for number, mask in enumerate(others, 1):
         strip.paste(mask.resize((WIDTH, height), Image.Resampling.NEAREST), (WIDTH * number, 0))
     return strip
+
+
+def legend(classes: Classes, width: int) -> Image.Image:
+    """Returns the names in columns, each beside its colour."""
+    column = 180
+    across = width // column
+    names = [*zip(classes.names, classes.palette, strict=True), ("not counted", (255, 255, 255))]
+    legend = Image.new("RGB", (width, LINE * (2 + (len(names) - 1) // across)), BACK)
+    pen = ImageDraw.Draw(legend)
+    for number, (name, colour) in enumerate(names):
+        left, top = number % across * column, LINE // 2 + number // across * LINE
+        pen.rectangle((left + 4, top + 2, left + 14, top + 12), fill=colour)
+        pen.text((left + 20, top + 1), name[:24], TEXT)
+    return legend

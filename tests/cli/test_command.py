@@ -110,6 +110,9 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+WITH_SETTINGS = ("train", "evaluate", "predict")
+
+
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_help_names_every_flag(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segray", command, "--help"])
@@ -118,6 +121,6 @@ def test_help_names_every_flag(command, capsys, monkeypatch):
     assert raised.value.code == 0
     shown = capsys.readouterr().out
     assert "--help" in shown
-    assert ("--optim.lr" in shown) == (command in ("train", "evaluate"))
+    assert ("--optim.lr" in shown) == (command in WITH_SETTINGS)
     for flag in ("--data.augment YAML", "--loss.terms YAML", "--loss.class_weights YAML"):
-        assert (flag in shown) == (command in ("train", "evaluate"))
+        assert (flag in shown) == (command in WITH_SETTINGS)

@@ -2,12 +2,13 @@
 
 import io
 
+import numpy as np
 from rich.console import Console
 
 from segray.cli.progress import TrainingProgress, duration
 from segray.cli.tables import show_places, show_scores
 from segray.cli.terminal import terminal
-from segray.metrics import Scores
+from segray.metrics import scores
 from segray.tracking.journal import Journal
 
 VALUES = {"train/loss": 0.5, "train/lr": 1e-3, "train/images_per_s": 42.0, "train/data_wait": 0.1}
@@ -35,7 +36,7 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     with TrainingProgress(terminal(file=out), 40) as progress:
         progress.watch(tmp_path)
         journal.write("event", text="[enforce fail] at [/data]")
-    show_scores(terminal(file=out), "[val]", Scores({"[car]": 0.5}, 0.5, 0.5, 0.5, ("[bold]",), (), 10))
+    show_scores(terminal(file=out), "[val]", scores(np.diag([5, 0]), ["[car]", "[bold]"]))
     for part in ("[enforce fail] at [/data]", "[val]", "[car]", "[bold]"):
         assert part in out.getvalue()
 
@@ -47,11 +48,11 @@ def test_durations():
 def test_a_table_names_absent_classes_and_places_are_never_cut():
     out = io.StringIO()
     console = Console(file=out, width=60)
-    scores = Scores({"road": 0.5, "car": 0.0, "ghost": None}, 0.25, 0.3, 0.4, ("ghost",), ("car",), 10)
-    show_scores(console, "validation", scores)
+    counts = np.array([[4, 4, 0], [0, 0, 0], [0, 0, 0]])
+    show_scores(console, "validation", scores(counts, ["road", "car", "ghost"]))
     show_places(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
     shown = out.getvalue()
-    assert "mIoU 0.2500   mAcc 0.3000   aAcc 0.4000" in shown
+    assert "mIoU 0.2500   mAcc 0.5000   aAcc 0.5000" in shown
     assert "not counted: ghost" in shown
     assert "counted as 0: car" in shown
     assert "/a/very/long/path/" + "x" * 80 + "\n" in shown

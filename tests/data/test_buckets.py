@@ -3,7 +3,7 @@
 import pyarrow.fs
 import pytest
 
-from segray.data import unfinished
+from segray.data import claim, unfinished
 from segray.data.check import check
 from segray.data.ingest import convert
 from segray.data.schema import read_manifest
@@ -72,11 +72,11 @@ def test_a_conversion_into_a_bucket_goes_on(place, tmp_path):
 def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten(place, monkeypatch):
     uri, names = place
     with unfinished.claimed(uri, ["train", "val"]):
-        monkeypatch.setattr(unfinished.os, "getpid", lambda: 1)
+        monkeypatch.setattr(claim.os, "getpid", lambda: 1)
         with pytest.raises(DataError, match=r"was writing s3://segray-made/\S+ less than 60 s ago; wait for it"):
             convert(FOUND, uri)
         assert len(names()) == 1
-        monkeypatch.setattr(unfinished, "STALE_S", 0.0)
+        monkeypatch.setattr(claim, "STALE_S", 0.0)
         assert convert(FOUND, uri).splits["train"].rows == 20
 
 

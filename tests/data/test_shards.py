@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segray.classes import Classes
+from segray.data import columns as columns_module
 from segray.data.images import decode_mask
 from segray.data.labels import Labels, labels_of
 from segray.data.schema import COLUMNS, digest_of
 from segray.data.shards import FEWEST_SHARDS, Bounds, Job, cut, source_ids, write
 from segray.data.sources.sample import Sample
 
+FACTS = ({"city": "Ulm", "lens": "wide"}, {"lens": "tele"}, {})
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
 
 
@@ -176,3 +178,15 @@ def test_a_jobs_digest_changes_with_all_that_decides_what_is_written(tmp_path, c
     made = job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))])
     assert change(made).digest != made.digest
     assert replace(made, root="elsewhere").digest == made.digest
+
+
+def test_further_columns_are_text_or_nothing_in_every_shard(tmp_path):
+    samples = [replace(sample(index, np.zeros((6, 9), np.uint8)), columns=facts) for index, facts in enumerate(FACTS)]
+    one, other = (replace(job(tmp_path, samples), columns=columns) for columns in ((), ("city", "lens")))
+    assert one.digest != other.digest
+    assert one.digest == replace(one, samples=tuple(replace(sample, columns={}) for sample in samples)).digest
+    write(other)
+    table = pq.read_table(tmp_path / "part-00000.parquet")
+    assert table.schema.equals(columns_module.schema(("city", "lens")))
+    assert table["city"].to_pylist() == ["Ulm", None, None]
+    assert table["lens"].to_pylist() == ["wide", "tele", None]

@@ -83,11 +83,11 @@ def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(tr
 def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_workers(trained, streets, workers):
     counted = json.loads((Path(trained.checkpoint) / checkpoint.META).read_text())["confusion"]
     found = evaluate(Path(trained.checkpoint), str(streets), "val", workers=workers)
-    assert np.array_equal(found.confusion, counted)
-    assert found.scores == trained.scores
+    assert np.array_equal(found.counts.confusion, counted)
+    assert found.found.scores == trained.scores
     split = read_manifest(str(streets)).split("val")
-    assert found.confusion.sum() == sum(split.class_pixels)
-    assert found.confusion.sum(axis=1).tolist() == list(split.class_pixels)
+    assert found.counts.confusion.sum() == sum(split.class_pixels)
+    assert found.counts.confusion.sum(axis=1).tolist() == list(split.class_pixels)
 
 
 def test_the_same_seed_gives_the_same_losses_and_a_name_used_again_another_run_and_version(trained, tmp_path):

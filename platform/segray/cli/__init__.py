@@ -7,6 +7,8 @@ COMMANDS = {
     "prepare": "write a dataset as parquet shards",
     "train": "train a model and register it",
     "evaluate": "count a model's hits and misses on a split",
+    "predict": "segment images",
+    "analyse": "show what a model costs, what it is fed, how runs went",
     "benchmark": "measure ours beside a peer's",
     "tracking": "upload what a run could not send to MLflow",
 }

@@ -16,6 +16,7 @@ from segray.cli.command import Parser, end
 from segray.cli.counting import counting
 from segray.cli.terminal import terminal
 from segray.data import splitting
+from segray.data.columns import joined
 from segray.data.ingest import convert
 from segray.data.labels import read_renaming
 from segray.data.originals import PILLOWS_MOST_PIXELS
@@ -76,6 +77,8 @@ def _parser() -> Parser:
     parser.add_argument("--group-by", metavar="REGEX", help=group)
     bad = "what samples that cannot be used become: an error that lists all (default), or a list beside the dataset"
     parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help=bad)
+    facts = "CSV of further columns by id, such as id,camera,city, by which scores can be sliced"
+    parser.add_argument("--columns", type=Path, metavar="FILE", help=facts)
     pixels = f"a larger image is not decoded (default: {Bounds.image_pixels}, most: {PILLOWS_MOST_PIXELS})"
     parser.add_argument("--max-pixels", type=int, default=Bounds.image_pixels, metavar="N", help=pixels)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -93,6 +96,8 @@ def _found(flags: argparse.Namespace) -> Found:
         found = replace(found, samples=splitting.split(found.samples, flags.split, flags.group_by))
     elif found.samples[0].split == NOT_SPLIT:
         raise DataError(f"{flags.source} has no splits; give --split 0.8/0.1/0.1, perhaps with --group-by.")
+    if flags.columns is not None:
+        found = replace(found, samples=joined(found.samples, flags.columns))
     if flags.classes is None:
         return found
     classes = Classes.named(read_names(flags.classes))

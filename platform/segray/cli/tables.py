@@ -1,25 +1,126 @@
 """Tables for people: scores by class, and where things are."""
 
+from collections.abc import Mapping
+from math import isnan
+
 from rich.console import Console
 from rich.table import Table
 
+from segray.comparison import Comparison, Difference
+from segray.findings import Findings
 from segray.metrics import Scores
+from segray.metrics.intervals import Interval
+
+MOST_IMAGES = 3
+SPELT = {
+    "mdice": "mDice",
+    "mprecision": "mPrecision",
+    "macc": "mAcc",
+    "aacc": "aAcc",
+    "fwiou": "fwIoU",
+    "kappa": "kappa",
+}
 
 
 def show_scores(console: Console, title: str, scores: Scores) -> None:
     """Prints IoU by class and the means."""
     console.print(title, style="bold", highlight=False)
+    console.print(_by_class(scores, {}))
+    console.print(f"mIoU {scores.miou:.4f}   mAcc {scores.macc:.4f}   aAcc {scores.aacc:.4f}", highlight=False)
+    _show_notes(console, scores)
+
+
+def show_findings(console: Console, title: str, found: Findings, drawn: str = "images") -> None:
+    """Prints scores by class with their intervals over what was drawn, the means, and what else was counted."""
+    scores, (low, high) = found.scores, found.miou_interval
+    console.print(title, style="bold", highlight=False)
+    console.print(_by_class(scores, found.iou_intervals))
+    console.print(f"mIoU {scores.miou:.4f} [{low:.4f}, {high:.4f}], 95% over {drawn}", highlight=False)
+    means = ("mdice", "mprecision", "macc", "aacc", "fwiou", "kappa")
+    console.print("   ".join(f"{SPELT[name]} {getattr(scores, name):.4f}" for name in means), highlight=False)
+    if found.calibration:
+        console.print(f"ECE {found.calibration.ece:.4f}   largest gap {found.calibration.mce:.4f}", highlight=False)
+    for title_, bands in (("boundary IoU", found.boundary), ("trimap IoU", found.trimap)):
+        for width, band in bands.items():
+            console.print(f"{title_} within {width} px {band.miou:.4f}", highlight=False)
+    for name, values in found.slices.items():
+        console.print(_by_value(name, values))
+    _show_notes(console, scores)
+
+
+def show_comparison(console: Console, found: Comparison, ours: str, theirs: str) -> None:
+    """Prints what a model gained over another, by class and image, and the verdict."""
+    table = Table(show_edge=False, pad_edge=False, header_style="")
+    table.add_column("class")
+    for title in ("this model", "the other", "gain", "95%"):
+        table.add_column(title, justify="right")
+    table.add_column("")
+    for name, one in found.iou.items():
+        told = ("better" if one.gain > 0 else "worse") if one.is_told else ""
+        table.add_row(name, *_gain(one), told)
+    console.print(table)
+    console.print(
+        f"images: {len(found.better)} better, {len(found.worse)} worse, of {len(found.images)}; "
+        f"mean of the images' own mIoU {_spelt_gain(found.image_miou)}",
+        highlight=False,
+    )
+    for title, images in (("most gained", found.better), ("most lost", found.worse)):
+        for image in images[:MOST_IMAGES]:
+            console.print(f"  {title}  {image.id}  {image.theirs:.4f} -> {image.ours:.4f}", highlight=False)
+    console.print(found.verdict(ours, theirs), style="bold", highlight=False)
+
+
+def _gain(one: Difference) -> tuple[str, str, str, str]:
+    figures = [None if isnan(value) else value for value in (one.ours, one.theirs)]
+    if None in figures:
+        return _number(figures[0]), _number(figures[1]), "-", ""
+    return (
+        _number(one.ours),
+        _number(one.theirs),
+        f"{one.gain:+.4f}",
+        f"{one.interval.low:+.4f} {one.interval.high:+.4f}",
+    )
+
+
+def _spelt_gain(one: Difference) -> str:
+    return f"{one.gain:+.4f} [{one.interval.low:+.4f}, {one.interval.high:+.4f}]"
+
+
+def _by_class(scores: Scores, intervals: Mapping[str, Interval | None]) -> Table:
     table = Table(show_edge=False, pad_edge=False, header_style="")
     table.add_column("class")
     table.add_column("IoU", justify="right")
+    if intervals:
+        table.add_column("95%", justify="right")
+        table.add_column("precision", justify="right")
+        table.add_column("recall", justify="right")
     table.add_column("", justify="left")
     for name, iou in scores.iou.items():
-        if iou is None:
-            table.add_row(name, "-", "absent")
-        else:
-            table.add_row(name, f"{iou:.4f}", "█" * round(iou * 24))
-    console.print(table)
-    console.print(f"mIoU {scores.miou:.4f}   mAcc {scores.macc:.4f}   aAcc {scores.aacc:.4f}", highlight=False)
+        within = intervals.get(name)
+        more = [
+            f"{within.low:.2f}-{within.high:.2f}" if within else "",
+            *(_number(values[name]) for values in (scores.precision, scores.recall)),
+        ]
+        bar = "absent" if iou is None else "█" * round(iou * 24)
+        table.add_row(name, _number(iou), *(more if intervals else []), bar)
+    return table
+
+
+def _by_value(name: str, values: Mapping[str, Scores]) -> Table:
+    table = Table(show_edge=False, pad_edge=False, header_style="")
+    table.add_column(name)
+    for title in ("mIoU", "aAcc", "pixels"):
+        table.add_column(title, justify="right")
+    for value, scores in values.items():
+        table.add_row(value, _number(scores.miou), _number(scores.aacc), f"{scores.pixels:,}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _show_notes(console: Console, scores: Scores) -> None:
     if scores.absent:
         console.print(f"absent from truth and prediction, not counted: {', '.join(scores.absent)}")
     if scores.without_truth:

@@ -27,6 +27,9 @@ Terms = tuple[str | dict[str, float], ...]
 """Of NAME, or NAME: weight."""
 ClassWeights = str | tuple[float, ...] | None
 
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(spelt.numbers)]
+Widths = Annotated[tuple[Positive, ...], BeforeValidator(spelt.numbers)]
+
 STORED = "stored"
 """Key of the validation context: the config comes from a checkpoint, and is not about to train."""
 
@@ -40,6 +43,7 @@ CHANGEABLE = frozenset({"name", "results", "tracking", "data.root", "data.decode
 """Settings and sections that do not decide what is learned, or only when it ends."""
 
 CROP_MULTIPLE = 32
+STRIDE_MULTIPLE = 4  # a model's scores are a quarter of its image
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
 
 
@@ -277,6 +281,54 @@ class EvalConfig(_Settings):
 
     align: Positive = 32
     """Sides are rounded up to a multiple of this for the forward pass; counted at the mask's own size."""
+    mode: Literal["whole", "slide"] = "whole"
+    """An image is looked at whole, or in windows that slide over it and are blended."""
+    crop: Positive | None = None
+    """slide: side of a window in px, a multiple of 32; none takes data.crop."""
+    stride: Positive | None = None
+    """slide: px from a window to the next, a multiple of 4; none takes three quarters of the window."""
+    windows: Positive = 4
+    """slide: windows in one forward pass."""
+    scales: Annotated[Scales, Field(min_length=1)] = (1.0,)
+    """Scales of the image whose probabilities are averaged."""
+    flip: bool = False
+    """Average with the mirror image, at each scale."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward pass."""
+    absent: Literal["skip", "zero", "nan"] = "skip"
+    """What classes that are neither true nor predicted are to the means."""
+    beta: Annotated[float, Field(gt=0)] = 1.0
+    """Of the F-score: how many times as much recall weighs as precision."""
+    calibration: bool = False
+    """Count how sure the model is, too."""
+    boundary: Widths = ()
+    """Widths (px) for which boundary IoU is counted."""
+    trimap: Widths = ()
+    """Widths (px) of the band around contours in which IoU is counted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        crop, stride = self.crop, self.stride
+        if crop is not None and crop % CROP_MULTIPLE:
+            raise impossible("eval.crop", crop, f"a multiple of {CROP_MULTIPLE}")
+        if stride is not None and stride % STRIDE_MULTIPLE:
+            raise impossible("eval.stride", stride, f"a multiple of {STRIDE_MULTIPLE}")
+        return self
+
+    def check_windows(self, crop: int) -> None:
+        """Refuses windows that leave pixels out, or whose sides a model's scores do not divide.
+
+        Args:
+            crop: side of a window where no other is given.
+
+        Raises:
+            ValueError: they are such.
+        """
+        side = self.crop or crop
+        if self.mode == "slide" and self.stride is not None and self.stride > side:
+            raise impossible("eval.stride", self.stride, f"at most a window's {side}; pixels between would not be seen")
+        if self.mode == "slide" and self.align % CROP_MULTIPLE:
+            raise impossible("eval.align", self.align, f"a multiple of {CROP_MULTIPLE} where windows slide")
 
 
 class TrackingConfig(_Settings):
@@ -305,8 +357,21 @@ class Config(_Settings):
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def looked_at(self, asked: EvalConfig | None) -> Self:
+        """Returns a model's own settings with those of evaluation laid over them that were given."""
+        if asked is None:
+            return self
+        given = {name: getattr(asked, name) for name in asked.model_fields_set}
+        laid = self.eval.model_copy(update=given)
+        try:
+            laid.check_windows(self.data.crop)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return self.model_copy(update={"eval": laid})
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self.eval.check_windows(self.data.crop)
         if self.train.batch < self.train.workers:
             raise impossible(
                 "train.batch",

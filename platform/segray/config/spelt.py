@@ -59,3 +59,10 @@ def class_weights(value: object) -> object:
 def impossible(key: str, value: object, expected: str, advice: str = "") -> ValueError:
     """Returns the error of a setting that cannot be what it is."""
     return ValueError(f"{key} is {value}; expected {expected}{'; ' + advice if advice else ''}.")
+
+
+def numbers(value: object) -> object:
+    """Returns the numbers of a file, or of a flag, where commas set them apart: `3,5`."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]

@@ -11,6 +11,7 @@ import numpy as np
 
 from segray.classes import Classes
 from segray.data import unfinished
+from segray.data.columns import names_of
 from segray.data.labels import WIDE_IGNORE, Labels, Renaming, labels_of, renamed
 from segray.data.schema import FORMAT, Manifest, Split
 from segray.data.shards import Bounds, Job, Outcome, cut, source_ids, write
@@ -124,8 +125,9 @@ def _jobs(samples: Sequence[Sample], out: str, labels: Labels, bounds: Bounds) -
     members: dict[str, list[Sample]] = {split: [] for split in _splits(samples)}
     for sample in samples:
         members[sample.split].append(sample)
+    columns = names_of(samples)
     return [
-        Job(f"{split}/part-{index:05d}.parquet", shard, out, labels, bounds)
+        Job(f"{split}/part-{index:05d}.parquet", shard, out, labels, bounds, columns)
         for split in members
         for index, shard in enumerate(cut(members[split], bounds))
     ]

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from segray.data.images import DEEP_GREY, Mask, Pixels, ids_of
 from segray.errors import DataError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**27
 PILLOWS_MOST_PIXELS = 178_956_970
 """Pillow opens no larger image, whatever is asked of it."""

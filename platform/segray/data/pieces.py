@@ -15,7 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.data.schema import Shard, Split, advice, digest_of, filesystem, place
+from segray.data.schema import Shard, Split, advice, digest_of, filesystem, place, plain
 from segray.errors import DataError
 
 ERROR = "error"
@@ -110,6 +110,42 @@ class Source:
                     f"{self.place_of(row)} has changed since it was converted (its digest disagrees); convert again."
                 )
 
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Returns some columns of all rows, in order, reading no others.
+
+        Raises:
+            DataError: there is no such column, or a shard is missing, damaged or not the manifest's; it is named.
+        """
+
+        def read(shard: Shard) -> pa.Table:
+            return read_shard(self.root, shard, list(range(len(shard.row_groups))), list(names))
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            table = pa.concat_tables(pool.map(read, self.split.shards))
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            raise DataError(
+                f"{plain(self.root)} has no column {missing[0]}; it has {', '.join(self._schema().names)}; others come "
+                "with prepare --columns FILE."
+            )
+        return table
+
+    def check_labels(self, names: Sequence[str]) -> None:
+        """Refuses columns that hold no labels, such as images.
+
+        Raises:
+            DataError: one is such.
+        """
+        schema = self._schema()
+        wrong = [name for name in names if name in schema.names and _is_no_label(schema.field(name).type)]
+        if wrong:
+            raise DataError(f"column {wrong[0]} of {plain(self.root)} holds no labels; expected text or numbers.")
+
+    def _schema(self) -> pa.Schema:
+        fs, path = filesystem(self.root)
+        with _opened(fs, f"{path}/{self.split.shards[0].path}") as file:
+            return file.schema_arrow
+
     def smallest(self) -> list[tuple[int, int]]:
         """Returns (height, width) of the least high and of the least wide image, reading no images.
 
@@ -139,6 +175,10 @@ class Source:
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             yield from pool.map(read, self.split.shards)
+
+
+def _is_no_label(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_nested(kind))
 
 
 def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:

@@ -30,6 +30,8 @@ COLUMNS = pa.schema(
         pa.field("digest", pa.string(), nullable=False),
     ]
 )
+RESERVED = {*COLUMNS.names, "row", "size", "error"}
+"""No names of further columns."""
 
 
 class _Part(BaseModel):

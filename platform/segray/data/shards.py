@@ -14,10 +14,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from segray.data.columns import schema
 from segray.data.images import Mask, encode_mask
 from segray.data.labels import Labels
 from segray.data.originals import aligned_mask, source_mask, upright_image
-from segray.data.schema import COLUMNS, FORMAT, Shard, digest_of, filesystem, place
+from segray.data.schema import FORMAT, Shard, digest_of, filesystem, place
 from segray.data.sources.sample import Sample
 from segray.errors import DataError
 
@@ -54,6 +55,7 @@ class Job:
         root: folder or URI of the dataset.
         labels: what the masks' ids mean.
         bounds: of what is written.
+        columns: names of further columns.
     """
 
     path: str
@@ -61,13 +63,18 @@ class Job:
     root: str
     labels: Labels
     bounds: Bounds
+    columns: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """Changes with all that decides what is written."""
         known = (FORMAT, self.path, self.labels.num_classes, sorted(self.labels.lookup.items()), asdict(self.bounds))
-        samples = ((one.id, one.image, one.mask, one.version) for one in self.samples)
+        samples = ((one.id, one.image, one.mask, one.version, *self.further(one).items()) for one in self.samples)
         return digest_of(repr(known).encode(), *(repr(one).encode("utf-8", "surrogateescape") for one in samples))
+
+    def further(self, sample: Sample) -> dict[str, str | None]:
+        """Returns the further columns of a sample."""
+        return {name: sample.columns.get(name) for name in self.columns}
 
 
 @dataclass
@@ -163,9 +170,10 @@ def _write_shard(job: Job, path: str, groups: Iterator[list[Row]]) -> Shard:
     fs, root = filesystem(job.root)
     try:
         with _stream(fs, f"{root}/{path}") as file:
-            with pq.ParquetWriter(file, COLUMNS, write_statistics=["id", "height", "width"], **options) as writer:
+            columns = schema(job.columns)
+            with pq.ParquetWriter(file, columns, write_statistics=["id", "height", "width"], **options) as writer:
                 for group in groups:
-                    writer.write_table(pa.Table.from_pylist(group, COLUMNS))
+                    writer.write_table(pa.Table.from_pylist(group, columns))
                     sizes.append(len(group))
                     digests += [row["digest"].encode() for row in group]
                     if file.tell() >= job.bounds.shard_bytes:
@@ -222,6 +230,7 @@ def _row(sample: Sample, job: Job, outcome: Outcome) -> Row | None:
         "width": image.width,
         "class_pixels": class_pixels,
         "digest": digest_of(image.encoded, encoded),
+        **job.further(sample),
     }
 
 

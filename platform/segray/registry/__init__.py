@@ -88,9 +88,7 @@ def fetch(reference: str, tracking_uri: str) -> Path:
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference)
     quieten()
-    store = tracking_uri.removeprefix("sqlite:///")
-    if store != tracking_uri and not Path(store).exists():  # MLflow would make an empty one
-        raise RegistryError(f"model {reference} cannot be fetched: there is no MLflow store {store}.")
+    check_there(tracking_uri, f"model {reference}")
     client = MlflowClient(tracking_uri, tracking_uri)
     try:
         source = _source(client, reference)
@@ -100,6 +98,17 @@ def fetch(reference: str, tracking_uri: str) -> Path:
             f"model {reference} cannot be fetched from {places.masked(tracking_uri)}: {error}{_known(client)}"
         ) from error
     return Path(local) / "artifacts" / "checkpoint"
+
+
+def check_there(tracking_uri: str, what: str) -> None:
+    """Refuses a database that is not there, of which MLflow would make an empty one.
+
+    Raises:
+        RegistryError: it is not; `what` cannot be fetched.
+    """
+    store = tracking_uri.removeprefix("sqlite:///")
+    if store != tracking_uri and not Path(store).exists():
+        raise RegistryError(f"{what} cannot be fetched: there is no MLflow store {store}.")
 
 
 def _source(client: MlflowClient, reference: str) -> str:

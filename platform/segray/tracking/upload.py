@@ -221,12 +221,12 @@ def batched(tail: Tail) -> Iterator[tuple[list[Record], int]]:
 
 
 def _metrics(record: Record) -> list[Metric]:
-    keys = _keys(list(record["values"]))
+    keys = metric_keys(list(record["values"]))
     values = record["values"].values()
     return [Metric(key, value, record["time_ms"], record["step"]) for key, value in zip(keys, values, strict=True)]
 
 
-def _keys(names: list[str]) -> list[str]:
+def metric_keys(names: list[str]) -> list[str]:
     """Returns metrics' names as MLflow takes them; class names hold anything, and different ones stay different."""
     keys = [_key(name) for name in names]
     twice = {key for key, count in Counter(keys).items() if count > 1}

@@ -10,11 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segray import pictures
+from segray.counting import Wanted, count
 from segray.data.pieces import Source
 from segray.data.plan import rows_of
 from segray.data.stream import evaluation_rows
+from segray.inference import Mode, segment
 from segray.places import picture_of
-from segray.predict import count, segment
 from segray.train.job import means
 from segray.train.rank import Rank
 
@@ -58,8 +59,9 @@ def validate(rank: Rank, sign: Callable[[], None], stops: Callable[[], bool]) ->
                 first.append(row)
             yield row
 
-    counts = count(rank.learner.used, told(), classes.num_classes, classes.ignore_id, rank.job.placement.threads)
-    whole = torch.cat([counts.flatten().cpu(), torch.tensor([rank.bad_val.count - bad_before, int(stopped)])])
+    wanted, mode = Wanted(classes.num_classes, classes.ignore_id), Mode.of(rank.job.config)
+    counts = torch.from_numpy(count(rank.learner.used, told(), wanted, rank.job.placement.threads, mode).confusion)
+    whole = torch.cat([counts.flatten(), torch.tensor([rank.bad_val.count - bad_before, int(stopped)])])
     if rank.world > 1:
         whole = whole.to(rank.device)
         dist.all_reduce(whole)
@@ -88,7 +90,8 @@ def _show(rank: Rank, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         truth = row["mask"][0].cpu().numpy()
-        found = segment(rank.learner.used, row["image"].to(rank.device), truth.shape)[0].cpu().numpy()
+        images, mode = row["image"].to(rank.device), Mode.of(rank.job.config)
+        found = segment(rank.learner.used, images, truth.shape, mode)[0].cpu().numpy()
         shown.append(pictures.Shown(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, found))
     try:
         pictures.save(shown, rank.job.manifest.classes, picture_of(rank.job.folder, rank.progress.step))

@@ -41,6 +41,8 @@ def test_label_ids_become_the_19_train_ids(root, converted):
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
     assert list(rows) == [f"{split}/{frame}" for split, frames in FRAMES.items() for frame in frames]
     assert all(ids == TRAIN_IDS for ids in rows.values())
+    cities = [one.columns["city"] for one in SOURCES["cityscapes"](str(root)).samples]
+    assert cities == ["aachen", "zurich", "lindau"]
 
 
 def test_train_ids_are_taken_where_there_are_no_label_ids(root, drawing, converted):

@@ -9,6 +9,8 @@ from segray.errors import ConfigError
 
 WHAT = {
     "model": "train step, inference and memory of SegFormer",
+    "inference": "from images to masks: latency, images a second, memory",
+    "evaluate": "a split's scores, beside a plain loop with torchmetrics",
     "prepare": "images and masks to parquet: images a second, memory",
     "ingest": "batches from parquet: images a second, first batch, memory",
     "batch": "the largest batch that a device trains",

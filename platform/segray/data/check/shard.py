@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
+from segray.data.columns import schema
 from segray.data.images import decode_mask
 from segray.data.originals import PILLOWS_MOST_PIXELS, upright_image
 from segray.data.schema import COLUMNS, Shard, digest_of, filesystem, place
@@ -94,7 +95,8 @@ def _rows(task: Look, name: str, seen: Seen) -> Iterator[tuple[int, dict[str, An
 
 
 def _read(task: Look, name: str, file: pq.ParquetFile, seen: Seen) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not file.schema_arrow.equals(COLUMNS):
+    further = file.schema_arrow.names[len(COLUMNS) :]
+    if not file.schema_arrow.equals(schema(further)):
         seen.faults.append(f"{name}: columns {_spelt(file.schema_arrow)}; expected {_spelt(COLUMNS)}")
         return
     sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))

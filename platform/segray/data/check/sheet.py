@@ -9,20 +9,18 @@ from segray.classes import Classes
 from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.schema import Manifest
-from segray.pictures import overlaid
+from segray.pictures import BACK, LINE, TEXT, legend, overlaid
 
 CELL = (240, 180)
-LINE = 16
 COLUMNS = 6
 PER_SPLIT = 12
-BACK, TEXT = (24, 24, 24), (230, 230, 230)
 
 
 def save(root: str, manifest: Manifest, file: Path, per_split: int = PER_SPLIT) -> None:
     """Writes a PNG of images spread evenly through every split; what cannot be read is a cell that says so."""
     width = COLUMNS * CELL[0]
     parts = [_split(Source(root, split), name, manifest.classes, per_split) for name, split in manifest.splits.items()]
-    parts.append(_legend(manifest.classes, width))
+    parts.append(legend(manifest.classes, width))
     sheet = Image.new("RGB", (width, sum(part.height for part in parts)), BACK)
     top = 0
     for part in parts:
@@ -55,17 +53,3 @@ def _overlaid(source: Source, row: int, classes: Classes) -> tuple[str, Image.Im
     index = table["row"].to_pylist().index(row)
     image, mask = (table[column][index].as_py() for column in ("image", "mask"))
     return str(table["id"][index].as_py()), Image.fromarray(overlaid(decode_image(image), decode_mask(mask), classes))
-
-
-def _legend(classes: Classes, width: int) -> Image.Image:
-    """Returns the names in columns, each beside its colour."""
-    column = 180
-    across = width // column
-    names = [*zip(classes.names, classes.palette, strict=True), ("not counted", (255, 255, 255))]
-    legend = Image.new("RGB", (width, LINE * (2 + (len(names) - 1) // across)), BACK)
-    pen = ImageDraw.Draw(legend)
-    for number, (name, colour) in enumerate(names):
-        left, top = number % across * column, LINE // 2 + number // across * LINE
-        pen.rectangle((left + 4, top + 2, left + 14, top + 12), fill=colour)
-        pen.text((left + 20, top + 1), name[:24], TEXT)
-    return legend

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from segray.classes import Classes
-from segray.data.sources.files import IMAGE_SUFFIXES, Collected, by_stem, lines, matched, root_of, there
+from segray.data.originals import IMAGE_SUFFIXES
+from segray.data.sources.files import Collected, by_stem, lines, matched, root_of, there
 from segray.data.sources.sample import Found
 from segray.errors import DataError
 

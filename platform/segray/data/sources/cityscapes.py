@@ -58,7 +58,8 @@ def find(source: str | None) -> Found:
         image_of = _by_frame(images / split, IMAGE)
         mask_of = _by_frame(masks / split, ending)
         for frame in matched(image_of, mask_of, (images / split, masks / split), collected.problems, ending):
-            collected.add(split, frame, image_of[frame], mask_of[frame])
+            city = {"city": image_of[frame].parent.name}
+            collected.add(split, frame, image_of[frame], mask_of[frame], columns=city)
     classes = Classes(names=tuple(CLASSES), palette=tuple(colour for _, colour in CLASSES.values()))
     return collected.found(classes, _lookup(ending), absent_ok=True)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from segray.classes import Classes
 from segray.data.schema import digest_of
 from segray.data.sources.sample import Encoded, Found, Sample
-from segray.errors import DataError
+from segray.errors import DataError, is_text
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 USUAL_SPLITS = ("train", "val", "test")
 
@@ -112,15 +111,6 @@ def is_litter(path: Path) -> bool:
     return path.name.startswith(".") or path.name in {"Thumbs.db", "desktop.ini"}
 
 
-def is_text(name: str) -> bool:
-    """Returns whether a file's name can be written down."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 Reading = Callable[[File], Callable[[], Encoded]]
 """Makes of a mask's file what returns the mask; a dataclass, so that shards are made anew where its fields change."""
 
@@ -150,6 +140,7 @@ class Collected:
         mask: Path,
         reading: Reading | None = None,
         mask_bytes: int | None = None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         """Adds a sample, or notes why not.
 
@@ -160,6 +151,7 @@ class Collected:
             mask: the file its mask is made of.
             reading: of this mask, where it is one's own.
             mask_bytes: how much of its file the mask is, where that holds others too.
+            columns: further facts by name.
         """
         files = [self._file(image, "image"), self._file(mask, "mask")]
         pixels, labels = files
@@ -177,6 +169,7 @@ class Collected:
                 read_image=pixels.read,
                 read_mask=read_mask,
                 version=f"{pixels.version}\n{labels.version}\n{_version_of(read_mask)}",
+                columns=columns or {},
             )
         )
 

@@ -6,8 +6,8 @@ Without a folder a split, lists beside them (train.txt, val.txt ...: a stem a li
 from pathlib import Path
 
 from segray.classes import Classes, read_names
+from segray.data.originals import IMAGE_SUFFIXES
 from segray.data.sources.files import (
-    IMAGE_SUFFIXES,
     MASK_SUFFIXES,
     USUAL_SPLITS,
     Collected,

@@ -21,9 +21,10 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from segray.classes import Classes
-from segray.data.sources.files import Collected, File, in_order, is_litter, is_text, root_of
+from segray.data.schema import RESERVED
+from segray.data.sources.files import Collected, File, in_order, is_litter, root_of
 from segray.data.sources.sample import Found, Sample
-from segray.errors import DataError
+from segray.errors import DataError, is_text
 
 LAYOUT = "<split>-*.parquet (also under data/), or <split>/data-*.arrow as saved by `datasets`"
 IMAGES = ("image", "pixel_values", "img")
@@ -33,6 +34,7 @@ PARQUET = re.compile(r"([A-Za-z]\w*?)(-\d.*)?")
 VALIDATION = "validation"  # the hub's name of what is `val` elsewhere
 HUBS_SPLITS = {"train", VALIDATION, "val", "test"}
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+FACTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
 AT_ONCE = 64  # rows of an arrow file that are held together
 
 
@@ -93,7 +95,7 @@ def _collect(split: str, paths: list[Path], collected: Collected) -> None:
         except DataError as error:
             collected.problems.append(str(error))
             continue
-        for row, places in enumerate(cells.places):
+        for row, (places, columns) in enumerate(zip(cells.places, cells.columns, strict=True)):
             name = f"{split}/{count:07d}"
             count += 1
             try:
@@ -101,7 +103,7 @@ def _collect(split: str, paths: list[Path], collected: Collected) -> None:
             except DataError as error:
                 collected.problems.append(f"{name}: {error}")
                 continue
-            collected.samples.append(_sample(split, name, image, label, cells.file.size // len(cells.places)))
+            collected.samples.append(_sample(split, name, image, label, cells.file.size // len(cells.places), columns))
 
 
 @dataclass(frozen=True)
@@ -111,19 +113,41 @@ class Table:
     Attributes:
         file: itself.
         places: of each row the columns of image and label, each with the path of what lies beside, if any.
+        columns: of each row what the others say, those of text, whole numbers and truth values.
     """
 
     file: File
     places: list[tuple[tuple[str, str | None], tuple[str, str | None]]]
+    columns: list[dict[str, str]]
 
 
 def _table(file: File) -> Table:
     columns = [_column(file, _schema(file), names) for names in (IMAGES, LABELS)]
     images, labels = ([(column, path) for path in _paths(file, column)] for column in columns)
-    return Table(file, list(zip(images, labels, strict=True)))
+    return Table(file, list(zip(images, labels, strict=True)), _facts(file))
 
 
-def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int) -> Sample:
+def _facts(file: File) -> list[dict[str, str]]:
+    """Returns of each row what its columns of text, whole numbers and truth values say."""
+    schema = _schema(file)
+    names = [name for name in schema.names if _is_fact(schema.field(name).type) and name not in RESERVED]
+    rows = range(sum(_groups(file)))
+    values = {
+        name: [cell for group in range(len(_groups(file))) for cell in _texts(file, group, name)] for name in names
+    }
+    return [{name: text for name in names if (text := values[name][row]) is not None} for row in rows]
+
+
+def _is_fact(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in FACTS)
+
+
+def _texts(file: File, group: int, name: str) -> list[str | None]:
+    found: list[str | None] = _cells(file, group, name).cast(pa.string()).to_pylist()
+    return found
+
+
+def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int, columns: dict[str, str]) -> Sample:
     return Sample(
         split=split,
         id=name,
@@ -133,6 +157,7 @@ def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int
         read_image=image.read,
         read_mask=label.read,
         version=f"{image!r}\n{label!r}",
+        columns=columns,
     )
 
 

@@ -1,7 +1,7 @@
 """What a source hands to the conversion: samples that can be read anywhere, and what their ids mean."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Sample:
         read_image, read_mask: return what is stored; picklable, because another process calls them.
             They raise DataError when there is nothing to read.
         version: changes when what is read does, e.g. size and time of the files.
+        columns: further facts by name, such as its city.
     """
 
     split: str
@@ -41,6 +42,7 @@ class Sample:
     read_image: Callable[[], bytes]
     read_mask: Callable[[], Encoded]
     version: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""`predict`: a model and images in, masks out."""
+
+import argparse
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+
+from segray import checkpoint, models, places
+from segray.cli.command import Parser, end
+from segray.cli.counting import counting
+from segray.cli.terminal import terminal
+from segray.config import Config
+from segray.data.schema import digest_of
+from segray.errors import ConfigError, SegrayError, listing
+from segray.predict import Predictor
+from segray.predictions.inputs import Inputs, find
+from segray.predictions.outputs import FORMATS, Outputs
+from segray.predictions.record import Done
+from segray.predictions.worker import Work, segmented_here
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_predict)
+
+
+def _predict() -> None:
+    flags, config = _parser().parse()
+    out, source = places.absolute("--out", flags.out), places.absolute("--source", flags.source)
+    _check(flags, source, out)
+    folder = models.folder_of(flags.model, config)
+    step = checkpoint.load_meta(folder).step
+    predictor = Predictor(folder, config=checkpoint.load_config(folder).looked_at(config.eval))
+    inputs = find(source, flags.split)
+    outputs = Outputs(out, predictor.classes, flags.format, flags.overlay, flags.probabilities)
+    work = Work(predictor, inputs.are_upright, outputs)
+    console = terminal(flags.quiet)
+    began = monotonic()
+    if inputs.is_single:
+        done = segmented_here(inputs, work, config.train.device)
+    else:
+        done = _on_cluster(inputs, work, _about(flags, folder, step, predictor), flags.workers, config, console)
+    _show(console, inputs, done, out, monotonic() - began)
+    if done.problems:
+        count, were = len(done.problems), "image could not be segmented and was"
+        if count > 1:
+            were = "images could not be segmented and were"
+        raise SegrayError(f"{count} {were} left out:{listing(done.problems)}")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "Segments images and writes their masks, on Ray; a single image at once. A job that was cut off goes on when\n"
+        "its command is given again.",
+        with_config=True,
+    )
+    known = "checkpoint folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model"
+    parser.add_argument("--model", required=True, metavar="MODEL", help=known)
+    source = "image, folder of images, video, parquet file or folder, or prepared dataset; also s3:// or gs://"
+    parser.add_argument("--source", required=True, metavar="PLACE", help=source)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results; also s3:// or gs://")
+    parser.add_argument("--split", metavar="NAME", help="of a prepared dataset (default: all)")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the results (default: png)")
+    parser.add_argument("--overlay", action="store_true", help="write the images with the masks over them, too")
+    parser.add_argument("--probabilities", action="store_true", help="write those of all classes, too (float16 .npy)")
+    parser.add_argument("--workers", type=int, metavar="N", help="that segment (default: one a GPU or core)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def _check(flags: argparse.Namespace, source: str, out: str) -> None:
+    if flags.workers is not None and flags.workers < 1:
+        raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
+    if not flags.out or not flags.source:
+        raise ConfigError("--out and --source name nothing; expected a folder, and what is to be segmented.")
+    ends = [one if places.is_uri(one) else str(Path(one).resolve()) for one in (out, source)]
+    if Path(ends[0]).is_relative_to(ends[1]) or Path(ends[1]).is_relative_to(ends[0]):
+        raise ConfigError(f"--out {out} and --source {source} lie in each other; choose another folder.")
+
+
+def _about(flags: argparse.Namespace, folder: Path, step: int, predictor: Predictor) -> dict[str, Any]:
+    """Returns what decides the results besides the images."""
+    return {
+        "model": flags.model,
+        "step": step,
+        "weights": digest_of((folder / checkpoint.WEIGHTS).read_bytes()),
+        "classes": list(predictor.classes.names),
+        "short_side": predictor.config.data.short_side,
+        "settings": predictor.config.eval.model_dump(mode="json"),
+        "format": flags.format,
+        "overlay": flags.overlay,
+        "probabilities": flags.probabilities,
+    }
+
+
+def _on_cluster(
+    inputs: Inputs, work: Work, about: dict[str, Any], workers: int | None, config: Config, console: Console
+) -> Done:
+    from segray.predictions.run import run  # noqa: PLC0415 Ray takes half a second to import, which one image need not
+
+    with counting(console) as show:
+        return run(inputs, work, about, workers, config.train.device, show)
+
+
+def _show(console: Console, inputs: Inputs, done: Done, out: str, seconds: float) -> None:
+    if not inputs.is_single:
+        console.print(f"{done.images} images in {seconds:.0f} s, start included", highlight=False)
+    if inputs.left_out:
+        console.print(f"{inputs.left_out} files of other kinds were left alone", highlight=False)
+    console.print(f"masks  {out}", highlight=False, soft_wrap=True)

@@ -1,0 +1,96 @@
+"""Evaluations in MLflow: a run each, below the training run of the model."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.time import get_current_time_millis
+
+from segray import places, registry
+from segray.errors import RegistryError
+from segray.quiet import quieten
+from segray.tracking.upload import MOST_METRICS, STATE, UNAVAILABLE, metric_keys
+
+KIND_TAG = "segray.kind"
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is written of an evaluation.
+
+    Attributes:
+        name: of its run.
+        step: of the checkpoint.
+        metrics: by name.
+        params: what was evaluated, and how.
+        summary: all of it, for programs.
+        files: to keep with it.
+    """
+
+    name: str
+    step: int
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    summary: Mapping[str, Any]
+    files: tuple[Path, ...] = field(default=())
+
+
+def log(entry: Entry, reference: str, folder: Path, uri: str) -> str | None:
+    """Writes an evaluation below the training run of its model; returns its run's id, or none where that is unknown.
+
+    Args:
+        entry: of the evaluation.
+        reference: of the model, as it was given.
+        folder: of its checkpoint.
+        uri: MLflow store.
+
+    Raises:
+        RegistryError: the store does not answer.
+    """
+    quieten()
+    run_id = None
+    try:
+        parent = _training_run(uri, reference, folder)
+        if parent is None:
+            return None
+        client = MlflowClient(uri, uri)
+        experiment = client.get_run(parent).info.experiment_id
+        tags = {MLFLOW_PARENT_RUN_ID: parent, KIND_TAG: EVALUATION}
+        run_id = str(client.create_run(experiment, tags=tags, run_name=entry.name).info.run_id)
+        _write(client, run_id, entry)
+        client.set_terminated(run_id, "FINISHED")
+    except UNAVAILABLE as error:
+        if run_id is not None:
+            with suppress(*UNAVAILABLE):  # it may be the very server that is gone
+                client.set_terminated(run_id, "FAILED")
+        raise RegistryError(f"MLflow at {places.masked(uri)} does not take the evaluation: {error}") from error
+    return run_id
+
+
+def _training_run(uri: str, reference: str, folder: Path) -> str | None:
+    if reference.startswith("models:/"):
+        return str(registry.resolve(MlflowClient(uri, uri), reference).run_id) or None
+    if reference.startswith("runs:/"):
+        return reference.removeprefix("runs:/").split("/")[0]
+    file = folder.parent / STATE
+    state = json.loads(file.read_text()) if file.exists() else {}
+    return state.get("run_id") if state.get("uri") == uri else None
+
+
+def _write(client: MlflowClient, run_id: str, entry: Entry) -> None:
+    now = get_current_time_millis()
+    named = zip(metric_keys(list(entry.metrics)), entry.metrics.values(), strict=True)
+    metrics = [Metric(key, value, now, entry.step) for key, value in named]
+    for first in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[first : first + MOST_METRICS])
+    client.log_batch(run_id, params=[Param(name, value) for name, value in entry.params.items()])
+    client.log_dict(run_id, dict(entry.summary), "evaluation.json")
+    for file in entry.files:
+        client.log_artifact(run_id, str(file), "report")

@@ -1,0 +1,104 @@
+"""`evaluate.py` as a user types it: against another model, in slices, with a report; and with mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segray import checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
+
+
+def command(folder, data, *words):
+    return list(map(str, [sys.executable, SCRIPT, "--model", folder, "--data", data, *words]))
+
+
+@pytest.fixture
+def other(folder, tmp_path):
+    """The same model, a little off."""
+    model = checkpoint.load_model(folder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    made = tmp_path / "other"
+    made.mkdir()
+    parts = checkpoint.load_config(folder), checkpoint.load_classes(folder), checkpoint.load_meta(folder)
+    checkpoint.contents(model, {}, *parts).write(made)
+    return made
+
+
+def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt, tmp_path, ray_cluster):
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled"}
+    words = ["--split", "train", "--against", other, "--slice", "size", "--slice", r"last=(\d)$", "--workers", "1"]
+    words += ["--group-by", r"ten=(\d)\d$", "--report", tmp_path / "report", "--json", tmp_path / "found.json"]
+    done = subprocess.run(
+        command(folder, spoilt, *words),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: 2 rows could not be read and were left out:\n")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["rows"], len(found["slices"]["last"])) == (39, 10)
+    assert found["against"]["miou"]["ours"] == found["scores"]["miou"]
+    assert "95% over 5 groups in pairs" in done.stdout
+    assert f"report  {tmp_path}/report/index.html" in done.stdout
+    assert "not logged: the model's training run is not known there" in done.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"index.html", "classes.png", "examples.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--split", "dev"], "the dataset has no split 'dev'; it has train, val, test"),
+        (["--slice", "city"], "has no column city; it has id, image"),
+        (["--slice", "mask"], "column mask of"),
+        (["--slice", "a=("], "which is no regular expression"),
+        (["--against", "nowhere"], "checkpoint nowhere is no folder"),
+        (["--report", "full"], "report full is not empty; choose another folder"),
+        (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most a window's 512"),
+        (["--json", "nowhere/x.json"], "expected a file in a folder that exists"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_counted(folder, streets, tmp_path, words, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "disabled"}  # no cluster is asked
+    done = subprocess.run(
+        command(folder, streets, *words),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_other_classes_are_named(folder, streets, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    classes = json.loads((copy / "classes.json").read_text())
+    classes["names"][0] = "lava"
+    text = json.dumps(classes)
+    meta = json.loads((copy / "meta.json").read_text())
+    (copy / "classes.json").write_text(text)
+    meta["files"]["classes.json"] = len(text)
+    (copy / "meta.json").write_text(json.dumps(meta))
+    done = subprocess.run(command(copy, streets), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "they differ in lava, " in done.stderr
