@@ -9,7 +9,9 @@ from segray.benchmark.inference import MODES, Case, contender
 from segray.errors import DataError
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [mode if mode != "scales" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 def test_both_find_the_same(mode):
     case = Case("b0", 128, 192, 2, mode, 64, 7, "cpu", "float32")
     ours, theirs = (contender(name, case)() for name in (OURS, TRANSFORMERS))
@@ -18,6 +20,7 @@ def test_both_find_the_same(mode):
     assert (ours != theirs).float().mean() < {"whole": 1e-4, "flip": 1e-3}.get(mode, 0.15)
 
 
+@pytest.mark.slow
 def test_a_report_has_every_measure_of_every_case():
     said = []
     found = inference.measured([Case("b0", 64, 64, 2, "whole", 64, 3, "cpu", "float32")], 3, said.append)
@@ -29,6 +32,7 @@ def test_a_report_has_every_measure_of_every_case():
     assert by_name["whole, batch 2: p95"].ours >= by_name["whole, batch 2: p50"].ours
 
 
+@pytest.mark.slow
 def test_the_plain_loop_counts_what_our_evaluation_counts(streets):
     found = evaluating.measured(str(streets), "val", config.build({}), 1, lambda _: None)
     assert found.case["images"] == 7

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from segray import checkpoint
+from segray import evaluate as evaluate_module
+from segray.cli import evaluate as cli
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
 
@@ -72,25 +74,19 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         (["--json", "nowhere/x.json"], "expected a file in a folder that exists"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_counted(folder, streets, tmp_path, words, said):
+def test_mistakes_are_told_before_anything_is_counted(folder, streets, tmp_path, words, said, monkeypatch, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "disabled"}  # no cluster is asked
-    done = subprocess.run(
-        command(folder, streets, *words),
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command(folder, streets, *words)[1:])
+    monkeypatch.setattr(evaluate_module, "_count", lambda _: pytest.fail("counted"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-def test_other_classes_are_named(folder, streets, tmp_path):
+def test_other_classes_are_named(folder, streets, tmp_path, monkeypatch, capsys):
     copy = Path(shutil.copytree(folder, tmp_path / "model"))
     classes = json.loads((copy / "classes.json").read_text())
     classes["names"][0] = "lava"
@@ -99,6 +95,8 @@ def test_other_classes_are_named(folder, streets, tmp_path):
     (copy / "classes.json").write_text(text)
     meta["files"]["classes.json"] = len(text)
     (copy / "meta.json").write_text(json.dumps(meta))
-    done = subprocess.run(command(copy, streets), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert "they differ in lava, " in done.stderr
+    monkeypatch.setattr(sys, "argv", command(copy, streets)[1:])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "they differ in lava, " in capsys.readouterr().err

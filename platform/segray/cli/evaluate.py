@@ -11,7 +11,7 @@ from segray.cli.command import Parser, end
 from segray.cli.tables import show_comparison, show_findings
 from segray.cli.terminal import terminal
 from segray.comparison import Comparison
-from segray.errors import DataError, RegistryError, SegrayError, listing
+from segray.errors import ConfigError, DataError, RegistryError, SegrayError, listing
 from segray.evaluate import Evaluation, compared, evaluate, metrics, summary
 from segray.report.page import Against
 from segray.tracking import evaluations
@@ -55,6 +55,8 @@ def _evaluate() -> None:
 
 def _check(flags: argparse.Namespace, folder: Path, other: Path | None) -> None:
     """Refuses what would fail only when everything is counted."""
+    if flags.workers is not None and flags.workers < 1:
+        raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
     if flags.report:
         report.claim(flags.report)
     for one in filter(None, (folder, other)):
