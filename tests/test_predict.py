@@ -1,4 +1,4 @@
-"""One path from image to mask, the same counts on any number of threads."""
+"""One path from image to mask, that of validation."""
 
 import numpy as np
 import pytest
@@ -17,16 +17,6 @@ CONFIG = config.build({"data.short_side": 64})
 def model():
     torch.manual_seed(0)
     return checkpoint.build_model(CONFIG, CLASSES).eval()
-
-
-def rows(number):
-    random = np.random.default_rng(0)
-    for index in range(number):
-        height, width = 40 + index, 60
-        yield {
-            "image": torch.from_numpy(random.integers(0, 256, (1, 3, 64, 96), dtype=np.uint8)),
-            "mask": torch.from_numpy(random.choice([0, 1, 2, 255], (1, height, width)).astype(np.uint8)),
-        }
 
 
 def test_a_predictor_does_what_validation_does(model, tmp_path):

@@ -96,20 +96,15 @@ def evaluate(
         raise ConfigError(f"--workers is {workers}; expected at least 1.")
     meta = checkpoint.load_meta(folder)
     config, classes = checkpoint.load_config(folder).looked_at(asked), checkpoint.load_classes(folder)
-    root = places.absolute("data.root", root)
-    manifest = read_manifest(root)
-    source = Source(root, manifest.split(split))
-    _check(root, split, source, classes, manifest.classes)
-    ids, sliced = labels(source, {**(slices or {}), **(groups or {})})
-    grouping = next((sliced[name] for name in groups or {}), None)
-    sliced = {name: sliced[name] for name in slices or {}}
+    manifest = read_manifest(places.absolute("data.root", root))
+    source = Source(places.absolute("data.root", root), manifest.split(split))
+    _check(source.root, split, source, classes, manifest.classes)
+    ids, sliced = labels(source, slices or {})
+    grouping = next(iter(labels(source, groups or {})[1].values()), None)
     weights = checkpoint.load_model(folder).state_dict()
-    cluster.connect()
-    nodes = cluster.nodes()
-    placement = capacity.place(nodes, workers or capacity.widest(nodes, device), device, "--workers")
-    counts, bad_rows = _count(_Job(config, classes, weights, source, placement))
+    counts, bad_rows = _count(_Job(config, classes, weights, source, _placed(workers, device)))
     if len(bad_rows) == source.split.rows:
-        raise DataError(f"no row of split '{split}' of {root} can be read, the first because: {bad_rows[0]}")
+        raise DataError(f"no row of split '{split}' of {source.root} can be read, the first because: {bad_rows[0]}")
     settings = config.eval
     return Evaluation(
         counts=counts,
@@ -119,12 +114,18 @@ def evaluate(
         split=split,
         rows=source.split.rows - len(bad_rows),
         bad_rows=tuple(bad_rows),
-        root=root,
+        root=source.root,
         dataset_digest=manifest.digest,
         step=meta.step,
         settings=settings,
         groups=grouping,
     )
+
+
+def _placed(workers: int | None, device: str) -> Placement:
+    cluster.connect()
+    nodes = cluster.nodes()
+    return capacity.place(nodes, workers or capacity.widest(nodes, device), device, "--workers")
 
 
 def compared(ours: Evaluation, theirs: Evaluation) -> Comparison:

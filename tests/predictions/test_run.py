@@ -17,10 +17,10 @@ from segray.data.originals import upright_image
 from segray.errors import DataError, SegrayError
 from segray.predict import Predictor
 from segray.predictions import job as module
-from segray.predictions.inputs import find
 from segray.predictions.outputs import Outputs
 from segray.predictions.record import SUMMARY, Done
 from segray.predictions.run import run
+from segray.predictions.sources import find
 from segray.predictions.worker import Work, segmented_here
 
 

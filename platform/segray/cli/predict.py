@@ -15,9 +15,10 @@ from segray.config import Config
 from segray.data.schema import digest_of
 from segray.errors import ConfigError, SegrayError, listing
 from segray.predict import Predictor
-from segray.predictions.inputs import Inputs, find
+from segray.predictions.inputs import Inputs
 from segray.predictions.outputs import FORMATS, Outputs
 from segray.predictions.record import Done
+from segray.predictions.sources import find
 from segray.predictions.worker import Work, segmented_here
 
 

@@ -14,7 +14,9 @@ from tests.predictions.conftest import pixels
 from segray.data.images import decode_image
 from segray.data.schema import read_manifest
 from segray.errors import DataError
-from segray.predictions.inputs import PART_IMAGES, Video, find
+from segray.predictions.inputs import PART_IMAGES
+from segray.predictions.sources import find
+from segray.predictions.video import Video
 
 NONE = frozenset()
 
