@@ -8,7 +8,7 @@ squeezed onto the others, leave some.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from segray.errors import CapacityError
@@ -81,6 +81,44 @@ def place(
     reserved = round(share * RESERVED, 4)
     spare = sum(node.cpus for node in nodes) / workers - reserved
     return Placement(workers, device, threads, reserved, int(device == "cuda"), share - reserved, spare)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What the trials of a sweep get.
+
+    Attributes:
+        count: trials that run at once.
+        placement: what each worker of one trial gets beside all the others.
+    """
+
+    count: int
+    placement: Placement
+
+
+def slots(nodes: Sequence[Node], workers: int, device: str, wanted: int | None = None) -> Slots:
+    """Returns how many trials run at once on a cluster that can grow to `nodes`.
+
+    All their workers have a place at once, and each leaves CPUs for reading, so none ever waits for another.
+
+    Args:
+        nodes: every node there is or ever can be.
+        workers: of a trial; one GPU each, or at least one CPU each.
+        device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
+        wanted: trials at once; none takes as many as there is room for.
+
+    Raises:
+        CapacityError: the cluster can never hold a trial, or not so many at once.
+    """
+    one = place(nodes, workers, device)
+    fits = (_by_gpu(nodes) if one.device == "cuda" else _by_cpu(nodes)) // workers
+    if wanted is not None and wanted > fits:
+        raise CapacityError(
+            f"tune.concurrent is {wanted}, with {workers} workers each; the cluster can hold {fits} such trials at "
+            f"once; use --tune.concurrent {fits}."
+        )
+    count = fits if wanted is None else wanted
+    return Slots(count, replace(place(nodes, count * workers, one.device), workers=workers))
 
 
 def _by_gpu(nodes: Sequence[Node]) -> int:

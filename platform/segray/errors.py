@@ -54,6 +54,14 @@ class TrainingError(SegrayError):
     """A run started and failed."""
 
 
+class NoMemoryError(TrainingError):
+    """A device has no memory for what a run computes at once."""
+
+
+class StoppedError(SegrayError):
+    """A run was ended from outside, in order."""
+
+
 def listing(lines: Sequence[str], most: int = MOST_LISTED) -> str:
     """Returns the lines as an indented block, cut after `most` with the count of what was left out."""
     shown = [f"\n  {line}" for line in lines[:most]]

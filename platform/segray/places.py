@@ -87,8 +87,12 @@ def _with_password(uri: str) -> str:
     return known
 
 
-def new_run_folder(config: Config) -> tuple[str, str]:
+def new_run_folder(config: Config, what: str | None = None) -> tuple[str, str]:
     """Makes the folder of a new run and returns (name, folder).
+
+    Args:
+        config: of the run.
+        what: it is, where it has no name; none takes the model's variant.
 
     Raises:
         ConfigError: a run of the given name is there already.
@@ -99,11 +103,11 @@ def new_run_folder(config: Config) -> tuple[str, str]:
         raise ConfigError(f"results is {config.results}, where no folder can be made ({error.strerror}).") from error
     if config.name is not None:
         return config.name, _made(config.results, config.name)
-    return _first_free(config)
+    return _first_free(config, what or config.model.variant)
 
 
-def _first_free(config: Config) -> tuple[str, str]:
-    stem = _fresh_name(config)
+def _first_free(config: Config, what: str) -> tuple[str, str]:
+    stem = _fresh_name(config, what)
     for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
         folder = Path(config.results) / name
         try:
@@ -123,9 +127,9 @@ def _made(results: str, name: str) -> str:
     return str(folder)
 
 
-def _fresh_name(config: Config) -> str:
+def _fresh_name(config: Config, what: str) -> str:
     data = Path(config.data.root.partition("?")[0].rstrip("/")).name
-    return f"{data}-{config.model.variant}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return f"{data}-{what}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def picture_of(run: Path, step: int) -> Path:

@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "prepare": "write a dataset as parquet shards",
     "train": "train a model and register it",
+    "tune": "search settings and register the best model",
     "evaluate": "count a model's hits and misses on a split",
     "predict": "segment images",
     "analyse": "show what a model costs, what it is fed, how runs went",

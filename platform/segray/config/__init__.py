@@ -11,6 +11,7 @@ from segray.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from segray.config.tuning import TuneConfig
 
 __all__ = [
     "Config",
@@ -21,6 +22,7 @@ __all__ = [
     "OptimConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
     "build",
     "explain",
     "flat",

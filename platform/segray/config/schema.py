@@ -8,16 +8,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from segray.config import spelt
+from segray.config.base import Count, Fraction, Positive, Settings
 from segray.config.spelt import LOSSES, impossible
+from segray.config.tuning import TuneConfig
 from segray.errors import ConfigError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
 
 Transform = str | dict[str, dict[str, Any] | None]
 """NAME, or NAME: {argument: value, ...}."""
@@ -37,7 +36,7 @@ _OF_THE_RUN = (
     *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
     *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
 )
-CHANGEABLE = frozenset({"name", "results", "tracking", "data.root", "data.decode", "data.bad_rows"}).union(
+CHANGEABLE = frozenset({"name", "results", "tracking", "tune", "data.root", "data.decode", "data.bad_rows"}).union(
     {"model.checkpointing"}, (f"train.{name}" for name in _OF_THE_RUN)
 )
 """Settings and sections that do not decide what is learned, or only when it ends."""
@@ -47,11 +46,7 @@ STRIDE_MULTIPLE = 4  # a model's scores are a quarter of its image
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """Which data, and how a training crop is made of it."""
 
     root: str = "data/demo"
@@ -118,13 +113,13 @@ class DataConfig(_Settings):
             raise ValueError(str(error)) from error
 
 
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """Which SegFormer."""
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b0"
     """Size of the model."""
     init: str | None = None
-    """Weights to start from: a folder, a file, a hub id or models:/NAME@ALIAS; none draws them at random."""
+    """Weights to start from: folder, file, hub id or models:/NAME@ALIAS, {variant} in it stands for model.variant."""
     encoder: str = "mit"
     """Encoder: mit, or module:attribute of your own (docs/plugins.md)."""
     head: str = "official"
@@ -150,7 +145,7 @@ class ModelConfig(_Settings):
         return self
 
 
-class LossConfig(_Settings):
+class LossConfig(Settings):
     """What is minimised: a weighted sum of losses."""
 
     terms: Annotated[Terms, BeforeValidator(spelt.terms)] = ("cross_entropy",)
@@ -190,7 +185,7 @@ class LossConfig(_Settings):
         return dict(pairs)
 
 
-class OptimConfig(_Settings):
+class OptimConfig(Settings):
     """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 6e-5
@@ -219,7 +214,7 @@ class OptimConfig(_Settings):
     """Largest norm of the gradient; a larger one is scaled down to it."""
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """The run: how long, how wide, how often it looks up."""
 
     steps: Positive = 160_000
@@ -276,7 +271,7 @@ class TrainConfig(_Settings):
     """Seconds between two looks for resources for more workers, up to train.workers, while there are fewer."""
 
 
-class EvalConfig(_Settings):
+class EvalConfig(Settings):
     """How a model is evaluated."""
 
     align: Positive = 32
@@ -331,7 +326,7 @@ class EvalConfig(_Settings):
             raise impossible("eval.align", self.align, f"a multiple of {CROP_MULTIPLE} where windows slide")
 
 
-class TrackingConfig(_Settings):
+class TrackingConfig(Settings):
     """Where runs and models are recorded."""
 
     uri: str | None = None
@@ -342,7 +337,7 @@ class TrackingConfig(_Settings):
     """Name the best checkpoint is registered under."""
 
 
-class Config(_Settings):
+class Config(Settings):
     """Everything a run is determined by."""
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
@@ -356,6 +351,7 @@ class Config(_Settings):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
 
     def looked_at(self, asked: EvalConfig | None) -> Self:
         """Returns a model's own settings with those of evaluation laid over them that were given."""

@@ -66,3 +66,9 @@ def numbers(value: object) -> object:
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+
+
+def objectives(value: object) -> object:
+    """Returns the metrics of a file, or of a flag; one may stand without a list."""
+    found = _from_yaml("tune.metric", value, "a metric, or a list of them")
+    return [found] if isinstance(found, str) else found

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from segray.errors import CapacityError
 from segray.quiet import quieten
 
 READ_CPUS = 0.25
+SHARED_BYTES = 16 * 2**20  # of a piece
 
 Load = TypeVar("Load")
 
@@ -39,8 +41,10 @@ class Shelf:
         table, index = self._places[row]
         return str(table["id"][index].as_py())
 
-    def filled(self, source: Source, groups: set[int], read_cpus: float) -> "Shelf":
+    def filled(self, source: Source, groups: set[int], read_cpus: float, shared: "Shared | None") -> "Shelf":
         """Returns a shelf with the rows of these groups: those that are here, and the others read."""
+        if shared is not None:
+            return Shelf(shared.tables_of(groups))
         kept = [part for table in self._tables if len(part := _of_groups(table, source, groups))]
         here = {group for table in kept for group in source.group_of(table["row"]).tolist()}
         return Shelf([*kept, *_read(source, sorted(groups - here), read_cpus)])
@@ -53,7 +57,7 @@ def _of_groups(table: pa.Table, source: Source, groups: set[int]) -> pa.Table:
 
 
 def shelves(
-    source: Source, runs: Iterable[tuple[Load, Sequence[int]]], read_cpus: float
+    source: Source, runs: Iterable[tuple[Load, Sequence[int]]], read_cpus: float, shared: "Shared | None" = None
 ) -> Generator[tuple[Load, Shelf]]:
     """Yields each run's load with a shelf that holds its rows; the next run's is filled meanwhile.
 
@@ -63,6 +67,7 @@ def shelves(
         source: the split.
         runs: what is to be done, with the rows it needs.
         read_cpus: logical CPUs the read tasks may take.
+        shared: the split's rows, if they lie in the cluster's memory already.
 
     Raises:
         DataError: a shard is missing, damaged or not the manifest's; it is named.
@@ -75,7 +80,7 @@ def shelves(
         if run is None:
             return None
         load, rows = run
-        return load, before.filled(source, set(source.group_of(rows).tolist()), read_cpus)
+        return load, before.filled(source, set(source.group_of(rows).tolist()), read_cpus, shared)
 
     with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
         filling = pool.submit(fill, Shelf([]))
@@ -93,17 +98,64 @@ def _read(source: Source, groups: list[int], read_cpus: float) -> list[pa.Table]
     if not groups:
         return []
     at_once = min(len(groups), max(1, int(read_cpus)))
-    pieces = [part.tolist() for part in np.array_split(groups, at_once)]
+    with store_full_told():
+        tables: list[pa.Table] = ray.get(_references(source, groups, at_once))
+    for table in tables:
+        raise_error_in(table)
+    return tables
+
+
+def _references(source: Source, groups: Sequence[int], count: int) -> list[ray.ObjectRef]:
+    """Returns tables in shared memory with the rows of the groups, split into so many pieces."""
+    pieces = [part.tolist() for part in np.array_split(groups, count)]
     dataset = ray.data.read_datasource(_Groups(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces))
     context = dataset.context  # its own: other data sets of this process keep their ways
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.op_resource_reservation_enabled = False  # one operator that nobody competes with
     with store_full_told():
-        tables: list[pa.Table] = ray.get(dataset.to_arrow_refs())
-    for table in tables:
+        references: list[ray.ObjectRef] = dataset.to_arrow_refs()
+    return references
+
+
+@dataclass(frozen=True)
+class Shared:
+    """All rows of a split in the cluster's memory: a node fetches a table once, and all its processes see that one.
+
+    Attributes:
+        tables: that hold them; they last as long as the process that had them read.
+        groups: row groups in each table.
+    """
+
+    tables: tuple[ray.ObjectRef, ...]
+    groups: tuple[frozenset[int], ...]
+
+    def tables_of(self, groups: set[int]) -> list[pa.Table]:
+        """Returns the tables that hold some row groups, perhaps among others."""
+        wanted = [table for table, here in zip(self.tables, self.groups, strict=True) if here & groups]
+        with store_full_told():
+            found: list[pa.Table] = ray.get(wanted)
+        return found
+
+
+def share(source: Source) -> Shared:
+    """Reads a split into the cluster's memory.
+
+    Raises:
+        DataError: a shard is missing, damaged or not the manifest's; it is named.
+        CapacityError: there is no room.
+    """
+    quieten()
+    groups = range(len(source.group_rows()))
+    count = min(len(groups), max(1, round(source.row_bytes * source.split.rows / SHARED_BYTES)))
+    references = _references(source, groups, count)
+    held = []
+    for reference in references:
+        with store_full_told():
+            table = ray.get(reference)
         raise_error_in(table)
-    return tables
+        held.append(frozenset(source.group_of(table["row"]).tolist()))
+    return Shared(tuple(references), tuple(held))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segray.data.augment import Augment, BadRowError
 from segray.data.augment.sizes import fit_to_model
-from segray.data.fetch import Shelf, shelves, store_full_told
+from segray.data.fetch import Shared, Shelf, shelves, store_full_told
 from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.plan import Plan, row_seed
@@ -42,12 +42,14 @@ class Means:
         threads: threads that decode.
         decode_tasks: crops of so many steps are made at once by tasks on the cluster; 0 makes them on the threads.
         pinned: whether batches lie in page-locked memory, from which a GPU copies while it computes.
+        shared: the split's rows, if they lie in the cluster's memory already.
     """
 
     read_cpus: float
     threads: int
     decode_tasks: int = 0
     pinned: bool = False
+    shared: Shared | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def training_batches(
     runs = (_run(plan, window, slots, augment) for window in plan.windows(start, stop))
     make = _on_cluster if means.decode_tasks else _on_threads
     # Closed here, not when somebody collects the garbage: both have threads.
-    with closing(shelves(source, runs, means.read_cpus)) as filled:
+    with closing(shelves(source, runs, means.read_cpus, means.shared)) as filled:
         steps = ((draws, shelf) for window, shelf in filled for draws in window)
         with closing(make(steps, augment, means)) as made:
             for batch, errors in made:
@@ -263,7 +265,7 @@ def evaluation_rows(
         except DataError as error:
             return DataError(f"{source.place_of(row)} ({shelf.id_of(row)}): {error}")
 
-    filling = closing(shelves(source, runs, means.read_cpus))
+    filling = closing(shelves(source, runs, means.read_cpus, means.shared))
     with filling as filled, ThreadPoolExecutor(means.threads, "segray-rows") as pool:
         wanted = ((row, shelf) for part, shelf in filled for row in part)
         begun: Iterator[Future[Batch | DataError]] = (pool.submit(make, *one) for one in wanted)

@@ -16,7 +16,9 @@ from typing import Any, Literal
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
-Kind = Literal["run", "resumed", "metrics", "text", "image", "tag", "event", "model", "end"]
+Kind = Literal[
+    "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became", "memory"
+]
 
 
 class Journal:
@@ -48,8 +50,14 @@ class Journal:
         return list(Tail(self.path).read())
 
     def last_step(self) -> int:
-        """Returns the step of the last metrics, 0 if there are none."""
-        return max((record["step"] for record in self.records() if record["kind"] == "metrics"), default=0)
+        """Returns the step of the last metrics, 0 if there are none, or that the run was set back to since."""
+        last = 0
+        for record in self.records():
+            if record["kind"] == "metrics":
+                last = max(last, record["step"])
+            elif record["kind"] == "rewound":
+                last = record["step"]
+        return last
 
 
 class Tail:

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import requests
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
 from segray import places, registry
@@ -24,6 +26,7 @@ from segray.tracking.journal import JOURNAL, Record, Tail
 
 STATE = "uploaded.json"
 KEY_TAG = "segray.run"
+NUMBER_TAG = "segray.trial"
 MOST_METRICS, MOST_PARAMS = 1000, 100
 MOST_VALUE = 6000
 
@@ -169,7 +172,7 @@ def _spelt(value: object) -> str:
 def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: Path) -> str:
     experiment = _experiment(client, record["experiment"], uri, folder)
     found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['key']}'", max_results=1)
-    tags = {**record["tags"], KEY_TAG: record["key"]}
+    tags = {**record["tags"], KEY_TAG: record["key"]} | _below(client, experiment, record)
     run = found[0] if found else client.create_run(experiment, record["time_ms"], tags, record["name"])
     run_id = str(run.info.run_id)
     params = [Param(key, _spelt(value)[:MOST_VALUE]) for key, value in record["params"].items()]
@@ -179,6 +182,20 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: 
     entity = Dataset(dataset["name"], dataset["digest"], "local", json.dumps({"uri": dataset["root"]}))
     client.log_inputs(run_id, [DatasetInput(entity, [])])
     return run_id
+
+
+def _below(client: MlflowClient, experiment: str, record: Record) -> dict[str, str]:
+    """Returns the tags of a trial's run, which MLflow shows below that of its sweep.
+
+    Raises:
+        RegistryError: the sweep's own run is not there yet.
+    """
+    if "parent" not in record:
+        return {}
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['parent']}'", max_results=1)
+    if not found:
+        raise RegistryError(f"the run of the sweep that {record['name']} is part of is not there yet.")
+    return {MLFLOW_PARENT_RUN_ID: str(found[0].info.run_id), NUMBER_TAG: str(record["number"])}
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, folder: Path) -> str:
@@ -244,10 +261,17 @@ def _marked(key: str, name: str) -> str:
     return key[: LONGEST_NAME - len(mark)] + mark
 
 
+class Drained(Protocol):
+    """What is uploaded bit by bit."""
+
+    def drain(self) -> None:
+        """Uploads what has come since the last call."""
+
+
 class Uploading(threading.Thread):
     """Uploads a journal beside the training, every few seconds, and says once when MLflow is away."""
 
-    def __init__(self, upload: Upload, say: Callable[[str], None], every_s: float = 2.0) -> None:
+    def __init__(self, upload: "Drained", say: Callable[[str], None], every_s: float = 2.0) -> None:
         super().__init__(daemon=True, name="segray-upload")
         self._upload, self._say, self._every_s = upload, say, every_s
         self._stopped = threading.Event()

@@ -1,6 +1,7 @@
 """The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
 
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,13 +15,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray import checkpoint, cluster, places, registry, store
 from segray.config import Config
-from segray.errors import TrainingError, UserError
+from segray.errors import StoppedError, TrainingError, UserError
 from segray.metrics import Scores, scores
 from segray.tracking.journal import Journal
 from segray.tracking.upload import Upload, Uploading
+from segray.train.part import Part
 from segray.train.prepare import Prepared, prepare
 from segray.train.pulse import Pulse, Watch
 from segray.train.report import JournalReports
+from segray.train.stopping import Announced, stoppable
 from segray.train.trainer import Trainer
 from segray.train.worker import work
 
@@ -61,6 +64,8 @@ def fit(
     allowed: Collection[str] = (),
     say: Callable[[str], None] = print,
     watch: Callable[[Path], None] | None = None,
+    part: Part | None = None,
+    stop: threading.Event | None = None,
 ) -> Result:
     """Trains, validates, tracks and registers what the Config describes.
 
@@ -71,22 +76,37 @@ def fit(
             learned.
         say: called with the few lines a person should read.
         watch: called with the run's folder before training starts, to follow its journal.
+        part: of the sweep that the run is part of, which uploads its journal and registers models.
+        stop: ends the run when it is set, in order.
 
     Raises:
         UserError: the run cannot work; no folder is left behind.
+        StoppedError: it was asked to end.
         TrainingError: it started and failed; what it had is in its folder.
     """
-    prepared = prepare(config, resume, allowed, say)
+    prepared = prepare(config, resume, allowed, say, part)
     say(f"run {prepared.name}: {prepared.job.placement}")
     if not prepared.is_new:
         say(_goes_on(prepared, say))
     if watch is not None:
         watch(prepared.folder)
-    upload = Upload(prepared.folder, prepared.tracking_uri, say)
+    upload = None if part else Upload(prepared.folder, prepared.tracking_uri, say)
     with prepared.lock, _tracked(prepared, upload, say) as journal:
-        best = _train(prepared, journal)
-        journal.write("model", folder=best.name, name=config.tracking.model, aliases=[registry.CHALLENGER])
+        best = _train(prepared, journal, stop)
+        if part is None:
+            register(journal, best, config.tracking.model)
     return _result(prepared, best, upload)
+
+
+def register(journal: Journal, checkpoint_folder: Path, model: str) -> None:
+    """Has the upload of a run register one of its checkpoints, as the challenger.
+
+    Args:
+        journal: of the run.
+        checkpoint_folder: in the run's folder.
+        model: name to register it under.
+    """
+    journal.write("model", folder=checkpoint_folder.name, name=model, aliases=[registry.CHALLENGER])
 
 
 def _goes_on(prepared: Prepared, say: Callable[[str], None]) -> str:
@@ -95,16 +115,17 @@ def _goes_on(prepared: Prepared, say: Callable[[str], None]) -> str:
 
 
 @contextmanager
-def _tracked(prepared: Prepared, upload: Upload, say: Callable[[str], None]) -> Iterator[Journal]:
-    """Uploads the journal beside the training, and ends the run in it with what became of it."""
+def _tracked(prepared: Prepared, upload: Upload | None, say: Callable[[str], None]) -> Iterator[Journal]:
+    """Uploads the journal beside the training, if that is ours to do, and ends the run in it with what became of it."""
     journal = Journal(prepared.folder)
-    uploading = Uploading(upload, say)
-    uploading.start()
+    uploading = None if upload is None else Uploading(upload, say)
+    if uploading is not None:
+        uploading.start()
     status, keep = "FAILED", True
     try:
         yield journal
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError):
         status = "KILLED"
         raise
     except UserError:
@@ -112,7 +133,7 @@ def _tracked(prepared: Prepared, upload: Upload, say: Callable[[str], None]) -> 
         raise
     finally:
         _write_end(journal, status, say)
-        if not uploading.finish() and keep:
+        if uploading is not None and not uploading.finish() and keep:
             uri = places.masked(prepared.tracking_uri)
             say(f"what {uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
         if not keep:
@@ -127,15 +148,18 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
         say(f"the run's end, {status}, cannot be written to {journal.path} ({error.strerror}).")
 
 
-def _train(prepared: Prepared, journal: Journal) -> Path:
+def _train(prepared: Prepared, journal: Journal, stop: threading.Event | None) -> Path:
     """Returns the folder of the best checkpoint of the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pulse = ray.remote(num_cpus=0, scheduling_strategy=here)(Pulse).remote()
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
-        _trainer(prepared, pulse).fit()
+        with stoppable(stop, pulse):
+            _trainer(prepared, pulse).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        if stop is not None and stop.is_set():
+            raise StoppedError(f"run {prepared.name} was stopped.") from error
         raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
     except SystemExit as stopped:  # how Ray Train ends a run at Ctrl-C, with exit code 0
         raise KeyboardInterrupt from stopped
@@ -154,6 +178,7 @@ def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
     elastic = train.min_workers is not None and train.min_workers < train.workers
     return Trainer(
         work,
+        ours=[Announced(pulse)],
         train_loop_config={"job": replace(prepared.job, pulse=pulse)},
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if elastic else train.workers,
@@ -177,7 +202,7 @@ def _attempt(folder: Path) -> str:
     return f"attempt-{1 + len(list((folder / RAY_FOLDER).glob('attempt-*')))}"
 
 
-def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
+def _result(prepared: Prepared, best: Path, upload: Upload | None) -> Result:
     meta = checkpoint.load_meta(best)
     return Result(
         name=prepared.name,
@@ -186,7 +211,7 @@ def _result(prepared: Prepared, best: Path, upload: Upload) -> Result:
         step=meta.step,
         scores=scores(np.asarray(meta.confusion), prepared.job.manifest.classes.names),
         tracking_uri=places.masked(prepared.tracking_uri),
-        run_id=upload.run_id,
+        run_id=upload.run_id if upload else None,
         model=prepared.config.tracking.model,
-        version=upload.version,
+        version=upload.version if upload else None,
     )

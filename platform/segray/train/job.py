@@ -1,7 +1,8 @@
 """What a run is, told to every one of its workers."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from segray.capacity import Placement
 from segray.config import Config
+from segray.data.fetch import Shared
 from segray.data.pieces import Source
 from segray.data.plan import Plan
 from segray.data.schema import Manifest
@@ -29,6 +31,7 @@ class Job:
         times: how often an epoch draws each row of the training split; none draws each once.
         init: the state dict to start from; none keeps what was drawn.
         pulse: the actor that every rank tells where it is; none has nobody watch.
+        shared: rows that lie in the cluster's memory already, by split.
     """
 
     config: Config
@@ -38,6 +41,7 @@ class Job:
     times: NDArray[np.float64] | None = None
     init: ray.ObjectRef | None = None
     pulse: ray.actor.ActorHandle | None = None
+    shared: Mapping[str, Shared] = field(default_factory=dict)
 
 
 class BadRows:
@@ -59,10 +63,10 @@ class BadRows:
         logging.getLogger(__name__).warning("left out: %s", error)
 
 
-def means(config: Config, placement: Placement) -> Means:
+def means(config: Config, placement: Placement, shared: Shared | None = None) -> Means:
     """Returns what a worker may use to make its batches."""
     tasks = 2 * max(1, int(placement.spare_cpus)) if config.data.decode == "cluster" else 0
-    return Means(placement.read_cpus, placement.threads, tasks, placement.device == "cuda")
+    return Means(placement.read_cpus, placement.threads, tasks, placement.device == "cuda", shared)
 
 
 def training_plan(source: Source, config: Config, times: NDArray[np.float64] | None) -> Plan:

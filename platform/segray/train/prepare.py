@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 import ray
@@ -22,8 +22,10 @@ from segray.model.weights import load
 from segray.tracking.journal import Journal
 from segray.train import resume as resuming
 from segray.train.job import Job
+from segray.train.part import Part
 
 FOLDER_TAG = "segray.folder"
+VARIANT = "{variant}"  # in model.init
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ class Prepared:
         return self.job.folder.name
 
 
-def prepare(config: Config, resume: str | None, allowed: Collection[str], say: Callable[[str], None]) -> Prepared:
+def prepare(
+    config: Config,
+    resume: str | None,
+    allowed: Collection[str],
+    say: Callable[[str], None],
+    part: Part | None = None,
+) -> Prepared:
     """Returns the run to train, new or gone on with, its journal begun.
 
     Args:
@@ -66,6 +74,7 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         resume: "auto", a run's folder or its latest checkpoint; none starts a new run.
         allowed: what may differ from a resumed run's start.
         say: called with the few lines a person should read.
+        part: of the sweep that the run is part of.
 
     Raises:
         UserError: the run cannot work.
@@ -77,13 +86,11 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         folder = resuming.latest(settled, manifest.digest)
     if resume is not None and folder is None:
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
-    train = _checked_split(settled, manifest)
+    train = check_trainable(settled, manifest)
     changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
     weights = _weights(settled, manifest.classes, folder, tracking_uri, say)
     cluster.connect()
-    _warn_of_preemption(say)
-    wanted = settled.train
-    placement = capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
+    placement = _placed(settled, say) if part is None else part.placement
     times = draw_times(Source(settled.data.root, train), settled.data)
     init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     is_new = folder is None
@@ -92,9 +99,15 @@ def prepare(config: Config, resume: str | None, allowed: Collection[str], say: C
         folder = Path(made)
     lock = resuming.hold(folder)
     named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
-    job = Job(named, manifest, placement, folder, times, init)
-    _begin(job, is_new, changes, say)
+    job = Job(named, manifest, placement, folder, times, init, shared={} if part is None else part.shared)
+    _begin(job, is_new, changes, say, part)
     return Prepared(job, tracking_uri, is_new, lock)
+
+
+def _placed(config: Config, say: Callable[[str], None]) -> capacity.Placement:
+    _warn_of_preemption(say)
+    wanted = config.train
+    return capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
 
 
 def _warn_of_preemption(say: Callable[[str], None]) -> None:
@@ -105,8 +118,12 @@ def _warn_of_preemption(say: Callable[[str], None]) -> None:
         )
 
 
-def _checked_split(config: Config, manifest: Manifest) -> Split:
-    """Returns the split to train on, once it is known that it can be."""
+def check_trainable(config: Config, manifest: Manifest) -> Split:
+    """Returns the split to train on, once it is known that it can be.
+
+    Raises:
+        UserError: it cannot; the setting at fault is named.
+    """
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
             raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
@@ -130,18 +147,18 @@ def _weights(
         resuming.check_fits(run, model)
     if config.model.init is None:
         return None
-    source = registry.fetch(config.model.init, tracking_uri)
+    source = registry.fetch(config.model.init.replace(VARIANT, config.model.variant), tracking_uri)
     say(f"start: {load(model, str(source), part='auto')}")
     return model.state_dict()
 
 
-def _begin(job: Job, is_new: bool, changes: list[str], say: Callable[[str], None]) -> None:
+def _begin(job: Job, is_new: bool, changes: list[str], say: Callable[[str], None], part: Part | None) -> None:
     """Begins the run's journal, or goes on with it."""
     journal = Journal(job.folder)
     text = job.config.model_dump_json(indent=2)
     (job.folder / checkpoint.CONFIG).write_text(text)
     if is_new:
-        journal.write("run", **_run_record(job))
+        journal.write("run", **run_record(job.config, job.folder, job.manifest), **(part.record if part else {}))
         journal.write("text", name=checkpoint.CONFIG, text=text)
         return
     journal.write("resumed", dataset={"digest": job.manifest.digest})
@@ -151,21 +168,26 @@ def _begin(job: Job, is_new: bool, changes: list[str], say: Callable[[str], None
         journal.write("text", name=f"config-from-step-{journal.last_step()}.json", text=text)
 
 
-def _run_record(job: Job) -> dict[str, object]:
-    config = job.config
+def run_record(config: Config, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Returns the first record of a run's journal."""
     commit = git_commit()
     return {
         "key": uuid4().hex,
-        "name": job.folder.name,
+        "name": folder.name,
         "experiment": config.tracking.experiment,
-        "params": flat(config),
-        "tags": {FOLDER_TAG: str(job.folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
+        "params": {key: value for key, value in flat(config).items() if config.tune.space or not is_of_sweep(key)},
+        "tags": {FOLDER_TAG: str(folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
         "dataset": {
             "name": Path(config.data.root.partition("?")[0]).name,
-            "digest": job.manifest.digest,
+            "digest": manifest.digest,
             "root": config.data.root,
         },
     }
+
+
+def is_of_sweep(key: str) -> bool:
+    """Returns whether a setting is one of a sweep, which a run of its own has no use for."""
+    return key.startswith("tune.")
 
 
 def git_commit() -> str | None:

@@ -57,6 +57,15 @@ class Pulse:
     def __init__(self) -> None:
         self._places: dict[int, Place] = {}
         self._moved: dict[int, float] = {}
+        self._controller: Any = None
+
+    def led_by(self, controller: Any) -> None:
+        """Notes the actor that leads the run's workers."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """Returns the actor that leads the run's workers, none before it has begun."""
+        return self._controller
 
     def tell(self, place: Place) -> None:
         """Notes where a rank is."""

@@ -39,6 +39,8 @@ def named(resume: str) -> Path:
     run = folder.parent if store.NAME.search(folder.name) else folder
     if not (run / JOURNAL).exists() or not (run / checkpoint.CONFIG).exists():
         raise ResumeError(f"--resume is {resume}, which holds no run; expected a folder with {JOURNAL} in it, or auto.")
+    if checkpoint.load_config(run).tune.space:
+        raise ResumeError(f"--resume is {resume}, a sweep; go on with it by pipelines/tune.py --resume {resume}.")
     if is_finished(run):
         raise ResumeError(
             f"--resume is {resume}, a run that is finished; start another, with --model.init {run}/step-N."
@@ -49,7 +51,8 @@ def named(resume: str) -> Path:
 
 def _goes_on(run: Path, config: Config, dataset: str) -> bool:
     try:
-        same = checkpoint.load_config(run).digest == config.digest and _dataset_of(run) in (dataset, None)
+        stored = checkpoint.load_config(run)
+        same = stored.digest == config.digest and not stored.tune.space and _dataset_of(run) in (dataset, None)
         return same and not is_finished(run) and not is_held(run)
     except CheckpointError:
         return False

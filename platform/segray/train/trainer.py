@@ -1,5 +1,6 @@
 """Ray's trainer, less what stands in the way, and with our own answer to failures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.train.torch import TorchTrainer
@@ -10,16 +11,21 @@ from segray.train.failures import Failures
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without its placement group cleaner, and with `Failures`.
+    """Ray's trainer without its placement group cleaner, and with `Failures` and callbacks of our own.
 
     The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
     traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
     the cluster frees it when the controller or its driver dies.
     """
 
+    def __init__(self, *arguments: Any, ours: Sequence[RayTrainCallback] = (), **settings: Any) -> None:
+        self._ours = tuple(ours)
+        super().__init__(*arguments, **settings)
+
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [*kept, *self._ours]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["failure_policy"] = Failures(self.run_config.failure_config)

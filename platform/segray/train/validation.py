@@ -81,7 +81,7 @@ def _rows(rank: Rank) -> Iterator[dict[str, Any]]:
         rows_of(rank.rank, rank.world, source.split.rows),
         config.data.short_side,
         config.eval.align,
-        means(config, rank.job.placement),
+        means(config, rank.job.placement, rank.job.shared.get(config.data.val_split)),
         rank.bad_val,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import ray.train
+import torch
 import torch.distributed as dist
 from ray.train.v2._internal import util as raising
 from ray.train.v2._internal.execution import context as reporting
@@ -16,7 +17,7 @@ from segray.data.augment import Augment
 from segray.data.pieces import Source
 from segray.data.plan import slots_of
 from segray.data.stream import training_batches
-from segray.errors import SegrayError, TrainingError
+from segray.errors import NoMemoryError, SegrayError, TrainingError
 from segray.loop import Meter, Step
 from segray.quiet import quieten
 from segray.store import SCORE, Writer
@@ -45,8 +46,38 @@ def work(settings: dict[str, Any]) -> None:
         finally:
             beat.stop()
     except (SegrayError, PreemptedError):
-        logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # its traceback; the message says it all
+        _without_traceback()
         raise
+    except RuntimeError as error:  # torch's for a device without memory is one of its own, the CPU's is not
+        if not is_out_of_memory(error):
+            raise
+        _without_traceback()
+        raise NoMemoryError(_too_large(settings["job"])) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Returns whether torch says that there is no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _without_traceback() -> None:
+    logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # the message says it all
+
+
+def _too_large(job: Job) -> str:
+    train = job.config.train
+    images = -(-train.batch // (train.workers * train.accumulate))
+    most = train.batch // train.workers
+    advice = (
+        f"use --train.accumulate {min(2 * train.accumulate, most)}"
+        if train.accumulate < most
+        else "use a smaller data.crop"
+    )
+    return (
+        f"a {job.placement.device} worker has no memory for {images} images of {job.config.data.crop} px at once "
+        f"({job.config.model.variant}, train.batch {train.batch} over {train.workers} workers in {train.accumulate} "
+        f"parts); {advice}, or --model.checkpointing."
+    )
 
 
 def quieten_worker() -> None:
@@ -114,7 +145,7 @@ class Worker:
             rank.progress.step,
             config.train.steps,
             Augment(config.data, classes.ignore_id),
-            means(config, job.placement),
+            means(config, job.placement, job.shared.get(config.data.train_split)),
             rank.bad,
         )
         return rank.learner.steps(

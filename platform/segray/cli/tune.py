@@ -1,0 +1,93 @@
+"""`tune`: a space of settings in, the best of them, a registered model and a report out."""
+
+import json
+import shlex
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from segray.checkpoint import CONFIG
+from segray.cli.command import Parser, end
+from segray.cli.sweeping import SweepProgress, show_result
+from segray.cli.tables import show_places
+from segray.cli.terminal import terminal
+from segray.train.resume import AUTO
+from segray.tune.after import Result
+from segray.tune.sweep import sweep
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_tune)
+
+
+def _tune() -> None:
+    parser = Parser("Searches settings, stops bad trials early, and registers the best model.", with_config=True)
+    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
+    parser.add_argument("--quiet", action="store_true", help="print the result alone")
+    parser.add_argument(
+        "--resume", metavar="SWEEP", help="go on with a sweep: its folder, or auto for the latest alike"
+    )
+    flags, config = parser.parse(base=_stored)
+    if flags.data:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
+    console = terminal()
+    quiet = terminal(quiet=True) if flags.quiet else console
+
+    with SweepProgress(quiet) as progress:
+        result = sweep(
+            config,
+            resume=flags.resume,
+            say=lambda line: quiet.print(line, highlight=False),
+            watch=progress.watch,
+        )
+    _show(console, result)
+    if flags.json:
+        flags.json.write_text(json.dumps(_plain(result), indent=2))
+
+
+def _stored(flags: Namespace) -> list[Path]:
+    """Returns the settings that files and flags are laid on: those of the sweep that is named to go on with."""
+    if flags.resume in (None, AUTO):
+        return []
+    return [file for file in (Path(flags.resume) / CONFIG,) if file.exists()]
+
+
+def _show(console: Console, result: Result) -> None:
+    show_result(console, result)
+    model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
+    console.print()
+    show_places(
+        console,
+        {
+            "sweep": result.folder,
+            "report": result.report,
+            "checkpoint": result.checkpoint,
+            "mlflow": f"{result.tracking_uri} run {result.run_id or 'not uploaded'}",
+            "model": model,
+            "next": shlex.join(["python", "pipelines/train.py", "--config", result.config]),
+        },
+    )
+
+
+def _plain(result: Result) -> dict[str, object]:
+    """Returns a result as JSON has it."""
+    trials = [
+        {
+            "number": trial.number,
+            "state": trial.state,
+            "why": trial.why,
+            "values": trial.values,
+            "best": trial.best,
+            "step": trial.step,
+            "others": trial.others,
+            "seconds": trial.seconds,
+        }
+        for trial in result.trials
+    ]
+    told = {key: value for key, value in vars(result).items() if key not in ("trials", "best", "front", "cost")}
+    front = [trial.number for trial in result.front]
+    return {**told, "best": result.best.number, "front": front, "cost": asdict(result.cost), "trials": trials}

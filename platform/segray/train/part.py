@@ -1,0 +1,30 @@
+"""A run that is part of a sweep: what it has from the whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from segray.capacity import Placement
+from segray.data.fetch import Shared
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a run has from the sweep it is part of, which uploads its journal and registers models.
+
+    Attributes:
+        sweep: key of the sweep's own run, below which MLflow shows this one.
+        number: of the trial.
+        placement: what each of its workers gets beside those of other trials.
+        shared: rows that lie in the cluster's memory already, by split.
+    """
+
+    sweep: str
+    number: int
+    placement: Placement
+    shared: Mapping[str, Shared] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Returns what a run's journal says of its sweep."""
+        return {"parent": self.sweep, "number": self.number}

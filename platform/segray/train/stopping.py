@@ -1,0 +1,56 @@
+"""Ending a run from outside, in order: its controller ends its workers, then itself."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+POLL_S = 0.1
+
+
+class Announced(ControllerCallback):  # type: ignore[misc]
+    """Has the pulse know the controller, whose handle Ray's trainer keeps to itself."""
+
+    def __init__(self, pulse: ray.actor.ActorHandle) -> None:
+        self._pulse = pulse
+
+    def after_controller_start(self, *_: Any) -> None:
+        """Tells it."""
+        self._pulse.led_by.remote(ray.get_runtime_context().current_actor)
+
+
+@contextmanager
+def stoppable(stop: threading.Event | None, pulse: ray.actor.ActorHandle) -> Iterator[None]:
+    """Ends the run of a pulse as soon as it is asked to; what waits for the run is then raised an error of Ray's.
+
+    Args:
+        stop: set by who wants it to end; none lets nobody.
+        pulse: of the run.
+    """
+    if stop is None:
+        yield
+        return
+    over = threading.Event()
+    aborting = threading.Thread(target=_abort, args=(stop, over, pulse), daemon=True, name="segray-stop")
+    aborting.start()
+    try:
+        yield
+    finally:
+        over.set()
+        aborting.join()
+
+
+def _abort(stop: threading.Event, over: threading.Event, pulse: ray.actor.ActorHandle) -> None:
+    while not stop.wait(POLL_S):
+        if over.is_set():
+            return
+    while not over.wait(POLL_S):  # the controller may only be on its way
+        with suppress(RayError):  # it goes as it answers
+            controller = ray.get(pulse.controller.remote())
+            if controller is not None:
+                ray.get(controller.abort.remote())
+                return

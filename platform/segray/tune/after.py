@@ -1,0 +1,190 @@
+"""After a sweep: the best settings as a file, runs of them with other seeds, a registered model and a report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from segray import checkpoint, places, store
+from segray.config import Config, flat, merge
+from segray.errors import TrainingError
+from segray.tracking.family import Family
+from segray.tracking.journal import JOURNAL, Journal
+from segray.train.fit import fit, register
+from segray.train.part import Part
+from segray.train.resume import is_finished
+from segray.tune import outcome
+from segray.tune.outcome import Cost
+from segray.tune.record import folder_of
+from segray.tune.report import write
+from segray.tune.starting import Begun
+from segray.tune.trials import Trial
+
+BEST = "best.yaml"
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a sweep left.
+
+    Attributes:
+        name: of the sweep.
+        folder: of the sweep, absolute.
+        trials: all of them.
+        best: the trial with the best settings.
+        front: trials that are not beaten in every metric, best first; the best alone, if there is one metric.
+        config: file with the best settings.
+        seeds: val/miou of the runs with other seeds.
+        mean: of these, none without any.
+        deviation: their standard deviation, none with fewer than two.
+        checkpoint: folder of what was registered.
+        report: the page.
+        cost: of all trials.
+        ended: why the sweep ended before all trials were over, none if it did not.
+        tracking_uri: MLflow store.
+        run_id: MLflow's id of the sweep's own run, none if MLflow was away.
+        model: name the checkpoint is registered under.
+        version: its version there, none if MLflow was away.
+    """
+
+    name: str
+    folder: str
+    trials: list[Trial]
+    best: Trial
+    front: list[Trial]
+    config: str
+    seeds: list[float]
+    mean: float | None
+    deviation: float | None
+    checkpoint: str
+    report: str
+    cost: Cost
+    ended: str | None
+    tracking_uri: str
+    run_id: str | None = None
+    model: str = ""
+    version: str | None = None
+
+
+def finish(begun: Begun, ended: str | None, say: Callable[[str], None]) -> Result:
+    """Writes down what came of a sweep, and returns it.
+
+    Args:
+        begun: the sweep.
+        ended: why it ended before all trials were over, none if it did not.
+        say: called with the few lines a person should read.
+
+    Raises:
+        TrainingError: no trial was ever validated, or a run with another seed failed.
+    """
+    trials, config = begun.trials, begun.config
+    best = outcome.best_of(trials)
+    if best is None:
+        raise TrainingError(
+            f"sweep {config.name} ended ({ended}) before any trial was validated; go on with --resume {begun.folder}."
+        )
+    file = _write_best(begun, best)
+    runs = [_seeded(begun, best, number, say) for number in range(1, config.tune.seeds + 1)]
+    scores = [found.score if found.score is not None else nan for found in map(_best_saved, runs)]
+    chosen = _registered(begun, best, runs, scores)
+    cost = outcome.cost_of(trials, config.train.steps, config.train.workers)
+    page = write(begun.config, trials, best, scores, cost, begun.folder / REPORT)
+    for picture in sorted((begun.folder / REPORT).iterdir()):
+        begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
+    _write_metrics(begun.record.journal, trials, best, scores, cost)
+    return Result(
+        name=begun.folder.name,
+        folder=str(begun.folder),
+        trials=trials,
+        best=best,
+        front=outcome.front(trials, config.tune.metric),
+        config=str(file),
+        seeds=scores,
+        mean=mean(scores) if scores else None,
+        deviation=stdev(scores) if len(scores) > 1 else None,
+        checkpoint=str(chosen),
+        report=str(page),
+        cost=cost,
+        ended=ended,
+        tracking_uri=places.masked(begun.tracking_uri),
+        model=config.tracking.model,
+    )
+
+
+def with_version(result: Result, family: Family) -> Result:
+    """Returns a result with what MLflow made of it."""
+    version = family.upload_of(Path(result.checkpoint).parent).version
+    return replace(result, run_id=family.run_id, version=version)
+
+
+def _write_best(begun: Begun, best: Trial) -> Path:
+    """Writes the best trial's settings as train takes them: those that are not the default."""
+    stored = checkpoint.load_config(folder_of(begun.folder, best.number))
+    text = spelt(stored, f"The best of sweep {begun.folder.name}: trial {best.number}.")
+    file = begun.folder / BEST
+    file.write_text(text)
+    begun.record.journal.write("text", name=BEST, text=text)
+    return file
+
+
+def spelt(config: Config, comment: str) -> str:
+    """Returns the settings of a run as YAML, but for its name and place, with a line above that says what it is."""
+    differ = {key: value for key, value in flat(config).items() if value != flat(Config()).get(key)}
+    kept = {key: value for key, value in differ.items() if key not in ("name", "results", "tracking.uri")}
+    tree: dict[str, Any] = merge({}, kept)
+    return f"# {comment}\n# python pipelines/train.py --config FILE\n{yaml.safe_dump(tree, sort_keys=False)}"
+
+
+def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) -> Path:
+    """Trains the best settings with another seed, unless that was done, and returns the run's folder."""
+    stored = checkpoint.load_config(folder_of(begun.folder, best.number))
+    folder = begun.folder / f"seed-{number}"
+    train = stored.train.model_copy(update={"seed": (stored.train.seed + number) % 2**32})
+    config = stored.model_copy(update={"name": folder.name, "train": train})
+    if (folder / JOURNAL).exists() and is_finished(folder):
+        return folder
+    say(f"the best settings with seed {train.seed}, {number} of {begun.config.tune.seeds}.")
+    resume = str(folder) if (folder / checkpoint.CONFIG).exists() else None
+    part = Part(begun.key, len(begun.trials) + number - 1, begun.slots.placement)
+    fit(config, resume=resume, say=lambda _line: None, part=part)
+    return folder
+
+
+def _best_saved(run: Path) -> store.Saved:
+    found = store.best(store.saved(run))
+    if found is None:
+        raise TrainingError(f"{run} holds no checkpoint that was validated.")
+    return found
+
+
+def _registered(begun: Begun, best: Trial, runs: list[Path], scores: list[float]) -> Path:
+    """Has the best checkpoint registered, of the runs with other seeds if there are any, and returns its folder."""
+    run = folder_of(begun.folder, best.number)
+    if runs:
+        run = runs[max(range(len(runs)), key=lambda index: scores[index])]
+    folder = _best_saved(run).folder
+    journal = Journal(run)
+    if not any(record["kind"] == "model" for record in journal.records()):
+        register(journal, folder, begun.config.tracking.model)
+    return folder
+
+
+def _write_metrics(journal: Journal, trials: list[Trial], best: Trial, scores: list[float], cost: Cost) -> None:
+    """Writes what a sweep found among the metrics of its own run."""
+    values = {
+        "sweep/best_trial": float(best.number),
+        "sweep/trials": float(len(trials)),
+        "sweep/worker_hours": cost.worker_hours,
+        "sweep/worker_hours_saved": cost.saved,
+        "sweep/best": best.best or 0.0,
+    }
+    if scores:
+        values["sweep/seeds_mean"] = mean(scores)
+    if len(scores) > 1:
+        values["sweep/seeds_deviation"] = stdev(scores)
+    journal.write("metrics", step=len(trials), values=values)

@@ -1,0 +1,231 @@
+"""Ray Tune at work for a sweep: it keeps the actors, and asks what to do next.
+
+Tune knows the parts of trials: one that is paused has ended for Tune, and one that goes on is new to it. So nothing of
+what a sweep knows lies in Tune, and nothing has to be restored there.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory, Trainable
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from segray.tune.policies import Verdict
+from segray.tune.running import DONE, FAILED, FOUND, SECONDS, STEP, TASK, Running
+from segray.tune.sweeping import Sweeping
+from segray.tune.trials import State, Trial
+
+MOST_LOSSES = 3
+FOLDER = "tune"
+VARIABLES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the sweep in order
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing is restored from it
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is stopped ends its workers first
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class Unsaved:
+    """What Tune would write down for a restore that never comes; with locks and clusters in it, it cannot."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Ending(Unsaved, Stopper):  # type: ignore[misc]
+    """Ends the sweep: when it was interrupted, or its budget is spent.
+
+    Args:
+        spent: returns what of the budget is spent, none if nothing is.
+
+    Attributes:
+        interrupted: whether somebody did.
+        why: the sweep ended before it was over, none if it did not.
+    """
+
+    def __init__(self, spent: Callable[[], str | None]) -> None:
+        self._spent = spent
+        self.interrupted = False
+        self.why: str | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self.why = self.why or ("interrupted" if self.interrupted else self._spent())
+        return self.why is not None
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What runs the trials.
+
+    Attributes:
+        trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
+        count: at once.
+        task: returns what an actor is to do for a trial, as text.
+    """
+
+    trainable: type[Trainable]
+    count: int
+    task: Callable[[Trial], str]
+
+
+class Asking(Unsaved, Searcher):  # type: ignore[misc]
+    """Gives Tune the parts of trials to run."""
+
+    def __init__(self, sweeping: Sweeping, actors: Actors, ending: Ending, became: Callable[[Trial], None]) -> None:
+        super().__init__()
+        self._sweeping, self._actors, self._ending, self._became = sweeping, actors, ending, became
+        self.running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._ending.why is not None:
+            return Searcher.FINISHED
+        if len(self.running) >= self._actors.count:
+            return None
+        trial = self._sweeping.next()
+        if trial is None:
+            return Searcher.FINISHED if self._sweeping.is_over else None
+        self._became(trial)
+        self.running[trial_id] = trial
+        return {TASK: self._actors.task(trial)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self.running.pop(trial_id)
+        if result and SECONDS in result:
+            trial.part_s = result[SECONDS]
+        trial.seconds, trial.part_s = trial.seconds + trial.part_s, 0.0
+        if trial.state is State.RUNNING:
+            self._ended(trial, result or {}, error)
+        self._became(trial)
+
+    def _ended(self, trial: Trial, result: dict[str, Any], error: bool) -> None:
+        if error:
+            trial.losses += 1
+            lost = trial.losses >= MOST_LOSSES
+            self._sweeping.ended(trial, State.FAILED if lost else State.WAITING, "its actor died")
+        elif result.get(FAILED):
+            self._sweeping.ended(trial, State.FAILED, result[FAILED])
+        elif result.get(DONE) and FAILED in result:
+            self._sweeping.ended(trial, State.FINISHED)
+        else:
+            self._sweeping.ended(trial, State.WAITING, self._ending.why or "")
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class Judging(Unsaved, FIFOScheduler):  # type: ignore[misc]
+    """Has Tune end the part of a trial that does not go on."""
+
+    def __init__(self, sweeping: Sweeping, asking: Asking) -> None:
+        super().__init__()
+        self._sweeping, self._asking = sweeping, asking
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if STEP not in result or result.get(DONE):
+            return str(TrialScheduler.CONTINUE)
+        ours = self._asking.running[trial.trial_id]
+        ours.part_s = result[SECONDS]
+        verdict = self._sweeping.reported(ours, result[STEP], json.loads(result[FOUND]))
+        if verdict is Verdict.GO_ON:
+            return str(TrialScheduler.CONTINUE)
+        # At once: Tune may keep the actor for the next trial, and tells it nothing before that.
+        trial.temporary_state.ray_actor.halt.remote()
+        return str(TrialScheduler.STOP)
+
+
+def run(
+    sweeping: Sweeping,
+    actors: Actors,
+    folder: Path,
+    became: Callable[[Trial], None],
+    spent: Callable[[], str | None] = lambda: None,
+) -> str | None:
+    """Runs a sweep's trials until it is over, and returns why it ended before, if it did.
+
+    Args:
+        sweeping: what to do next.
+        actors: what does it.
+        folder: of the sweep.
+        became: called with a trial that was started, or has ended its part.
+        spent: returns what of the budget is spent, none if nothing is.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; its runs were ended in order.
+    """
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    ending = Ending(spent)
+    asking = Asking(sweeping, actors, ending, became)
+    here = PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
+    tuner = tune.Tuner(
+        tune.with_resources(actors.trainable, here),
+        tune_config=tune.TuneConfig(
+            search_alg=asking,
+            scheduler=Judging(sweeping, asking),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"part_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"part_{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=_attempt(folder),
+            storage_path=str(folder / FOLDER),
+            stop=ending,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
+            verbose=0,
+        ),
+    )
+    with _interruptible(ending):
+        tuner.fit()
+    if ending.interrupted:
+        raise KeyboardInterrupt
+    return ending.why
+
+
+def _attempt(folder: Path) -> str:
+    """Returns a name that Tune has not met: it would take up what it knows under a known one."""
+    return f"attempt-{1 + len(list((folder / FOLDER).glob('attempt-*')))}"
+
+
+@contextmanager
+def _interruptible(ending: Ending) -> Iterator[None]:
+    """Has Ctrl-C end the sweep in order, and a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        if ending.interrupted:
+            raise KeyboardInterrupt
+        ending.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+__all__ = ["Actors", "Running", "run"]

@@ -1,0 +1,67 @@
+"""Where a learning curve is going: trials of a sweep are compared by their end rather than by their start.
+
+Good settings often start slowly: a large model is behind a small one for half of the run, a careful rate behind a bold
+one. Compared by what they have reached, they would be stopped. So a curve is carried on to the run's last step as what
+rises towards a level, level * (1 - exp(-step / time)): for each of many times the level that fits best, weighed by how
+well it fits. Few points say little about the level, so a forecast comes with its spread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_POINTS = 4
+TIMES = np.geomspace(0.02, 5, 60)
+"""Of the rise, as shares of the whole run."""
+LEAST_NOISE = 1e-3
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a curve is expected to end at, and how far off that may be."""
+
+    value: float
+    spread: float
+
+
+def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Forecast:
+    """Returns where a curve ends.
+
+    Args:
+        steps: at which it was measured, ascending.
+        values: that were found; the higher, the better, or the other way round.
+        last: step of the end.
+    """
+    if len(steps) < LEAST_POINTS or steps[-1] >= last:
+        return Forecast(values[-1], 0.0)
+    origin = _origin(values)
+    rises, end = _rises(np.asarray(steps, np.float64), last), _rises(np.array([float(last)]), last)[0]
+    found = np.asarray(values, np.float64)[:, None] - origin
+    levels = (rises * found).sum(0) / (rises**2).sum(0)
+    misses = ((found - rises * levels) ** 2).sum(0)
+    noise = max(float(misses.min()) / max(len(steps) - 2, 1), LEAST_NOISE**2)
+    weights = np.exp(-(misses - misses.min()) / (2 * noise)) * _is_likely(levels * end, values, origin)
+    if not weights.any():
+        return Forecast(values[-1], 0.0)
+    weights /= weights.sum()
+    ends = origin + levels * end
+    mean = float((weights * ends).sum())
+    return Forecast(mean, float(np.sqrt((weights * (ends - mean) ** 2).sum())))
+
+
+def _rises(steps: NDArray[np.float64], last: int) -> NDArray[np.float64]:
+    """Returns which share of its level each curve has reached, (steps, times)."""
+    return 1 - np.exp(-steps[:, None] / (TIMES * last))
+
+
+def _origin(values: Sequence[float]) -> float:
+    """Returns what a curve starts from: nothing, where it rises; its first value, where it falls."""
+    return 0.0 if values[-1] >= values[0] else values[0]
+
+
+def _is_likely(gains: NDArray[np.float64], values: Sequence[float], origin: float) -> NDArray[np.bool_]:
+    """Returns which ends are possible: a score that lies between 0 and 1 so far does not leave them."""
+    ends = origin + gains
+    return (ends >= 0) & (ends <= 1) if all(0 <= value <= 1 for value in values) else np.ones(len(gains), bool)

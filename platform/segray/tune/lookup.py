@@ -1,0 +1,84 @@
+"""Which metrics a sweep may look for: those that trials report, and those that are known of a model beforehand."""
+
+import time
+from statistics import median
+
+import numpy as np
+import ray
+import torch
+
+from segray import checkpoint, metrics
+from segray.analysis.costs import costs
+from segray.capacity import Placement
+from segray.classes import Classes
+from segray.config import Config
+from segray.data.schema import Manifest
+from segray.errors import ConfigError, listing, nearest
+
+PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
+COSTS = (PARAMETERS, GMAC, LATENCY)
+TURNS, WARM_UP = 9, 2
+
+
+def reported(config: Config, manifest: Manifest) -> tuple[str, ...]:
+    """Returns the metrics that a sweep may look for."""
+    names = manifest.classes.names
+    counts = np.eye(len(names), dtype=np.int64)
+    losses = ("train/loss", *(f"train/loss/{name}" for name in config.loss.weighted()))
+    return (*metrics.scores(counts, names).named("val"), *losses[:1], *COSTS)
+
+
+def check(config: Config, manifest: Manifest) -> None:
+    """Refuses metrics that nobody reports.
+
+    Raises:
+        ConfigError: there is one; those there are are listed.
+    """
+    known = reported(config, manifest)
+    for name in config.tune.metric:
+        if name not in known:
+            near = nearest(name, known)
+            raise ConfigError(f"tune.metric is {name}, which no trial reports{near or ';'} there are:{listing(known)}")
+    if config.tune.metric[0] in COSTS:
+        raise ConfigError(
+            f"tune.metric begins with {config.tune.metric[0]}, which training does not change; expected what is "
+            "learned first, e.g. '[val/miou, cost/latency_ms]'."
+        )
+    if len(set(config.tune.metric)) < len(config.tune.metric):
+        raise ConfigError(f"tune.metric is {', '.join(config.tune.metric)}; expected each metric once.")
+
+
+def cost_of(config: Config, classes: Classes, wanted: tuple[str, ...], placement: Placement) -> dict[str, float]:
+    """Returns what a model costs: parameters, GMAC of one image of data.crop, or milliseconds for it on a worker.
+
+    Args:
+        config: of the model.
+        classes: it tells apart.
+        wanted: metrics, of which those are returned that are costs.
+        placement: what a worker has to compute with.
+    """
+    found: dict[str, float] = {}
+    side = config.data.crop
+    if PARAMETERS in wanted or GMAC in wanted:
+        whole = costs(config, classes.num_classes, side, side)[-1]
+        found |= {PARAMETERS: float(whole.parameters), GMAC: whole.macs / 1e9}
+    if LATENCY in wanted:
+        task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(latency)
+        found[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def latency(config: Config, classes: Classes, device: str, threads: int) -> float:
+    """Returns the median time (ms) of a forward pass of one image of data.crop, from image to scores."""
+    torch.set_num_threads(threads)
+    model = checkpoint.build_model(config, classes).eval().to(device)
+    image = torch.zeros(1, 3, config.data.crop, config.data.crop, dtype=torch.uint8, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(WARM_UP + TURNS):
+            began = time.perf_counter()
+            model(image)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return 1000 * median(times[WARM_UP:])

@@ -1,0 +1,16 @@
+"""Everybody goes on to the end."""
+
+from collections.abc import Sequence
+
+from segray.tune.policies.verdict import Verdict
+from segray.tune.trials import State, Trial
+
+
+class Never:
+    """Stops nobody."""
+
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
+        return Verdict.GO_ON
+
+    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
+        return next((trial for trial in trials if trial.state is State.PAUSED), None)

@@ -1,0 +1,86 @@
+"""What a sweep knows, on disk: its own journal, and the journals of its trials' runs.
+
+`sweep/journal.jsonl` holds each suggestion before it is tried, and what became of each trial; a trial's folder holds
+its run. Both together are all there is: a sweep that goes on is made of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from segray.tracking.journal import Journal
+from segray.tune.sweeping import WORST
+from segray.tune.trials import State, Trial, sign_of
+
+RUN_NAME = "trial-{:03d}"
+
+
+def folder_of(sweep: Path, number: int) -> Path:
+    """Returns the folder of a trial's run."""
+    return sweep / RUN_NAME.format(number)
+
+
+class Record:
+    """The journal of a sweep.
+
+    Args:
+        folder: of the sweep.
+        metrics: what is looked for.
+    """
+
+    def __init__(self, folder: Path, metrics: tuple[str, ...]) -> None:
+        self.folder, self._metrics = folder, metrics
+        self.journal = Journal(folder)
+
+    def suggested(self, trial: Trial) -> None:
+        """Notes a trial before it is tried."""
+        self.journal.write("trial", number=trial.number, values=trial.values)
+
+    def became(self, trial: Trial) -> None:
+        """Notes what became of a trial, and for how long it has run."""
+        self.journal.write(
+            "became",
+            number=trial.number,
+            state=trial.state,
+            why=trial.why,
+            values=trial.values,
+            copies=trial.copies,
+            seconds=trial.seconds,
+        )
+
+    def trials(self) -> list[Trial]:
+        """Returns all trials as they were left; those that ran then wait to go on."""
+        found: list[Trial] = []
+        for record in self.journal.records():
+            if record["kind"] == "trial":
+                found.append(Trial(record["number"], record["values"]))
+            elif record["kind"] == "became":
+                _became(found[record["number"]], record)
+        for trial in found:
+            self._read_run(trial)
+        return found
+
+    def _read_run(self, trial: Trial) -> None:
+        """Fills in what a trial's run has come to."""
+        records = Journal(folder_of(self.folder, trial.number)).records()
+        for record in records:
+            if record["kind"] == "rewound":
+                trial.rewinds(record["step"])
+            elif record["kind"] == "metrics":
+                self._read_metrics(trial, record["step"], record["values"])
+        ended = [record["status"] for record in records if record["kind"] == "end"]
+        if ended and ended[-1] == "FINISHED" and not trial.is_over:
+            trial.state = State.FINISHED
+        if trial.state is State.RUNNING:
+            trial.state = State.WAITING
+
+    def _read_metrics(self, trial: Trial, step: int, values: dict[str, float]) -> None:
+        if not any(name.startswith("val/") for name in values):
+            return
+        first, *others = self._metrics
+        trial.reports(step, sign_of(first) * values[first] if first in values else WORST)
+        trial.others |= {name: values[name] for name in others if name in values}
+
+
+def _became(trial: Trial, record: dict[str, Any]) -> None:
+    trial.state, trial.why, trial.values = State(record["state"]), record["why"], record["values"]
+    trial.copies, trial.seconds = record["copies"], record["seconds"]

@@ -1,0 +1,80 @@
+"""A sweep's report: one page that needs no network, and its figures as PNGs."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from segray.config import Config
+from segray.errors import DataError
+from segray.tune import outcome
+from segray.tune.importance import importances
+from segray.tune.outcome import Cost
+from segray.tune.report import figures
+from segray.tune.space import dimensions
+from segray.tune.trials import Trial, sign_of
+
+PAGE = "index.html"
+PLACES = Environment(
+    loader=PackageLoader("segray.tune.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+
+
+def write(config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[float], cost: Cost, out: Path) -> Path:
+    """Writes the page of a sweep, and its figures, into a folder, and returns the page.
+
+    Args:
+        config: of the sweep.
+        trials: all of them.
+        best: of them.
+        seeds: val/miou of runs of the best settings with other seeds.
+        cost: of all trials.
+        out: folder to write into; it is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    space, last, metrics = dimensions(config), config.train.steps, config.tune.metric
+    important = importances(space, trials, last)
+    drawn = {
+        "curves": figures.curves(trials, best, metrics[0], last),
+        "parallel": figures.parallel(space, trials, best, metrics[0]),
+    }
+    if important:
+        drawn["importance"] = figures.importance(important)
+    front = outcome.front(trials, metrics)
+    if len(metrics) > 1:
+        drawn["front"] = figures.front(trials, front, metrics)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = {name: figures.save(figure, out / f"{name}.png") for name, figure in drawn.items()}
+        page = PLACES.get_template("page.html").render(
+            config=config,
+            best=best,
+            front=[trial.number for trial in front] if len(metrics) > 1 else [],
+            seeds=seeds,
+            cost=cost,
+            keys=[one.key for one in space],
+            metrics=metrics,
+            lines=_lines(trials, metrics),
+            important=important,
+            pictures={name: base64.b64encode(file.read_bytes()).decode() for name, file in files.items()},
+        )
+        (out / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise DataError(f"report {out} cannot be written ({error}).") from error
+    return out / PAGE
+
+
+def _lines(trials: Sequence[Trial], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a line for each trial, best first."""
+    return [
+        {
+            "trial": trial,
+            "best": None if trial.best is None else sign_of(metrics[0]) * trial.best,
+            "others": [trial.others.get(name) for name in metrics[1:]],
+        }
+        for trial in sorted(trials, key=lambda one: (one.best is None, -(one.best or 0.0), one.number))
+    ]

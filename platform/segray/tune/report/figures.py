@@ -1,0 +1,126 @@
+"""A sweep's figures: curves and where they stopped, settings beside each other, what mattered, what is weighed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from segray.tune.importance import Importance
+from segray.tune.outcome import values_of
+from segray.tune.space import Dimension
+from segray.tune.trials import State, Trial, sign_of
+
+INK, SOFT, LINE, BLUE, RED = "#1d2530", "#5d6b7c", "#c5ccd4", "#2f6fb0", "#dc2626"
+DPI = 130
+MOST_NAMED = 12
+
+
+def save(figure: Figure, file: Path) -> Path:
+    """Writes a figure and returns its file."""
+    FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.savefig(file, dpi=DPI, facecolor="white")
+    return file
+
+
+def curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figure:
+    """Returns each trial's curve; a dot where it was stopped, a cross where it failed, the best one strong."""
+    figure, axes = _figure(9, 4.2)
+    sign = sign_of(metric)
+    for trial in sorted(trials, key=lambda one: one is best):
+        if not trial.curve:
+            continue
+        steps = sorted(trial.curve)
+        values = [sign * trial.curve[step] for step in steps]
+        colour, width = (RED, 2.2) if trial is best else (BLUE, 1.0)
+        axes.plot(steps, values, color=colour, linewidth=width, alpha=1 if trial is best else 0.45)
+        if trial.state is not State.FINISHED:
+            mark = "x" if trial.state is State.FAILED else "o"
+            axes.plot(steps[-1], values[-1], mark, color=SOFT, markersize=4)
+    axes.set(xlim=(0, last * 1.02), xlabel="step", ylabel=metric)
+    axes.set_title(f"curves; dots where a trial was stopped; trial {best.number}, the best, in red", **_TITLE)
+    return figure
+
+
+def parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
+    """Returns the settings as axes beside each other, and the metric as the last; a line a trial."""
+    figure, axes = _figure(1.9 * (len(space) + 1) + 1, 4.2)
+    known = [trial for trial in trials if trial.best is not None]
+    found = [trial.best or 0.0 for trial in known]
+    low, high = min(found), max(found)
+    colours = colormaps["viridis"]
+    for trial in sorted(known, key=lambda one: one.best or 0.0):
+        share = ((trial.best or 0.0) - low) / ((high - low) or 1)
+        heights = [*(one.share_of(trial.values[one.key]) for one in space), share]
+        axes.plot(
+            range(len(heights)), heights, color=colours(share), linewidth=2.4 if trial is best else 1.1, alpha=0.8
+        )
+    for place, dimension in enumerate(space):
+        _axis(axes, place, _ticks(dimension))
+    sign = sign_of(metric)
+    _axis(axes, len(space), {0.0: f"{sign * low:.3f}", 1.0: f"{sign * high:.3f}"})
+    axes.set_xticks(range(len(space) + 1), [*(one.key for one in space), metric], fontsize=9, color=INK)
+    axes.set(xlim=(-0.3, len(space) + 0.5), ylim=(-0.08, 1.08), yticks=[])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def _ticks(dimension: Dimension) -> dict[float, str]:
+    """Returns what is written at which share of an axis."""
+    if dimension.is_choice:
+        return {dimension.share_of(value): str(value)[:14] for value in dimension.values[:MOST_NAMED]}
+    low, high = dimension.values
+    return {0.0: f"{low:.3g}", 0.5: f"{dimension.at(0.5):.3g}", 1.0: f"{high:.3g}"}
+
+
+def _axis(axes: Axes, place: int, ticks: dict[float, str]) -> None:
+    axes.axvline(place, color=LINE, linewidth=1, zorder=0)
+    for share, text in ticks.items():
+        axes.text(place + 0.03, share, text, fontsize=8, color=SOFT, va="center")
+
+
+def importance(found: Sequence[Importance]) -> Figure:
+    """Returns how much each setting mattered, with the spread."""
+    figure, axes = _figure(8, 1 + 0.4 * len(found))
+    names = [one.key for one in found][::-1]
+    axes.barh(names, [one.share for one in found][::-1], color=BLUE, height=0.6)
+    for place, one in enumerate(reversed(found)):
+        ends = max(0.0, one.share - one.spread), min(1.0, one.share + one.spread)
+        axes.plot(ends, [place, place], color=INK, linewidth=1.4, marker="|", markersize=6)
+    axes.set(xlim=(0, 1), xlabel="share of the variance")
+    axes.set_title("how much each setting mattered, and a standard deviation over draws of the trials", **_TITLE)
+    return figure
+
+
+def front(trials: Sequence[Trial], best: Sequence[Trial], metrics: Sequence[str]) -> Figure:
+    """Returns the first two metrics of each trial, and those that are not beaten in both joined."""
+    figure, axes = _figure(6.5, 4.4)
+    points = {trial.number: found for trial in trials if (found := values_of(trial, metrics)) is not None}
+    axes.scatter([point[1] for point in points.values()], [point[0] for point in points.values()], color=BLUE, s=18)
+    chosen = sorted(points[trial.number] for trial in best)
+    axes.plot([point[1] for point in chosen], [point[0] for point in chosen], color=RED, linewidth=1.4, marker="o")
+    for trial in best:
+        axes.annotate(str(trial.number), (points[trial.number][1], points[trial.number][0]), fontsize=8, color=INK)
+    axes.set(xlabel=metrics[1], ylabel=metrics[0])
+    axes.set_title("trials that no other beats in every metric", **_TITLE)
+    return figure
+
+
+_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(colors=SOFT, length=0)
+    axes.xaxis.label.set_color(SOFT)
+    axes.yaxis.label.set_color(SOFT)
+    return figure, axes

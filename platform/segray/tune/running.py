@@ -1,0 +1,191 @@
+"""A trial at work: `train.fit`, in an actor that Tune asks for one validation after another."""
+
+import json
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from ray.tune import Trainable
+
+from segray import checkpoint, store
+from segray.config import Config
+from segray.errors import CheckpointError, NoMemoryError, SegrayError, StoppedError
+from segray.quiet import quieten
+from segray.tracking.journal import JOURNAL, Journal, Record, Tail
+from segray.train.fit import fit
+from segray.train.part import Part
+from segray.tune.memory import halved
+
+POLL_S = 0.05
+PATIENCE_S = 60.0  # with a checkpoint that is being written
+COPIES = 5
+
+TASK, STEP, FOUND, FAILED, DONE = "task", "step", "found", "failed", "done"
+PARTS, SECONDS = "parts", "seconds"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an actor is to run.
+
+    Attributes:
+        number: of the trial.
+        config: of its run; its name and results say where.
+        moved: settings that may have changed since its last part.
+        donor: folder of the run whose checkpoint it begins with, none goes on from its own.
+    """
+
+    number: int
+    config: Config
+    moved: tuple[str, ...] = ()
+    donor: str | None = None
+
+    def spelt(self) -> str:
+        """Returns it as text: Tune makes names of what it sees, and searches it for grids."""
+        return json.dumps([self.number, self.config.model_dump(mode="json"), self.moved, self.donor])
+
+    @classmethod
+    def read(cls, text: str) -> "Task":
+        """Returns what was spelt."""
+        number, config, moved, donor = json.loads(text)
+        return cls(number, Config.model_validate(config), tuple(moved), donor)
+
+
+class Running(Trainable):  # type: ignore[misc]
+    """A trial at work. Tune's actor, used for one trial after another."""
+
+    def setup(self, config: dict[str, Any], part: Part) -> None:
+        quieten()
+        self._part = part
+        self._run = Run(Task.read(config[TASK]), part)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._run.end()
+        self._run = Run(Task.read(new_config[TASK]), self._part)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self._run.next()
+
+    def halt(self) -> None:
+        """Has the run end now; does not wait for it."""
+        self._run.stop.set()
+
+    def cleanup(self) -> None:
+        self._run.end()
+
+
+class Run:
+    """One part of a trial's run, in a thread of its own.
+
+    Attributes:
+        stop: ends it when set.
+    """
+
+    def __init__(self, task: Task, part: Part) -> None:
+        self._task, self._config = task, task.config
+        self._part = Part(part.sweep, task.number, part.placement, part.shared)
+        self._folder = Path(task.config.results) / str(task.config.name)
+        self._began = monotonic()
+        self.stop = threading.Event()
+        self._failed: str | None = None
+        path = self._folder / JOURNAL
+        self._tail = Tail(path, path.stat().st_size if path.exists() else 0)
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
+        self._thread.start()
+
+    def next(self) -> dict[str, Any]:
+        """Waits for the next validation, whose checkpoint is whole, or for the end, and returns what it is."""
+        while True:
+            is_over = not self._thread.is_alive()
+            for record in self._tail.read():
+                if is_validation(record):
+                    self._await_checkpoint(record["step"])
+                    return self._told() | {STEP: record["step"], FOUND: json.dumps(record["values"])}
+            if is_over:
+                return self._told() | {DONE: True, FAILED: self._failed or ""}
+            sleep(POLL_S)
+
+    def end(self) -> None:
+        """Ends it, and waits until it has."""
+        self.stop.set()
+        self._thread.join()
+
+    def _told(self) -> dict[str, Any]:
+        return {PARTS: self._config.train.accumulate, SECONDS: monotonic() - self._began}
+
+    def _await_checkpoint(self, step: int) -> None:
+        """Waits until the run could go on from here: who is paused is ended at once."""
+        until = monotonic() + PATIENCE_S
+        while monotonic() < until and self._thread.is_alive():
+            whole = store.saved(self._folder)
+            if whole and whole[-1].step >= step:
+                return
+            sleep(POLL_S)
+
+    def _fit(self) -> None:
+        try:
+            if self._task.donor is not None:
+                copy_checkpoint(Path(self._task.donor), self._folder)
+            while not self._fits():
+                pass
+        except StoppedError:
+            pass
+        except SegrayError as error:
+            self._failed = str(error)
+        except Exception as error:  # a defect is the trial's, not the sweep's
+            logging.getLogger(__name__).exception("trial %d", self._task.number)
+            self._failed = f"{type(error).__name__}: {error}"
+
+    def _fits(self) -> bool:
+        """Trains to the end, and returns whether memory was enough; if not, it is tried again with half as much."""
+        has_begun = (self._folder / JOURNAL).exists() and (self._folder / checkpoint.CONFIG).exists()
+        try:
+            fit(
+                self._config,
+                resume=str(self._folder) if has_begun else None,
+                allowed=[*self._task.moved, "train.accumulate"],
+                say=logging.getLogger(__name__).info,
+                part=self._part,
+                stop=self.stop,
+            )
+        except NoMemoryError:
+            smaller = halved(self._config)
+            if smaller is None:
+                raise
+            self._config = smaller
+            return False
+        return True
+
+
+def is_validation(record: Record) -> bool:
+    """Returns whether a run's record is of a validation."""
+    return record["kind"] == "metrics" and any(name.startswith("val/") for name in record["values"])
+
+
+def copy_checkpoint(donor: Path, run: Path) -> None:
+    """Has a run go on from another one's latest checkpoint instead of its own.
+
+    Raises:
+        CheckpointError: the donor has none that stays there while it is copied.
+    """
+    for attempt in range(COPIES):
+        try:
+            latest = store.saved(donor)[-1]
+            target = store.folder_of(run, latest.step)
+            partial = target.with_name(f"{target.name}{store.PARTIAL}")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(latest.folder, partial)
+            break
+        except (OSError, IndexError) as error:  # its own run keeps only the newest
+            if attempt == COPIES - 1:
+                raise CheckpointError(f"{donor} has no checkpoint that could be copied.") from error
+            sleep(POLL_S)
+    for own in store.saved(run):
+        shutil.rmtree(own.folder)
+    partial.rename(target)
+    Journal(run).write("rewound", step=latest.step, donor=donor.name)

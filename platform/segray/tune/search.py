@@ -1,0 +1,140 @@
+"""Where configurations come from: the n-th is a function of the seed and of what is known of the trials before it.
+
+Nothing is kept between two suggestions, so a sweep that goes on after a kill suggests what it would have.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from segray.config import Config
+from segray.tune.space import Dimension, Values, dimensions, drawn, grid
+from segray.tune.trials import State, Trial, sign_of
+
+MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+STARTUP = 10
+"""Trials at random before the search learns from them."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier sweep found: settings, and what they ended at, by metric.
+
+    Attributes:
+        values: settings by dotted key.
+        found: of each metric of this sweep, as it is.
+    """
+
+    values: Values
+    found: dict[str, float] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """Where configurations come from."""
+
+    def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
+        """Returns the settings of a trial, none if there are no more.
+
+        Args:
+            number: of the trial, 0-based.
+            trials: those before it.
+        """
+
+
+def search_of(settings: Config, known: Sequence[Known] = ()) -> Search:
+    """Returns the search of a sweep."""
+    space, tune = dimensions(settings), settings.tune
+    if tune.search == "grid":
+        return Grid(space)
+    if tune.search == "random":
+        return Random(space, tune.seed)
+    return Tpe(space, tune.seed, settings.train.steps, tune.metric, known)
+
+
+class Random:
+    """Draws independently."""
+
+    def __init__(self, space: tuple[Dimension, ...], seed: int) -> None:
+        self._space, self._seed = space, seed
+
+    def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
+        return drawn(self._space, self._seed, number)
+
+
+class Grid:
+    """Takes every combination of choices."""
+
+    def __init__(self, space: tuple[Dimension, ...]) -> None:
+        self._points = list(grid(space))
+
+    def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
+        return self._points[number] if number < len(self._points) else None
+
+
+class Tpe:
+    """Optuna's tree-structured Parzen estimator, over all settings together.
+
+    A trial that was stopped or waits counts with what its curve is expected to end at.
+
+    Args:
+        space: what is varied.
+        seed: of the search.
+        last: step of a trial's end.
+        metrics: what is looked for.
+        known: of an earlier sweep.
+    """
+
+    def __init__(
+        self, space: tuple[Dimension, ...], seed: int, last: int, metrics: Sequence[str], known: Sequence[Known] = ()
+    ) -> None:
+        self._space, self._seed, self._last, self._metrics = space, seed, last, tuple(metrics)
+        self._distributions = {dimension.key: distribution(dimension) for dimension in space}
+        self._known = [self._frozen(one.values, [one.found[name] for name in self._metrics]) for one in known]
+
+    def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
+        sampler = optuna.samplers.TPESampler(
+            seed=(self._seed * 1_000_003 + number) % 2**32,
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=STARTUP,
+        )
+        directions = [MAXIMIZE if sign_of(name) > 0 else MINIMIZE for name in self._metrics]
+        study = optuna.create_study(directions=directions, sampler=sampler)
+        study.add_trials([*self._known, *(self._told(trial) for trial in trials if trial.state is not State.FAILED)])
+        asked = study.ask(self._distributions).params
+        return {one.key: one.values[asked[one.key]] if one.is_choice else asked[one.key] for one in self._space}
+
+    def _told(self, trial: Trial) -> FrozenTrial:
+        if trial.state in (State.RUNNING, State.WAITING) or not trial.curve:
+            return self._frozen(trial.values, None)
+        expected = trial.forecast(trial.step, self._last).value * sign_of(self._metrics[0])
+        others = [trial.others.get(name) for name in self._metrics[1:]]
+        if any(value is None for value in others):
+            return self._frozen(trial.values, None)
+        return self._frozen(trial.values, [expected, *(value for value in others if value is not None)])
+
+    def _frozen(self, values: Values, found: Sequence[float] | None) -> FrozenTrial:
+        """Returns a trial as Optuna knows it; without values, one that is running."""
+        params: dict[str, Any] = {
+            one.key: one.values.index(values[one.key]) if one.is_choice else values[one.key] for one in self._space
+        }
+        state = TrialState.RUNNING if found is None else TrialState.COMPLETE
+        return create_trial(state=state, values=found, params=params, distributions=self._distributions)
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Returns what Optuna draws a setting from; of choices, their places."""
+    if dimension.is_choice:
+        return CategoricalDistribution(range(len(dimension.values)))  # by place: a value may be a list
+    low, high = dimension.values
+    if dimension.is_whole:
+        return IntDistribution(low, high, log=dimension.is_log)
+    return FloatDistribution(low, high, log=dimension.is_log)
+
+
+optuna.logging.set_verbosity(logging.WARNING)

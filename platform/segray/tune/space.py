@@ -1,0 +1,180 @@
+"""The search space: which settings are varied between what, and whether every one of them can be trained."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segray import config
+from segray.config import Config
+from segray.errors import ConfigError, nearest
+
+Values = dict[str, Any]
+"""Settings by dotted key."""
+
+FIXED: tuple[str, ...] = ("name", "results", "tracking.", "tune.", "train.steps", "train.val_every", "train.workers")
+FIXED += ("train.min_workers", "train.device", "data.root", "data.val_split")
+"""What must be alike in all trials, so that they can be compared, and placed."""
+MOST_CORNERS = 1024
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting and what it may be.
+
+    Attributes:
+        key: dotted.
+        kind: uniform, loguniform, int, logint or choice.
+        values: (low, high), both included; or all there are.
+    """
+
+    key: str
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_choice(self) -> bool:
+        """Returns whether the values are all there are."""
+        return self.kind == "choice"
+
+    @property
+    def is_log(self) -> bool:
+        """Returns whether ratios count rather than differences."""
+        return self.kind.startswith("log")
+
+    @property
+    def is_whole(self) -> bool:
+        """Returns whether only whole numbers are meant."""
+        return self.kind.endswith("int")
+
+    def at(self, share: float) -> Any:
+        """Returns the value at a share (0 to 1) of the way from the lowest to the highest, or of the list."""
+        if self.is_choice:
+            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+        low, high = self.values
+        if self.is_whole:
+            low, high = low - 0.5, high + 0.5
+        if self.is_log:
+            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            found = low + share * (high - low)
+        whole = min(max(round(found), self.values[0]), self.values[1])
+        return whole if self.is_whole else min(max(found, low), high)
+
+    def share_of(self, value: Any) -> float:
+        """Returns how far a value lies from the lowest to the highest, 0 to 1; of a list, by its place."""
+        if self.is_choice:
+            return self.values.index(value) / max(1, len(self.values) - 1)
+        low, high = (math.log(end) if self.is_log else end for end in self.values)
+        return ((math.log(value) if self.is_log else value) - low) / (high - low)
+
+    def holds(self, value: Any) -> bool:
+        """Returns whether a value is one of these."""
+        if self.is_choice:
+            return value in self.values
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
+
+    def __str__(self) -> str:
+        if self.is_choice:
+            return ", ".join(str(value) for value in self.values)
+        return f"{self.values[0]:g} to {self.values[1]:g}{' (log)' if self.is_log else ''}"
+
+
+def dimensions(settings: Config) -> tuple[Dimension, ...]:
+    """Returns what a sweep varies."""
+    found = ((key, *next(iter(spelt.items()))) for key, spelt in settings.tune.space.items())
+    return tuple(Dimension(key, kind, tuple(values)) for key, kind, values in found)
+
+
+def drawn(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
+    """Returns settings at random: of a seed and a number always the same."""
+    shares = np.random.default_rng([seed, number]).random(len(space))
+    return {dimension.key: dimension.at(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
+
+
+def grid(space: tuple[Dimension, ...]) -> Iterator[Values]:
+    """Yields every combination of choices."""
+    keys = [dimension.key for dimension in space]
+    for values in itertools.product(*(dimension.values for dimension in space)):
+        yield dict(zip(keys, values, strict=True))
+
+
+def of_trial(settings: Config, values: Mapping[str, Any]) -> Config:
+    """Returns the settings of a trial: those of the sweep, with its own values.
+
+    Raises:
+        ConfigError: they cannot be trained.
+    """
+    return config.build(config.merge(settings.model_dump(mode="json", exclude={"tune"}), values))
+
+
+def check(settings: Config) -> None:
+    """Refuses a space that cannot be searched.
+
+    Raises:
+        ConfigError: it is empty, names what is no setting or must not differ, has values or combinations of them that
+            cannot be trained, or is a grid of numbers or of more points than there are trials.
+    """
+    space = dimensions(settings)
+    if not space:
+        raise ConfigError("tune.space is empty; expected settings to vary, e.g. optim.lr: {loguniform: [1e-5, 1e-3]}.")
+    known = config.flat(settings.model_copy(update={"tune": config.TuneConfig()}))
+    for dimension in space:
+        _check_key(dimension.key, known)
+    for dimension in space:
+        for value in dimension.values:
+            _check_values(settings, {dimension.key: value})
+    if settings.tune.search == "grid":
+        _check_grid(space, settings.tune.trials)
+    for values in _corners(space):
+        _check_values(settings, values)
+
+
+def _check_key(key: str, known: Mapping[str, Any]) -> None:
+    if key not in known:
+        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = nearest(key, known)
+        leaf = key.rsplit(".", 1)[-1]
+        if not near and leaf in leaves:
+            near = f"; did you mean '{leaves[leaf]}'?"
+        raise ConfigError(f"tune.space names {key}, which is not a setting{near or '.'}")
+    if key.startswith(FIXED):
+        raise ConfigError(f"tune.space names {key}, which must be the same in all trials; set it for the sweep.")
+
+
+def _check_values(settings: Config, values: Values) -> None:
+    try:
+        of_trial(settings, values)
+    except ConfigError as error:
+        spelt = ", ".join(f"{key} {value}" for key, value in values.items())
+        raise ConfigError(f"tune.space holds {spelt}, which cannot be trained: {error}") from error
+
+
+def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:
+    for dimension in space:
+        if not dimension.is_choice:
+            raise ConfigError(
+                f"tune.space.{dimension.key} is {dimension}; a grid has choices alone; give it choice: [...], or "
+                "take tune.search random or optuna."
+            )
+    points = math.prod(len(dimension.values) for dimension in space)
+    if points > trials:
+        sizes = " x ".join(f"{len(dimension.values)} {dimension.key}" for dimension in space)
+        raise ConfigError(
+            f"the grid has {points:,} points ({sizes}), and tune.trials is {trials}; expected at most as many points; "
+            f"leave choices out, set tune.trials {points}, or take tune.search random or optuna."
+        )
+
+
+def _corners(space: tuple[Dimension, ...]) -> Iterator[Values]:
+    """Yields the combinations of ends and choices, or as many at random as are quickly tried."""
+    count = math.prod(len(dimension.values) for dimension in space)
+    if count <= MOST_CORNERS:
+        yield from grid(space)
+        return
+    choose = np.random.default_rng(0)
+    for _ in range(MOST_CORNERS):
+        yield {one.key: one.values[int(choose.integers(len(one.values)))] for one in space}

@@ -1,0 +1,198 @@
+"""Before a sweep: everything that can be known to fail is tried, and the sweep has its folder, new or gone on with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO
+
+from segray import capacity, checkpoint, cluster, places
+from segray.capacity import Slots
+from segray.config import Config, flat
+from segray.data.schema import Manifest, read_manifest
+from segray.errors import CheckpointError, ConfigError, ResumeError, listing
+from segray.tracking.journal import JOURNAL
+from segray.train.prepare import check_trainable, run_record
+from segray.train.resume import AUTO, hold, is_finished, is_held
+from segray.tune import lookup, space
+from segray.tune.policies import policy_of, rungs_of
+from segray.tune.record import Record
+from segray.tune.search import Known
+from segray.tune.trials import Trial
+
+KIND_TAG, SWEEP = "segray.kind", "sweep"
+MOVABLE = ("optim.", "loss.", "data.")
+"""Settings that may change while a trial is trained, by their beginning."""
+MAY_DIFFER = ("tune.trials", "tune.concurrent", "tune.seeds", "tune.budget.")
+"""Settings of a sweep that may differ when it goes on."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A sweep that was checked and has its folder.
+
+    Attributes:
+        config: its settings, places settled.
+        tracking_uri: MLflow store, its password included.
+        manifest: of the dataset.
+        slots: what its trials get.
+        record: its journal.
+        key: by which MLflow finds its run.
+        trials: that it knows from before.
+        known: trials of an earlier sweep.
+        spent_s: seconds it ran before.
+        lock: that keeps others from running it.
+    """
+
+    config: Config
+    tracking_uri: str
+    manifest: Manifest
+    slots: Slots
+    record: Record
+    key: str
+    trials: list[Trial]
+    known: tuple[Known, ...]
+    spent_s: float
+    lock: IO[str]
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder, which holds those of its trials."""
+        return self.record.folder
+
+
+def begin(
+    config: Config, resume: str | None, warm: Callable[[Config, str], tuple[Known, ...]], say: Callable[[str], None]
+) -> Begun:
+    """Returns the sweep to run, new or gone on with.
+
+    Args:
+        config: of the sweep.
+        resume: "auto" or a sweep's folder; none begins a new one.
+        warm: returns what an earlier sweep found, of settings and MLflow store.
+        say: called with the few lines a person should read.
+
+    Raises:
+        UserError: the sweep cannot work; no folder is left behind.
+    """
+    settled, tracking_uri = places.settled(config), places.tracking_uri(config)
+    space.check(settled)
+    _check_scheduler(settled)
+    manifest = read_manifest(settled.data.root)
+    lookup.check(settled, manifest)
+    check_trainable(settled, manifest)
+    folder = _named(settled, manifest, resume, say)
+    cluster.connect()
+    slots = capacity.slots(cluster.nodes(), settled.train.workers, settled.train.device, settled.tune.concurrent)
+    is_new = folder is None
+    known = warm(settled, tracking_uri) if is_new and settled.tune.warm_start else ()
+    if folder is None:
+        folder = Path(places.new_run_folder(settled, SWEEP)[1])
+    lock = hold(folder)
+    named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
+    record = Record(folder, settled.tune.metric)
+    (folder / checkpoint.CONFIG).write_text(named.model_dump_json(indent=2))
+    if is_new:
+        _write_start(record, named, manifest, known)
+    else:
+        record.journal.write("resumed", dataset={"digest": manifest.digest})
+    key, spent_s, known = _read_start(record)
+    return Begun(named, tracking_uri, manifest, slots, record, key, record.trials(), known, spent_s, lock)
+
+
+def _write_start(record: Record, config: Config, manifest: Manifest, known: tuple[Known, ...]) -> None:
+    first = run_record(config, record.folder, manifest)
+    first["tags"] = {**first["tags"], KIND_TAG: SWEEP}
+    record.journal.write("run", **first, known=[[one.values, one.found] for one in known])
+    record.journal.write("text", name=checkpoint.CONFIG, text=config.model_dump_json(indent=2))
+
+
+def _read_start(record: Record) -> tuple[str, float, tuple[Known, ...]]:
+    """Returns key, seconds spent before, and what was known from the start, from a sweep's journal."""
+    records = record.journal.records()
+    spent, began = 0.0, records[0]["time_ms"]
+    for before, one in pairwise(records):
+        if one["kind"] == "resumed":
+            spent += before["time_ms"] - began
+            began = one["time_ms"]
+    known = tuple(Known(values, found) for values, found in records[0]["known"])
+    return records[0]["key"], spent / 1000, known
+
+
+def _check_scheduler(config: Config) -> None:
+    """Refuses a scheduler that would have nothing to decide from, or settings that it cannot move.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    tune, train = config.tune, config.train
+    policy_of(config)
+    if tune.scheduler in ("asha", "median") and train.val_every >= train.steps:
+        raise ConfigError(
+            f"train.val_every is {train.val_every}, and a trial has {train.steps} steps: tune.scheduler "
+            f"{tune.scheduler} has nothing to compare before the end; use --train.val_every "
+            f"{max(1, train.steps // 20)}, or --tune.scheduler none."
+        )
+    if tune.scheduler == "asha" and not rungs_of(tune.grace or 1, train.val_every, train.steps):
+        raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
+    if tune.scheduler == "pbt":
+        fixed = [one.key for one in space.dimensions(config) if not one.key.startswith(MOVABLE)]
+        if fixed:
+            raise ConfigError(
+                f"tune.space names {fixed[0]}, which a trial keeps while it is trained; with tune.scheduler pbt "
+                f"expected settings of {', '.join(name.rstrip('.') for name in MOVABLE)}; use asha."
+            )
+
+
+def _named(config: Config, manifest: Manifest, resume: str | None, say: Callable[[str], None]) -> Path | None:
+    """Returns the folder of the sweep to go on with, none for a new one.
+
+    Raises:
+        ResumeError: it holds none, or one of other settings, or is finished.
+    """
+    if resume is None:
+        return None
+    if resume == AUTO:
+        found = _latest(config, manifest)
+        if found is None:
+            say(f"no unfinished sweep with these settings in {config.results}: a new one is started.")
+        return found
+    folder = Path(places.absolute("--resume", resume))
+    if not (folder / JOURNAL).exists() or not (folder / checkpoint.CONFIG).exists():
+        raise ResumeError(
+            f"--resume is {resume}, which holds no sweep; expected a folder with {JOURNAL} in it, or auto."
+        )
+    differ = _differences(folder, config, manifest)
+    if differ:
+        raise ResumeError(f"{folder.name} is a sweep of other settings:{listing(differ)}\nStart a new one.")
+    if is_finished(folder):
+        raise ResumeError(f"--resume is {resume}, a sweep that is finished; start another.")
+    return folder
+
+
+def _latest(config: Config, manifest: Manifest) -> Path | None:
+    found = sorted(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"), key=lambda path: -path.stat().st_mtime)
+    return next((path.parent for path in found if _goes_on(path.parent, config, manifest)), None)
+
+
+def _goes_on(folder: Path, config: Config, manifest: Manifest) -> bool:
+    try:
+        return not (_differences(folder, config, manifest) or is_finished(folder) or is_held(folder))
+    except CheckpointError:
+        return False
+
+
+def _differences(folder: Path, config: Config, manifest: Manifest) -> list[str]:
+    """Returns what differs from how a sweep was started, a line each, that must not."""
+    stored = checkpoint.load_config(folder)
+    if not stored.tune.space:
+        return ["it is no sweep, but a run of its own"]
+    pairs = {key: (_decisive(stored).get(key), _decisive(config).get(key)) for key in {**flat(stored), **flat(config)}}
+    digest = Record(folder, config.tune.metric).journal.records()[0]["dataset"]["digest"]
+    pairs["dataset"] = digest, manifest.digest
+    return [f"{key}: {theirs} so far, {ours} now" for key, (theirs, ours) in pairs.items() if theirs != ours]
+
+
+def _decisive(config: Config) -> dict[str, object]:
+    own = {key: value for key, value in flat(config).items() if key.startswith("tune.")}
+    return config.decisive() | {key: value for key, value in own.items() if not key.startswith(MAY_DIFFER)}

@@ -1,0 +1,246 @@
+"""A sweep from its check to its end: what `pipelines/tune.py` runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import ray
+from ray import tune as ray_tune
+
+from segray import checkpoint, places
+from segray.config import Config
+from segray.data import fetch
+from segray.data.fetch import Shared
+from segray.data.pieces import Source
+from segray.data.schema import Manifest
+from segray.errors import CheckpointError, TrainingError
+from segray.tracking.family import Family
+from segray.tracking.journal import JOURNAL, Journal
+from segray.tracking.upload import Uploading
+from segray.train.part import Part
+from segray.tune import after, engine, lookup, outcome, space
+from segray.tune.engine import Actors
+from segray.tune.memory import Memory
+from segray.tune.outlook import Outlook, number_of_trials, outlook
+from segray.tune.policies import policy_of
+from segray.tune.record import folder_of
+from segray.tune.running import Running, Task
+from segray.tune.search import search_of
+from segray.tune.starting import Begun, begin
+from segray.tune.sweeping import Sweeping
+from segray.tune.trials import OVER, State, Trial
+from segray.tune.warm import earlier
+
+OUTCOME_TAG = "segray.outcome"
+MOST_SHARED = 0.3
+"""Share of a node's object store that the data may take."""
+STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see of a sweep while it runs.
+
+    Attributes:
+        config: its settings.
+        folder: of the sweep.
+        outlook: what it was expected to cost.
+        sweeping: its trials.
+        spent_s: seconds since it began, those before it was gone on with included.
+    """
+
+    config: Config
+    folder: Path
+    outlook: Outlook
+    sweeping: Sweeping
+    spent_s: Callable[[], float]
+
+
+def sweep(
+    config: Config,
+    *,
+    resume: str | None = None,
+    say: Callable[[str], None] = print,
+    watch: Callable[[View], None] = lambda _view: None,
+) -> after.Result:
+    """Tries settings, and returns the best with what was made of them.
+
+    Args:
+        config: what all trials share, and the space in `tune`.
+        resume: goes on with a sweep: "auto" or its folder; none begins a new one.
+        say: called with the few lines a person should read.
+        watch: called before the first trial, to follow them.
+
+    Raises:
+        UserError: the sweep cannot work; no folder is left behind.
+        TrainingError: every trial failed; the reasons are told.
+        KeyboardInterrupt: it was interrupted; `resume` goes on.
+    """
+    begun = begin(config, resume, earlier, say)
+    with begun.lock, _uploaded(begun, say) as family:
+        why = _search(begun, say, watch)
+        result = after.finish(begun, why, say)
+        begun.record.journal.write("end", status="FINISHED")
+    return after.with_version(result, family)
+
+
+@contextmanager
+def _uploaded(begun: Begun, say: Callable[[str], None]) -> Iterator[Family]:
+    """Uploads the journals beside the trials, and ends the sweep's own if it was no success."""
+    family = Family(begun.folder, begun.tracking_uri, say)
+    uploading = Uploading(family, say)
+    uploading.start()
+    try:
+        yield family
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        begun.record.journal.write("end", status=status)
+        raise
+    finally:
+        if not uploading.finish():
+            uri = places.masked(begun.tracking_uri)
+            say(f"what {uri} lacks is uploaded later by `segray tracking sync {begun.folder}`.")
+
+
+def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], None]) -> str | None:
+    """Runs the trials, and returns why that ended before all were over, if it did."""
+    config, record = begun.config, begun.record
+    began = monotonic()
+    sweeping = Sweeping(
+        policy_of(config),
+        search_of(config, begun.known),
+        number_of_trials(config),
+        config.tune.metric,
+        begun.trials,
+        record.suggested,
+    )
+    if sweeping.is_over:
+        return None
+    crew = Crew(begun, sweeping)
+    view = View(
+        config,
+        begun.folder,
+        outlook(config, begun.manifest, begun.slots),
+        sweeping,
+        lambda: begun.spent_s + monotonic() - began,
+    )
+    watch(view)
+    actors = Actors(crew.trainable(say), begun.slots.count, crew.task)
+    try:
+        why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: _spent(view))
+        sweeping.close(why or "not among the best")
+    finally:
+        for trial in sweeping.trials:
+            crew.close(trial)
+    if all(trial.state is State.FAILED for trial in sweeping.trials):
+        raise TrainingError(f"all {len(sweeping.trials)} trials failed:{outcome.reasons(sweeping.trials)}")
+    return why
+
+
+def _spent(view: View) -> str | None:
+    """Returns what of the budget is spent, none if nothing is."""
+    budget, trials = view.config.tune.budget, view.sweeping.trials
+    if budget.hours is not None and view.spent_s() >= budget.hours * 3600:
+        return f"tune.budget.hours, {budget.hours:g}, are spent"
+    if budget.trials is not None and sum(trial.state in (*OVER, State.PAUSED) for trial in trials) >= budget.trials:
+        return f"tune.budget.trials, {budget.trials}, have come to an end"
+    workers = view.config.train.workers
+    if budget.gpu_hours is not None:
+        hours = outcome.cost_of(trials, view.config.train.steps, workers).worker_hours
+        if hours >= budget.gpu_hours:
+            return f"tune.budget.gpu_hours, {budget.gpu_hours:g}, are spent"
+    return None
+
+
+class Crew:
+    """What a sweep's trials are run by, and what is written down of them.
+
+    Args:
+        begun: the sweep.
+        sweeping: its trials.
+    """
+
+    def __init__(self, begun: Begun, sweeping: Sweeping) -> None:
+        self._begun, self._sweeping = begun, sweeping
+        self._memory = Memory()
+        self._costs: dict[str, dict[str, float]] = {}
+        for trial in sweeping.trials:
+            self._learn(trial)
+
+    def trainable(self, say: Callable[[str], None]) -> type[Running]:
+        """Returns Tune's actor for the trials, with the data in the cluster's memory where it fits."""
+        begun = self._begun
+        part = Part(begun.key, 0, begun.slots.placement, shared(begun.config, begun.manifest, say))
+        made: type[Running] = ray_tune.with_parameters(Running, part=part)
+        return made
+
+    def task(self, trial: Trial) -> str:
+        """Returns what an actor is to do for a trial, as text."""
+        begun = self._begun
+        config = space.of_trial(begun.config, trial.values)
+        folder = folder_of(begun.folder, trial.number)
+        config = config.model_copy(update={"name": folder.name, "results": str(begun.folder)})
+        if trial.parts is None:
+            trial.parts = self._memory.parts(config)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": trial.parts})})
+        trial.others |= self._costs_of(config)
+        donor = None if trial.copies is None else str(folder_of(begun.folder, trial.copies))
+        moved = tuple(one.key for one in space.dimensions(begun.config)) if donor else ()
+        trial.copies = None
+        return Task(trial.number, config, moved, donor).spelt()
+
+    def became(self, trial: Trial) -> None:
+        """Writes down that a trial was started or has ended its part."""
+        self._learn(trial)
+        self._begun.record.became(trial)
+
+    def close(self, trial: Trial) -> None:
+        """Ends a trial's run in its journal, whoever died before doing so, and says what became of it."""
+        run = folder_of(self._begun.folder, trial.number)
+        if not (run / JOURNAL).exists():
+            return
+        journal = Journal(run)
+        ends = [record for record in journal.records() if record["kind"] in ("run", "resumed", "end")]
+        if ends[-1]["kind"] != "end":
+            journal.write("end", status=STATUS.get(trial.state, "KILLED"))
+        told = f"{trial.state}{f': {trial.why}' if trial.why else ''}"
+        journal.write("tag", name=OUTCOME_TAG, value=told)
+        if trial.is_over:
+            self._begun.record.became(trial)
+
+    def _learn(self, trial: Trial) -> None:
+        """Notes in how many parts a trial's steps had to be computed."""
+        run = folder_of(self._begun.folder, trial.number)
+        try:
+            config = checkpoint.load_config(run)
+        except CheckpointError:  # it has not begun
+            return
+        trial.parts = config.train.accumulate
+        if trial.parts > space.of_trial(self._begun.config, trial.values).train.accumulate:
+            self._memory.learned(config)
+
+    def _costs_of(self, config: Config) -> dict[str, float]:
+        """Returns what a trial's model costs, where the sweep looks for that."""
+        begun = self._begun
+        wanted = tuple(name for name in begun.config.tune.metric if name in lookup.COSTS)
+        key = f"{config.model.model_dump_json()} {config.data.crop}"
+        if wanted and key not in self._costs:
+            self._costs[key] = lookup.cost_of(config, begun.manifest.classes, wanted, begun.slots.placement)
+        return self._costs.get(key, {})
+
+
+def shared(config: Config, manifest: Manifest, say: Callable[[str], None]) -> dict[str, Shared]:
+    """Returns the rows of both splits in the cluster's memory, or nothing, where they do not fit."""
+    splits = {name: manifest.split(name) for name in (config.data.train_split, config.data.val_split)}
+    size = sum(shard.bytes for split in splits.values() for shard in split.shards)
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    room = MOST_SHARED * min(stores, default=0)
+    if size > room:
+        say(
+            f"the data, {size / 2**20:.0f} MiB, is read by each trial: a node's object store has {room / 2**20:.0f} "
+            "MiB for it."
+        )
+        return {}
+    return {name: fetch.share(Source(config.data.root, split)) for name, split in splits.items()}

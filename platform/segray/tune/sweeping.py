@@ -1,0 +1,123 @@
+"""What a sweep does next, decided from its trials alone: no cluster, no clock, no files.
+
+Whoever runs the trials (`engine`) tells what happens and asks what to start.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from segray.tune.policies import Policy, Verdict
+from segray.tune.search import Search
+from segray.tune.space import Values
+from segray.tune.trials import State, Trial, sign_of
+
+
+@dataclass
+class Sweeping:
+    """A sweep in progress.
+
+    Attributes:
+        policy: who goes on.
+        search: where configurations come from.
+        most: trials there will be.
+        metrics: what is looked for; policies decide by the first.
+        trials: all so far, by number.
+        on_suggested: called with each new trial, before it is started.
+    """
+
+    policy: Policy
+    search: Search
+    most: int
+    metrics: tuple[str, ...]
+    trials: list[Trial] = field(default_factory=list)
+    on_suggested: Callable[[Trial], None] = lambda _trial: None
+    _is_exhausted: bool = False
+
+    def __post_init__(self) -> None:
+        for trial in self.trials:  # who had validated when everything ended was perhaps not judged yet
+            if trial.state is State.WAITING and trial.curve:
+                self._judge(trial)
+
+    def next(self) -> Trial | None:
+        """Returns the trial to start or to go on with now, none if there is none before another reports or ends."""
+        trial = self._waiting() or self.policy.resumed(self.trials, False) or self._suggested()
+        if trial is None and not self._running():
+            trial = self.policy.resumed(self.trials, True)
+        if trial is not None:
+            trial.state, trial.why = State.RUNNING, ""
+        return trial
+
+    @property
+    def is_over(self) -> bool:
+        """Returns whether nothing is left to do; who is still paused is stopped then."""
+        return not self._has_new() and not self._running() and self.is_idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Returns whether no trial waits, and none may be resumed."""
+        return self._waiting() is None and self.policy.resumed(self.trials, not self._running()) is None
+
+    def reported(self, trial: Trial, step: int, found: dict[str, float]) -> Verdict:
+        """Notes a validation and returns what becomes of the trial.
+
+        Args:
+            trial: that validated.
+            step: of the validation.
+            found: its metrics; it is worst where the first is missing.
+        """
+        first, *others = self.metrics
+        trial.reports(step, sign_of(first) * found[first] if first in found else WORST)
+        trial.others |= {name: found[name] for name in others if name in found}
+        return self._judge(trial)
+
+    def _judge(self, trial: Trial) -> Verdict:
+        verdict = self.policy.judge(trial, self.trials, self._is_alone(trial))
+        if verdict is Verdict.STOP:
+            trial.state = State.STOPPED
+        if verdict is Verdict.PAUSE:
+            trial.state = State.PAUSED
+        return verdict
+
+    def ended(self, trial: Trial, state: State, why: str = "") -> None:
+        """Notes that a trial came to its end by itself."""
+        trial.state, trial.why = state, why
+
+    def close(self, why: str) -> None:
+        """Stops all that is not over: the sweep ends."""
+        for trial in self.trials:
+            if not trial.is_over:
+                trial.state = State.STOPPED
+                trial.why = trial.why or why
+
+    def _suggested(self) -> Trial | None:
+        if not self._has_new():
+            return None
+        number = len(self.trials)
+        values = self.search.suggest(number, self.trials)
+        if values is None:
+            self._is_exhausted = True
+            return None
+        return self._added(number, values)
+
+    def _added(self, number: int, values: Values) -> Trial:
+        trial = Trial(number, values)
+        self.on_suggested(trial)
+        self.trials.append(trial)
+        return trial
+
+    def _has_new(self) -> bool:
+        return not self._is_exhausted and len(self.trials) < self.most
+
+    def _waiting(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.state is State.WAITING), None)
+
+    def _running(self) -> Sequence[Trial]:
+        return [trial for trial in self.trials if trial.state is State.RUNNING]
+
+    def _is_alone(self, trial: Trial) -> bool:
+        others = [one for one in self.trials if one is not trial and one.state in (State.WAITING, State.PAUSED)]
+        return not others and not self._has_new()
+
+
+WORST = -1e9
+"""Of a trial that did not report what is looked for."""
