@@ -150,8 +150,8 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
 
 def _train(prepared: Prepared, journal: Journal, stop: threading.Event | None) -> Path:
     """Returns the folder of the best checkpoint of the run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    pulse = ray.remote(num_cpus=0, scheduling_strategy=here)(Pulse).remote()
+    pulse = prepared.job.pulse or new_pulse()
+    pulse.begin.remote()
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
@@ -165,11 +165,18 @@ def _train(prepared: Prepared, journal: Journal, stop: threading.Event | None) -
         raise KeyboardInterrupt from stopped
     finally:
         watching.stop()
-        ray.kill(pulse)
+        if prepared.job.pulse is None:
+            ray.kill(pulse)
     best = store.best(store.saved(prepared.folder))
     if best is None:
         raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
     return best.folder
+
+
+def new_pulse() -> ray.actor.ActorHandle:
+    """Returns a pulse, on this node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Pulse).remote()
 
 
 def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
+
 from segray.capacity import Placement
 from segray.data.fetch import Shared
 
@@ -17,12 +19,14 @@ class Part:
         number: of the trial.
         placement: what each of its workers gets beside those of other trials.
         shared: rows that lie in the cluster's memory already, by split.
+        pulse: that the trials of a slot have one after another; none makes one for the run.
     """
 
     sweep: str
     number: int
     placement: Placement
     shared: Mapping[str, Shared] = field(default_factory=dict)
+    pulse: ray.actor.ActorHandle | None = None
 
     @property
     def record(self) -> dict[str, Any]:

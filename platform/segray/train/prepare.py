@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -99,7 +99,9 @@ def prepare(
         folder = Path(made)
     lock = resuming.hold(folder)
     named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
-    job = Job(named, manifest, placement, folder, times, init, shared={} if part is None else part.shared)
+    job = Job(named, manifest, placement, folder, times, init)
+    if part is not None:
+        job = replace(job, shared=part.shared, pulse=part.pulse)
     _begin(job, is_new, changes, say, part)
     return Prepared(job, tracking_uri, is_new, lock)
 

@@ -59,6 +59,10 @@ class Pulse:
         self._moved: dict[int, float] = {}
         self._controller: Any = None
 
+    def begin(self) -> None:
+        """Forgets all: another run begins."""
+        self._places, self._moved, self._controller = {}, {}, None
+
     def led_by(self, controller: Any) -> None:
         """Notes the actor that leads the run's workers."""
         self._controller = controller

@@ -4,18 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from segray.train.failures import Failures
 
+UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
+
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without its placement group cleaner, and with `Failures` and callbacks of our own.
+    """Ray's trainer without its placement group cleaner and data sets, and with `Failures` and callbacks of our own.
 
     The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
     traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
-    the cluster frees it when the controller or its driver dies.
+    the cluster frees it when the controller or its driver dies. Data sets are not handed to it, yet it would start a
+    process to share them out, for two seconds of a core.
     """
 
     def __init__(self, *arguments: Any, ours: Sequence[RayTrainCallback] = (), **settings: Any) -> None:
@@ -24,7 +28,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
-        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, UNUSED)]
         return [*kept, *self._ours]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:

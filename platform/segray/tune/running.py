@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -16,7 +16,7 @@ from segray.config import Config
 from segray.errors import CheckpointError, NoMemoryError, SegrayError, StoppedError
 from segray.quiet import quieten
 from segray.tracking.journal import JOURNAL, Journal, Record, Tail
-from segray.train.fit import fit
+from segray.train.fit import fit, new_pulse
 from segray.train.part import Part
 from segray.tune.memory import halved
 
@@ -60,8 +60,8 @@ class Running(Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], part: Part) -> None:
         quieten()
-        self._part = part
-        self._run = Run(Task.read(config[TASK]), part)
+        self._part = replace(part, pulse=new_pulse())
+        self._run = Run(Task.read(config[TASK]), self._part)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.end()
@@ -88,7 +88,7 @@ class Run:
 
     def __init__(self, task: Task, part: Part) -> None:
         self._task, self._config = task, task.config
-        self._part = Part(part.sweep, task.number, part.placement, part.shared)
+        self._part = replace(part, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._began = monotonic()
         self.stop = threading.Event()
