@@ -18,4 +18,5 @@ def test_no_module_stands_beside_the_floors():
         "segray.benchmark",
         "segray.data",
         "segray.predictions",
+        "segray.tune",
     ]  # folders only
