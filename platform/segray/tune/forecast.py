@@ -36,17 +36,20 @@ def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Foreca
     """
     if len(steps) < LEAST_POINTS or steps[-1] >= last:
         return Forecast(values[-1], 0.0)
-    origin = _origin(values)
+    found = np.asarray(values, np.float64)[:, None]
     rises, end = _rises(np.asarray(steps, np.float64), last), _rises(np.array([float(last)]), last)[0]
-    found = np.asarray(values, np.float64)[:, None] - origin
-    levels = (rises * found).sum(0) / (rises**2).sum(0)
-    misses = ((found - rises * levels) ** 2).sum(0)
+    is_score = bool(((found >= 0) & (found <= 1)).all())
+    middle, shift = (0.0, 0.0) if is_score else (found.mean(0), rises.mean(0))  # a score begins at 0, a loss anywhere
+    levels = ((rises - shift) * (found - middle)).sum(0) / ((rises - shift) ** 2).sum(0)
+    ends = middle + levels * (end - shift)
+    misses = ((found - middle - (rises - shift) * levels) ** 2).sum(0)
     noise = max(float(misses.min()) / max(len(steps) - 2, 1), LEAST_NOISE**2)
-    weights = np.exp(-(misses - misses.min()) / (2 * noise)) * _is_likely(levels * end, values, origin)
+    weights = np.exp(-(misses - misses.min()) / (2 * noise))
+    if is_score:
+        weights *= (ends >= 0) & (ends <= 1)
     if not weights.any():
         return Forecast(values[-1], 0.0)
     weights /= weights.sum()
-    ends = origin + levels * end
     mean = float((weights * ends).sum())
     return Forecast(mean, float(np.sqrt((weights * (ends - mean) ** 2).sum())))
 
@@ -54,14 +57,3 @@ def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Foreca
 def _rises(steps: NDArray[np.float64], last: int) -> NDArray[np.float64]:
     """Returns which share of its level each curve has reached, (steps, times)."""
     return 1 - np.exp(-steps[:, None] / (TIMES * last))
-
-
-def _origin(values: Sequence[float]) -> float:
-    """Returns what a curve starts from: nothing, where it rises; its first value, where it falls."""
-    return 0.0 if values[-1] >= values[0] else values[0]
-
-
-def _is_likely(gains: NDArray[np.float64], values: Sequence[float], origin: float) -> NDArray[np.bool_]:
-    """Returns which ends are possible: a score that lies between 0 and 1 so far does not leave them."""
-    ends = origin + gains
-    return (ends >= 0) & (ends <= 1) if all(0 <= value <= 1 for value in values) else np.ones(len(gains), bool)

@@ -1,0 +1,111 @@
+"""A sweep that dies at any moment and goes on tries the same trials, each once, and ends."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segray import config
+from segray.tune.policies import Verdict, policy_of
+from segray.tune.search import search_of
+from segray.tune.sweeping import WORST, Sweeping
+from segray.tune.trials import State
+
+STEPS, EVERY = 80, 10
+MODES = [("asha", "random"), ("asha", "optuna"), ("median", "grid"), ("none", "optuna"), ("pbt", "random")]
+
+
+def sweep_of(scheduler, search, trials=None):
+    made = config.build(
+        {
+            "train": {"steps": STEPS, "val_every": EVERY},
+            "optim.warmup_steps": 1,
+            "tune": {
+                "space": {"data.flip": {"choice": [0.1, 0.2, 0.3]}, "optim.lr": {"choice": [1e-3, 1e-2, 1e-1]}},
+                "trials": 9,
+                "scheduler": scheduler,
+                "search": search,
+            },
+        }
+    )
+    return Sweeping(policy_of(made), search_of(made), 9, made.tune.metric, trials or [])
+
+
+def value(trial, step):
+    return trial.values["data.flip"] * (1 - np.exp(-step / 20)) + 0.001 * trial.number
+
+
+def run(sweeping, at_once, random, events=None):
+    """Runs a sweep, for so many events at most; returns whether it came to its end."""
+    at_work = [trial for trial in sweeping.trials if trial.state is State.RUNNING]
+    while events is None or events > 0:
+        while len(at_work) < at_once and (trial := sweeping.next()) is not None:
+            at_work.append(trial)
+        if not at_work:
+            assert sweeping.is_over
+            return True
+        trial = at_work[random.integers(len(at_work))]
+        step = trial.step + EVERY
+        verdict = sweeping.reported(trial, step, {"val/miou": value(trial, step)})
+        if verdict is Verdict.GO_ON and step < STEPS:
+            pass
+        else:
+            at_work.remove(trial)
+            if verdict is Verdict.GO_ON:
+                sweeping.ended(trial, State.FINISHED)
+        events = None if events is None else events - 1
+    return False
+
+
+def left(sweeping):
+    """Returns the trials as a journal has them: who ran waits to go on, and what was only thought is forgotten."""
+    trials = copy.deepcopy(sweeping.trials)
+    for trial in trials:
+        trial.cleared = 0
+        if trial.state is State.RUNNING:
+            trial.state = State.WAITING
+    return trials
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(MODES), st.integers(1, 3), st.integers(0, 60), st.integers(0, 10**6))
+def test_a_sweep_that_goes_on_ends_with_the_same_trials(mode, at_once, events, seed):
+    random = np.random.default_rng(seed)
+    sweeping = sweep_of(*mode)
+    while not run(sweeping, at_once, random, events):
+        sweeping = sweep_of(*mode, trials=left(sweeping))
+        events += 20
+    sweeping.close("over")
+    assert [trial.number for trial in sweeping.trials] == list(range(9))
+    assert all(trial.is_over for trial in sweeping.trials)
+    assert any(trial.state is State.FINISHED for trial in sweeping.trials)
+    if mode[1] != "optuna":  # whose suggestions follow what was found by then, in whatever order that was
+        fresh = sweep_of(*mode)
+        run(fresh, at_once, np.random.default_rng(0))
+        if mode[0] != "pbt":
+            assert [trial.values for trial in sweeping.trials] == [trial.values for trial in fresh.trials]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nobody_is_suggested_before_it_is_written_down(mode):
+    sweeping, written = sweep_of(*mode), []
+    sweeping.on_suggested = lambda trial: written.append((trial.number, len(sweeping.trials)))
+    run(sweeping, 2, np.random.default_rng(0))
+    assert written == [(number, number) for number in range(9)]
+
+
+def test_a_trial_without_the_metric_is_worst():
+    sweeping = sweep_of("asha", "random")
+    trial = sweeping.next()
+    sweeping.reported(trial, 10, {"val/aacc": 0.9})
+    assert trial.value == WORST
+
+
+def test_what_is_minimised_is_told_by_its_name():
+    made = config.build({"tune": {"space": {"data.flip": {"choice": [0, 1]}}, "metric": "[train/loss, cost/gmac]"}})
+    sweeping = Sweeping(policy_of(made), search_of(made), 2, made.tune.metric)
+    trial = sweeping.next()
+    sweeping.reported(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
+    assert (trial.value, trial.others) == (-2.5, {"cost/gmac": 3.0})
