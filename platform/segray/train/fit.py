@@ -186,7 +186,7 @@ def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
     return Trainer(
         work,
         ours=[Announced(pulse)],
-        train_loop_config={"job": replace(prepared.job, pulse=pulse)},
+        train_loop_config={"job": ray.put(replace(prepared.job, pulse=pulse))},  # the controller need not open it
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if elastic else train.workers,
             use_gpu=placement.gpus > 0,

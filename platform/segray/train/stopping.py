@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 POLL_S = 0.1
+PATIENCE_S = 10.0
 
 
 class Announced(ControllerCallback):  # type: ignore[misc]
@@ -27,25 +28,31 @@ class Announced(ControllerCallback):  # type: ignore[misc]
 def stoppable(stop: threading.Event | None, pulse: ray.actor.ActorHandle) -> Iterator[None]:
     """Ends the run of a pulse as soon as it is asked to; what waits for the run is then raised an error of Ray's.
 
+    Whatever becomes of the run, its controller is gone behind this, and with it what its workers reserved: one that
+    failed itself would hold that as long as this process lasts, and the next run of a sweep wait for it for ever.
+
     Args:
         stop: set by who wants it to end; none lets nobody.
         pulse: of the run.
     """
-    if stop is None:
-        yield
-        return
     over = threading.Event()
     aborting = threading.Thread(target=_abort, args=(stop, over, pulse), daemon=True, name="segray-stop")
-    aborting.start()
+    if stop is not None:
+        aborting.start()
     try:
         yield
     finally:
         over.set()
-        aborting.join()
+        if stop is not None:
+            aborting.join()
+        with suppress(RayError):  # the cluster is gone, and all its processes
+            controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
+            if controller is not None:
+                ray.kill(controller)
 
 
-def _abort(stop: threading.Event, over: threading.Event, pulse: ray.actor.ActorHandle) -> None:
-    while not stop.wait(POLL_S):
+def _abort(stop: threading.Event | None, over: threading.Event, pulse: ray.actor.ActorHandle) -> None:
+    while stop is not None and not stop.wait(POLL_S):
         if over.is_set():
             return
     while not over.wait(POLL_S):  # the controller may only be on its way

@@ -8,6 +8,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
+from segray.train.backend import LateTorch
 from segray.train.failures import Failures
 
 UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
@@ -24,7 +25,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, ours: Sequence[RayTrainCallback] = (), **settings: Any) -> None:
         self._ours = tuple(ours)
-        super().__init__(*arguments, **settings)
+        super().__init__(*arguments, torch_config=LateTorch(), **settings)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()

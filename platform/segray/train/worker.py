@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -34,11 +35,11 @@ def work(settings: dict[str, Any]) -> None:
     """Trains to the last step; the function Ray Train runs on every worker.
 
     Args:
-        settings: {"job": Job}; Ray Train passes a dict.
+        settings: {"job": reference to a Job}; Ray Train passes a dict.
     """
     quieten_worker()
     try:
-        job: Job = settings["job"]
+        job: Job = ray.get(settings["job"])
         context = ray.train.get_context()
         beat = Beat(job.pulse, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s)
         try:
@@ -52,7 +53,7 @@ def work(settings: dict[str, Any]) -> None:
         if not is_out_of_memory(error):
             raise
         _without_traceback()
-        raise NoMemoryError(_too_large(settings["job"])) from error
+        raise NoMemoryError(_too_large(job)) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

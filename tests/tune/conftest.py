@@ -1,0 +1,70 @@
+"""What the tests of sweeps share: one real sweep, and what MLflow has of one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from segray import config
+from segray.tune.sweep import sweep
+
+
+@pytest.fixture(scope="session")
+def runs_of():
+    """Returns the run of the only sweep that a store has, and those of its trials by name."""
+
+    def found(uri):
+        client = MlflowClient(uri, uri)
+        experiment = client.get_experiment_by_name("segray").experiment_id
+        runs = client.search_runs([experiment], max_results=100)
+        (parent,) = [run for run in runs if run.data.tags.get("segray.kind") == "sweep"]
+        below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert len({run.info.run_name for run in below}) == len(below)  # none twice
+        return parent, {run.info.run_name: run for run in below}
+
+    return found
+
+
+@pytest.fixture
+def settings(streets, tmp_path, empty_store):
+    """Settings of a small sweep, all its traces under the test's own folder."""
+    shutil.copy(empty_store, tmp_path)
+
+    def made(**changes):
+        base = {
+            "results": str(tmp_path / "results"),
+            "data": {"root": str(streets), "crop": 32},
+            "optim": {"lr": 1e-3, "warmup_steps": 1},
+            "train": {"steps": 4, "batch": 4, "workers": 1, "log_every": 1, "val_every": 2},
+            "tune": {"space": {"optim.lr": {"choice": [1e-3, 1e-5]}}, "search": "grid", "scheduler": "none"},
+        }
+        return config.build(config.merge(base, {key.replace("__", "."): value for key, value in changes.items()}))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def swept(ray_cluster, streets, tmp_path_factory, empty_store):
+    """A real sweep of four trials, of which successive halving lets one go to the end, and what it said."""
+    folder = tmp_path_factory.mktemp("sweep")
+    shutil.copy(empty_store, folder)
+    said, views = [], []
+    made = config.build(
+        {
+            "name": "four",
+            "results": str(folder / "results"),
+            "data": {"root": str(streets), "crop": 32},
+            "optim": {"warmup_steps": 1},
+            "train": {"steps": 12, "batch": 4, "workers": 1, "log_every": 2, "val_every": 6},
+            "tune": {
+                "space": {"optim.lr": {"choice": [3e-3, 1e-12]}, "data.flip": {"choice": [0.0, 0.5]}},
+                "search": "grid",
+                "trials": 4,
+                "grace": 6,
+                "reduction": 2,
+                "metric": ["val/miou", "cost/parameters"],
+            },
+        }
+    )
+    return sweep(made, say=said.append, watch=views.append), Path(folder), views[0]

@@ -1,0 +1,87 @@
+"""A real sweep: trials are runs of their own, bad ones are stopped, MLflow has all, the best can be trained again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from segray import checkpoint, config, registry
+from segray.tune.trials import State
+
+
+def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
+    result, _, view = swept
+    assert view.outlook.at_once == 2
+    assert [trial.values["optim.lr"] for trial in result.trials] == [3e-3, 3e-3, 1e-12, 1e-12]
+    finished = [trial for trial in result.trials if trial.state is State.FINISHED]
+    assert result.best in finished
+    assert result.best.values["optim.lr"] == 3e-3
+    stopped = [trial for trial in result.trials if trial.state is State.STOPPED]
+    assert {trial.number for trial in stopped} >= {2, 3}
+    assert all(trial.step < 12 for trial in stopped)
+    assert result.cost.steps == sum(trial.step for trial in result.trials) < result.cost.whole == 48
+    assert result.ended is None
+
+
+def test_the_sweep_cost_about_what_was_told_before(swept):
+    _, _, view = swept
+    assert view.outlook.steps == 48
+    assert 12 < view.outlook.expected < 36
+    assert 0 < view.outlook.hours < 0.2
+
+
+def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, runs_of):
+    result, folder, _ = swept
+    parent, trials = runs_of(f"sqlite:///{folder}/mlflow.db")
+    assert parent.info.run_id == result.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["tune.trials"] == "4"
+    assert parent.data.params["tune.space.optim.lr.choice"] == "[0.003, 1e-12]"
+    assert parent.data.metrics["sweep/best"] == pytest.approx(result.best.best)
+    assert sorted(trials) == ["trial-000", "trial-001", "trial-002", "trial-003"]
+    for trial in result.trials:
+        run = trials[f"trial-{trial.number:03d}"]
+        assert run.info.status == ("FINISHED" if trial.state is State.FINISHED else "KILLED")
+        assert run.data.tags["segray.outcome"].startswith(str(trial.state))
+        assert run.data.params["optim.lr"] == str(trial.values["optim.lr"])
+        assert not [name for name in run.data.params if name.startswith("tune.")]
+        assert run.data.metrics["val/miou"] == pytest.approx(trial.value)
+
+
+def test_every_validation_is_there_once(swept, runs_of):
+    result, folder, _ = swept
+    _, trials = runs_of(f"sqlite:///{folder}/mlflow.db")
+    client = registry.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    for trial in result.trials:
+        history = client.get_metric_history(trials[f"trial-{trial.number:03d}"].info.run_id, "val/miou")
+        assert sorted(one.step for one in history) == sorted(trial.curve)
+
+
+def test_the_best_settings_are_a_file_that_train_takes(swept):
+    result, _, _ = swept
+    made = config.load([Path(result.config)])
+    stored = checkpoint.load_config(Path(result.checkpoint))
+    assert made.digest == stored.digest
+    assert made.tune == config.TuneConfig()
+    assert "tune" not in yaml.safe_load(Path(result.config).read_text())
+
+
+def test_the_best_checkpoint_is_the_challenger(swept):
+    result, folder, _ = swept
+    fetched = registry.fetch("models:/segray@challenger", f"sqlite:///{folder}/mlflow.db")
+    assert result.version == "1"
+    assert checkpoint.load_meta(fetched).metrics["val/miou"] == pytest.approx(result.best.best)
+
+
+def test_the_report_shows_every_trial(swept):
+    result, folder, _ = swept
+    page = Path(result.report).read_text()
+    assert [f'data-trial="{number}"' in page for number in range(4)] == [True] * 4
+    assert f"{result.best.best:.4f}" in page
+    for name in ("curves", "parallel", "front"):
+        with Image.open(Path(result.report).parent / f"{name}.png") as picture:
+            assert picture.width > 600
+    client = registry.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    kept = {file.path for file in client.list_artifacts(result.run_id, "report")}
+    assert {"report/index.html", "report/curves.png", "report/parallel.png"} <= kept
