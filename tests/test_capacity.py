@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.capacity import Node, place, widest
+from segray.capacity import Node, place, slots, widest
 from segray.errors import CapacityError
 
 READ_CPUS = 0.06  # eight GPUs on a node with one CPU, the poorest there is here
@@ -76,3 +76,69 @@ def test_the_widest_run_takes_every_gpu_or_every_node():
     assert widest([Node(64, 8), Node(16, 4), Node(4)], "auto") == 12
     assert widest([Node(64, 8), Node(4)], "cpu") == 2
     assert widest([Node(2)], "auto") == 1
+
+
+@given(
+    NODES, st.integers(1, 12), st.sampled_from(["cpu", "cuda", "auto"]), st.none() | st.integers(1, 40), st.randoms()
+)
+def test_trials_all_run_at_once_or_the_request_is_refused(nodes, workers, device, wanted, random):
+    """Every worker of every trial finds a place, in whatever order they come, so that none waits for another."""
+    try:
+        found = slots(nodes, workers, device, wanted)
+    except CapacityError:
+        on_gpu = device == "cuda" or (device == "auto" and any(node.gpus for node in nodes))
+        room = sum(int(node.gpus if on_gpu else node.cpus) for node in nodes if not on_gpu or node.cpus >= 1)
+        assert workers * (wanted or 1) > room
+        return
+    assert found.placement.workers == workers
+    assert found.count == wanted or wanted is None
+    free = [[node.cpus, node.gpus] for node in nodes]
+    for _ in range(found.count * workers):
+        fits = [node for node in free if node[0] >= found.placement.cpus and node[1] >= found.placement.gpus]
+        assert fits
+        taken = random.choice(fits)
+        taken[0] -= found.placement.cpus
+        taken[1] -= found.placement.gpus
+    assert sum(cpus for cpus, _ in free) >= found.count * workers * READ_CPUS
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "wanted", "count"),
+    [
+        ([Node(2)], 2, "cpu", None, 1),
+        ([Node(2)], 1, "cpu", None, 2),
+        ([Node(0), Node(64, 8)], 8, "auto", None, 1),
+        ([Node(0), Node(64, 8)], 2, "auto", None, 4),
+        ([Node(16, 4), Node(16, 4)], 3, "cuda", None, 2),  # a trial may lie on two nodes
+        ([Node(16, 4), Node(16, 4)], 8, "cuda", None, 1),
+        ([Node(64, 8)], 1, "cuda", 3, 3),
+    ],
+)
+def test_so_many_trials_at_once(nodes, workers, device, wanted, count):
+    assert slots(nodes, workers, device, wanted).count == count
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "wanted", "told"),
+    [
+        (
+            [Node(64, 4)],
+            8,
+            "cuda",
+            None,
+            "the cluster can hold 4: it has 64 CPUs and 4 GPUs on 1 nodes; use --train.workers 4",
+        ),
+        (
+            [Node(64, 8)],
+            2,
+            "cuda",
+            5,
+            "the cluster can hold 4 such trials at once; use --tune.concurrent 4",
+        ),
+        ([Node(2)], 1, "cuda", None, "use --train.device cpu, or a cluster with GPUs"),
+    ],
+)
+def test_what_would_fit_is_told(nodes, workers, device, wanted, told):
+    with pytest.raises(CapacityError) as refused:
+        slots(nodes, workers, device, wanted)
+    assert told in str(refused.value)

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from segray.cluster import cause
 from segray.config import DataConfig
 from segray.data import fetch
 from segray.data.augment import Augment
+from segray.data.fetch import share
 from segray.data.images import decode_image, decode_mask
 from segray.data.pieces import Source
 from segray.data.plan import Plan, rows_of, slots_of
@@ -194,3 +196,20 @@ def test_a_flipped_bit_in_a_shard_is_found_and_the_shard_named(streets, tmp_path
     found = cause(raised.value)
     assert isinstance(found, DataError)
     assert f"{copy}/val/part-00000.parquet" in str(found)
+
+
+def test_rows_in_the_clusters_memory_make_the_same_batches_and_no_file_is_read(source, tmp_path):
+    copy = Source(shutil.copytree(source.root, tmp_path / "copy").__fspath__(), source.split)
+    shared = share(copy)
+    shutil.rmtree(tmp_path / "copy")
+    means = replace(MEANS, shared=shared)
+    assert_same(batches(copy, range(BATCH), 3, 15, means=means), batches(source, range(BATCH), 3, 15))
+    rows = list(evaluation_rows(copy, range(source.split.rows), None, 32, means))
+    assert_same(rows, list(evaluation_rows(source, range(source.split.rows), None, 32, MEANS)))
+
+
+def test_a_damaged_shard_cannot_be_shared(source, tmp_path):
+    copy = Source(shutil.copytree(source.root, tmp_path / "copy").__fspath__(), source.split)
+    (tmp_path / "copy" / source.split.shards[1].path).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"train/part-00001.parquet"):
+        share(copy)

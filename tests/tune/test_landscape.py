@@ -1,0 +1,68 @@
+"""The planted landscape under Ray's real Tuner: good trials start slowly and curves cross."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from segray.tune import engine
+from segray.tune.engine import Actors
+from segray.tune.policies import policy_of
+from segray.tune.search import search_of
+from segray.tune.sweeping import Sweeping
+from segray.tune.trials import State
+
+
+@pytest.fixture
+def landscape(ray_cluster, plugins, monkeypatch):
+    """The module with the landscape, where the cluster's workers find it too."""
+    shutil.copy(Path(__file__).with_name("landscape.py"), plugins / "landscape.py")
+    monkeypatch.syspath_prepend(plugins)
+    return importlib.import_module("landscape")
+
+
+def searched(landscape, folder, seed, **over):
+    """Returns how far the best trial's end is from the optimum's, and the share of all steps that were made."""
+    made = landscape.settings(**{"tune.seed": seed} | over)
+    sweeping = Sweeping(policy_of(made), search_of(made), made.tune.trials, made.tune.metric)
+
+    def task(trial):
+        return json.dumps(
+            {"number": trial.number, "values": trial.values, "step": trial.step, "every": 10, "seed": seed}
+        )
+
+    told = []
+    why = engine.run(sweeping, Actors(landscape.Planted, 1, task), folder, told.append)
+    assert why is None
+    assert len(sweeping.trials) == made.tune.trials
+    assert {trial.number for trial in told} == set(range(made.tune.trials))
+    best = max((trial for trial in sweeping.trials if trial.state is State.FINISHED), key=lambda one: one.value)
+    made_steps = sum(trial.step for trial in sweeping.trials)
+    regret = landscape.OPTIMUM - landscape.miou(best.values, landscape.STEPS)
+    return regret, made_steps / (made.tune.trials * landscape.STEPS)
+
+
+def test_halving_stops_the_bad_and_keeps_to_its_share(landscape, tmp_path):
+    regret, share = searched(landscape, tmp_path, 0, **{"tune.trials": 16, "tune.search": "random"})
+    assert share <= 0.25
+    assert regret < 0.1
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_steps_ends_within_two_points_of_the_optimum_and_tpe_beats_chance(landscape, tmp_path, capsys):
+    found = {
+        search: [
+            searched(landscape, tmp_path / f"{search}{seed}", seed, **{"tune.search": search}) for seed in range(10)
+        ]
+        for search in ("optuna", "random")
+    }
+    regrets = {search: median(regret for regret, _ in runs) for search, runs in found.items()}
+    with capsys.disabled():
+        print(f"\nregret, median of 10 seeds: TPE {regrets['optuna']:.4f}, random {regrets['random']:.4f};", end=" ")
+        print(f"steps {max(share for runs in found.values() for _, share in runs):.3f} of 64 whole trials")
+    assert all(share <= 0.25 for runs in found.values() for _, share in runs)
+    assert regrets["optuna"] <= 0.02
+    assert regrets["optuna"] < regrets["random"]
