@@ -1,4 +1,4 @@
-"""A sweep beside the same runs one after another: the time of all, and from a trial's end to the next one's first step."""
+"""A sweep beside the same runs one after another: the time of all, and between two of them."""
 
 import subprocess
 import sys
