@@ -63,7 +63,7 @@ def swept(ray_cluster, streets, tmp_path_factory, empty_store):
                 "trials": 4,
                 "grace": 6,
                 "reduction": 2,
-                "metric": ["val/miou", "cost/parameters"],
+                "metric": ["train/loss", "cost/parameters"],
             },
         }
     )

@@ -169,7 +169,9 @@ def show_result(console: Console, result: Result) -> None:
     if len(result.front) > 1:
         numbers = ", ".join(str(trial.number) for trial in result.front)
         console.print(f"no trial beats {numbers} in every metric", highlight=False)
-    console.print(f"best: trial {result.best.number}  {spelt(result.best.values)}", highlight=False)
+    value = sign_of(result.metric) * (result.best.best or 0.0)
+    best = f"best: trial {result.best.number}  {spelt(result.best.values)}"
+    console.print(f"{best}  {result.metric} {value:.4f}", highlight=False)
     if result.mean is not None:
         deviation = "" if result.deviation is None else f", standard deviation {result.deviation:.4f}"
         console.print(

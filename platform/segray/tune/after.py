@@ -22,7 +22,7 @@ from segray.tune.outcome import Cost
 from segray.tune.record import folder_of
 from segray.tune.report import write
 from segray.tune.starting import Begun
-from segray.tune.trials import Trial
+from segray.tune.trials import Trial, sign_of
 
 BEST = "best.yaml"
 REPORT = "report"
@@ -36,6 +36,7 @@ class Result:
         name: of the sweep.
         folder: of the sweep, absolute.
         trials: all of them.
+        metric: that decided.
         best: the trial with the best settings.
         front: trials that are not beaten in every metric, best first; the best alone, if there is one metric.
         config: file with the best settings.
@@ -55,6 +56,7 @@ class Result:
     name: str
     folder: str
     trials: list[Trial]
+    metric: str
     best: Trial
     front: list[Trial]
     config: str
@@ -96,11 +98,12 @@ def finish(begun: Begun, ended: str | None, say: Callable[[str], None]) -> Resul
     page = write(begun.config, trials, best, scores, cost, begun.folder / REPORT)
     for picture in sorted((begun.folder / REPORT).iterdir()):
         begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
-    _write_metrics(begun.record.journal, trials, best, scores, cost)
+    _write_metrics(begun.record.journal, config.tune.metric[0], trials, best, scores, cost)
     return Result(
         name=begun.folder.name,
         folder=str(begun.folder),
         trials=trials,
+        metric=config.tune.metric[0],
         best=best,
         front=outcome.front(trials, config.tune.metric),
         config=str(file),
@@ -174,14 +177,16 @@ def _registered(begun: Begun, best: Trial, runs: list[Path], scores: list[float]
     return folder
 
 
-def _write_metrics(journal: Journal, trials: list[Trial], best: Trial, scores: list[float], cost: Cost) -> None:
+def _write_metrics(
+    journal: Journal, metric: str, trials: list[Trial], best: Trial, scores: list[float], cost: Cost
+) -> None:
     """Writes what a sweep found among the metrics of its own run."""
     values = {
         "sweep/best_trial": float(best.number),
         "sweep/trials": float(len(trials)),
         "sweep/worker_hours": cost.worker_hours,
         "sweep/worker_hours_saved": cost.saved,
-        "sweep/best": best.best or 0.0,
+        "sweep/best": sign_of(metric) * (best.best or 0.0),
     }
     if scores:
         values["sweep/seeds_mean"] = mean(scores)
