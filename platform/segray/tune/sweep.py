@@ -36,6 +36,8 @@ from segray.tune.warm import earlier
 OUTCOME_TAG = "segray.outcome"
 MOST_SHARED = 0.3
 """Share of a node's object store that the data may take."""
+MOST_FAILED = 5
+"""Trials that fail before any is validated end the sweep: the others would fail as they did."""
 STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED"}
 
 
@@ -116,32 +118,31 @@ def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], No
         begun.trials,
         record.suggested,
     )
-    if sweeping.is_over:
-        return None
-    crew = Crew(begun, sweeping)
-    view = View(
-        config,
-        begun.folder,
-        outlook(config, begun.manifest, begun.slots),
-        sweeping,
-        lambda: begun.spent_s + monotonic() - began,
-    )
-    watch(view)
-    actors = Actors(crew.trainable(say), begun.slots.count, crew.task)
+    crew, why = Crew(begun, sweeping), None
     try:
-        why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: _spent(view))
+        if not sweeping.is_over:
+            expected = outlook(config, begun.manifest, begun.slots)
+            view = View(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
+            watch(view)
+            actors = Actors(crew.trainable(say), begun.slots.count, crew.task)
+            why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: _spent(view))
         sweeping.close(why or "not among the best")
     finally:
         for trial in sweeping.trials:
             crew.close(trial)
-    if all(trial.state is State.FAILED for trial in sweeping.trials):
-        raise TrainingError(f"all {len(sweeping.trials)} trials failed:{outcome.reasons(sweeping.trials)}")
+    failed = sum(trial.state is State.FAILED for trial in sweeping.trials)
+    if failed and outcome.best_of(sweeping.trials) is None:
+        told = "all" if failed == len(sweeping.trials) else f"{failed} of"
+        raise TrainingError(f"{told} {len(sweeping.trials)} trials failed:{outcome.reasons(sweeping.trials)}")
     return why
 
 
 def _spent(view: View) -> str | None:
     """Returns what of the budget is spent, none if nothing is."""
     budget, trials = view.config.tune.budget, view.sweeping.trials
+    failed = sum(trial.state is State.FAILED for trial in trials)
+    if failed >= MOST_FAILED and not any(trial.curve for trial in trials):
+        return f"{failed} trials failed, and none was ever validated"
     if budget.hours is not None and view.spent_s() >= budget.hours * 3600:
         return f"tune.budget.hours, {budget.hours:g}, are spent"
     if budget.trials is not None and sum(trial.state in (*OVER, State.PAUSED) for trial in trials) >= budget.trials:
