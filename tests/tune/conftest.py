@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -32,13 +33,14 @@ def settings(streets, tmp_path, empty_store):
     shutil.copy(empty_store, tmp_path)
 
     def made(**changes):
-        base = {
+        base: dict[str, Any] = {
             "results": str(tmp_path / "results"),
             "data": {"root": str(streets), "crop": 32},
             "optim": {"lr": 1e-3, "warmup_steps": 1},
             "train": {"steps": 4, "batch": 4, "workers": 1, "log_every": 1, "val_every": 2},
             "tune": {"space": {"optim.lr": {"choice": [1e-3, 1e-5]}}, "search": "grid", "scheduler": "none"},
         }
+        base["tune"]["space"] = changes.pop("tune__space", base["tune"]["space"])
         return config.build(config.merge(base, {key.replace("__", "."): value for key, value in changes.items()}))
 
     return made
