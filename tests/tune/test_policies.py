@@ -109,7 +109,7 @@ def test_a_trial_that_failed_is_not_waited_for():
 
 def test_below_the_median_of_three_others_a_trial_is_stopped():
     policy = Median(20, LAST)
-    others = [Trial(number, {}, State.FINISHED, {20: value}) for number, value in enumerate((0.1, 0.5, 0.9))]
+    others = [Trial(number, {}, State.FINISHED, {10: value, 20: value}) for number, value in enumerate((0.1, 0.5, 0.9))]
 
     def verdict(value, step=20, among=others):
         one = Trial(9, {}, State.RUNNING, {step: value})
