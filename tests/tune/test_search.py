@@ -99,3 +99,11 @@ def test_who_was_stopped_counts_with_what_it_would_have_ended_at():
     assert trials[0].value < trials[1].value + 0.1
     drawn = [search_of(settings(seed=seed)).suggest(30, trials)["loss.terms"] for seed in range(12)]
     assert drawn.count(["cross_entropy"]) > 8
+
+
+def test_trials_that_run_already_are_not_suggested_again():
+    made = settings(seed=1)
+    trials = searched(made, 15)
+    alone = search_of(made).suggest(15, trials)
+    running = [Trial(15 + place, alone, State.RUNNING) for place in range(6)]
+    assert search_of(made).suggest(15, [*trials, *running]) != alone
