@@ -174,8 +174,9 @@ def command(streets, tmp_path, empty_store, ray_cluster):
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
