@@ -13,21 +13,21 @@ from segray.tune.trials import State
 def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
     result, _, view = swept
     assert view.outlook.at_once == 2
-    assert [trial.values["optim.lr"] for trial in result.trials] == [3e-3, 3e-3, 1e-12, 1e-12]
+    assert [trial.values["optim.lr"] for trial in result.trials] == [3e-3, 1e-12, 1e-11]
     finished = [trial for trial in result.trials if trial.state is State.FINISHED]
     assert result.best in finished
     assert result.best.values["optim.lr"] == 3e-3
     stopped = [trial for trial in result.trials if trial.state is State.STOPPED]
-    assert {trial.number for trial in stopped} == {2, 3}
+    assert {trial.number for trial in stopped} == {1, 2}
     assert all(trial.step < 12 for trial in stopped)
-    assert result.cost.steps == sum(trial.step for trial in result.trials) < result.cost.whole == 48
+    assert result.cost.steps == sum(trial.step for trial in result.trials) < result.cost.whole == 36
     assert result.ended is None
 
 
 def test_the_sweep_cost_about_what_was_told_before(swept):
     _, _, view = swept
-    assert view.outlook.steps == 48
-    assert view.outlook.expected == 36  # four to step 6, two of them to 12
+    assert view.outlook.steps == 36
+    assert view.outlook.expected == 24  # three to step 6, one of them to 12
     assert 0 < view.outlook.hours < 0.2
 
 
@@ -36,10 +36,10 @@ def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, r
     parent, trials = runs_of(f"sqlite:///{folder}/mlflow.db")
     assert parent.info.run_id == result.run_id
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["tune.trials"] == "4"
-    assert parent.data.params["tune.space.optim.lr.choice"] == "[0.003, 1e-12]"
+    assert parent.data.params["tune.trials"] == "3"
+    assert parent.data.params["tune.space.optim.lr.choice"] == "[0.003, 1e-12, 1e-11]"
     assert parent.data.metrics["sweep/best"] == pytest.approx(-result.best.best)
-    assert sorted(trials) == ["trial-000", "trial-001", "trial-002", "trial-003"]
+    assert sorted(trials) == ["trial-000", "trial-001", "trial-002"]
     for trial in result.trials:
         run = trials[f"trial-{trial.number:03d}"]
         assert run.info.status == ("FINISHED" if trial.state is State.FINISHED else "KILLED")
@@ -79,7 +79,7 @@ def test_the_best_checkpoint_is_the_challenger(swept):
 def test_the_report_shows_every_trial(swept):
     result, folder, _ = swept
     page = Path(result.report).read_text()
-    assert [f'data-trial="{number}"' in page for number in range(4)] == [True] * 4
+    assert [f'data-trial="{number}"' in page for number in range(3)] == [True] * 3
     assert f"{-result.best.best:.4f}" in page
     for name in ("curves", "parallel", "front"):
         with Image.open(Path(result.report).parent / f"{name}.png") as picture:

@@ -13,6 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 from segray import config, places
 from segray.config import Config
 from segray.config.schema import ClassWeights, Terms, Transforms
+from segray.config.tuning import Objectives, Space
 from segray.errors import ConfigError, SegrayError
 from segray.quiet import quieten
 
@@ -103,13 +104,13 @@ class Parser(argparse.ArgumentParser):
 
 def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
-    if info.type not in (Transforms, Terms, ClassWeights):
+    if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="YAML",
         instance_from_str=lambda words: words[0],
-        is_instance=lambda value: value is None or isinstance(value, tuple | str),
+        is_instance=lambda value: value is None or isinstance(value, tuple | str | dict),
         str_from_instance=lambda value: [str(value)],
     )
 
