@@ -103,7 +103,7 @@ def test_the_best_of_a_rung_are_those_whose_curves_end_highest():
 def test_a_trial_that_failed_is_not_waited_for():
     trials = [Trial(number, {}, State.PAUSED, {20: value}) for number, value in enumerate((0.9, 0.5, 0.4))]
     assert Halving((20,), 2, LAST).resumed(trials, False) is trials[0]  # room for one of three
-    trials[0].state, trials[0].cleared = State.FAILED, 0
+    trials[0].state = State.FAILED
     assert Halving((20,), 2, LAST).resumed(trials, False) is trials[1]
 
 
@@ -162,7 +162,8 @@ def test_between_two_looks_and_at_the_end_nobody_copies():
 
 def test_who_has_come_least_far_has_its_turn():
     trials = four()
+    assert population().judge(trials[3], trials, False) is Verdict.PAUSE  # one that is to come waits for its place
     trials[1].state = trials[2].state = State.PAUSED
     trials[1].curve[30] = 0.5
-    assert population().judge(trials[3], trials, False) is Verdict.PAUSE  # others wait for its place
+    assert population().judge(trials[3], trials, True) is Verdict.PAUSE  # others wait for its place
     assert population().resumed(trials, False) is trials[2]

@@ -11,7 +11,7 @@ from segray import config
 from segray.tune.policies import Verdict, policy_of
 from segray.tune.search import search_of
 from segray.tune.sweeping import WORST, Sweeping
-from segray.tune.trials import State
+from segray.tune.trials import State, Trial
 
 STEPS, EVERY = 80, 10
 MODES = [("asha", "random"), ("asha", "optuna"), ("median", "grid"), ("none", "optuna"), ("pbt", "random")]
@@ -63,7 +63,7 @@ def left(sweeping):
     """Returns the trials as a journal has them: who ran waits to go on, and what was only thought is forgotten."""
     trials = copy.deepcopy(sweeping.trials)
     for trial in trials:
-        trial.cleared = 0
+        trial.allowed = 0
         if trial.state is State.RUNNING:
             trial.state = State.WAITING
     return trials
@@ -94,6 +94,24 @@ def test_nobody_is_suggested_before_it_is_written_down(mode):
     sweeping.on_suggested = lambda trial: written.append((trial.number, len(sweeping.trials)))
     run(sweeping, 2, np.random.default_rng(0))
     assert written == [(number, number) for number in range(9)]
+
+
+def test_to_ask_whether_it_is_over_changes_nothing():
+    paused = [Trial(number, {}, State.PAUSED, {20: (9 - number) / 10}) for number in range(9)]
+    sweeping = sweep_of("asha", "random", trials=paused)
+    for going_on in (0, 1):  # room for two of nine
+        assert [sweeping.is_over, sweeping.is_over] == [False, False]
+        assert sweeping.next() is paused[going_on]
+    assert sweeping.next() is None
+
+
+def test_the_last_one_left_goes_to_the_end_without_a_stop():
+    paused = [Trial(number, {}, State.PAUSED, {20: 0.5}) for number in range(9)]
+    sweeping = sweep_of("asha", "random", trials=paused[:3])
+    sweeping.most = 3
+    last = sweeping.next()
+    verdicts = [sweeping.reported(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
+    assert set(verdicts) == {Verdict.GO_ON}
 
 
 def test_a_trial_without_the_metric_is_worst():

@@ -40,22 +40,16 @@ class Sweeping:
 
     def next(self) -> Trial | None:
         """Returns the trial to start or to go on with now, none if there is none before another reports or ends."""
-        trial = self._waiting() or self.policy.resumed(self.trials, False) or self._suggested()
-        if trial is None and not self._running():
-            trial = self.policy.resumed(self.trials, True)
+        trial = self._waiting() or self._resumed() or self._suggested() or self._resumed()
         if trial is not None:
-            trial.state, trial.why = State.RUNNING, ""
+            trial.state, trial.allowed, trial.why = State.RUNNING, trial.step, ""
         return trial
 
     @property
     def is_over(self) -> bool:
         """Returns whether nothing is left to do; who is still paused is stopped then."""
-        return not self._has_new() and not self._running() and self.is_idle
-
-    @property
-    def is_idle(self) -> bool:
-        """Returns whether no trial waits, and none may be resumed."""
-        return self._waiting() is None and self.policy.resumed(self.trials, not self._running()) is None
+        is_idle = self._waiting() is None and self._resumed() is None
+        return is_idle and not self._has_new() and not self._running()
 
     def reported(self, trial: Trial, step: int, found: dict[str, float]) -> Verdict:
         """Notes a validation and returns what becomes of the trial.
@@ -71,7 +65,9 @@ class Sweeping:
         return self._judge(trial)
 
     def _judge(self, trial: Trial) -> Verdict:
-        verdict = self.policy.judge(trial, self.trials, self._is_alone(trial))
+        verdict = self.policy.judge(trial, self.trials, not self._has_new())
+        if verdict is Verdict.GO_ON:
+            trial.allowed = trial.step
         if verdict is Verdict.STOP:
             trial.state = State.STOPPED
         if verdict is Verdict.PAUSE:
@@ -88,6 +84,9 @@ class Sweeping:
             if not trial.is_over:
                 trial.state = State.STOPPED
                 trial.why = trial.why or why
+
+    def _resumed(self) -> Trial | None:
+        return self.policy.resumed(self.trials, not self._has_new())
 
     def _suggested(self) -> Trial | None:
         if not self._has_new():
@@ -113,10 +112,6 @@ class Sweeping:
 
     def _running(self) -> Sequence[Trial]:
         return [trial for trial in self.trials if trial.state is State.RUNNING]
-
-    def _is_alone(self, trial: Trial) -> bool:
-        others = [one for one in self.trials if one is not trial and one.state in (State.WAITING, State.PAUSED)]
-        return not others and not self._has_new()
 
 
 WORST = -1e9

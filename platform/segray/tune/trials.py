@@ -39,7 +39,7 @@ class Trial:
         state: what it does now.
         curve: the first metric at each validation, by step; the higher, the better.
         others: the other metrics as last reported, as they are.
-        cleared: rungs it may go beyond.
+        allowed: step of the validation that it was last allowed to go on from.
         copies: donor and step of the checkpoint that it begins its next part with.
         seconds: it has run, in parts that have ended.
         part_s: seconds of the part that runs.
@@ -53,7 +53,7 @@ class Trial:
     state: State = State.WAITING
     curve: dict[int, float] = field(default_factory=dict)
     others: dict[str, float] = field(default_factory=dict)
-    cleared: int = 0
+    allowed: int = 0
     copies: int | None = None
     seconds: float = 0.0
     part_s: float = 0.0

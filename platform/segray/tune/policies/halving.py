@@ -24,32 +24,27 @@ class Halving:
     def __init__(self, rungs: Sequence[int], reduction: float, last: int) -> None:
         self._rungs, self._reduction, self._last = tuple(rungs), reduction, last
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> Verdict:
         rung = self._rung_at(trial)
-        if rung is None or trial.cleared > rung:
-            return Verdict.GO_ON
-        if trial in self._promotable(rung, trials):
-            trial.cleared = rung + 1
+        if rung is None or trial in self._promotable(rung, trials) or trial is self._last_hope(trials, is_whole, trial):
             return Verdict.GO_ON
         trial.why = f"not among the best at step {trial.step}"
         return Verdict.PAUSE
 
-    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         for rung in reversed(range(len(self._rungs))):
             for trial in self._promotable(rung, trials):
                 if trial.state is State.PAUSED:
-                    trial.cleared = rung + 1
                     return trial
-        return self._best_paused(trials) if is_last_call else None
+        return self._last_hope(trials, is_whole)
 
-    def _best_paused(self, trials: Sequence[Trial]) -> Trial | None:
-        """Returns the trial that is nearest to the end, if none has come there: somebody has to."""
-        paused = [trial for trial in trials if trial.state is State.PAUSED and trial.curve]
-        if not paused or any(trial.state is State.FINISHED for trial in trials):
+    def _last_hope(self, trials: Sequence[Trial], is_whole: bool, judged: Trial | None = None) -> Trial | None:
+        """Returns the trial that is nearest to the end, if none has come or may yet come there: somebody has to."""
+        others = {trial.state for trial in trials if trial is not judged}
+        if not is_whole or others & {State.WAITING, State.RUNNING, State.FINISHED}:
             return None
-        best = max(paused, key=lambda one: (one.step, self._expected(one, one.step)))
-        best.cleared = len(self._rungs)
-        return best
+        left = [trial for trial in trials if trial is judged or (trial.state is State.PAUSED and trial.curve)]
+        return max(left, key=lambda one: (one.step, self._expected(one, one.step)), default=None)
 
     def _rung_at(self, trial: Trial) -> int | None:
         """Returns the highest rung that a trial's last validation was the first at, if it was at one."""
@@ -68,7 +63,7 @@ class Halving:
 
     def _is_beyond(self, trial: Trial, rung: int, step: int) -> bool:
         """Returns whether a trial has gone on from a rung, where it came at a step."""
-        return trial.cleared > rung or trial.step > step or trial.state is State.FINISHED
+        return trial.allowed >= step or trial.step > step or trial.state is State.FINISHED
 
     def _expected(self, trial: Trial, step: int) -> float:
         return trial.forecast(step, self._last).value

@@ -24,7 +24,7 @@ class Median:
     def __init__(self, grace: int, last: int) -> None:
         self._grace, self._last = grace, last
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> Verdict:
         step = trial.step
         if not self._grace <= step < self._last:
             return Verdict.GO_ON
@@ -34,5 +34,5 @@ class Median:
         trial.why = f"below the median of {len(others)} others at step {step}"
         return Verdict.STOP
 
-    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         return next((trial for trial in trials if trial.state is State.PAUSED), None)

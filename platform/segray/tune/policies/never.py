@@ -9,8 +9,8 @@ from segray.tune.trials import State, Trial
 class Never:
     """Stops nobody."""
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> Verdict:
         return Verdict.GO_ON
 
-    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         return next((trial for trial in trials if trial.state is State.PAUSED), None)

@@ -34,7 +34,7 @@ class Population:
         self._space, self._interval, self._last = tuple(space), interval, last
         self._quantile, self._resample, self._seed = quantile, resample, seed
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> Verdict:
         before = max((step for step in trial.curve if step < trial.step), default=0)
         if trial.step >= self._last or trial.step // self._interval == before // self._interval:
             return Verdict.GO_ON
@@ -44,10 +44,13 @@ class Population:
             trial.values = self._moved(donor.values, trial)
             trial.why = f"copies trial {donor.number} at step {donor.step}"
             return Verdict.PAUSE
+        others = [one for one in trials if one is not trial and one.state in (State.WAITING, State.PAUSED)]
+        if is_whole and not others:
+            return Verdict.GO_ON
         trial.why = "waits for its turn"
-        return Verdict.GO_ON if is_alone else Verdict.PAUSE
+        return Verdict.PAUSE
 
-    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         paused = [trial for trial in trials if trial.state is State.PAUSED]
         return min(paused, key=lambda one: (one.step, one.number), default=None)
 

@@ -18,19 +18,19 @@ class Verdict(Enum):
 class Policy(Protocol):
     """Who goes on."""
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_alone: bool) -> Verdict:
-        """Returns what becomes of a trial that has just validated.
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> Verdict:
+        """Returns what becomes of a trial that has just validated, and notes at the trial why.
 
         Args:
             trial: that has.
             trials: all there are.
-            is_alone: whether nobody waits for its place.
+            is_whole: whether no other is to come.
         """
 
-    def resumed(self, trials: Sequence[Trial], is_last_call: bool) -> Trial | None:
-        """Returns a paused trial that may go on, if there is one.
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+        """Returns a paused trial that may go on, if there is one. Changes nothing: it may be asked at any time.
 
         Args:
             trials: all there are.
-            is_last_call: no trial runs, and none is to come.
+            is_whole: whether no other is to come.
         """
