@@ -57,7 +57,16 @@ def head(tmp_path_factory):
         _wait_for_jobs(shell)
         yield shell
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its own session: nobody else's processes
+        _end(process)
+
+
+def _end(process):
+    """Ends a head and all it has started: its own session, nobody else's processes."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:  # it waits half a minute for what has already ended
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
 
 

@@ -60,7 +60,7 @@ def swept(ray_cluster, streets, tmp_path_factory, empty_store):
             "optim": {"warmup_steps": 1},
             "train": {"steps": 12, "batch": 4, "workers": 1, "log_every": 2, "val_every": 6},
             "tune": {
-                "space": {"optim.lr": {"choice": [3e-3, 1e-12, 1e-11]}, "data.flip": {"choice": [0.5]}},
+                "space": {"optim.lr": {"choice": [3e-4, 1e-12, 1e-11]}, "data.flip": {"choice": [0.5]}},
                 "search": "grid",
                 "trials": 3,
                 "grace": 6,

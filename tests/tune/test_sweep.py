@@ -13,10 +13,10 @@ from segray.tune.trials import State
 def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
     result, _, view = swept
     assert view.outlook.at_once == 2
-    assert [trial.values["optim.lr"] for trial in result.trials] == [3e-3, 1e-12, 1e-11]
+    assert [trial.values["optim.lr"] for trial in result.trials] == [3e-4, 1e-12, 1e-11]
     finished = [trial for trial in result.trials if trial.state is State.FINISHED]
     assert result.best in finished
-    assert result.best.values["optim.lr"] == 3e-3
+    assert result.best.values["optim.lr"] == 3e-4
     stopped = [trial for trial in result.trials if trial.state is State.STOPPED]
     assert {trial.number for trial in stopped} == {1, 2}
     assert all(trial.step < 12 for trial in stopped)
@@ -37,7 +37,7 @@ def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, r
     assert parent.info.run_id == result.run_id
     assert parent.info.status == "FINISHED"
     assert parent.data.params["tune.trials"] == "3"
-    assert parent.data.params["tune.space.optim.lr.choice"] == "[0.003, 1e-12, 1e-11]"
+    assert parent.data.params["tune.space.optim.lr.choice"] == "[0.0003, 1e-12, 1e-11]"
     assert parent.data.metrics["sweep/best"] == pytest.approx(-result.best.best)
     assert sorted(trials) == ["trial-000", "trial-001", "trial-002"]
     for trial in result.trials:
