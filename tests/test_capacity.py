@@ -112,6 +112,7 @@ def test_trials_all_run_at_once_or_the_request_is_refused(nodes, workers, device
         ([Node(16, 4), Node(16, 4)], 3, "cuda", None, 2),  # a trial may lie on two nodes
         ([Node(16, 4), Node(16, 4)], 8, "cuda", None, 1),
         ([Node(64, 8)], 1, "cuda", 3, 3),
+        ([Node(0, 4), Node(8, 2)], 1, "cuda", None, 2),  # GPUs without a CPU beside them are of no use
     ],
 )
 def test_so_many_trials_at_once(nodes, workers, device, wanted, count):

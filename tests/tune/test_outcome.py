@@ -49,8 +49,8 @@ def test_what_was_saved_is_what_the_steps_that_were_not_made_would_have_cost():
 
 
 def test_reasons_are_grouped_the_most_frequent_first():
-    trials = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["a\nmore", "b", "a", "a"])]
-    assert reasons([*trials, trial(9, 0.1)]) == "\n  3 x (trial 0, 2, 3): a\n  1 x (trial 1): b"
+    trials = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["b", "a\nmore", "a", "a"])]
+    assert reasons([*trials, trial(9, 0.1)]) == "\n  3 x (trial 1, 2, 3): a\n  1 x (trial 0): b"
 
 
 SPACE = (
@@ -75,7 +75,9 @@ def test_what_decides_is_told_from_what_does_not():
 
 
 def test_of_few_trials_nothing_is_told():
-    assert importances(SPACE, [Trial(0, drawn(SPACE, 0, 0), State.FINISHED, {10: 0.5})] * 7, 10) == []
+    trials = [Trial(number, drawn(SPACE, 0, number), State.FINISHED, {10: number / 10}) for number in range(8)]
+    assert importances(SPACE, trials, 10) != []
+    assert importances(SPACE, trials[:7], 10) == []
 
 
 def made(**over):

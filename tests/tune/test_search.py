@@ -52,7 +52,6 @@ def test_what_is_suggested_lies_in_the_space(search):
 
 def test_a_grid_has_every_combination_once():
     over = {"space": {"data.flip": {"choice": [0, 1]}, "data.crop": {"choice": [32, 64, 96]}}, "search": "grid"}
-    found = [trial.values for trial in [Trial(0, {})]]
     made, found = settings(**over), []
     search = search_of(made)
     while (values := search.suggest(len(found), [])) is not None:
@@ -68,6 +67,25 @@ def test_tpe_finds_more_than_chance():
         for search in ("random", "optuna")
     }
     assert best["optuna"] > best["random"]
+
+
+def test_what_is_minimised_is_searched_for_the_least():
+    def found(sign, metric):
+        trials = searched(settings(search="random"), 60)
+        for trial in trials:
+            trial.curve = {100: sign * goodness(trial.values)}
+        drawn = [search_of(settings(metric=metric, seed=seed)).suggest(60, trials) for seed in range(16)]
+        return float(np.mean([goodness(values) for values in drawn]))
+
+    # A trial's curve is the higher the better, whatever the metric: that of a loss is below zero.
+    assert found(1, "train/loss") == found(1, "val/miou") > found(-1, "train/loss") + 0.2
+
+
+def test_a_trial_that_failed_teaches_nothing():
+    made = settings()
+    trials = searched(made, 15)
+    failed = Trial(15, trials[0].values, State.FAILED, {100: 1.0})
+    assert search_of(made).suggest(16, [*trials, failed]) == search_of(made).suggest(16, trials)
 
 
 def test_an_earlier_sweep_spares_the_start():

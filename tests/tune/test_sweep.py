@@ -19,15 +19,15 @@ def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
     assert result.best.values["optim.lr"] == 3e-4
     stopped = [trial for trial in result.trials if trial.state is State.STOPPED]
     assert {trial.number for trial in stopped} == {1, 2}
-    assert all(trial.step < 12 for trial in stopped)
-    assert result.cost.steps == sum(trial.step for trial in result.trials) < result.cost.whole == 36
+    assert all(trial.step < 24 for trial in stopped)
+    assert result.cost.steps == sum(trial.step for trial in result.trials) < result.cost.whole == 72
     assert result.ended is None
 
 
 def test_the_sweep_cost_about_what_was_told_before(swept):
     _, _, view = swept
-    assert view.outlook.steps == 36
-    assert view.outlook.expected == 24  # three to step 6, one of them to 12
+    assert view.outlook.steps == 72
+    assert view.outlook.expected == 48  # three to step 12, one of them to 24
     assert 0 < view.outlook.hours < 0.2
 
 

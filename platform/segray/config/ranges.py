@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
-import yaml
-
-from segray.config.spelt import impossible
+from segray.config.spelt import from_yaml, impossible
 
 NUMBERS = ("uniform", "loguniform")
 WHOLE = ("int", "logint")
@@ -20,7 +18,7 @@ def ranges(value: object) -> dict[str, dict[str, list[Any]]]:
     Raises:
         ValueError: something is no range; it is named.
     """
-    found = _read("tune.space", value)
+    found = from_yaml("tune.space", value, f"settings, each with {SPELT}")
     if not isinstance(found, Mapping):
         raise impossible("tune.space", value, f"settings, each with {SPELT}")
     return dict(_leaves(found))
@@ -29,7 +27,7 @@ def ranges(value: object) -> dict[str, dict[str, list[Any]]]:
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, list[Any]]]]:
     for name, inner in tree.items():
         key = f"{prefix}{name}"
-        found = _read(f"tune.space.{key}", inner)
+        found = from_yaml(f"tune.space.{key}", inner, SPELT)
         if not isinstance(found, Mapping) or not found:
             raise impossible(f"tune.space.{key}", inner, SPELT)
         kinds = [kind for kind in found if kind in KINDS]
@@ -67,11 +65,3 @@ def _bounds(key: str, kind: str, values: Any) -> list[Any]:
     if kind.startswith("log") and low <= 0:
         raise impossible(key, list(values), "LOW above 0")
     return [int(low), int(high)] if kind in WHOLE else [low, high]
-
-
-def _read(key: str, value: object) -> object:
-    """Returns what a file holds, or what a flag spells as YAML."""
-    try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
-        raise impossible(key, value, SPELT) from error

@@ -13,7 +13,7 @@ def _is_named(found: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(found, str)
 
 
-def _from_yaml(key: str, value: object, expected: str) -> object:
+def from_yaml(key: str, value: object, expected: str) -> object:
     """Returns what a file holds, or what a flag spells as YAML."""
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
@@ -24,7 +24,7 @@ def _from_yaml(key: str, value: object, expected: str) -> object:
 def transforms(value: object) -> object:
     """Returns the transforms of a file, or of a flag."""
     expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
-    found = _from_yaml("data.augment", value, expected)
+    found = from_yaml("data.augment", value, expected)
     if found is None:
         return None
     if not isinstance(found, list | tuple) or not all(_is_named(one, (dict, type(None))) for one in found):
@@ -37,7 +37,7 @@ def terms(value: object) -> object:
     expected = (
         f"a list of NAME or NAME: weight of {', '.join(LOSSES)} or module:attribute, e.g. '[ohem, {{dice: 0.5}}]'"
     )
-    found = _from_yaml("loss.terms", value, expected)
+    found = from_yaml("loss.terms", value, expected)
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list | tuple) or not found or not all(_is_named(one, (int, float)) for one in found):
         raise impossible("loss.terms", value, expected)
@@ -47,7 +47,7 @@ def terms(value: object) -> object:
 def class_weights(value: object) -> object:
     """Returns the class weights of a file, or of a flag."""
     expected = f"{', '.join(COUNTED)}, or a list of numbers, one for each class, none below 0"
-    found = _from_yaml("loss.class_weights", value, expected)
+    found = from_yaml("loss.class_weights", value, expected)
     if found is None or found in COUNTED:
         return found
     numbers = isinstance(found, list | tuple) and all(isinstance(one, int | float) and one >= 0 for one in found)
@@ -70,5 +70,5 @@ def numbers(value: object) -> object:
 
 def objectives(value: object) -> object:
     """Returns the metrics of a file, or of a flag; one may stand without a list."""
-    found = _from_yaml("tune.metric", value, "a metric, or a list of them")
+    found = from_yaml("tune.metric", value, "a metric, or a list of them")
     return [found] if isinstance(found, str) else found

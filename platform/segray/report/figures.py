@@ -1,24 +1,20 @@
 """The page's figures as PNGs, for MLflow and for papers."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.text import Text
 
 from segray.classes import Classes, Colour
 from segray.evaluate import Evaluation
 from segray.metrics.calibration import NUM_BINS
+from segray.pages import plots
+from segray.pages.plots import BLUE, INK, RED, SOFT, TITLE, plot
 from segray.pictures import coloured
 from segray.report.examples import Example, errors
 
-INK, SOFT, BLUE, RED = "#1d2530", "#5d6b7c", "#2f6fb0", "#dc2626"
-DPI = 130
 MOST_NAMED = 60
 """Beyond so many classes their names cannot be read beside the confusion matrix."""
 EXAMPLE_INCHES = 2.6
@@ -42,16 +38,7 @@ def save(evaluation: Evaluation, shown: Sequence[Example], folder: Path) -> tupl
         drawn["reliability"] = reliability(evaluation)
     if evaluation.found.slices:
         drawn["slices"] = slices(evaluation)
-    files = []
-    for name, figure in drawn.items():
-        FigureCanvasAgg(figure)
-        for text in figure.findobj(Text):
-            text.set_parse_math(False)  # a class or image may be called anything, `$` included
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # the page shows every script
-            figure.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
-        files.append(folder / f"{name}.png")
-    return tuple(files)
+    return tuple(plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items())
 
 
 def by_class(evaluation: Evaluation) -> Figure:
@@ -59,7 +46,7 @@ def by_class(evaluation: Evaluation) -> Figure:
     found, classes = evaluation.found, evaluation.classes
     there = [(name, iou) for name, iou in found.scores.iou.items() if iou is not None]
     there.sort(key=lambda one: one[1])
-    figure, axes = _figure(8, 1 + 0.28 * len(there))
+    figure, axes = plot(8, 1 + 0.28 * len(there))
     colours = dict(zip(classes.names, classes.palette, strict=True))
     names = [name for name, _ in there]
     axes.barh(names, [iou for _, iou in there], color=[_rgb(colours[name]) for name in names], height=0.7)
@@ -70,7 +57,7 @@ def by_class(evaluation: Evaluation) -> Figure:
         axes.text(1.02, index, f"{iou:.3f}", va="center", fontsize=9, color=INK)
     axes.set_xlim(0, 1)
     low, high = found.miou_interval
-    axes.set_title(f"IoU by class, mean {found.scores.miou:.4f} [{low:.4f}, {high:.4f}]", loc="left", fontsize=11)
+    axes.set_title(f"IoU by class, mean {found.scores.miou:.4f} [{low:.4f}, {high:.4f}]", **TITLE)
     return figure
 
 
@@ -97,23 +84,23 @@ def reliability(evaluation: Evaluation) -> Figure:
     """Returns accuracy by confidence; the more pixels, the darker."""
     known = evaluation.found.calibration
     assert known is not None
-    figure, axes = _figure(4.4, 4.4)
+    figure, axes = plot(4.4, 4.4)
     for index, (accuracy, share) in enumerate(zip(known.accuracy, known.share, strict=True)):
         if accuracy is not None:
             left, width = index / NUM_BINS, 0.94 / NUM_BINS
             axes.bar(left, accuracy, width, align="edge", color=BLUE, alpha=0.25 + 0.75 * share**0.5)
     axes.plot([0, 1], [0, 1], color=RED, linewidth=1.2, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    axes.set_title(f"reliability, ECE {known.ece:.4f}", loc="left", fontsize=11)
+    axes.set_title(f"reliability, ECE {known.ece:.4f}", **TITLE)
     return figure
 
 
 def images(evaluation: Evaluation) -> Figure:
     """Returns how many images reach which mean IoU."""
-    figure, axes = _figure(6, 3.2)
+    figure, axes = plot(6, 3.2)
     axes.hist([image.miou for image in evaluation.found.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
     axes.set(xlim=(0, 1), xlabel="mean IoU of an image", ylabel="images")
-    axes.set_title(f"{len(evaluation.found.images)} images", loc="left", fontsize=11)
+    axes.set_title(f"{len(evaluation.found.images)} images", **TITLE)
     return figure
 
 
@@ -124,10 +111,10 @@ def slices(evaluation: Evaluation) -> Figure:
         for name, values in evaluation.found.slices.items()
         for value, scores in values.items()
     ]
-    figure, axes = _figure(8, 1 + 0.28 * len(found))
+    figure, axes = plot(8, 1 + 0.28 * len(found))
     axes.barh([label for label, _ in found][::-1], [miou for _, miou in found][::-1], color=BLUE, height=0.7)
     axes.set_xlim(0, 1)
-    axes.set_title("mean IoU by slice", loc="left", fontsize=11)
+    axes.set_title("mean IoU by slice", **TITLE)
     return figure
 
 
@@ -152,17 +139,6 @@ def examples(shown: Sequence[Example], classes: Classes) -> Figure:
     handles = [_patch(colour) for colour in classes.palette[:MOST_NAMED]]
     figure.legend(handles, classes.names[:MOST_NAMED], loc="outside lower left", ncols=6, fontsize=7, frameon=False)
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c5ccd4")
-    axes.tick_params(colors=SOFT, length=0)
-    axes.xaxis.label.set_color(SOFT)
-    axes.yaxis.label.set_color(SOFT)
-    return figure, axes
 
 
 def _rgb(colour: Colour) -> tuple[float, float, float]:

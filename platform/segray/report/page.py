@@ -8,10 +8,10 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from segray import pages
 from segray.classes import Classes, Colour
 from segray.comparison import Comparison
 from segray.evaluate import Evaluation
@@ -27,10 +27,6 @@ MOST_CELLS = 60
 """Beyond so many classes the confusion matrix is a picture."""
 MOST_CONFUSED, MOST_IMAGES, MOST_CHANGED = 12, 15, 6
 RIGHT, WRONG = np.array([47, 111, 176]), np.array([220, 38, 38])
-
-PLACES = Environment(
-    loader=PackageLoader("segray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ def html(
         against: another model, if there is one.
     """
     found, classes = evaluation.found, evaluation.classes
-    page: str = PLACES.get_template("page.html").render(
+    return pages.render(
+        "segray.report",
         model=model,
         against=against,
         most_changed=MOST_CHANGED,
@@ -82,7 +79,6 @@ def html(
         examples=[_example(one, classes) for one in shown],
         legend=[(name, css(colour)) for name, colour in zip(classes.names, classes.palette, strict=True)],
     )
-    return page
 
 
 def css(colour: Colour) -> str:

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from segray.tune.policies import Verdict
-from segray.tune.running import DONE, FAILED, FOUND, SECONDS, STEP, TASK, Running
+from segray.tune.running import DONE, FAILED, FOUND, SECONDS, STEP, TASK
 from segray.tune.sweeping import Sweeping
 from segray.tune.trials import State, Trial
 
@@ -226,6 +226,3 @@ def _interruptible(ending: Ending) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-__all__ = ["Actors", "Running", "run"]

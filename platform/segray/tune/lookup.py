@@ -24,8 +24,7 @@ def reported(config: Config, manifest: Manifest) -> tuple[str, ...]:
     """Returns the metrics that a sweep may look for."""
     names = manifest.classes.names
     counts = np.eye(len(names), dtype=np.int64)
-    losses = ("train/loss", *(f"train/loss/{name}" for name in config.loss.weighted()))
-    return (*metrics.scores(counts, names).named("val"), *losses[:1], *COSTS)
+    return (*metrics.scores(counts, names).named("val"), "train/loss", *COSTS)
 
 
 def check(config: Config, manifest: Manifest) -> None:

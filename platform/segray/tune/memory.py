@@ -4,7 +4,6 @@ The global batch stays what it is; a worker computes its share in more parts. Ba
 crop and device without anybody having to know them beforehand.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +50,8 @@ class Memory:
     def parts(self, config: Config) -> int:
         """Returns in how many parts a run's steps should be computed."""
         load = Load.of(config)
-        most = max(1, config.train.batch // config.train.workers)
         needed = [parts for known, parts in self.known if known.is_within(load)]
-        return min(max([config.train.accumulate, *needed]), most)
+        return max([config.train.accumulate, *needed])
 
 
 def halved(config: Config) -> Config | None:
@@ -63,12 +61,3 @@ def halved(config: Config) -> Config | None:
     if train.accumulate >= most:
         return None
     return config.model_copy(update={"train": train.model_copy(update={"accumulate": min(2 * train.accumulate, most)})})
-
-
-def learned_from(configs: Sequence[Config], base: Mapping[str, Any]) -> Memory:
-    """Returns what runs have shown: those in more parts than they were meant to have."""
-    memory = Memory()
-    for config in configs:
-        if config.train.accumulate > base["train.accumulate"]:
-            memory.learned(config)
-    return memory

@@ -16,7 +16,7 @@ from segray.classes import Classes
 from segray.config import Config
 from segray.data.schema import Manifest
 from segray.learner import learner
-from segray.tune.policies import GRACE, rungs_of
+from segray.tune.policies import grace_of, rungs_of
 from segray.tune.space import dimensions, drawn, of_trial
 
 SAMPLES = 64
@@ -71,7 +71,7 @@ def number_of_trials(config: Config) -> int:
 def share_of_steps(config: Config, trials: int) -> float:
     """Returns which share of the steps of all whole trials the scheduler is expected to have made."""
     tune, last = config.tune, config.train.steps
-    grace = tune.grace or max(1, round(GRACE * last))
+    grace = grace_of(config)
     if tune.scheduler == "asha":
         return _halved(rungs_of(grace, config.train.val_every, last), tune.reduction, last, trials)
     if tune.scheduler == "median":

@@ -133,8 +133,8 @@ class Run:
                 copy_checkpoint(Path(self._task.donor), self._folder)
             while not self._fits():
                 pass
-        except StoppedError:
-            pass
+        except StoppedError:  # as it was asked to: its checkpoint is whole, and it may go on from there
+            logging.getLogger(__name__).info("trial %d was stopped", self._task.number)
         except SegrayError as error:
             self._failed = str(error)
         except Exception as error:  # a defect is the trial's, not the sweep's

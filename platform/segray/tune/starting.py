@@ -15,7 +15,7 @@ from segray.tracking.journal import JOURNAL
 from segray.train.prepare import check_trainable, run_record
 from segray.train.resume import AUTO, hold, is_finished, is_held
 from segray.tune import lookup, space
-from segray.tune.policies import policy_of, rungs_of
+from segray.tune.policies import grace_of, policy_of, rungs_of
 from segray.tune.record import Record
 from segray.tune.search import Known
 from segray.tune.trials import Trial
@@ -133,7 +133,7 @@ def _check_scheduler(config: Config) -> None:
             f"{tune.scheduler} has nothing to compare before the end; use --train.val_every "
             f"{max(1, train.steps // 20)}, or --tune.scheduler none."
         )
-    if tune.scheduler == "asha" and not rungs_of(tune.grace or 1, train.val_every, train.steps):
+    if tune.scheduler == "asha" and not rungs_of(grace_of(config), train.val_every, train.steps):
         raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
     if tune.scheduler == "pbt":
         fixed = [one.key for one in space.dimensions(config) if not one.key.startswith(MOVABLE)]

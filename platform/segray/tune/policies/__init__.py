@@ -11,13 +11,13 @@ from segray.tune.space import dimensions
 GRACE = 0.15
 """Share of a run before a curve says enough to compare it."""
 
-__all__ = ["Policy", "Verdict", "policy_of", "rungs_of"]
+__all__ = ["Policy", "Verdict", "grace_of", "policy_of", "rungs_of"]
 
 
 def policy_of(settings: Config) -> Policy:
     """Returns the policy of a sweep."""
     tune, train = settings.tune, settings.train
-    grace = tune.grace or max(1, round(GRACE * train.steps))
+    grace = grace_of(settings)
     if tune.scheduler == "asha":
         return Halving(rungs_of(grace, train.val_every, train.steps), tune.reduction, train.steps)
     if tune.scheduler == "median":
@@ -26,6 +26,11 @@ def policy_of(settings: Config) -> Policy:
         interval = tune.interval or max(1, train.steps // 10)
         return Population(dimensions(settings), interval, train.steps, tune.quantile, tune.resample, tune.seed)
     return Never()
+
+
+def grace_of(settings: Config) -> int:
+    """Returns the steps before a trial may be paused or stopped."""
+    return settings.tune.grace or max(1, round(GRACE * settings.train.steps))
 
 
 def rungs_of(grace: int, every: int, steps: int) -> tuple[int, ...]:

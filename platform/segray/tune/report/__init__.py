@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from segray import pages
 from segray.config import Config
 from segray.errors import DataError
+from segray.pages import plots
 from segray.tune import outcome
 from segray.tune.importance import importances
 from segray.tune.outcome import Cost
@@ -17,9 +17,6 @@ from segray.tune.space import dimensions
 from segray.tune.trials import Trial, sign_of
 
 PAGE = "index.html"
-PLACES = Environment(
-    loader=PackageLoader("segray.tune.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
 
 
 def write(config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[float], cost: Cost, out: Path) -> Path:
@@ -49,8 +46,9 @@ def write(config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[
         drawn["front"] = figures.front(trials, front, metrics)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = {name: figures.save(figure, out / f"{name}.png") for name, figure in drawn.items()}
-        page = PLACES.get_template("page.html").render(
+        files = {name: plots.save(figure, out / f"{name}.png") for name, figure in drawn.items()}
+        page = pages.render(
+            "segray.tune.report",
             config=config,
             best=best,
             front=[trial.number for trial in front] if len(metrics) > 1 else [],

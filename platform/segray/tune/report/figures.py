@@ -1,37 +1,23 @@
 """A sweep's figures: curves and where they stopped, settings beside each other, what mattered, what is weighed."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
+from segray.pages.plots import BLUE, INK, LINE, RED, SOFT, TITLE, plot
 from segray.tune.importance import Importance
 from segray.tune.outcome import values_of
 from segray.tune.space import Dimension
 from segray.tune.trials import State, Trial, sign_of
 
-INK, SOFT, LINE, BLUE, RED = "#1d2530", "#5d6b7c", "#c5ccd4", "#2f6fb0", "#dc2626"
-DPI = 130
 MOST_NAMED = 12
-
-
-def save(figure: Figure, file: Path) -> Path:
-    """Writes a figure and returns its file."""
-    FigureCanvasAgg(figure)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    figure.savefig(file, dpi=DPI, facecolor="white")
-    return file
 
 
 def curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figure:
     """Returns each trial's curve; a dot where it was stopped, a cross where it failed, the best one strong."""
-    figure, axes = _figure(9, 4.2)
+    figure, axes = plot(9, 4.2)
     sign = sign_of(metric)
     for trial in sorted(trials, key=lambda one: one is best):
         if not trial.curve:
@@ -44,13 +30,13 @@ def curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figu
             mark = "x" if trial.state is State.FAILED else "o"
             axes.plot(steps[-1], values[-1], mark, color=SOFT, markersize=4)
     axes.set(xlim=(0, last * 1.02), xlabel="step", ylabel=metric)
-    axes.set_title(f"curves; dots where a trial was stopped; trial {best.number}, the best, in red", **_TITLE)
+    axes.set_title(f"curves; dots where a trial was stopped; trial {best.number}, the best, in red", **TITLE)
     return figure
 
 
 def parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
     """Returns the settings as axes beside each other, and the metric as the last; a line a trial."""
-    figure, axes = _figure(1.9 * (len(space) + 1) + 1, 4.2)
+    figure, axes = plot(1.9 * (len(space) + 1) + 1, 4.2)
     known = [trial for trial in trials if trial.best is not None]
     found = [trial.best or 0.0 for trial in known]
     low, high = min(found), max(found)
@@ -87,40 +73,27 @@ def _axis(axes: Axes, place: int, ticks: dict[float, str]) -> None:
 
 def importance(found: Sequence[Importance]) -> Figure:
     """Returns how much each setting mattered, with the spread."""
-    figure, axes = _figure(8, 1 + 0.4 * len(found))
+    figure, axes = plot(8, 1 + 0.4 * len(found))
     names = [one.key for one in found][::-1]
     axes.barh(names, [one.share for one in found][::-1], color=BLUE, height=0.6)
     for place, one in enumerate(reversed(found)):
         ends = max(0.0, one.share - one.spread), min(1.0, one.share + one.spread)
         axes.plot(ends, [place, place], color=INK, linewidth=1.4, marker="|", markersize=6)
     axes.set(xlim=(0, 1), xlabel="share of the variance")
-    axes.set_title("how much each setting mattered, and a standard deviation over draws of the trials", **_TITLE)
+    axes.set_title("how much each setting mattered, and a standard deviation over draws of the trials", **TITLE)
     return figure
 
 
 def front(trials: Sequence[Trial], best: Sequence[Trial], metrics: Sequence[str]) -> Figure:
     """Returns the first two metrics of each trial, and those that are not beaten in both joined."""
-    figure, axes = _figure(6.5, 4.4)
+    figure, axes = plot(6.5, 4.4)
     points = {trial.number: found for trial in trials if (found := values_of(trial, metrics)) is not None}
     axes.scatter([point[1] for point in points.values()], [point[0] for point in points.values()], color=BLUE, s=18)
     chosen = sorted(points[trial.number] for trial in best)
     axes.plot([point[1] for point in chosen], [point[0] for point in chosen], color=RED, linewidth=1.4, marker="o")
     for trial in best:
-        axes.annotate(str(trial.number), (points[trial.number][1], points[trial.number][0]), fontsize=8, color=INK)
+        height, place = points[trial.number][:2]
+        axes.annotate(str(trial.number), (place, height), (6, 4), textcoords="offset points", fontsize=8, color=INK)
     axes.set(xlabel=metrics[1], ylabel=metrics[0])
-    axes.set_title("trials that no other beats in every metric", **_TITLE)
+    axes.set_title("trials that no other beats in every metric", **TITLE)
     return figure
-
-
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(LINE)
-    axes.tick_params(colors=SOFT, length=0)
-    axes.xaxis.label.set_color(SOFT)
-    axes.yaxis.label.set_color(SOFT)
-    return figure, axes
