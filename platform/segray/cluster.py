@@ -96,6 +96,13 @@ def cause(error: BaseException) -> SegrayError | None:
     return None
 
 
+def in_a_line(error: BaseException) -> str:
+    """Returns why something failed in one line: a worker's own error, where workers raised any."""
+    failures = [*getattr(error.__cause__, "worker_failures", {}).values()]
+    lines = str(failures[0] if failures else error).strip().splitlines()
+    return lines[-1 if failures else 0].strip() if lines else type(error).__name__
+
+
 def _plain(error: SegrayError) -> SegrayError:
     """Returns the error as it was raised: Ray dresses it in a class of its own with the remote traceback in it."""
     original = getattr(error, "cause", None)

@@ -15,11 +15,11 @@ from segray.tune.warm import earlier
 DATASET = {"name": "streets", "digest": "d", "root": "/streets"}
 
 
-def begin(folder, key, params, **more):
+def begin(folder, key, params, tags=None, **more):
     folder.mkdir(parents=True)
     journal = Journal(folder)
-    record = {"key": key, "name": folder.name, "experiment": "segray", "params": params, "tags": {}, "dataset": DATASET}
-    journal.write("run", **record, **more)
+    record = {"key": key, "name": folder.name, "experiment": "segray", "params": params, "dataset": DATASET}
+    journal.write("run", **record, tags=tags or {}, **more)
     return journal
 
 
@@ -33,7 +33,7 @@ def uri(tmp_path, empty_store):
 def sweep(tmp_path):
     """A sweep of three trials, one of which was never validated."""
     folder = tmp_path / "sweep"
-    begin(folder, "parent", {"tune.trials": 3}).write("end", status="FINISHED")
+    begin(folder, "parent", {"train.steps": 100}, {"segray.kind": "sweep"}).write("end", status="FINISHED")
     for number, (rate, miou) in enumerate([(1e-3, 0.5), (1e-2, 0.7), (1e-4, None)]):
         params = {"optim.lr": rate, "loss.terms": ["ohem"], "data.crop": 64}
         journal = begin(folder / f"trial-00{number}", f"child-{number}", params, parent="parent", number=number)
@@ -108,5 +108,33 @@ def test_trials_outside_the_space_are_left_out(sweep, uri):
     assert only.values == {"optim.lr": 1e-2, "data.crop": 64}
     with pytest.raises(DataError, match="which has 3 trials, none of them with all of optim.lr in this space"):
         warm(uri, space={"optim.lr": {"uniform": [0.5, 1]}})
-    with pytest.raises(DataError, match=r"experiment segray has no run of that name or id; did you mean 'sweep'\?"):
+    with pytest.raises(DataError, match=r"experiment segray has no sweep of that name or id; did you mean 'sweep'\?"):
         warm(uri, warm_start="sweeep")
+
+
+def test_only_trials_that_did_not_fail_are_known(sweep, uri):
+    for name, status in (("trial-003", "FAILED"), ("seed-1", "FINISHED"), ("trial-004", "FINISHED")):
+        params = {"optim.lr": 2e-2, "loss.terms": ["focal"]}
+        journal = begin(sweep / name, name, params, parent="parent", number=9)
+        journal.write("metrics", step=4, values={"val/miou": 0.9})
+        journal.write("end", status=status)
+    Family(sweep, uri).drain()
+    assert sum(one.values["loss.terms"] == ["focal"] for one in warm(uri)) == 1
+
+
+def test_what_was_stopped_is_known_with_what_it_would_have_ended_at(sweep, uri):
+    journal = Journal(sweep / "trial-002")
+    for step in range(5, 50, 5):
+        journal.write("metrics", step=step, values={"val/miou": 0.8 * (1 - 2.718281828 ** (-step / 40))})
+    Family(sweep, uri).drain()
+    (slow,) = [one for one in warm(uri) if one.values["optim.lr"] == 1e-4]
+    assert slow.found["val/miou"] == pytest.approx(0.8 * (1 - 2.718281828 ** (-100 / 40)), abs=0.03)
+
+
+def test_a_choice_may_be_spelt_otherwise(sweep, uri):
+    Family(sweep, uri).drain()
+    found = warm(uri, space={"optim.lr": {"choice": ["1e-3", 1e-2]}, "loss.terms": {"choice": ["ohem", "focal"]}})
+    assert sorted((str(one.values["optim.lr"]), one.values["loss.terms"]) for one in found) == [
+        ("0.01", "ohem"),
+        ("1e-3", "ohem"),
+    ]

@@ -1,5 +1,7 @@
 """What a run goes on after, and what ends it."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig
@@ -7,7 +9,10 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from segray.errors import DataError
+from segray import cluster
+from segray.errors import DataError, TrainingError
+from segray.tracking.journal import Journal
+from segray.train import fit
 from segray.train.failures import Failures
 from segray.train.preemption import PreemptedError
 
@@ -45,3 +50,22 @@ def test_errors_that_are_not_the_same_are_tried_again():
 
 def test_what_a_death_does_to_the_others_is_not_taken_for_their_own_error():
     assert decisions([DataError("a shard cannot be read"), DEATH]) == [RETRY]
+
+
+def test_a_run_that_fails_is_told_by_its_workers_own_error():
+    failed = TrainingError("run trial-003 failed: Training failed due to worker errors:\n[Rank 0 Error Snippet]:")
+    failed.__cause__ = WorkerGroupError("snippets", {1: RuntimeError("Traceback ...\n  in loss\nValueError: boom\n")})
+    assert cluster.in_a_line(failed) == "ValueError: boom"
+    assert cluster.in_a_line(DataError("row 3 is bad:\nmore")) == "row 3 is bad:"
+
+
+@pytest.mark.parametrize(("upload", "is_kept"), [(None, True), (SimpleNamespace(drain=lambda: None), False)])
+def test_the_folder_of_a_trial_that_fails_stays_for_whoever_uploads_it(tmp_path, upload, is_kept):
+    run = tmp_path / "trial-000"
+    run.mkdir()
+    prepared = SimpleNamespace(folder=run, is_new=True, tracking_uri="sqlite:///gone.db")
+    with pytest.raises(DataError), fit._tracked(prepared, upload, [].append):
+        raise DataError("row 3 is bad")
+    assert run.exists() is is_kept
+    if is_kept:
+        assert Journal(run).records()[-1]["status"] == "FAILED"

@@ -114,6 +114,18 @@ def test_when_all_trials_fail_the_reasons_are_grouped(settings, hungry, runs_of,
     assert {run.info.status for run in trials.values()} == {"FAILED"}
 
 
+def test_rows_that_cannot_be_read_are_why_trials_fail(settings, spoilt, runs_of, tmp_path):
+    with pytest.raises(TrainingError) as failed:
+        sweep(settings(data__root=str(spoilt), data__bad_rows="fail", train__steps=40), say=quiet)
+    told = str(failed.value).splitlines()
+    assert told[0] == "all 2 trials failed:"
+    assert told[1].startswith("  2 x (trial 0, 1): ")
+    assert "cannot be" in told[1]
+    parent, trials = runs_of(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [run.info.status for run in (parent, *trials.values())] == ["FAILED"] * 3
+    assert all(run.data.tags["segray.outcome"].startswith("failed: ") for run in trials.values())
+
+
 def test_the_worst_of_a_population_goes_on_from_the_best(settings, runs_of, tmp_path):
     made = settings(
         train__steps=12,
@@ -201,6 +213,7 @@ def test_a_sweep_that_is_killed_at_a_random_moment_goes_on(command, runs_of, tmp
     assert parent.info.status == "FINISHED"
     assert sorted(trials) == [f"trial-{number:03d}" for number in range(6)]
     assert {run.info.status for run in trials.values()} <= {"FINISHED", "KILLED"}
+    assert {trial["state"] for trial in result["trials"]} <= {"finished", "stopped"}
     for trial in result["trials"]:
         run = tmp_path / "results/six" / f"trial-{trial['number']:03d}"
         steps = [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"]
@@ -230,6 +243,9 @@ def test_a_budget_ends_a_sweep(settings):
     result = sweep(settings(tune__budget={"trials": 1}, tune__concurrent=1), say=quiet)
     assert result.ended == "tune.budget.trials, 1, have come to an end"
     assert [trial.state for trial in result.trials] == [State.FINISHED]
+    again = sweep(settings(tune__budget={"trials": 2}, tune__concurrent=1), resume=result.folder, say=quiet)
+    assert [trial.state for trial in again.trials] == [State.FINISHED] * 2
+    assert again.ended in (None, "tune.budget.trials, 2, have come to an end")
 
 
 def test_a_sweep_of_another_space_is_not_gone_on_with(settings):

@@ -8,6 +8,7 @@ from statistics import median
 
 import pytest
 
+from segray.errors import ConfigError
 from segray.tune import engine
 from segray.tune.engine import Actors
 from segray.tune.policies import policy_of
@@ -43,6 +44,35 @@ def searched(landscape, folder, seed, **over):
     made_steps = sum(trial.step for trial in sweeping.trials)
     regret = landscape.OPTIMUM - landscape.miou(best.values, landscape.STEPS)
     return regret, made_steps / (made.tune.trials * landscape.STEPS)
+
+
+def test_a_trial_that_cannot_be_trained_fails_alone(landscape, tmp_path):
+    def task(trial):
+        if trial.number == 1:
+            raise ConfigError("no crop of 100")
+        return json.dumps({"number": trial.number, "values": trial.values, "step": 990, "every": 10, "seed": 0})
+
+    made = landscape.settings(**{"tune.trials": 3, "tune.search": "random", "tune.scheduler": "none"})
+    sweeping = Sweeping(policy_of(made), search_of(made), 3, made.tune.metric)
+    assert engine.run(sweeping, Actors(landscape.Planted, 2, task), tmp_path, [].append) is None
+    assert [trial.state for trial in sweeping.trials] == [State.FINISHED, State.FAILED, State.FINISHED]
+    assert sweeping.trials[1].why == "no crop of 100"
+
+
+def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscape, tmp_path):
+    def task(trial):
+        return json.dumps({"number": trial.number, "values": trial.values, "step": 0, "every": 1, "seed": 0})
+
+    made = landscape.settings(**{"tune.trials": 2, "tune.search": "random", "tune.scheduler": "none"})
+    sweeping, told = Sweeping(policy_of(made), search_of(made), 2, made.tune.metric), []
+
+    def spent():
+        return "enough" if any(trial.step >= 5 for trial in sweeping.trials) else None
+
+    actors = Actors(landscape.Planted, 1, task)
+    assert engine.run(sweeping, actors, tmp_path, lambda trial: told.append(trial.state), spent) == "enough"
+    assert (told[0], told[-1]) == (State.RUNNING, State.WAITING)
+    assert sweeping.trials[0].seconds >= 5 * landscape.SECONDS
 
 
 def test_halving_stops_the_bad_and_keeps_to_its_share(landscape, tmp_path):

@@ -33,6 +33,10 @@ def test_a_trial_whose_cost_is_unknown_is_not_weighed():
     assert [one.number for one in front([trial(0, 0.9), trial(1, 0.5, 3.0)], METRICS)] == [1]
 
 
+def test_a_trial_that_failed_beats_nobody():
+    assert [one.number for one in front([trial(0, 0.9, 1.0, State.FAILED), trial(1, 0.5, 3.0)], METRICS)] == [1]
+
+
 def test_the_best_came_to_its_end_if_any_did():
     stopped, finished, failed = trial(0, 0.9, state=State.STOPPED), trial(1, 0.5), trial(2, 0.95, state=State.FAILED)
     assert best_of([stopped, finished, failed]) is finished
@@ -46,11 +50,16 @@ def test_what_was_saved_is_what_the_steps_that_were_not_made_would_have_cost():
     cost = cost_of(trials, 10, 4)
     assert (cost.steps, cost.whole, cost.worker_hours) == (15, 20, 6.0)
     assert cost.saved == pytest.approx(2.0)
+    trials[1].why = "the budget is spent"
+    assert cost_of(trials, 10, 4, "the budget is spent").saved == 0
+    assert cost_of([trial(0, 0.5), Trial(1, {}, State.FAILED, {5: 0.1})], 10, 4).saved == 0
 
 
 def test_reasons_are_grouped_the_most_frequent_first():
     trials = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["b", "a\nmore", "a", "a"])]
     assert reasons([*trials, trial(9, 0.1)]) == "\n  3 x (trial 1, 2, 3): a\n  1 x (trial 0): b"
+    begins_alike = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["a", "ab", "a"])]
+    assert reasons(begins_alike) == "\n  2 x (trial 0, 2): a\n  1 x (trial 1): ab"
 
 
 SPACE = (

@@ -31,6 +31,7 @@ def settings(of, **over):
         ({"optim.lr": {"uniform": [0.1]}}, "expected two numbers, [LOW, HIGH]"),
         ({"optim.lr": {"normal": [0, 1]}}, "tune.space.optim.lr.normal is [0, 1]; expected one of uniform"),
         ({"data.crop": {"choice": [96, 100]}}, "tune.space holds data.crop 100, which cannot be trained"),
+        ({"data.crop": {"int": [256, 512]}}, ", which cannot be trained: data.crop is "),  # of 32 px alone
         ({"optim.lr": {"uniform": [-1, 1]}}, "tune.space holds optim.lr -1.0, which cannot be trained"),
         ({"train.seed": {"int": [0.5, 3]}}, "expected two whole numbers"),
         ({"optim.lr": {"choice": [1e-3, 1e-3]}}, "expected each value once"),
@@ -49,6 +50,11 @@ def test_combinations_that_cannot_be_trained_are_refused():
     of = {"train.batch": {"choice": [2, 16]}, "train.accumulate": {"choice": [1, 8]}}
     with pytest.raises(ConfigError, match=r"train.batch 2, train.accumulate 8, which cannot be trained"):
         space.check(settings(of))
+
+
+def test_what_can_be_trained_together_need_not_be_alone():
+    of = {"train.batch": {"choice": [32, 64]}, "train.accumulate": {"choice": [1, 16]}}
+    space.check(settings(of, train__batch=8))
 
 
 def test_a_grid_that_explodes_is_counted():

@@ -27,6 +27,13 @@ def begun(made, resume=None, said=None):
     return begin(made, resume, nothing_known, [].append if said is None else said.append)
 
 
+MOVING = {
+    "tune__scheduler": "pbt",
+    "tune__search": "random",
+    "tune__space": {"optim.lr": {"loguniform": [1e-5, 1e-3]}},
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "told"),
     [
@@ -58,12 +65,27 @@ def begun(made, resume=None, said=None):
             ConfigError,
             "tune.space names model.variant, which a trial keeps while it is trained",
         ),
+        (
+            {"tune__scheduler": "median", "tune__grace": 4},
+            ConfigError,
+            "tune.grace is 4; expected fewer than train.steps, 4",
+        ),
+        (
+            {**MOVING, "tune__interval": 4},
+            ConfigError,
+            "tune.interval is 4 and train.val_every 2; expected both below train.steps, 4",
+        ),
+        (
+            {**MOVING, "train__val_every": 4},
+            ConfigError,
+            "tune.interval is 1 and train.val_every 4; expected both below",
+        ),
         ({"train__workers": 4}, CapacityError, "use --train.workers 2"),
         ({"train__device": "cuda"}, CapacityError, "the cluster can hold 0"),
         ({"tune__concurrent": 3}, CapacityError, "use --tune.concurrent 2"),
         ({"data__train_split": "nowhere"}, DataError, "no split 'nowhere'"),
         (
-            {"tune__warm_start": "gone", "tracking__uri": "sqlite:////nowhere/mlflow.db"},
+            {"tune__warm_start": "gone", "tune__search": "optuna", "tracking__uri": "sqlite:////nowhere/mlflow.db"},
             RegistryError,
             "there is no MLflow store",
         ),
@@ -118,6 +140,7 @@ def test_the_record_brings_the_trials_back(tmp_path):
     for trial in trials:
         record.suggested(trial)
     states = [State.FINISHED, State.STOPPED, State.PAUSED, State.RUNNING, State.WAITING]
+    trials[2].curve = {2: 0.2, 4: 0.4}
     for trial, state in zip(trials[:4], states, strict=False):
         trial.state, trial.why, trial.seconds = state, "because", 2.5
         record.became(trial)
@@ -143,6 +166,52 @@ def test_the_record_brings_the_trials_back(tmp_path):
     assert [trial.curve for trial in found] == [{}, {}, {2: 0.2, 4: 0.4}, {2: 0.2}, {}]
     assert found[0].values == {"optim.lr": 0.0}
     assert found[2].seconds == 2.5
+
+
+def begun_trial(tmp_path, **changes):
+    """Returns a record of one trial that runs, the trial, and the journal of its run."""
+    record, trial = Record(tmp_path, ("val/miou", "cost/gmac")), Trial(0, {}, State.RUNNING)
+    record.suggested(trial)
+    for name, value in changes.items():
+        setattr(trial, name, value)
+    record.became(trial)
+    (tmp_path / "trial-000").mkdir()
+    return record, trial, Journal(tmp_path / "trial-000")
+
+
+def test_what_a_model_costs_is_known_again(tmp_path):
+    record, _, _ = begun_trial(tmp_path, others={"cost/gmac": 3.0, "val/aacc": 0.5})
+    assert record.trials()[0].others == {"cost/gmac": 3.0}  # the others are in the run's journal
+
+
+def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_path):
+    record, trial, journal = begun_trial(tmp_path)
+    journal.write("metrics", step=2, values={"val/miou": 0.2})
+    trial.curve, trial.state = {2: 0.2}, State.PAUSED
+    record.became(trial)
+    journal.write("metrics", step=4, values={"val/miou": 0.4})
+    journal.write("end", status="FINISHED")
+    (paused,) = record.trials()
+    assert (paused.state, paused.curve) == (State.PAUSED, {2: 0.2})
+    trial.state = State.RUNNING
+    record.became(trial)
+    (goes_on,) = record.trials()
+    assert (goes_on.state, goes_on.curve) == (State.FINISHED, {2: 0.2, 4: 0.4})
+
+
+def test_a_copy_that_was_made_is_not_made_again(tmp_path):
+    record, _, journal = begun_trial(tmp_path, copies=3)
+    assert record.trials()[0].copies == 3
+    journal.write("rewound", step=2, donor="trial-003")
+    assert record.trials()[0].copies is None
+
+
+def test_the_time_of_what_was_killed_is_spent(tmp_path, monkeypatch):
+    record, _, journal = begun_trial(tmp_path)
+    for at, kind in [(0, "run"), (50, "metrics"), (90, "metrics"), (1000, "resumed"), (1040, "metrics"), (5000, "tag")]:
+        monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
+        journal.write(kind, step=0, values={})
+    assert record.trials()[0].seconds == 90 + 40
 
 
 def test_a_run_that_finished_before_the_sweep_heard_of_it_is_finished(tmp_path):

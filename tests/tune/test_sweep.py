@@ -47,6 +47,7 @@ def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, r
         assert run.data.params["optim.lr"] == str(trial.values["optim.lr"])
         assert not [name for name in run.data.params if name.startswith("tune.")]
         assert run.data.metrics["train/loss"] == pytest.approx(-trial.value)
+        assert run.data.metrics["cost/parameters"] == trial.others["cost/parameters"] > 1e6
 
 
 def test_every_validation_is_there_once(swept, runs_of):
@@ -58,13 +59,16 @@ def test_every_validation_is_there_once(swept, runs_of):
         assert sorted(one.step for one in history) == sorted(trial.curve)
 
 
-def test_the_best_settings_are_a_file_that_train_takes(swept):
+def test_the_best_settings_are_a_file_that_train_takes(swept, tmp_path):
     result, _, _ = swept
     made = config.load([Path(result.config)])
     stored = checkpoint.load_config(Path(result.checkpoint))
     assert made.digest == stored.digest
     assert made.tune == config.TuneConfig()
     assert "tune" not in yaml.safe_load(Path(result.config).read_text())
+    below = tmp_path / "places.yaml"  # such as SEGRAY_CONFIG names
+    below.write_text("{model: {variant: b3}, data: {flip: 0.0}, optim: {weight_decay: 0.5}}")
+    assert config.load([below, Path(result.config)]).digest == stored.digest
 
 
 def test_the_best_checkpoint_is_the_challenger(swept):
@@ -80,7 +84,7 @@ def test_the_report_shows_every_trial(swept):
     result, folder, _ = swept
     page = Path(result.report).read_text()
     assert [f'data-trial="{number}"' in page for number in range(3)] == [True] * 3
-    assert f"{-result.best.best:.4f}" in page
+    assert f'id="best">{-result.best.best:.4f}<' in page
     for name in ("curves", "parallel", "front"):
         with Image.open(Path(result.report).parent / f"{name}.png") as picture:
             assert picture.width > 600

@@ -1,19 +1,20 @@
 """A sweep that dies at any moment and goes on tries the same trials, each once, and ends."""
 
-import copy
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray import config
-from segray.tune.policies import Verdict, policy_of
+from segray.tracking.journal import Journal
+from segray.tune.policies import Verdict, policy_of, rungs_of
+from segray.tune.record import Record, folder_of
 from segray.tune.search import search_of
 from segray.tune.sweeping import WORST, Sweeping
 from segray.tune.trials import State, Trial
 
 STEPS, EVERY = 80, 10
+RUNGS = rungs_of(12, EVERY, STEPS)
 MODES = [("asha", "random"), ("asha", "optuna"), ("median", "grid"), ("none", "optuna"), ("pbt", "random")]
 
 
@@ -37,62 +38,96 @@ def value(trial, step):
     return trial.values["data.flip"] * (1 - np.exp(-step / 20)) + 0.001 * trial.number
 
 
-def run(sweeping, at_once, random, events=None):
+class Runs:
+    """The runs of a sweep's trials as their journals have them: they go on for a moment after they are to pause."""
+
+    def __init__(self, folder, random):
+        self.record, self.random = Record(folder, ("val/miou",)), random
+
+    def journal(self, number):
+        folder_of(self.record.folder, number).mkdir(exist_ok=True)
+        return Journal(folder_of(self.record.folder, number))
+
+    def begins(self, trial):
+        """Has a trial begin with its donor's checkpoint, if it is to copy one; returns what was judged last."""
+        self.record.became(trial)
+        if trial.copies is None:
+            return trial.step
+        self.journal(trial.number).write("rewound", step=self.journal(trial.copies).last_step())
+        return self.journal(trial.number).last_step()
+
+    def validates(self, trial, step):
+        found = {"val/miou": value(trial, step)}
+        if step > self.journal(trial.number).last_step():  # or it went on for a moment when it was to pause
+            self.journal(trial.number).write("metrics", step=step, values=found)
+        return found
+
+    def ends(self, trial, step):
+        if trial.state is State.PAUSED and step < STEPS and self.random.random() < 0.3:
+            self.validates(trial, step + EVERY)
+        self.record.became(trial)
+
+
+def run(sweeping, at_once, random, runs, events=None):
     """Runs a sweep, for so many events at most; returns whether it came to its end."""
-    at_work = [trial for trial in sweeping.trials if trial.state is State.RUNNING]
+    at_work = {}
     while events is None or events > 0:
         while len(at_work) < at_once and (trial := sweeping.next()) is not None:
-            at_work.append(trial)
+            at_work[trial.number] = runs.begins(trial)
         if not at_work:
             assert sweeping.is_over
             return True
-        trial = at_work[random.integers(len(at_work))]
-        step = trial.step + EVERY
-        verdict = sweeping.reported(trial, step, {"val/miou": value(trial, step)})
-        if verdict is Verdict.GO_ON and step < STEPS:
-            pass
-        else:
-            at_work.remove(trial)
+        number = sorted(at_work)[random.integers(len(at_work))]
+        trial = sweeping.trials[number]
+        step = at_work[number] = at_work[number] + EVERY
+        verdict = sweeping.reported(trial, step, runs.validates(trial, step))
+        if verdict is not Verdict.GO_ON or step >= STEPS:
+            del at_work[number]
             if verdict is Verdict.GO_ON:
                 sweeping.ended(trial, State.FINISHED)
+            runs.ends(trial, step)
         events = None if events is None else events - 1
     return False
 
 
-def left(sweeping):
-    """Returns the trials as a journal has them: who ran waits to go on, and what was only thought is forgotten."""
-    trials = copy.deepcopy(sweeping.trials)
-    for trial in trials:
-        trial.allowed = 0
-        if trial.state is State.RUNNING:
-            trial.state = State.WAITING
-    return trials
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(MODES), st.integers(1, 3), st.integers(0, 60), st.integers(0, 10**6))
-def test_a_sweep_that_goes_on_ends_with_the_same_trials(mode, at_once, events, seed):
+def test_a_sweep_that_goes_on_ends_with_the_same_trials(tmp_path_factory, mode, at_once, events, seed):
     random = np.random.default_rng(seed)
-    sweeping = sweep_of(*mode)
-    while not run(sweeping, at_once, random, events):
-        sweeping = sweep_of(*mode, trials=left(sweeping))
+    runs = Runs(tmp_path_factory.mktemp("sweep"), random)
+    while True:
+        sweeping = sweep_of(*mode, trials=runs.record.trials())
+        sweeping.on_suggested = runs.record.suggested
+        if run(sweeping, at_once, random, runs, events):
+            break
         events += 20
     sweeping.close("over")
     assert [trial.number for trial in sweeping.trials] == list(range(9))
-    assert all(trial.is_over for trial in sweeping.trials)
+    assert all(trial.state in (State.FINISHED, State.STOPPED) for trial in sweeping.trials)
     assert any(trial.state is State.FINISHED for trial in sweeping.trials)
-    if mode[1] != "optuna":  # whose suggestions follow what was found by then, in whatever order that was
+    if mode[0] == "asha":
+        assert sum(trial.step > RUNGS[0] for trial in sweeping.trials) <= 9 // 4 + at_once
+    if mode[1] != "optuna" and mode[0] != "pbt":  # TPE follows what was found by then, in whatever order that was
         fresh = sweep_of(*mode)
-        run(fresh, at_once, np.random.default_rng(0))
-        if mode[0] != "pbt":
-            assert [trial.values for trial in sweeping.trials] == [trial.values for trial in fresh.trials]
+        values = [fresh.search.suggest(number, []) for number in range(9)]
+        assert [trial.values for trial in sweeping.trials] == values
+
+
+def test_a_copy_stands_where_its_donor_stood():
+    sweeping = sweep_of("pbt", "random")
+    trial = sweeping.next()
+    for step in (10, 20, 30, 40):
+        sweeping.reported(trial, step, {"val/miou": 0.04})
+    trial.copies = 1
+    sweeping.reported(trial, 30, {"val/miou": 0.55})
+    assert (trial.step, trial.value, trial.copies) == (30, 0.55, None)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_nobody_is_suggested_before_it_is_written_down(mode):
+def test_nobody_is_suggested_before_it_is_written_down(tmp_path, mode):
     sweeping, written = sweep_of(*mode), []
     sweeping.on_suggested = lambda trial: written.append((trial.number, len(sweeping.trials)))
-    run(sweeping, 2, np.random.default_rng(0))
+    run(sweeping, 2, np.random.default_rng(0), Runs(tmp_path, np.random.default_rng(0)))
     assert written == [(number, number) for number in range(9)]
 
 

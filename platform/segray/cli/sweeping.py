@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from segray.cli.progress import duration
 from segray.tune.after import Result
@@ -76,8 +77,8 @@ class SweepProgress:
             return
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while not self._stopped.wait(POLL_S):
-                live.update(table_of(view), refresh=True)
-        self._console.print(table_of(view))
+                live.update(shown(view), refresh=True)
+        self._console.print(shown(view))
 
     def _tell(self, view: View) -> None:
         """Prints a line for each trial that came to something new, and every so often how far all are."""
@@ -120,10 +121,14 @@ def _time(view: View) -> str:
     return f"{duration(spent)} so far, about {duration(left)} left"
 
 
-def table_of(view: View) -> Table:
-    """Returns the trials as a table: those at work first, then the best."""
+def shown(view: View) -> Group:
+    """Returns how far a sweep is, and its trials as a table: those at work first, then the best."""
+    return Group(Text(summary(view)), _table(view))
+
+
+def _table(view: View) -> Table:
     metrics, keys = view.config.tune.metric, [one.key for one in dimensions(view.config)]
-    table = Table(show_edge=False, pad_edge=False, header_style="", title=summary(view), title_justify="left")
+    table = Table(show_edge=False, pad_edge=False, header_style="")
     for name in ("trial", "", "step"):
         table.add_column(name, justify="right" if name != "" else "left")
     for name in (*metrics, *keys):

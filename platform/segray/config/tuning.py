@@ -21,7 +21,7 @@ class BudgetConfig(Settings):
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Hours of all workers together: of GPUs, or of CPU workers where there are none."""
     trials: Positive | None = None
-    """Trials that came to an end, whether finished, stopped or failed."""
+    """Trials that came to an end, whether finished, stopped or failed; those that asha has paused may yet go on."""
 
 
 class TuneConfig(Settings):
@@ -59,6 +59,8 @@ class TuneConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.warm_start is not None and self.search != "optuna":
+            raise impossible("tune.search", self.search, "optuna with tune.warm_start; no other search learns from it")
         if self.scheduler == "pbt" and self.search == "grid":
             raise impossible("tune.search", "grid", "random or optuna with tune.scheduler pbt, which moves the values")
         if len(self.metric) > 1 and self.scheduler == "pbt":

@@ -17,7 +17,7 @@ JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
 Kind = Literal[
-    "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became", "memory"
+    "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became"
 ]
 
 

@@ -129,7 +129,8 @@ def _tracked(prepared: Prepared, upload: Upload | None, say: Callable[[str], Non
         status = "KILLED"
         raise
     except UserError:
-        keep = not prepared.is_new or any(prepared.folder.glob(f"*/{checkpoint.META}"))
+        is_empty = prepared.is_new and not any(prepared.folder.glob(f"*/{checkpoint.META}"))
+        keep = upload is None or not is_empty  # whoever uploads a sweep may have begun with it
         raise
     finally:
         _write_end(journal, status, say)

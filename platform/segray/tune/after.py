@@ -11,7 +11,7 @@ import yaml
 
 from segray import checkpoint, places, store
 from segray.config import Config, flat, merge
-from segray.errors import TrainingError
+from segray.errors import SegrayError, TrainingError
 from segray.tracking.family import Family
 from segray.tracking.journal import JOURNAL, Journal
 from segray.train.fit import fit, register
@@ -21,6 +21,7 @@ from segray.tune import outcome
 from segray.tune.outcome import Cost
 from segray.tune.record import folder_of
 from segray.tune.report import write
+from segray.tune.running import begun as begun_run
 from segray.tune.starting import Begun
 from segray.tune.trials import Trial, sign_of
 
@@ -38,7 +39,7 @@ class Result:
         trials: all of them.
         metric: that decided.
         best: the trial with the best settings.
-        front: trials that are not beaten in every metric, best first; the best alone, if there is one metric.
+        front: trials that are not beaten in every metric; the best alone, if there is one metric.
         config: file with the best settings.
         seeds: val/miou of the runs with other seeds.
         mean: of these, none without any.
@@ -82,7 +83,7 @@ def finish(begun: Begun, ended: str | None, say: Callable[[str], None]) -> Resul
         say: called with the few lines a person should read.
 
     Raises:
-        TrainingError: no trial was ever validated, or a run with another seed failed.
+        TrainingError: no trial was ever validated.
     """
     trials, config = begun.trials, begun.config
     best = outcome.best_of(trials)
@@ -91,10 +92,11 @@ def finish(begun: Begun, ended: str | None, say: Callable[[str], None]) -> Resul
             f"sweep {config.name} ended ({ended}) before any trial was validated; go on with --resume {begun.folder}."
         )
     file = _write_best(begun, best)
-    runs = [_seeded(begun, best, number, say) for number in range(1, config.tune.seeds + 1)]
+    tried = (_seeded(begun, best, number, say) for number in range(1, config.tune.seeds + 1))
+    runs = [run for run in tried if run is not None]
     scores = [found.score if found.score is not None else nan for found in map(_best_saved, runs)]
     chosen = _registered(begun, best, runs, scores)
-    cost = outcome.cost_of(trials, config.train.steps, config.train.workers)
+    cost = outcome.cost_of(trials, config.train.steps, config.train.workers, ended)
     page = write(begun.config, trials, best, scores, cost, begun.folder / REPORT)
     for picture in sorted((begun.folder / REPORT).iterdir()):
         begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
@@ -105,7 +107,7 @@ def finish(begun: Begun, ended: str | None, say: Callable[[str], None]) -> Resul
         trials=trials,
         metric=config.tune.metric[0],
         best=best,
-        front=outcome.front(trials, config.tune.metric),
+        front=outcome.front(trials, config.tune.metric) if len(config.tune.metric) > 1 else [best],
         config=str(file),
         seeds=scores,
         mean=mean(scores) if scores else None,
@@ -126,7 +128,7 @@ def with_version(result: Result, family: Family) -> Result:
 
 
 def _write_best(begun: Begun, best: Trial) -> Path:
-    """Writes the best trial's settings as train takes them: those that are not the default."""
+    """Writes the best trial's settings as train takes them."""
     stored = checkpoint.load_config(folder_of(begun.folder, best.number))
     text = spelt(stored, f"The best of sweep {begun.folder.name}: trial {best.number}.")
     file = begun.folder / BEST
@@ -136,15 +138,20 @@ def _write_best(begun: Begun, best: Trial) -> Path:
 
 
 def spelt(config: Config, comment: str) -> str:
-    """Returns the settings of a run as YAML, but for its name and place, with a line above that says what it is."""
-    differ = {key: value for key, value in flat(config).items() if value != flat(Config()).get(key)}
-    kept = {key: value for key, value in differ.items() if key not in ("name", "results", "tracking.uri")}
+    """Returns the settings of a run as YAML, but for its name and place, with a line above that says what it is.
+
+    All that decide what is learned are there, so that no file below it changes them; of the others those that are not
+    the default.
+    """
+    usual, decisive = flat(Config()), config.decisive()
+    kept = {key: value for key, value in flat(config).items() if key in decisive or value != usual.get(key)}
+    kept = {key: value for key, value in kept.items() if key not in ("name", "results", "tracking.uri")}
     tree: dict[str, Any] = merge({}, kept)
     return f"# {comment}\n# python pipelines/train.py --config FILE\n{yaml.safe_dump(tree, sort_keys=False)}"
 
 
-def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) -> Path:
-    """Trains the best settings with another seed, unless that was done, and returns the run's folder."""
+def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) -> Path | None:
+    """Trains the best settings with another seed, unless that was done; returns the run's folder, none if it failed."""
     stored = checkpoint.load_config(folder_of(begun.folder, best.number))
     folder = begun.folder / f"seed-{number}"
     train = stored.train.model_copy(update={"seed": (stored.train.seed + number) % 2**32})
@@ -152,9 +159,13 @@ def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) 
     if (folder / JOURNAL).exists() and is_finished(folder):
         return folder
     say(f"the best settings with seed {train.seed}, {number} of {begun.config.tune.seeds}.")
-    resume = str(folder) if (folder / checkpoint.CONFIG).exists() else None
     part = Part(begun.key, len(begun.trials) + number - 1, begun.slots.placement)
-    fit(config, resume=resume, say=lambda _line: None, part=part)
+    try:
+        fit(config, resume=begun_run(folder), say=lambda _line: None, part=part)
+        _best_saved(folder)
+    except SegrayError as error:  # the sweep has its result without it
+        say(f"the run with seed {train.seed} failed: {error}")
+        return None
     return folder
 
 

@@ -23,6 +23,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from segray.errors import SegrayError
 from segray.tune.policies import Verdict
 from segray.tune.running import DONE, FAILED, FOUND, SECONDS, STEP, TASK
 from segray.tune.sweeping import Sweeping
@@ -99,21 +100,35 @@ class Asking(Unsaved, Searcher):  # type: ignore[misc]
             return Searcher.FINISHED
         if len(self.running) >= self._actors.count:
             return None
-        trial = self._sweeping.next()
-        if trial is None:
-            return Searcher.FINISHED if self._sweeping.is_over else None
-        self._became(trial)
-        self.running[trial_id] = trial
-        return {TASK: self._actors.task(trial)}
+        while (trial := self._sweeping.next()) is not None:
+            try:
+                task = self._actors.task(trial)
+            except SegrayError as error:  # settings that cannot be trained, say
+                self._sweeping.ended(trial, State.FAILED, str(error))
+                self._became(trial)
+                continue
+            self._became(trial)
+            self.running[trial_id] = trial
+            return {TASK: task}
+        return Searcher.FINISHED if self._sweeping.is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.running.pop(trial_id)
         if result and SECONDS in result:
             trial.part_s = result[SECONDS]
-        trial.seconds, trial.part_s = trial.seconds + trial.part_s, 0.0
+        trial.ends_part()
         if trial.state is State.RUNNING:
             self._ended(trial, result or {}, error)
         self._became(trial)
+
+    def leave(self) -> None:
+        """Notes what runs as waiting to go on: the sweep ends before it is over, and Tune tells nothing of it."""
+        for trial in self.running.values():
+            trial.ends_part()
+            if trial.state is State.RUNNING:
+                self._sweeping.ended(trial, State.WAITING)
+            self._became(trial)
+        self.running = {}
 
     def _ended(self, trial: Trial, result: dict[str, Any], error: bool) -> None:
         if error:
@@ -125,7 +140,7 @@ class Asking(Unsaved, Searcher):  # type: ignore[misc]
         elif result.get(DONE) and FAILED in result:
             self._sweeping.ended(trial, State.FINISHED)
         else:
-            self._sweeping.ended(trial, State.WAITING, self._ending.why or "")
+            self._sweeping.ended(trial, State.WAITING)
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -199,6 +214,7 @@ def run(
     )
     with _interruptible(ending):
         tuner.fit()
+    asking.leave()
     if ending.interrupted:
         raise KeyboardInterrupt
     return ending.why

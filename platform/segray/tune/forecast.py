@@ -3,11 +3,10 @@
 Good settings often start slowly: a large model is behind a small one for half of the run, a careful rate behind a bold
 one. Compared by what they have reached, they would be stopped. So a curve is carried on to the run's last step as what
 rises towards a level, level * (1 - exp(-step / time)): for each of many times the level that fits best, weighed by how
-well it fits. Few points say little about the level, so a forecast comes with its spread.
+well it fits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,7 @@ TIMES = np.geomspace(0.02, 5, 60)
 LEAST_NOISE = 1e-3
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a curve is expected to end at, and how far off that may be."""
-
-    value: float
-    spread: float
-
-
-def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Forecast:
+def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> float:
     """Returns where a curve ends.
 
     Args:
@@ -35,7 +26,7 @@ def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Foreca
         last: step of the end.
     """
     if len(steps) < LEAST_POINTS or steps[-1] >= last:
-        return Forecast(values[-1], 0.0)
+        return values[-1]
     found = np.asarray(values, np.float64)[:, None]
     rises, end = _rises(np.asarray(steps, np.float64), last), _rises(np.array([float(last)]), last)[0]
     is_score = bool(((found >= 0) & (found <= 1)).all())
@@ -48,10 +39,9 @@ def forecast(steps: Sequence[int], values: Sequence[float], last: int) -> Foreca
     if is_score:
         weights *= (ends >= 0) & (ends <= 1)
     if not weights.any():
-        return Forecast(values[-1], 0.0)
+        return values[-1]
     weights /= weights.sum()
-    mean = float((weights * ends).sum())
-    return Forecast(mean, float(np.sqrt((weights * (ends - mean) ** 2).sum())))
+    return float((weights * ends).sum())
 
 
 def _rises(steps: NDArray[np.float64], last: int) -> NDArray[np.float64]:

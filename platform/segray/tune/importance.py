@@ -44,7 +44,7 @@ def importances(space: Sequence[Dimension], trials: Sequence[Trial], last: int) 
         trials: of the sweep; each counts with what it was expected to end at.
         last: step of the end.
     """
-    found = [(trial.values, trial.forecast(trial.step, last).value) for trial in trials if trial.curve]
+    found = [(trial.values, trial.forecast(trial.step, last)) for trial in trials if trial.curve]
     if len(found) < LEAST_TRIALS or len({value for _, value in found}) < 2:
         return []
     random = np.random.default_rng(0)

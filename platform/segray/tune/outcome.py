@@ -1,11 +1,13 @@
 """What came of a sweep: which trial is best, which are weighed against each other, what it cost."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segray.errors import listing
 from segray.tune.trials import State, Trial, sign_of
+
+MOST_NAMED = 5
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -25,8 +27,12 @@ def values_of(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] | None:
 
 
 def front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
-    """Returns the trials that no other one is better than in one metric, and at least as good in all (Pareto)."""
-    known = {trial.number: found for trial in trials if (found := values_of(trial, metrics)) is not None}
+    """Returns the trials that no other one is better than in one metric, and at least as good in all (Pareto).
+
+    Those that failed are left out; they are in the order of the trials.
+    """
+    whole = [trial for trial in trials if trial.state is not State.FAILED]
+    known = {trial.number: found for trial in whole if (found := values_of(trial, metrics)) is not None}
     signs = [sign_of(name) for name in metrics]
 
     def is_beaten(number: int) -> bool:
@@ -47,31 +53,47 @@ class Cost:
     Attributes:
         steps: that were made.
         whole: steps that all its trials would have made to their end.
+        spared: steps that were not made because the scheduler stopped their trials.
         worker_hours: of all workers together.
     """
 
     steps: int
     whole: int
+    spared: int
     worker_hours: float
 
     @property
     def saved(self) -> float:
         """Returns the worker-hours that were saved by stopping early, at the same pace."""
-        return self.worker_hours * (self.whole / self.steps - 1) if self.steps else 0.0
+        return self.worker_hours * self.spared / self.steps if self.steps else 0.0
 
 
-def cost_of(trials: Sequence[Trial], last: int, workers: int) -> Cost:
-    """Returns what trials took, of so many steps and workers each."""
-    steps = sum(trial.step for trial in trials)
-    return Cost(steps, len(trials) * last, sum(trial.seconds + trial.part_s for trial in trials) * workers / 3600)
+def cost_of(trials: Sequence[Trial], last: int, workers: int, ended: str | None = None) -> Cost:
+    """Returns what trials took.
+
+    Args:
+        trials: all of them.
+        last: step of a trial's end.
+        workers: of a trial.
+        ended: why the sweep ended before they were over, if it did.
+    """
+    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.why != ended]
+    return Cost(
+        steps=sum(trial.step for trial in trials),
+        whole=len(trials) * last,
+        spared=sum(last - trial.step for trial in stopped),
+        worker_hours=sum(trial.seconds + trial.part_s for trial in trials) * workers / 3600,
+    )
 
 
 def reasons(trials: Sequence[Trial]) -> str:
     """Returns why trials failed, a line for each reason, the most frequent first."""
-    failed = [trial for trial in trials if trial.state is State.FAILED]
-    counts = Counter(trial.why.strip().splitlines()[0] if trial.why.strip() else "unknown" for trial in failed)
+    found: dict[str, list[int]] = defaultdict(list)
+    for trial in trials:
+        if trial.state is State.FAILED:
+            found[trial.why.strip().splitlines()[0] if trial.why.strip() else "unknown"].append(trial.number)
     lines = []
-    for why, count in counts.most_common():
-        numbers = [trial.number for trial in failed if trial.why.strip().startswith(why)]
-        lines.append(f"{count} x (trial {', '.join(map(str, numbers[:5]))}{' ...' if count > 5 else ''}): {why}")
+    for why, numbers in sorted(found.items(), key=lambda one: -len(one[1])):
+        named = ", ".join(map(str, numbers[:MOST_NAMED])) + (" ..." if len(numbers) > MOST_NAMED else "")
+        lines.append(f"{len(numbers)} x (trial {named}): {why}")
     return listing(lines)

@@ -93,9 +93,11 @@ def _seconds_of_step(config: Config, classes: Classes, slots: Slots) -> float | 
     """Returns how long a worker takes for its part of a step of the sweep's own settings, none if it cannot."""
     place = slots.placement
     task = ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0)(time_step)
+    timing = task.remote(config, classes, place.device, place.threads)
     try:
-        return float(ray.get(task.remote(config, classes, place.device, place.threads), timeout=PATIENCE_S))
+        return float(ray.get(timing, timeout=PATIENCE_S))
     except RayError:  # no node yet, or no memory for it: the sweep will tell
+        ray.cancel(timing, force=True)
         return None
 
 

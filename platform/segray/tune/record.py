@@ -4,14 +4,18 @@
 its run. Both together are all there is: a sweep that goes on is made of them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from segray.tracking.journal import Journal
 from segray.tune.sweeping import WORST
-from segray.tune.trials import State, Trial, sign_of
+from segray.tune.trials import COST, State, Trial, sign_of
 
+KIND_TAG, SWEEP = "segray.kind", "sweep"
 RUN_NAME = "trial-{:03d}"
+AT_WORK = ("metrics", "event")
+"""Records that a run writes itself, while it is at work."""
 
 
 def folder_of(sweep: Path, number: int) -> Path:
@@ -30,6 +34,8 @@ class Record:
     def __init__(self, folder: Path, metrics: tuple[str, ...]) -> None:
         self.folder, self._metrics = folder, metrics
         self.journal = Journal(folder)
+        self._paused: dict[int, int | None] = {}
+        self._heard: dict[int, int] = {}
 
     def suggested(self, trial: Trial) -> None:
         """Notes a trial before it is tried."""
@@ -44,17 +50,22 @@ class Record:
             why=trial.why,
             values=trial.values,
             copies=trial.copies,
+            step=trial.step,
+            costs={name: value for name, value in trial.others.items() if name.startswith(COST)},
             seconds=trial.seconds,
         )
 
     def trials(self) -> list[Trial]:
         """Returns all trials as they were left; those that ran then wait to go on."""
         found: list[Trial] = []
+        self._paused, self._heard = {}, {}
         for record in self.journal.records():
             if record["kind"] == "trial":
                 found.append(Trial(record["number"], record["values"]))
             elif record["kind"] == "became":
                 _became(found[record["number"]], record)
+                self._heard[record["number"]] = record["time_ms"]
+                self._paused[record["number"]] = record["step"] if record["state"] == State.PAUSED else None
         for trial in found:
             self._read_run(trial)
         return found
@@ -62,19 +73,25 @@ class Record:
     def _read_run(self, trial: Trial) -> None:
         """Fills in what a trial's run has come to."""
         records = Journal(folder_of(self.folder, trial.number)).records()
+        if trial.state is State.RUNNING:
+            trial.state = State.WAITING
         for record in records:
             if record["kind"] == "rewound":
                 trial.rewinds(record["step"])
+                if record["time_ms"] >= self._heard.get(trial.number, 0):  # the copy that it was to make
+                    trial.copies = None
             elif record["kind"] == "metrics":
                 self._read_metrics(trial, record["step"], record["values"])
         ended = [record["status"] for record in records if record["kind"] == "end"]
-        if ended and ended[-1] == "FINISHED" and not trial.is_over:
+        if ended and ended[-1] == "FINISHED" and trial.state is State.WAITING:
             trial.state = State.FINISHED
-        if trial.state is State.RUNNING:
-            trial.state = State.WAITING
+        trial.seconds = max(trial.seconds, spent_s(records))
 
     def _read_metrics(self, trial: Trial, step: int, values: dict[str, float]) -> None:
         if not any(name.startswith("val/") for name in values):
+            return
+        paused = self._paused.get(trial.number)
+        if paused is not None and step > paused:  # made before the run heard that it was to pause: not judged yet
             return
         first, *others = self._metrics
         trial.reports(step, sign_of(first) * values[first] if first in values else WORST)
@@ -84,3 +101,17 @@ class Record:
 def _became(trial: Trial, record: dict[str, Any]) -> None:
     trial.state, trial.why, trial.values = State(record["state"]), record["why"], record["values"]
     trial.copies, trial.seconds = record["copies"], record["seconds"]
+    trial.others |= record["costs"]
+
+
+def spent_s(records: Sequence[dict[str, Any]]) -> float:
+    """Returns the seconds that a run was at work, from its journal: whoever was killed could not tell them."""
+    began: int | None = None
+    spent = last = 0
+    for record in records:
+        if record["kind"] in ("run", "resumed"):
+            spent += last - began if began is not None else 0
+            began = last = record["time_ms"]
+        elif record["kind"] in AT_WORK:
+            last = record["time_ms"]
+    return (spent + last - began) / 1000 if began is not None else 0.0

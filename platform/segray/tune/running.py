@@ -11,13 +11,14 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from segray import checkpoint, store
+from segray import checkpoint, cluster, store
 from segray.config import Config
 from segray.errors import CheckpointError, NoMemoryError, SegrayError, StoppedError
 from segray.quiet import quieten
 from segray.tracking.journal import JOURNAL, Journal, Record, Tail
 from segray.train.fit import fit, new_pulse
 from segray.train.part import Part
+from segray.train.resume import is_finished, is_held
 from segray.tune.memory import halved
 
 POLL_S = 0.05
@@ -25,7 +26,7 @@ PATIENCE_S = 60.0  # with a checkpoint that is being written
 COPIES = 5
 
 TASK, STEP, FOUND, FAILED, DONE = "task", "step", "found", "failed", "done"
-PARTS, SECONDS = "parts", "seconds"
+SECONDS = "seconds"
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,27 @@ class Task:
 
     Attributes:
         number: of the trial.
+        step: of its last validation that was judged.
         config: of its run; its name and results say where.
         moved: settings that may have changed since its last part.
         donor: folder of the run whose checkpoint it begins with, none goes on from its own.
     """
 
     number: int
+    step: int
     config: Config
     moved: tuple[str, ...] = ()
     donor: str | None = None
 
     def spelt(self) -> str:
         """Returns it as text: Tune makes names of what it sees, and searches it for grids."""
-        return json.dumps([self.number, self.config.model_dump(mode="json"), self.moved, self.donor])
+        return json.dumps([self.number, self.step, self.config.model_dump(mode="json"), self.moved, self.donor])
 
     @classmethod
     def read(cls, text: str) -> "Task":
         """Returns what was spelt."""
-        number, config, moved, donor = json.loads(text)
-        return cls(number, Config.model_validate(config), tuple(moved), donor)
+        number, step, config, moved, donor = json.loads(text)
+        return cls(number, step, Config.model_validate(config), tuple(moved), donor)
 
 
 class Running(Trainable):  # type: ignore[misc]
@@ -93,8 +96,7 @@ class Run:
         self._began = monotonic()
         self.stop = threading.Event()
         self._failed: str | None = None
-        path = self._folder / JOURNAL
-        self._tail = Tail(path, path.stat().st_size if path.exists() else 0)
+        self._tail = Tail(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
         self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
         self._thread.start()
 
@@ -116,7 +118,7 @@ class Run:
         self._thread.join()
 
     def _told(self) -> dict[str, Any]:
-        return {PARTS: self._config.train.accumulate, SECONDS: monotonic() - self._began}
+        return {SECONDS: monotonic() - self._began}
 
     def _await_checkpoint(self, step: int) -> None:
         """Waits until the run could go on from here: who is paused is ended at once."""
@@ -129,25 +131,27 @@ class Run:
 
     def _fit(self) -> None:
         try:
+            resume = begun(self._folder)
             if self._task.donor is not None:
                 copy_checkpoint(Path(self._task.donor), self._folder)
-            while not self._fits():
-                pass
+            if resume is None or not is_finished(self._folder):  # it may have come to its end before it was to pause
+                while not self._fits():
+                    pass
         except StoppedError:  # as it was asked to: its checkpoint is whole, and it may go on from there
             logging.getLogger(__name__).info("trial %d was stopped", self._task.number)
         except SegrayError as error:
-            self._failed = str(error)
+            logging.getLogger(__name__).info("trial %d: %s", self._task.number, error)
+            self._failed = cluster.in_a_line(error)
         except Exception as error:  # a defect is the trial's, not the sweep's
             logging.getLogger(__name__).exception("trial %d", self._task.number)
             self._failed = f"{type(error).__name__}: {error}"
 
     def _fits(self) -> bool:
         """Trains to the end, and returns whether memory was enough; if not, it is tried again with half as much."""
-        has_begun = (self._folder / JOURNAL).exists() and (self._folder / checkpoint.CONFIG).exists()
         try:
             fit(
                 self._config,
-                resume=str(self._folder) if has_begun else None,
+                resume=begun(self._folder),
                 allowed=[*self._task.moved, "train.accumulate"],
                 say=logging.getLogger(__name__).info,
                 part=self._part,
@@ -165,6 +169,29 @@ class Run:
 def is_validation(record: Record) -> bool:
     """Returns whether a run's record is of a validation."""
     return record["kind"] == "metrics" and any(name.startswith("val/") for name in record["values"])
+
+
+def begun(folder: Path) -> str | None:
+    """Returns the folder of a run to go on with, once whoever still ends it is gone; none if it is to begin.
+
+    A folder without a record of its run was left by somebody who was killed in its very first moment, and is removed.
+    """
+    until = monotonic() + PATIENCE_S
+    while folder.exists() and is_held(folder) and monotonic() < until:
+        sleep(POLL_S)
+    if (folder / checkpoint.CONFIG).exists() and Journal(folder).records():
+        return str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _offset(folder: Path, step: int | None) -> int:
+    """Returns where a run's journal goes on behind its validation at a step, or what it has by now, without one."""
+    tail, found = Tail(folder / JOURNAL), 0
+    for record in tail.read():
+        if step is None or (is_validation(record) and record["step"] == step):
+            found = tail.offset
+    return found
 
 
 def copy_checkpoint(donor: Path, run: Path) -> None:

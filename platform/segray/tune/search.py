@@ -112,7 +112,7 @@ class Tpe:
     def _told(self, trial: Trial) -> FrozenTrial:
         if trial.state in (State.RUNNING, State.WAITING) or not trial.curve:
             return self._frozen(trial.values, None)
-        expected = trial.forecast(trial.step, self._last).value * sign_of(self._metrics[0])
+        expected = trial.forecast(trial.step, self._last) * sign_of(self._metrics[0])
         others = [trial.others.get(name) for name in self._metrics[1:]]
         if any(value is None for value in others):
             return self._frozen(trial.values, None)

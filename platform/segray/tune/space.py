@@ -18,7 +18,7 @@ Values = dict[str, Any]
 FIXED: tuple[str, ...] = ("name", "results", "tracking.", "tune.", "train.steps", "train.val_every", "train.workers")
 FIXED += ("train.min_workers", "train.device", "data.root", "data.val_split")
 """What must be alike in all trials, so that they can be compared, and placed."""
-MOST_CORNERS = 1024
+MOST_CORNERS, MOST_DRAWN = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,10 @@ def check(settings: Config) -> None:
     known = config.flat(settings.model_copy(update={"tune": config.TuneConfig()}))
     for dimension in space:
         _check_key(dimension.key, known)
-    for dimension in space:
-        for value in dimension.values:
-            _check_values(settings, {dimension.key: value})
     if settings.tune.search == "grid":
         _check_grid(space, settings.tune.trials)
-    for values in _corners(space):
+    inside = (drawn(space, settings.tune.seed, number) for number in range(MOST_DRAWN))
+    for values in itertools.chain(_corners(space), inside):
         _check_values(settings, values)
 
 
@@ -146,11 +144,19 @@ def _check_key(key: str, known: Mapping[str, Any]) -> None:
 
 
 def _check_values(settings: Config, values: Values) -> None:
+    error = _refusal(settings, values)
+    if error is not None:
+        alone = [{key: value} for key, value in values.items() if str(_refusal(settings, {key: value})) == str(error)]
+        spelt = ", ".join(f"{key} {value}" for key, value in (alone[0] if alone else values).items())
+        raise ConfigError(f"tune.space holds {spelt}, which cannot be trained: {error}") from error
+
+
+def _refusal(settings: Config, values: Values) -> ConfigError | None:
     try:
         of_trial(settings, values)
     except ConfigError as error:
-        spelt = ", ".join(f"{key} {value}" for key, value in values.items())
-        raise ConfigError(f"tune.space holds {spelt}, which cannot be trained: {error}") from error
+        return error
+    return None
 
 
 def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:

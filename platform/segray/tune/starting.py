@@ -11,16 +11,16 @@ from segray.capacity import Slots
 from segray.config import Config, flat
 from segray.data.schema import Manifest, read_manifest
 from segray.errors import CheckpointError, ConfigError, ResumeError, listing
-from segray.tracking.journal import JOURNAL
+from segray.tracking.family import children
+from segray.tracking.journal import JOURNAL, Journal
 from segray.train.prepare import check_trainable, run_record
 from segray.train.resume import AUTO, hold, is_finished, is_held
 from segray.tune import lookup, space
-from segray.tune.policies import grace_of, policy_of, rungs_of
-from segray.tune.record import Record
+from segray.tune.policies import grace_of, interval_of, policy_of, rungs_of
+from segray.tune.record import KIND_TAG, SWEEP, Record
 from segray.tune.search import Known
 from segray.tune.trials import Trial
 
-KIND_TAG, SWEEP = "segray.kind", "sweep"
 MOVABLE = ("optim.", "loss.", "data.")
 """Settings that may change while a trial is trained, by their beginning."""
 MAY_DIFFER = ("tune.trials", "tune.concurrent", "tune.seeds", "tune.budget.")
@@ -110,11 +110,13 @@ def _write_start(record: Record, config: Config, manifest: Manifest, known: tupl
 def _read_start(record: Record) -> tuple[str, float, tuple[Known, ...]]:
     """Returns key, seconds spent before, and what was known from the start, from a sweep's journal."""
     records = record.journal.records()
-    spent, began = 0.0, records[0]["time_ms"]
-    for before, one in pairwise(records):
-        if one["kind"] == "resumed":
-            spent += before["time_ms"] - began
-            began = one["time_ms"]
+    starts = [one["time_ms"] for one in records if one["kind"] in ("run", "resumed")]
+    times = [
+        one["time_ms"] for folder in (record.folder, *children(record.folder)) for one in Journal(folder).records()
+    ]
+    spent = sum(
+        max(time for time in times if start <= time < end) - start for start, end in pairwise(starts)
+    )  # a trial tells more of when its sweep was killed than the sweep's own few records
     known = tuple(Known(values, found) for values, found in records[0]["known"])
     return records[0]["key"], spent / 1000, known
 
@@ -135,7 +137,14 @@ def _check_scheduler(config: Config) -> None:
         )
     if tune.scheduler == "asha" and not rungs_of(grace_of(config), train.val_every, train.steps):
         raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
+    if tune.scheduler == "median" and grace_of(config) >= train.steps:
+        raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
     if tune.scheduler == "pbt":
+        if max(interval_of(config), train.val_every) >= train.steps:
+            raise ConfigError(
+                f"tune.interval is {interval_of(config)} and train.val_every {train.val_every}; expected both below "
+                f"train.steps, {train.steps}: nobody would ever copy."
+            )
         fixed = [one.key for one in space.dimensions(config) if not one.key.startswith(MOVABLE)]
         if fixed:
             raise ConfigError(
@@ -165,9 +174,15 @@ def _named(config: Config, manifest: Manifest, resume: str | None, say: Callable
     differ = _differences(folder, config, manifest)
     if differ:
         raise ResumeError(f"{folder.name} is a sweep of other settings:{listing(differ)}\nStart a new one.")
-    if is_finished(folder):
+    if is_finished(folder) and not _is_cut_short(folder):
         raise ResumeError(f"--resume is {resume}, a sweep that is finished; start another.")
     return folder
+
+
+def _is_cut_short(folder: Path) -> bool:
+    """Returns whether a sweep ended because its budget was spent, so that a larger one goes on with it."""
+    ends = [record for record in Journal(folder).records() if record["kind"] == "end"]
+    return bool(ends) and ends[-1].get("cut_short") is not None
 
 
 def _latest(config: Config, manifest: Manifest) -> Path | None:

@@ -1,6 +1,6 @@
 """A sweep from its check to its end: what `pipelines/tune.py` runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from segray.tune.running import Running, Task
 from segray.tune.search import search_of
 from segray.tune.starting import Begun, begin
 from segray.tune.sweeping import Sweeping
-from segray.tune.trials import OVER, State, Trial
+from segray.tune.trials import COST, State, Trial
 from segray.tune.warm import earlier
 
 OUTCOME_TAG = "segray.outcome"
@@ -84,7 +84,7 @@ def sweep(
     with begun.lock, _uploaded(begun, say) as family:
         why = _search(begun, say, watch)
         result = after.finish(begun, why, say)
-        begun.record.journal.write("end", status="FINISHED")
+        begun.record.journal.write("end", status="FINISHED", cut_short=why)
     return after.with_version(result, family)
 
 
@@ -118,34 +118,46 @@ def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], No
         begun.trials,
         record.suggested,
     )
-    crew, why = Crew(begun, sweeping), None
+    crew, why, failed_before = Crew(begun, sweeping), None, _failed(begun.trials)
     try:
         if not sweeping.is_over:
             expected = outlook(config, begun.manifest, begun.slots)
             view = View(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
             watch(view)
             actors = Actors(crew.trainable(say), begun.slots.count, crew.task)
-            why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: _spent(view))
+            why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: spent(view, failed_before))
         sweeping.close(why or "not among the best")
+        if why is None:  # otherwise a larger budget goes on with them
+            for trial in sweeping.trials:
+                record.became(trial)
     finally:
         for trial in sweeping.trials:
             crew.close(trial)
-    failed = sum(trial.state is State.FAILED for trial in sweeping.trials)
+    failed = _failed(sweeping.trials)
     if failed and outcome.best_of(sweeping.trials) is None:
         told = "all" if failed == len(sweeping.trials) else f"{failed} of"
         raise TrainingError(f"{told} {len(sweeping.trials)} trials failed:{outcome.reasons(sweeping.trials)}")
     return why
 
 
-def _spent(view: View) -> str | None:
-    """Returns what of the budget is spent, none if nothing is."""
+def _failed(trials: Sequence[Trial]) -> int:
+    return sum(trial.state is State.FAILED for trial in trials)
+
+
+def spent(view: View, failed_before: int) -> str | None:
+    """Returns what of a sweep's budget is spent, none if nothing is.
+
+    Args:
+        view: of the sweep.
+        failed_before: trials that failed at an earlier start: what was at fault may be mended by now.
+    """
     budget, trials = view.config.tune.budget, view.sweeping.trials
-    failed = sum(trial.state is State.FAILED for trial in trials)
+    failed = _failed(trials) - failed_before
     if failed >= MOST_FAILED and not any(trial.curve for trial in trials):
         return f"{failed} trials failed, and none was ever validated"
     if budget.hours is not None and view.spent_s() >= budget.hours * 3600:
         return f"tune.budget.hours, {budget.hours:g}, are spent"
-    if budget.trials is not None and sum(trial.state in (*OVER, State.PAUSED) for trial in trials) >= budget.trials:
+    if budget.trials is not None and sum(trial.is_over for trial in trials) >= budget.trials:
         return f"tune.budget.trials, {budget.trials}, have come to an end"
     workers = view.config.train.workers
     if budget.gpu_hours is not None:
@@ -188,9 +200,9 @@ class Crew:
         config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": trial.parts})})
         trial.others |= self._costs_of(config)
         donor = None if trial.copies is None else str(folder_of(begun.folder, trial.copies))
-        moved = tuple(one.key for one in space.dimensions(begun.config)) if donor else ()
-        trial.copies = None
-        return Task(trial.number, config, moved, donor).spelt()
+        is_moved = begun.config.tune.scheduler == "pbt"
+        moved = tuple(one.key for one in space.dimensions(begun.config)) if is_moved else ()
+        return Task(trial.number, trial.step, config, moved, donor).spelt()
 
     def became(self, trial: Trial) -> None:
         """Writes down that a trial was started or has ended its part."""
@@ -203,13 +215,17 @@ class Crew:
         if not (run / JOURNAL).exists():
             return
         journal = Journal(run)
-        ends = [record for record in journal.records() if record["kind"] in ("run", "resumed", "end")]
-        if ends[-1]["kind"] != "end":
+        records = journal.records()
+        costs = {name: value for name, value in trial.others.items() if name.startswith(COST)}
+        if costs and not any(
+            record["kind"] == "metrics" and costs.keys() <= record["values"].keys() for record in records
+        ):
+            journal.write("metrics", step=trial.step, values=costs)
+        ends = [record for record in records if record["kind"] in ("run", "resumed", "end")]
+        if ends and ends[-1]["kind"] != "end":
             journal.write("end", status=STATUS.get(trial.state, "KILLED"))
         told = f"{trial.state}{f': {trial.why}' if trial.why else ''}"
         journal.write("tag", name=OUTCOME_TAG, value=told)
-        if trial.is_over:
-            self._begun.record.became(trial)
 
     def _learn(self, trial: Trial) -> None:
         """Notes in how many parts a trial's steps had to be computed."""

@@ -60,6 +60,9 @@ class Sweeping:
             found: its metrics; it is worst where the first is missing.
         """
         first, *others = self.metrics
+        if trial.copies is not None:
+            trial.rewinds(step - 1)  # it went on from where its donor was, which may be behind it
+            trial.copies = None
         trial.reports(step, sign_of(first) * found[first] if first in found else WORST)
         trial.others |= {name: found[name] for name in others if name in found}
         return self._judge(trial)

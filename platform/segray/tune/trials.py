@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from segray.tune.forecast import Forecast, forecast
+from segray.tune.forecast import forecast
 
-MINIMISED = ("cost/", "train/loss")
+COST = "cost/"
+"""Beginning of the metrics that are known of a model before it is trained."""
+MINIMISED = (COST, "train/loss")
 """Metrics that are the better the lower, by their beginning."""
 
 
@@ -40,7 +42,7 @@ class Trial:
         curve: the first metric at each validation, by step; the higher, the better.
         others: the other metrics as last reported, as they are.
         allowed: step of the validation that it was last allowed to go on from.
-        copies: donor and step of the checkpoint that it begins its next part with.
+        copies: trial whose checkpoint its part begins with, until it has validated behind that.
         seconds: it has run, in parts that have ended.
         part_s: seconds of the part that runs.
         parts: its steps are computed in, once that is known.
@@ -60,7 +62,7 @@ class Trial:
     parts: int | None = None
     losses: int = 0
     why: str = ""
-    _forecasts: dict[int, Forecast] = field(default_factory=dict, repr=False, compare=False)
+    _forecasts: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def step(self) -> int:
@@ -86,7 +88,7 @@ class Trial:
         """Returns the step of the first validation at or behind a step, if it came so far."""
         return min((found for found in self.curve if found >= step), default=None)
 
-    def forecast(self, step: int, last: int) -> Forecast:
+    def forecast(self, step: int, last: int) -> float:
         """Returns what it was expected to end at when it came to a step.
 
         Args:
@@ -97,6 +99,10 @@ class Trial:
             steps = sorted(found for found in self.curve if found <= step)
             self._forecasts[step] = forecast(steps, [self.curve[found] for found in steps], last)
         return self._forecasts[step]
+
+    def ends_part(self) -> None:
+        """Adds the seconds of the part that ran to those before it."""
+        self.seconds, self.part_s = self.seconds + self.part_s, 0.0
 
     def reports(self, step: int, value: float) -> None:
         """Notes a validation."""

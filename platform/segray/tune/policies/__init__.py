@@ -11,7 +11,7 @@ from segray.tune.space import dimensions
 GRACE = 0.15
 """Share of a run before a curve says enough to compare it."""
 
-__all__ = ["Policy", "Verdict", "grace_of", "policy_of", "rungs_of"]
+__all__ = ["Policy", "Verdict", "grace_of", "interval_of", "policy_of", "rungs_of"]
 
 
 def policy_of(settings: Config) -> Policy:
@@ -23,14 +23,20 @@ def policy_of(settings: Config) -> Policy:
     if tune.scheduler == "median":
         return Median(grace, train.steps)
     if tune.scheduler == "pbt":
-        interval = tune.interval or max(1, train.steps // 10)
-        return Population(dimensions(settings), interval, train.steps, tune.quantile, tune.resample, tune.seed)
+        return Population(
+            dimensions(settings), interval_of(settings), train.steps, tune.quantile, tune.resample, tune.seed
+        )
     return Never()
 
 
 def grace_of(settings: Config) -> int:
     """Returns the steps before a trial may be paused or stopped."""
     return settings.tune.grace or max(1, round(GRACE * settings.train.steps))
+
+
+def interval_of(settings: Config) -> int:
+    """Returns the steps between two looks of population based training."""
+    return settings.tune.interval or max(1, settings.train.steps // 10)
 
 
 def rungs_of(grace: int, every: int, steps: int) -> tuple[int, ...]:

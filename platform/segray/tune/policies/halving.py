@@ -66,4 +66,4 @@ class Halving:
         return trial.allowed >= step or trial.step > step or trial.state is State.FINISHED
 
     def _expected(self, trial: Trial, step: int) -> float:
-        return trial.forecast(step, self._last).value
+        return trial.forecast(step, self._last)

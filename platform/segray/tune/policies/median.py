@@ -28,8 +28,8 @@ class Median:
         step = trial.step
         if not self._grace <= step < self._last:
             return Verdict.GO_ON
-        others = [one.forecast(step, self._last).value for one in trials if one is not trial and step in one.curve]
-        if len(others) < LEAST_OTHERS or trial.forecast(step, self._last).value >= median(others):
+        others = [one.forecast(step, self._last) for one in trials if one is not trial and step in one.curve]
+        if len(others) < LEAST_OTHERS or trial.forecast(step, self._last) >= median(others):
             return Verdict.GO_ON
         trial.why = f"below the median of {len(others)} others at step {step}"
         return Verdict.STOP

@@ -51,6 +51,7 @@ def write(config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[
             "segray.tune.report",
             config=config,
             best=best,
+            best_value=sign_of(metrics[0]) * (best.best or 0.0),
             front=[trial.number for trial in front] if len(metrics) > 1 else [],
             seeds=seeds,
             cost=cost,

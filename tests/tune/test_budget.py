@@ -1,0 +1,50 @@
+"""What ends a sweep before all its trials are over."""
+
+from pathlib import Path
+
+import pytest
+
+from segray import config
+from segray.tune.outlook import Outlook
+from segray.tune.policies import policy_of
+from segray.tune.search import search_of
+from segray.tune.sweep import View, spent
+from segray.tune.sweeping import Sweeping
+from segray.tune.trials import State, Trial
+
+
+def view(budget, trials, hours=0.0):
+    tune = {"space": {"optim.lr": {"choice": [1e-3, 1e-4]}}, "budget": budget}
+    made = config.build({"train.workers": 2, "tune": tune})
+    sweeping = Sweeping(policy_of(made), search_of(made), 9, made.tune.metric, trials)
+    return View(made, Path(), Outlook(9, 1, 9, 9, None, None), sweeping, lambda: hours * 3600)
+
+
+def trials(**states):
+    return [
+        Trial(number, {}, State(state), {1: 0.1} if state != "failed" else {}, seconds=900.0)
+        for number, state in enumerate(name for name, count in states.items() for _ in range(count))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("budget", "there", "hours", "told"),
+    [
+        ({}, trials(finished=9), 99, None),
+        ({"hours": 2}, [], 1.9, None),
+        ({"hours": 2}, [], 2.1, "tune.budget.hours, 2, are spent"),
+        ({"gpu_hours": 2.1}, trials(finished=4), 0, None),  # a quarter of an hour each, two workers
+        ({"gpu_hours": 2}, trials(finished=3, running=1), 0, "tune.budget.gpu_hours, 2, are spent"),
+        ({"trials": 3}, trials(finished=1, stopped=1, failed=1), 0, "tune.budget.trials, 3, have come to an end"),
+        ({"trials": 3}, trials(finished=1, paused=5, running=2), 0, None),
+        ({}, trials(failed=5), 0, "5 trials failed, and none was ever validated"),
+        ({}, trials(failed=5, running=1), 0, None),
+    ],
+)
+def test_it_is_told_when_it_is_spent(budget, there, hours, told):
+    assert spent(view(budget, there, hours), 0) == told
+
+
+def test_what_failed_at_an_earlier_start_may_be_mended():
+    assert spent(view({}, trials(failed=6)), 2) is None
+    assert spent(view({}, trials(failed=7)), 2) is not None
