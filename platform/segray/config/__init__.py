@@ -11,6 +11,7 @@ from segray.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from segray.config.serving import ServeConfig
 from segray.config.tuning import TuneConfig
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "ServeConfig",
     "TrackingConfig",
     "TrainConfig",
     "TuneConfig",
