@@ -1,6 +1,7 @@
 """Real Ray Serve on the test session's cluster: it follows the alias under load, and outlives a replica."""
 
 import asyncio
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -13,10 +14,12 @@ import ray
 
 from segray import config
 from segray.benchmark.load import Plan, put
-from segray.data.images import decode_mask
+from segray.data.images import decode_image, decode_mask
+from segray.data.sources import demo
 from segray.errors import ConfigError, ServingError
 from segray.serving.house import open_house
 
+from . import browser
 from .conftest import MODEL, Store, picture
 
 TOKEN = "a-token-of-thirty-two-characters"
@@ -143,3 +146,41 @@ def test_the_masks_are_the_predictors_to_the_pixel(house):
         request = urllib.request.Request(f"{place.url}/v1/segment", data=body, headers=JPEG)
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert np.array_equal(decode_mask(answer.read()), store.mask("1", body))
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here; tests/debian-packages.sh installs it")
+def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
+    place, store, _ = house
+    body = picture(96, 160, 5)
+    (tmp_path / "street.jpg").write_bytes(body)
+    pixels = "JSON.stringify([...document.querySelector('#canvas').getContext('2d').getImageData(0, 0, 160, 96).data])"
+
+    async def visit():
+        async with browser.tab(place.url) as page:
+            await page.until("document.readyState === 'complete' && document.querySelector('#token')?.style.display === 'block'")
+            await page.value(f"document.querySelector('#token input').value = '{TOKEN}'")
+            await page.value("document.querySelector('#token').requestSubmit()")
+            await page.until("document.querySelector('#model').textContent.includes('streets version 1')")
+            await page.choose("#file", tmp_path / "street.jpg")
+            await page.until("document.querySelector('#app').classList.contains('done')")
+            seen = {}
+            for share in (0.0, 1.0):
+                await page.press("#opacity", 0.002 + 0.996 * share)
+                seen[share] = (await page.value("+opacity.value"), json.loads(await page.value(pixels)))
+            legend = await page.value("[...document.querySelectorAll('#legend li')].map(one => one.innerText)")
+            timing = await page.value("document.querySelector('#timing').innerText")
+            saved = await page.value("document.querySelector('#save').href")
+            return seen, legend, timing, saved, page.fetched, page.complaints
+
+    seen, legend, timing, saved, fetched, complaints = asyncio.run(visit())
+    mask, classes = store.mask("1", body), demo.classes()
+    bare, covered = (np.array(seen[share][1], np.uint8).reshape(96, 160, 4)[..., :3] for share in (0.0, 1.0))
+    assert [seen[share][0] for share in (0.0, 1.0)] == [0, 100]
+    assert np.array_equal(covered, np.array(classes.palette, np.uint8)[mask])
+    assert np.abs(bare.astype(int) - decode_image(body)).mean() < 4  # two decoders of JPEG
+    assert sorted(line.splitlines()[0] for line in legend) == sorted(classes.names[one] for one in np.unique(mask))
+    assert "160 × 96" in timing
+    assert "ms" in timing
+    assert np.array_equal(decode_mask(base64.b64decode(saved.partition("base64,")[2])), mask)
+    assert all(url.startswith((place.url, "data:", "blob:")) for url in fetched), fetched
+    assert [one for one in complaints if "401" not in str(one)] == []

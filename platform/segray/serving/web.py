@@ -37,6 +37,7 @@ PAGE_HEADERS = {
 OutputAsked = Annotated[
     Output | None, Query(description="What is answered; without it Accept decides: JSON, or the mask.")
 ]
+BatchOutput = Annotated[Output, Query(description="What is answered of each; an image stands in JSON as base64.")]
 IncludeAsked = Annotated[list[Part], Query(default_factory=list, description="In JSON beside the shares; repeatable.")]
 OpacityAsked = Annotated[float, Query(ge=0, le=1, description="Of the colours in an overlay.")]
 
@@ -53,8 +54,8 @@ def app_of(desk: Desk) -> FastAPI:
     app.add_middleware(Counted, desk=desk)
     _refusals(app)
     _pages(app)
-    _state(app, desk)
     _segmentation(app, desk)
+    _state(app, desk)
     return app
 
 
@@ -122,7 +123,7 @@ def _state(app: FastAPI, desk: Desk) -> None:
     async def healthz() -> dict[str, bool]:
         return {"alive": True}
 
-    @app.get("/readyz", summary="Whether it answers, with which version, and what a person should look into")
+    @app.get("/readyz", summary="Whether it answers, with which version, what to look into", responses=described.READY)
     async def readyz() -> JSONResponse:
         try:
             state = await desk.state()
@@ -177,7 +178,7 @@ def _segmentation(app: FastAPI, desk: Desk) -> None:
 
     @post("/v1/segment/batch", summary="Segment images", responses=described.BATCH, openapi_extra=described.IMAGES)
     async def batch(
-        request: Request, include: IncludeAsked, output: Output = "json", opacity: OpacityAsked = 0.5
+        request: Request, include: IncludeAsked, output: BatchOutput = "json", opacity: OpacityAsked = 0.5
     ) -> Response:
         images, asked = await _images(request, desk), Asked(output, frozenset(include), opacity)
         answers = await asyncio.gather(*(desk.segment(body, asked, name) for name, body in images))

@@ -58,7 +58,8 @@ _LIMITS = _refused(
     _429="Too many requests at once",
 )
 STATE: Responses = {200: {"description": "It lives"}}
-GUARDED: Responses = _KNOWN
+READY: Responses = {200: {"description": "It answers"}, 503: {"description": "Nobody is ready"}}
+GUARDED: Responses = {**_KNOWN, 200: {"description": "The model, its classes and their colours, metrics, tags"}}
 METRICS: Responses = {**_KNOWN, 200: {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
 SEGMENT: Responses = {
     **_KNOWN,
