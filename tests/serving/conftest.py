@@ -4,6 +4,7 @@ import asyncio
 import io
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from socket import create_server
 
 import httpx
 import numpy as np
@@ -18,12 +19,15 @@ from segray.data.images import decode_image
 from segray.data.sources import demo
 from segray.predict import Predictor
 from segray.serving.desk import Desk
+from segray.serving.house import open_house
 from segray.serving.segmenter import Segmenter
 from segray.serving.shelf import Shelf
 from segray.serving.watcher import Watcher
 from segray.serving.web import app_of
 
 MODEL = "streets"
+TOKEN = "a-token-of-thirty-two-characters"
+KNOWN = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {TOKEN}"}
 
 
 class Store:
@@ -114,3 +118,20 @@ async def served(store, token=None, **settings):
         finally:
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
+
+
+@pytest.fixture(scope="module")
+def house(ray_cluster, tmp_path_factory, empty_store):
+    """A server of version 1 with two replicas, its registry, and what it said."""
+    place = tmp_path_factory.mktemp("house")
+    store = Store(place, empty_store)
+    store.add(0, None, "champion")
+    store.add(1, None)
+    (place / "token").write_text(TOKEN + "\n")
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = {"port": port, "replicas": 2, "most_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
+    tracking = {"uri": store.uri, "model": MODEL}
+    settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
+    with open_house(settings, print) as served:
+        yield served, store, settings

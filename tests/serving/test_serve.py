@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import ray
 
-from segray import config
 from segray.benchmark.load import Plan, put
 from segray.data.images import decode_image, decode_mask
 from segray.data.sources import demo
@@ -20,32 +19,13 @@ from segray.errors import ConfigError, ServingError
 from segray.serving.house import open_house
 
 from . import browser
-from .conftest import MODEL, Store, picture
+from .conftest import KNOWN, TOKEN, picture
 
-TOKEN = "a-token-of-thirty-two-characters"
 BODIES = [picture(48, 80, 0), picture(48, 80, 1), picture(64, 64, 2)]
-JPEG = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {TOKEN}"}
-
-
-@pytest.fixture(scope="module")
-def house(ray_cluster, tmp_path_factory, empty_store):
-    """A server of version 1 with two replicas, its registry, and what it said."""
-    place = tmp_path_factory.mktemp("house")
-    store = Store(place, empty_store)
-    store.add(0, None, "champion")
-    store.add(1, None)
-    (place / "token").write_text(TOKEN + "\n")
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve = {"port": port, "replicas": 2, "most_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
-    tracking = {"uri": store.uri, "model": MODEL}
-    settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
-    with open_house(settings, print) as served:
-        yield served, store, settings
 
 
 def asked(url, path):
-    request = urllib.request.Request(f"{url}{path}", headers={"Authorization": JPEG["Authorization"]})
+    request = urllib.request.Request(f"{url}{path}", headers={"Authorization": KNOWN["Authorization"]})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return answer.read()
 
@@ -58,7 +38,7 @@ def loaded(house, seconds, meanwhile):
     def check(which, version, content):
         return (decode_mask(content) == known[which, version]).mean() >= 1 - 1e-5
 
-    plan = Plan(f"{place.url}/v1/segment", [(body, JPEG) for body in BODIES], 8, seconds)
+    plan = Plan(f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(put, plan, check)
         told = meanwhile()
@@ -143,7 +123,7 @@ def test_a_token_that_is_none_is_refused(house, tmp_path, token):
 def test_the_masks_are_the_predictors_to_the_pixel(house):
     place, store, _ = house
     for body in BODIES:
-        request = urllib.request.Request(f"{place.url}/v1/segment", data=body, headers=JPEG)
+        request = urllib.request.Request(f"{place.url}/v1/segment", data=body, headers=KNOWN)
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert np.array_equal(decode_mask(answer.read()), store.mask("1", body))
 
@@ -157,7 +137,9 @@ def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
 
     async def visit():
         async with browser.tab(place.url) as page:
-            await page.until("document.readyState === 'complete' && document.querySelector('#token')?.style.display === 'block'")
+            await page.until(
+                "document.readyState === 'complete' && document.querySelector('#token')?.style.display === 'block'"
+            )
             await page.value(f"document.querySelector('#token input').value = '{TOKEN}'")
             await page.value("document.querySelector('#token').requestSubmit()")
             await page.until("document.querySelector('#model').textContent.includes('streets version 1')")
@@ -179,7 +161,7 @@ def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
     assert np.array_equal(covered, np.array(classes.palette, np.uint8)[mask])
     assert np.abs(bare.astype(int) - decode_image(body)).mean() < 4  # two decoders of JPEG
     assert sorted(line.splitlines()[0] for line in legend) == sorted(classes.names[one] for one in np.unique(mask))
-    assert "160 × 96" in timing
+    assert "160 \u00d7 96" in timing
     assert "ms" in timing
     assert np.array_equal(decode_mask(base64.b64decode(saved.partition("base64,")[2])), mask)
     assert all(url.startswith((place.url, "data:", "blob:")) for url in fetched), fetched

@@ -12,10 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from segray.data.images import decode_image, decode_mask
 
-from .conftest import picture, served
+from .conftest import TOKEN, picture, served
 
 JPEG = {"Content-Type": "image/jpeg"}
-TOKEN = "a-token-of-thirty-two-characters"
 
 
 def asked(store, ask, **settings):

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 
 import aiohttp
 import numpy as np
@@ -61,10 +61,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Load:
-    """All requests of a plan, as they were sent, and how long it took."""
+    """All requests of a plan, as they were sent.
+
+    Attributes:
+        samples: of the requests.
+        seconds: from the beginning to the last answer.
+        begun: when that was, seconds since 1970.
+    """
 
     samples: tuple[Sample, ...]
     seconds: float
+    begun: float
 
     @property
     def rate(self) -> float:
@@ -90,9 +97,9 @@ async def _put(plan: Plan, check: Check | None) -> Load:
     samples, numbers = list[Sample](), iter(range(plan.most or 2**62))
     connector = aiohttp.TCPConnector(limit=plan.clients)
     async with aiohttp.ClientSession(connector=connector) as session:
-        begun = perf_counter()
+        begun, clock = perf_counter(), time()
         await asyncio.gather(*(_client(session, plan, numbers, begun, samples, check) for _ in range(plan.clients)))
-        return Load(tuple(sorted(samples, key=lambda one: one.sent)), perf_counter() - begun)
+        return Load(tuple(sorted(samples, key=lambda one: one.sent)), perf_counter() - begun, clock)
 
 
 async def _client(
