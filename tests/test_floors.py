@@ -18,5 +18,6 @@ def test_no_module_stands_beside_the_floors():
         "segray.benchmark",
         "segray.data",
         "segray.predictions",
+        "segray.promotion",
         "segray.tune",
     ]  # folders only

@@ -16,7 +16,7 @@ class PromoteConfig(Settings):
     """Gates: each has to be passed; none is left open by what cannot be told."""
 
     miou_drop: Fraction = 0.01
-    """How much lower the mean IoU may be than the champion's: the lower end of the gain's 95% interval is above -this."""
+    """How much lower than the champion's the mean IoU may be: the 95% interval of the gain lies above -this."""
     class_drop: Fraction = 0.05
     """How much lower the IoU of any class may be than the champion's."""
     class_floor: Annotated[Floors, BeforeValidator(floors)] = 0.0
@@ -28,4 +28,4 @@ class PromoteConfig(Settings):
     size_mib: Annotated[float, Field(gt=0)] | None = None
     """MiB that the weights may have; none lets them have any."""
     changed_classes: Annotated[Names, BeforeValidator(names)] = ()
-    """Classes that the champion has and the challenger has not, or the other way round: all of them: '[road, person]'."""
+    """All classes that one of champion and challenger has and the other has not: '[road, person]'."""

@@ -10,7 +10,6 @@ from math import inf, isfinite
 from segray.comparison import LEAST_SUPPORT, Comparison
 from segray.config import PromoteConfig
 
-
 MOST_NAMED = 10
 """Classes that a reason names; how many more there are is told."""
 
@@ -103,7 +102,7 @@ def decide(
 
 def _parity(challenger: Evidence) -> Check:
     found = challenger.differs or "the same weights, and the same masks"
-    return Check("stored as trained", not challenger.differs, found, "what is stored to be the checkpoint")
+    return Check("stored as trained", not challenger.differs, found, "the registered checkpoint itself")
 
 
 def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:

@@ -1,8 +1,8 @@
 """Moving aliases: several at once, by one process at a time, and to the end even if that process dies on the way.
 
-MLflow moves one alias at a time and knows no transactions. So what is to be moved is written down first, under a name that
-only one process can create: a registered model beside the one that is promoted. Whoever finds it there and nobody at work
-on it moves what it says, and removes it.
+MLflow moves one alias at a time and knows no transactions. So what is to be moved is written down first, under a name
+that only one process can create: a registered model beside the one that is promoted. Whoever finds it there and nobody
+at work on it moves what it says, and removes it.
 """
 
 import json

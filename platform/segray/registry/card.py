@@ -157,7 +157,7 @@ def _limits(facts: Facts) -> Iterator[str]:
     yield "- Its probabilities were not calibrated."
     unseen = [name for name in facts.classes.names if all(one.classes.get(name) is None for one in facts.scored)]
     if unseen:
-        yield f"- Nothing is known of how well it finds {_some(unseen)}: none was there to be found, or none was counted."
+        yield f"- Nothing is known of how well it finds {_some(unseen)}: no figures of them are there."
     plugins = [name for name in (facts.config.model.encoder, facts.config.model.head) if ":" in name]
     if plugins:
         yield f"- It needs code of its own to load: {', '.join(plugins)}."
