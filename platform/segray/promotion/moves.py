@@ -137,12 +137,12 @@ def repair(client: MlflowClient, model: str, patience_s: float = PATIENCE_S) -> 
     """
     plan = still = left(client, model)
     until = time.monotonic() + patience_s
-    while still is not None and time.monotonic() < until:
+    while still is not None and still == plan and time.monotonic() < until:
         time.sleep(LOOK_S)
         still = left(client, model)
     if plan is None or still is None:
         return None
-    if still.key != plan.key:
+    if still != plan:
         raise _taken(model)
     if _served(aliases_of(client, model)) not in plan.stages:  # its process died before it found that out
         _remove(client, plan)
