@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tests.promotion.conftest import Dying, Killed
 
 from segray import registry
 from segray.errors import PromotionError, RegistryError
 from segray.promotion import moves
-from tests.promotion.conftest import Dying, Killed
 
 
 def planned(client, version="3"):

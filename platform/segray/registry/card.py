@@ -12,9 +12,10 @@ from segray.classes import Classes
 from segray.config import Config
 from segray.metrics.intervals import Interval
 
-MOST_CLASSES = 40
-"""In the table: a database may keep no more than 5,000 letters of a card."""
-NO_INTERVAL = "-"
+MOST_CLASSES = 30
+"""That are listed: a database may keep no more than 5,000 letters of a card."""
+FEW = 10
+NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,8 @@ def _head(facts: Facts) -> Iterator[str]:
     yield ""
     yield (
         f"SegFormer-{facts.config.model.variant.upper()}: an image in, for each of its pixels one of "
-        f"{len(names)} classes out: {_some(names)}."
+        f"{len(names)} classes out."
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
-    return ", ".join(names[:MOST_CLASSES]) + more
 
 
 def _data(facts: Facts) -> Iterator[str]:
@@ -119,6 +115,8 @@ def _metrics(facts: Facts) -> Iterator[str]:
     for name in facts.classes.names[:MOST_CLASSES]:
         found = [f"{_number(one.classes.get(name))} {_span(one.intervals.get(name), '')}" for one in facts.scored]
         yield f"| {_cell(name)} | {' | '.join(cell.strip() for cell in found)} |"
+    if len(facts.classes.names) > MOST_CLASSES:
+        yield f"| and {len(facts.classes.names) - MOST_CLASSES} more {'| ' * len(facts.scored)}|"
     yield ""
     yield "95%: of 2000 bootstrap samples of the images; with other images of the kind, not with another training."
     if any(one.interval is None for one in facts.scored):
@@ -157,7 +155,8 @@ def _limits(facts: Facts) -> Iterator[str]:
     yield "- Its probabilities were not calibrated."
     unseen = [name for name in facts.classes.names if all(one.classes.get(name) is None for one in facts.scored)]
     if unseen:
-        yield f"- Nothing is known of how well it finds {_some(unseen)}: no figures of them are there."
+        told = ", ".join(unseen) if len(unseen) < FEW else f"{len(unseen)} of the classes"
+        yield f"- Nothing is known of how well it finds {told}: no figures of them are there."
     plugins = [name for name in (facts.config.model.encoder, facts.config.model.head) if ":" in name]
     if plugins:
         yield f"- It needs code of its own to load: {', '.join(plugins)}."
@@ -168,8 +167,8 @@ def _cell(text: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return NO_INTERVAL if value is None else f"{value:.4f}"
+    return NONE if value is None else f"{value:.4f}"
 
 
-def _span(found: Interval | None, otherwise: str = NO_INTERVAL) -> str:
+def _span(found: Interval | None, otherwise: str = NONE) -> str:
     return otherwise if found is None or isnan(found.low) else f"[{found.low:.4f}, {found.high:.4f}]"
