@@ -20,10 +20,10 @@ class Killed(BaseException):
 
 
 class Dying:
-    """A client whose n-th write to the store is its last: it dies before or behind it."""
+    """A client that dies behind its n-th write to the store, which is before the next."""
 
-    def __init__(self, client, last, *, behind):
-        self._client, self._left, self._behind = client, last, behind
+    def __init__(self, client, last):
+        self._client, self._left = client, last
 
     def __getattr__(self, name):
         found = getattr(self._client, name)
@@ -31,8 +31,6 @@ class Dying:
 
     def _write(self, found, *words, **named):
         self._left -= 1
-        if self._left < 0 or (self._left == 0 and not self._behind):
-            raise Killed
         answer = found(*words, **named)
         if self._left == 0:
             raise Killed
