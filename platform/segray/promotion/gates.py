@@ -102,7 +102,7 @@ def decide(
 
 def _parity(challenger: Evidence) -> Check:
     found = challenger.differs or "the same weights, and the same masks"
-    return Check("stored as trained", not challenger.differs, found, "the registered checkpoint itself")
+    return Check("stored as trained", not challenger.differs, found, "what was registered")
 
 
 def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
@@ -152,15 +152,20 @@ def _classes(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> 
     told = [f"{word} {_listed(names)}" for word, names in (("without", gone), ("with", new)) if names]
     found = "in another order" if is_moved else ", ".join(told) or "the same"
     named = set(gates.changed_classes)
-    expected = "the champion's classes, or promote.changed_classes to name those that differ"
-    return Check("classes", not is_moved and {*gone, *new} <= named, found, expected)
+    is_passed = not is_moved and {*gone, *new} <= named
+    expected = "the champion's" + (", in its order" if is_moved else "")
+    if not is_passed and not is_moved:
+        expected += f", or promote.changed_classes '[{', '.join([*gone, *new])}]'"
+    return Check("classes", is_passed, found, expected)
 
 
 def _latency(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> Iterator[Check]:
     if gates.slower is not None:
         ratio = challenger.latency_ms / champion.latency_ms
-        found = f"{ratio:.2f} times ({challenger.latency_ms:.1f} ms against {champion.latency_ms:.1f} ms)"
-        yield Check("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times the champion's")
+        found = (
+            f"{ratio:.2f} times the champion's ({challenger.latency_ms:.1f} ms against {champion.latency_ms:.1f} ms)"
+        )
+        yield Check("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times")
 
 
 def _miou(gates: PromoteConfig, comparison: Comparison) -> Check:
@@ -168,7 +173,7 @@ def _miou(gates: PromoteConfig, comparison: Comparison) -> Check:
     low, high = gained.interval
     found = f"{gained.ours:.4f} against {gained.theirs:.4f}, gain {gained.gain:+.4f} [{low:+.4f}, {high:+.4f}]"
     is_told = gained.support >= LEAST_SUPPORT
-    expected = f"a gain above {-gates.miou_drop:+g}, with 95% confidence"
+    expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
     if not is_told:
         found, expected = f"{found} of {gained.support} images", f"{expected}, and {LEAST_SUPPORT} images or more"
     return Check("mean IoU", is_told and isfinite(low) and low > -gates.miou_drop, found, expected)
