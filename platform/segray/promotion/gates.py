@@ -112,7 +112,7 @@ def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
     if not isinstance(floors, Mapping):
         expected, floors = f"at least {floors:g} of every class", dict.fromkeys(challenger.classes, floors)
     else:
-        expected = "at least " + ", ".join(f"{floor:g} of {name}" for name, floor in floors.items())
+        expected = "at least " + _listed([f"{floor:g} of {name}" for name, floor in floors.items()])
     above = {name: _above(challenger.iou.get(name), floor) for name, floor in floors.items()}
     closest = sorted(above, key=lambda name: above[name])
     below = [name for name in closest if above[name] < 0]
@@ -176,7 +176,7 @@ def _miou(gates: PromoteConfig, comparison: Comparison) -> Check:
     expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
     if not is_told:
         found, expected = f"{found} of {gained.support} images", f"{expected}, and {LEAST_SUPPORT} images or more"
-    return Check("mean IoU", is_told and isfinite(low) and low > -gates.miou_drop, found, expected)
+    return Check("mean IoU", is_told and low > -gates.miou_drop, found, expected)
 
 
 def _no_class(gates: PromoteConfig, comparison: Comparison) -> Check:
