@@ -129,6 +129,7 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
         (["--workers", "0"], "--workers is 0"),
         (["--promote.class_floor", "2"], "promote.class_floor is 2; expected a number from 0 to 1"),
         ([], "s has no challenger; name a version (s has versions 1, 2; aliases: none)"),
+        (["--version", "new"], "argument --version: invalid int value: 'new'"),
         (["--version", "9"], "(s has versions 1, 2; aliases: none)"),
         (["--name", "lanes"], "there is no model lanes (registered there: s)"),
         (["--version", "1", "--split", "dev"], "the dataset has no split 'dev'"),

@@ -49,7 +49,7 @@ def _check(flags: argparse.Namespace) -> None:
         raise ConfigError("--force stands without --reason; expected --reason TEXT, for the record.")
     if flags.reason is not None and not (flags.force or flags.rollback):
         raise ConfigError("--reason stands alone; expected it with --force or --rollback.")
-    if flags.rollback and (flags.force or flags.version):
+    if flags.rollback and (flags.force or flags.version is not None):
         raise ConfigError("--rollback stands with --force or --version; it goes back to the version before, always.")
     if flags.workers is not None and flags.workers < 1:
         raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
@@ -58,7 +58,7 @@ def _check(flags: argparse.Namespace) -> None:
 def _parser() -> Parser:
     parser = Parser("Has a registered model served, if it passes the gates.", with_config=True)
     parser.add_argument("--name", metavar="NAME", help="short for --tracking.model NAME")
-    parser.add_argument("--version", metavar="N", help="version to promote (default: the challenger)")
+    parser.add_argument("--version", type=int, metavar="N", help="version to promote (default: the challenger)")
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
     parser.add_argument("--split", default="test", help="split that it is judged on (default: test)")
     parser.add_argument("--workers", type=int, help="tasks that share the rows (default: one a GPU or node)")
@@ -76,7 +76,8 @@ def _told(flags: argparse.Namespace, config: Config) -> Told:
 
 def _promoted(flags: argparse.Namespace, config: Config, console: Console) -> Outcome:
     root = places.absolute("data.root", flags.data or config.data.root)
-    wish = Wish(flags.version, root, flags.split, _told(flags, config), flags.dry_run, flags.workers)
+    version = None if flags.version is None else str(flags.version)
+    wish = Wish(version, root, flags.split, _told(flags, config), flags.dry_run, flags.workers)
 
     def show(measured: Measured, decision: Decision) -> None:
         evaluation = measured.evaluation

@@ -26,6 +26,25 @@ DEFAULT_EXPERIMENT = "0"
 
 
 @dataclass(frozen=True)
+class Told:
+    """What the user said to a promotion.
+
+    Attributes:
+        gates: what was asked of the challenger.
+        is_forced: whether it is promoted whatever they say.
+        reason: why.
+    """
+
+    gates: PromoteConfig
+    is_forced: bool = False
+    reason: str | None = None
+
+    def verdict(self, decision: Decision) -> str:
+        """Returns what becomes of a challenger."""
+        return "passed" if decision.is_passed else "forced" if self.is_forced else "refused"
+
+
+@dataclass(frozen=True)
 class Audit:
     """The run that is written of a promotion or rollback.
 
@@ -69,7 +88,7 @@ def write(client: MlflowClient, audit: Audit) -> str:
 
 
 def decided(
-    client: MlflowClient, model: str, challenger: Candidate, measured: Measured, decision: Decision, told: "Told"
+    client: MlflowClient, model: str, challenger: Candidate, measured: Measured, decision: Decision, told: Told
 ) -> str:
     """Writes down what was decided, on the version, its card and in an audit, and returns the audit's run.
 
@@ -105,25 +124,6 @@ def decided(
         facts = registry.facts_of(client, challenger.run_id, challenger.folder, model, [_scored(measured.evaluation)])
         client.update_model_version(model, challenger.version, text(facts))
     return run_id
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the user said to a promotion.
-
-    Attributes:
-        gates: what was asked of the challenger.
-        is_forced: whether it is promoted whatever they say.
-        reason: why.
-    """
-
-    gates: PromoteConfig
-    is_forced: bool = False
-    reason: str | None = None
-
-    def verdict(self, decision: Decision) -> str:
-        """Returns what becomes of a challenger."""
-        return "passed" if decision.is_passed else "forced" if self.is_forced else "refused"
 
 
 def rolled_back(client: MlflowClient, model: str, back: Candidate, away: str | None, reason: str | None) -> str:
