@@ -18,6 +18,7 @@ def test_no_module_stands_beside_the_floors():
         "segray.benchmark",
         "segray.data",
         "segray.predictions",
+        "segray.promotion",
         "segray.serving",
         "segray.tune",
     ]  # folders only

@@ -50,6 +50,10 @@ class RegistryError(UserError):
     """A model reference does not resolve, or the registry does not answer."""
 
 
+class PromotionError(SegrayError):
+    """A version was not promoted: a gate refused it, or somebody else was faster."""
+
+
 class TrainingError(SegrayError):
     """A run started and failed."""
 

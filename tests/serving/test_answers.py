@@ -5,7 +5,7 @@ import base64
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
@@ -33,7 +33,6 @@ def filled(parts, shape):
     return found
 
 
-@settings(deadline=None)
 @given(AREAS)
 def test_polygons_enclose_the_area_and_nothing_else(area):
     assert np.array_equal(filled(answers.polygons(area), area.shape), area)
@@ -48,14 +47,12 @@ def test_an_area_in_a_hole_is_a_part_of_its_own():
     assert np.array_equal(filled(parts, area.shape), area)
 
 
-@settings(deadline=None)
 @given(AREAS)
 def test_run_lengths_are_cocos(area):
     found = answers.rle(area)
     assert np.array_equal(coco.decode({"size": found["size"], "counts": found["counts"].encode()}), area)
 
 
-@settings(deadline=None)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20)), elements=st.integers(0, 2)))
 def test_figures_tell_each_class_that_is_there_and_its_share(mask):
     pixels = answers.shares(mask, CLASSES)

@@ -12,6 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from segray import config, places
 from segray.config import Config
+from segray.config.promotion import Floors, Names
 from segray.config.schema import ClassWeights, Terms, Transforms
 from segray.config.tuning import Objectives, Space
 from segray.errors import ConfigError, SegrayError
@@ -104,13 +105,13 @@ class Parser(argparse.ArgumentParser):
 
 def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
-    if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives):
+    if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives, Floors, Names):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="YAML",
         instance_from_str=lambda words: words[0],
-        is_instance=lambda value: value is None or isinstance(value, tuple | str | dict),
+        is_instance=lambda value: value is None or isinstance(value, tuple | str | dict | float),
         str_from_instance=lambda value: [str(value)],
     )
 

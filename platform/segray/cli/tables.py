@@ -10,6 +10,7 @@ from segray.comparison import Comparison, Difference
 from segray.findings import Findings
 from segray.metrics import Scores
 from segray.metrics.intervals import Interval
+from segray.promotion.gates import Decision
 
 MOST_IMAGES = 3
 SPELT = {
@@ -68,6 +69,18 @@ def show_comparison(console: Console, found: Comparison, ours: str, theirs: str)
         for image in images[:MOST_IMAGES]:
             console.print(f"  {title}  {image.id}  {image.theirs:.4f} -> {image.ours:.4f}", highlight=False)
     console.print(found.verdict(ours, theirs), style="bold", highlight=False)
+
+
+def show_decision(console: Console, decision: Decision, split: str, rows: int) -> None:
+    """Prints what was decided of a challenger, a line for each gate."""
+    against = f"against champion {decision.champion}" if decision.champion else "no champion to compare with"
+    console.print(f"version {decision.challenger} on {split}, {rows} images, {against}", style="bold", highlight=False)
+    table = Table(show_edge=False, pad_edge=False, header_style="")
+    for title in ("", "gate", "found", "expected"):
+        table.add_column(title)
+    for check in decision.checks:
+        table.add_row("ok" if check.is_passed else "no", check.gate, check.found, check.expected)
+    console.print(table)
 
 
 def _gain(one: Difference) -> tuple[str, str, str, str]:

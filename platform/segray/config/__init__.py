@@ -1,6 +1,7 @@
 """The configuration: one tree of settings, four uses. See `schema` for the settings, `load` for their origins."""
 
 from segray.config.load import build, explain, flat, load, merge
+from segray.config.promotion import PromoteConfig
 from segray.config.schema import (
     Config,
     DataConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "PromoteConfig",
     "ServeConfig",
     "TrackingConfig",
     "TrainConfig",

@@ -72,3 +72,27 @@ def objectives(value: object) -> object:
     """Returns the metrics of a file, or of a flag; one may stand without a list."""
     found = from_yaml("tune.metric", value, "a metric, or a list of them")
     return [found] if isinstance(found, str) else found
+
+
+def floors(value: object) -> object:
+    """Returns the least IoU of every class, or of those named, of a file or of a flag."""
+    expected = "a number from 0 to 1 for every class, or one for each that is named, e.g. '{road: 0.9, person: 0.4}'"
+    found = from_yaml("promote.class_floor", value, expected)
+    given = found if isinstance(found, dict) else {"": found}
+    if not all(isinstance(name, str) and _is_share(floor) for name, floor in given.items()):
+        raise impossible("promote.class_floor", value, expected)
+    return found
+
+
+def _is_share(found: object) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= 1
+
+
+def names(value: object) -> object:
+    """Returns the classes of a file, or of a flag; one may stand without a list."""
+    expected = "names of classes, e.g. '[road, person]'"
+    found = from_yaml("promote.changed_classes", value, expected)
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise impossible("promote.changed_classes", value, expected)
+    return found

@@ -15,7 +15,8 @@ from mlflow.utils.time import get_current_time_millis
 from segray import places, registry
 from segray.errors import RegistryError
 from segray.quiet import quieten
-from segray.tracking.upload import MOST_METRICS, STATE, UNAVAILABLE, metric_keys
+from segray.registry import UNAVAILABLE
+from segray.tracking.upload import MOST_METRICS, STATE, metric_keys
 
 KIND_TAG = "segray.kind"
 EVALUATION = "evaluation"
@@ -85,12 +86,19 @@ def _training_run(uri: str, reference: str, folder: Path) -> str | None:
 
 
 def _write(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    now = get_current_time_millis()
-    named = zip(metric_keys(list(entry.metrics)), entry.metrics.values(), strict=True)
-    metrics = [Metric(key, value, now, entry.step) for key, value in named]
-    for first in range(0, len(metrics), MOST_METRICS):
-        client.log_batch(run_id, metrics=metrics[first : first + MOST_METRICS])
-    client.log_batch(run_id, params=[Param(name, value) for name, value in entry.params.items()])
+    write_figures(client, run_id, entry.step, entry.metrics, entry.params)
     client.log_dict(run_id, dict(entry.summary), "evaluation.json")
     for file in entry.files:
         client.log_artifact(run_id, str(file), "report")
+
+
+def write_figures(
+    client: MlflowClient, run_id: str, step: int, metrics: Mapping[str, float], params: Mapping[str, str]
+) -> None:
+    """Writes metrics, as many at a time as MLflow takes, and params of a run."""
+    now = get_current_time_millis()
+    named = zip(metric_keys(list(metrics)), metrics.values(), strict=True)
+    entities = [Metric(key, value, now, step) for key, value in named]
+    for first in range(0, len(entities), MOST_METRICS):
+        client.log_batch(run_id, metrics=entities[first : first + MOST_METRICS])
+    client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])

@@ -12,25 +12,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-import requests
 from mlflow.entities import Dataset, DatasetInput, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from sqlalchemy.exc import SQLAlchemyError
 
 from segray import places, registry
 from segray.errors import RegistryError
 from segray.quiet import quieten
+from segray.registry import RUN_TAG, UNAVAILABLE
 from segray.tracking.journal import JOURNAL, Record, Tail
 
 STATE = "uploaded.json"
-KEY_TAG = "segray.run"
+KEY_TAG = RUN_TAG
 NUMBER_TAG = "segray.trial"
 MOST_METRICS, MOST_PARAMS = 1000, 100
 MOST_VALUE = 6000
 
-UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 REFUSED = 400  # the answer to a record that no repetition makes better
 LONGEST_NAME = 250
 AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # sqlalchemy's first line, before the reason

@@ -25,6 +25,7 @@ from segray.train.job import Job
 from segray.train.part import Part
 
 FOLDER_TAG = "segray.folder"
+LATER = ("promote.", "serve.")
 VARIANT = "{variant}"  # in model.init
 
 
@@ -177,7 +178,7 @@ def run_record(config: Config, folder: Path, manifest: Manifest) -> dict[str, An
         "key": uuid4().hex,
         "name": folder.name,
         "experiment": config.tracking.experiment,
-        "params": {key: value for key, value in flat(config).items() if config.tune.space or not is_of_sweep(key)},
+        "params": {key: value for key, value in flat(config).items() if is_of_run(key, bool(config.tune.space))},
         "tags": {FOLDER_TAG: str(folder)} | ({"mlflow.source.git.commit": commit} if commit else {}),
         "dataset": {
             "name": Path(config.data.root.partition("?")[0]).name,
@@ -187,9 +188,9 @@ def run_record(config: Config, folder: Path, manifest: Manifest) -> dict[str, An
     }
 
 
-def is_of_sweep(key: str) -> bool:
-    """Returns whether a setting is one of a sweep, which a run of its own has no use for."""
-    return key.startswith("tune.")
+def is_of_run(key: str, is_sweep: bool) -> bool:
+    """Returns whether a run, or a sweep, has a use for a setting; what comes after both is no matter of theirs."""
+    return not key.startswith(LATER) and (is_sweep or not key.startswith("tune."))
 
 
 def git_commit() -> str | None:

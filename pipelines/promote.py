@@ -1,0 +1,9 @@
+"""Has a registered model served, if it is good enough.
+
+python pipelines/promote.py --name segray --data data/demo --split test --dry-run
+"""
+
+from segray.cli.promote import main
+
+if __name__ == "__main__":
+    main()

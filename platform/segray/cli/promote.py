@@ -1,0 +1,129 @@
+"""`promote`: a challenger, a champion and the gates between them; and the way back."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from segray import places
+from segray.cli.command import Parser, end
+from segray.cli.tables import show_decision, show_places
+from segray.cli.terminal import terminal
+from segray.config import Config
+from segray.errors import ConfigError, DataError, PromotionError, listing
+from segray.promotion import record
+from segray.promotion.evidence import Measured
+from segray.promotion.gates import Decision
+from segray.promotion.moves import CHAMPION, PREVIOUS
+from segray.promotion.promote import Outcome, Wish, promote, rollback
+from segray.promotion.record import Told
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_promote)
+
+
+def _promote() -> None:
+    flags, config = _parser().parse()
+    _check(flags)
+    if flags.name:
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"model": flags.name})})
+    console = terminal()
+    outcome = _rolled_back(flags, config, console) if flags.rollback else _promoted(flags, config, console)
+    _write_json(flags, config, outcome)
+    _show_outcome(console, flags, config, outcome)
+    if outcome.plan is None and outcome.decision is not None:
+        raise PromotionError(
+            f"version {outcome.decision.challenger} of {config.tracking.model} is refused:"
+            f"{listing(outcome.decision.reasons)}"
+        )
+
+
+def _check(flags: argparse.Namespace) -> None:
+    if flags.reason is not None and not flags.reason.strip():
+        raise ConfigError("--reason is empty; expected why, in a few words.")
+    if flags.force and flags.reason is None:
+        raise ConfigError("--force stands without --reason; expected --reason TEXT, for the record.")
+    if flags.reason is not None and not (flags.force or flags.rollback):
+        raise ConfigError("--reason stands alone; expected it with --force or --rollback.")
+    if flags.rollback and (flags.force or flags.version is not None):
+        raise ConfigError("--rollback stands with --force or --version; it goes back to the version before, always.")
+    if flags.workers is not None and flags.workers < 1:
+        raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
+
+
+def _parser() -> Parser:
+    parser = Parser("Has a registered model served, if it passes the gates.", with_config=True)
+    parser.add_argument("--name", metavar="NAME", help="short for --tracking.model NAME")
+    parser.add_argument("--version", type=int, metavar="N", help="version to promote (default: the challenger)")
+    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_argument("--split", default="test", help="split that it is judged on (default: test)")
+    parser.add_argument("--workers", type=int, help="tasks that share the rows (default: one a GPU or node)")
+    parser.add_argument("--dry-run", action="store_true", help="decide, and write and move nothing")
+    parser.add_argument("--force", action="store_true", help="promote whatever the gates say; needs --reason")
+    parser.add_argument("--reason", metavar="TEXT", help="why, for the record")
+    parser.add_argument("--rollback", action="store_true", help="have the version before served again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
+    return parser
+
+
+def _told(flags: argparse.Namespace, config: Config) -> Told:
+    return Told(config.promote, flags.force, flags.reason)
+
+
+def _promoted(flags: argparse.Namespace, config: Config, console: Console) -> Outcome:
+    root = places.absolute("data.root", flags.data or config.data.root)
+    version = None if flags.version is None else str(flags.version)
+    wish = Wish(version, root, flags.split, _told(flags, config), flags.dry_run, flags.workers)
+
+    def show(measured: Measured, decision: Decision) -> None:
+        evaluation = measured.evaluation
+        show_decision(console, decision, evaluation.split, evaluation.rows)
+        if evaluation.bad_rows:
+            console.print(f"{len(evaluation.bad_rows)} rows could not be read and were left out.", highlight=False)
+
+    return promote(config, wish, console.print, show)
+
+
+def _rolled_back(flags: argparse.Namespace, config: Config, console: Console) -> Outcome:
+    return rollback(config, console.print, flags.reason, flags.dry_run)
+
+
+def _show_outcome(console: Console, flags: argparse.Namespace, config: Config, outcome: Outcome) -> None:
+    name, plan, rows = config.tracking.model, outcome.plan, dict[str, str]()
+    if plan is not None:
+        rows["champion"] = f"models:/{name}/{plan.wanted[CHAMPION]}"
+        rows["previous"] = f"models:/{name}/{plan.wanted[PREVIOUS]}" if plan.wanted[PREVIOUS] else "none"
+    if outcome.audit is not None:
+        rows["mlflow"] = f"{places.masked(places.tracking_uri(config))} run {outcome.audit}"
+    if flags.dry_run:
+        would = "would move" if plan else "would not move"
+        console.print(f"dry run: nothing was written; the aliases {would}.", highlight=False)
+    elif flags.force and outcome.decision is not None:
+        passed = "all gates were passed" if outcome.decision.is_passed else "against the gates"
+        console.print(f"forced, {passed}: {flags.reason}", highlight=False)
+    if rows:
+        show_places(console, rows)
+
+
+def _write_json(flags: argparse.Namespace, config: Config, outcome: Outcome) -> None:
+    if not flags.json:
+        return
+    found: dict[str, Any] = {
+        "model": config.tracking.model,
+        "champion": outcome.plan.wanted[CHAMPION] if outcome.plan else None,
+        "previous": outcome.plan.wanted[PREVIOUS] if outcome.plan else None,
+        "is_moved": outcome.is_moved,
+        "is_finished": outcome.is_finished,
+        "audit": outcome.audit,
+        "decision": None,
+    }
+    if outcome.measured is not None and outcome.decision is not None:
+        found["decision"] = record.as_json(outcome.measured, outcome.decision, _told(flags, config))
+    try:
+        flags.json.write_text(json.dumps(found, indent=2))
+    except OSError as error:
+        raise DataError(f"--json {flags.json} cannot be written ({error}).") from error

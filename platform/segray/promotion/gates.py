@@ -1,0 +1,188 @@
+"""Whether a model may be served: decided from what was measured, with a reason for each gate.
+
+Pure: neither a store nor a cluster is asked here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+
+from segray.comparison import LEAST_SUPPORT, Comparison
+from segray.config import PromoteConfig
+
+MOST_NAMED = 10
+"""Classes that a reason names; how many more there are is told."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of a version.
+
+    Attributes:
+        version: in the registry.
+        classes: it tells apart.
+        miou: mean IoU on the rows, 0 to 1; none where its classes are not theirs.
+        iou: of each class; none where it is neither true nor predicted.
+        latency_ms: median time for an image.
+        size_mib: of the weights.
+        differs: how what is stored differs from the checkpoint that was registered; empty if it does not.
+    """
+
+    version: str
+    classes: tuple[str, ...]
+    miou: float | None
+    iou: Mapping[str, float | None]
+    latency_ms: float
+    size_mib: float
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A gate, and how it was passed or not.
+
+    Attributes:
+        gate: its name.
+        is_passed: whether it was.
+        found: the figures it was decided by.
+        expected: what they have to be.
+    """
+
+    gate: str
+    is_passed: bool
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided of a challenger.
+
+    Attributes:
+        challenger: its version.
+        champion: the version that is served, none if none is.
+        checks: all gates, in order.
+    """
+
+    challenger: str
+    champion: str | None
+    checks: tuple[Check, ...]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether every gate was passed."""
+        return all(check.is_passed for check in self.checks)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was not, a line for each gate."""
+        return [
+            f"{check.gate}: {check.found}; expected {check.expected}" for check in self.checks if not check.is_passed
+        ]
+
+
+def decide(
+    gates: PromoteConfig, challenger: Evidence, champion: Evidence | None = None, comparison: Comparison | None = None
+) -> Decision:
+    """Returns whether a challenger may be served.
+
+    Args:
+        gates: what it has to be.
+        challenger: what was measured of it.
+        champion: what was measured of the version that is served, none if none is.
+        comparison: what the challenger gained over it on the same rows; none if their classes differ.
+    """
+    checks = [_parity(challenger), *_floors(gates, challenger), *_budgets(gates, challenger)]
+    if champion is not None:
+        checks += [_classes(gates, challenger, champion), *_latency(gates, challenger, champion)]
+    if comparison is not None:
+        checks += [_miou(gates, comparison), _no_class(gates, comparison)]
+    return Decision(challenger.version, champion.version if champion else None, tuple(checks))
+
+
+def _parity(challenger: Evidence) -> Check:
+    found = challenger.differs or "the same weights, and the same masks"
+    return Check("stored as trained", not challenger.differs, found, "what was registered")
+
+
+def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
+    floors = gates.class_floor
+    if not floors:
+        return
+    if not isinstance(floors, Mapping):
+        expected, floors = f"at least {floors:g} of every class", dict.fromkeys(challenger.classes, floors)
+    else:
+        expected = "at least " + _listed([f"{floor:g} of {name}" for name, floor in floors.items()])
+    above = {name: _above(challenger.iou.get(name), floor) for name, floor in floors.items()}
+    closest = sorted(above, key=lambda name: above[name])
+    below = [name for name in closest if above[name] < 0]
+    found = _listed([f"{name} {_iou(challenger, name)}" for name in below or closest[:1]])
+    yield Check("IoU of each class", not below, found, expected)
+
+
+def _above(iou: float | None, floor: float) -> float:
+    return -inf if iou is None else iou - floor
+
+
+def _iou(challenger: Evidence, name: str) -> str:
+    if name not in challenger.classes:
+        return "is no class of the model"
+    iou = challenger.iou.get(name)
+    return "was not seen" if iou is None else f"{iou:.4f}"
+
+
+def _listed(found: list[str]) -> str:
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
+
+
+def _budgets(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
+    if gates.latency_ms is not None:
+        is_fast = challenger.latency_ms <= gates.latency_ms
+        yield Check("latency", is_fast, f"{challenger.latency_ms:.1f} ms", f"at most {gates.latency_ms:g} ms")
+    if gates.size_mib is not None:
+        is_small = challenger.size_mib <= gates.size_mib
+        yield Check("size", is_small, f"{challenger.size_mib:.1f} MiB", f"at most {gates.size_mib:g} MiB")
+
+
+def _classes(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> Check:
+    gone = sorted(set(champion.classes) - set(challenger.classes))
+    new = sorted(set(challenger.classes) - set(champion.classes))
+    is_moved = not gone and not new and challenger.classes != champion.classes
+    told = [f"{word} {_listed(names)}" for word, names in (("without", gone), ("with", new)) if names]
+    found = "in another order" if is_moved else ", ".join(told) or "the same"
+    named = set(gates.changed_classes)
+    is_passed = not is_moved and {*gone, *new} <= named
+    expected = "the champion's" + (", in its order" if is_moved else "")
+    if not is_passed and not is_moved:
+        expected += f", or promote.changed_classes '[{', '.join([*gone, *new])}]'"
+    return Check("classes", is_passed, found, expected)
+
+
+def _latency(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> Iterator[Check]:
+    if gates.slower is not None:
+        ratio = challenger.latency_ms / champion.latency_ms
+        found = (
+            f"{ratio:.2f} times the champion's ({challenger.latency_ms:.1f} ms against {champion.latency_ms:.1f} ms)"
+        )
+        yield Check("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times")
+
+
+def _miou(gates: PromoteConfig, comparison: Comparison) -> Check:
+    gained = comparison.miou
+    low, high = gained.interval
+    found = f"{gained.ours:.4f} against {gained.theirs:.4f}, gain {gained.gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+    is_told = gained.support >= LEAST_SUPPORT
+    expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
+    if not is_told:
+        found, expected = f"{found} of {gained.support} images", f"{expected}, and {LEAST_SUPPORT} images or more"
+    return Check("mean IoU", is_told and low > -gates.miou_drop, found, expected)
+
+
+def _no_class(gates: PromoteConfig, comparison: Comparison) -> Check:
+    gains = {name: one.gain for name, one in comparison.iou.items() if isfinite(one.gain)}
+    worse = {name: gain for name, gain in gains.items() if gain < -gates.class_drop}
+    lost = sorted(worse or gains, key=lambda name: gains[name])[: max(1, len(worse))]
+    found = _listed([f"{name} {gains[name]:+.4f}" for name in lost]) or "no class can be compared"
+    expected = f"no class to lose more than {gates.class_drop:g}"
+    return Check("every class", bool(gains) and not worse, found, expected)

@@ -1,0 +1,144 @@
+"""`promote.py` as a user types it: tried, promoted, refused, forced, undone; and with mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from segray import checkpoint, registry
+from segray.classes import Classes
+from segray.cli import promote as cli
+
+SCRIPT = Path(__file__).parents[2] / "pipelines" / "promote.py"
+LENIENT = ("--promote.miou_drop", "1", "--promote.class_drop", "1", "--promote.slower", "9")
+
+
+@pytest.fixture
+def store(folder, streets, empty_store, tmp_path, monkeypatch):
+    """A registry whose model has two versions, the second a little off; the data; and the command."""
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+    client = MlflowClient(uri, uri)
+    experiment = client.create_experiment("tests", str(tmp_path / "artifacts"))
+    for number in range(2):
+        registry.register(client, client.create_run(experiment).info.run_id, _other(folder, tmp_path, number), "s", [])
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        return list(map(str, [SCRIPT, "--name", "s", "--tracking.uri", uri, "--data", streets, *words]))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", command(*words))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    return SimpleNamespace(client=client, uri=uri, command=command, run=run, experiment=experiment)
+
+
+def _other(folder, place, number, classes=None):
+    model = checkpoint.load_model(folder)
+    torch.manual_seed(number)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * number * torch.randn_like(parameter))
+    made = place / f"step-{number}"
+    made.mkdir()
+    settings, meta = checkpoint.load_config(folder), checkpoint.load_meta(folder)
+    checkpoint.contents(model, {}, settings, classes or checkpoint.load_classes(folder), meta).write(made)
+    return made
+
+
+def aliases(store):
+    return dict(store.client.get_registered_model("s").aliases)
+
+
+def served(store):
+    folder = registry.fetch("models:/s@champion", store.uri).parents[1]
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys):
+    assert store.run("--version", 1, "--split", "train") == 0
+    assert "no champion to compare with" in capsys.readouterr().out
+    assert aliases(store) == {"champion": "1"}
+    first = served(store)
+
+    assert store.run("--version", 2, "--split", "train", "--promote.class_floor", "0.9") == 1
+    found = capsys.readouterr()
+    assert "error: version 2 of s is refused:\n  IoU of each class: " in found.err
+    assert "expected at least 0.9 of every class" in found.err
+    assert aliases(store) == {"champion": "1"}
+
+    words = store.command("--version", 2, "--split", "train", *LENIENT, "--json", tmp_path / "found.json")
+    environment = os.environ | {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert "version 2 on train, 41 images, against champion 1" in done.stdout
+    for gate in ("stored as trained", "classes", "time for an image", "mean IoU", "every class"):
+        assert f"ok │ {gate}" in done.stdout
+    assert "champion  models:/s/2\nprevious  models:/s/1\nmlflow    sqlite" in done.stdout
+    assert aliases(store) == {"champion": "2", "previous": "1"}
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert (written["champion"], written["previous"], written["is_moved"]) == ("2", "1", True)
+    assert written["decision"]["verdict"] == "passed"
+    assert written["decision"]["comparison"]["miou"]["ours"] == written["decision"]["measured"]["challenger"]["miou"]
+
+    assert store.run("--rollback", "--reason", "complaints") == 0
+    assert aliases(store) == {"champion": "1"}
+    assert served(store) == first
+
+    words = ["--version", 2, "--split", "train", "--promote.class_floor", "0.9"]
+    assert store.run(*words, "--force", "--reason", "the demo is today") == 0
+    assert "forced, against the gates: the demo is today" in capsys.readouterr().out
+    assert aliases(store) == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, folder, tmp_path, capsys):
+    ours = checkpoint.load_classes(folder).names
+    other = _other(folder, tmp_path, 7, Classes.named(["lava", *ours[1:]]))
+    run_id = store.client.create_run(store.experiment).info.run_id
+    registry.register(store.client, run_id, other, "s", ["champion"])
+    words = ["--version", 1, "--split", "val", "--promote.slower", "9", "--dry-run"]
+    assert store.run(*words) == 1
+    said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.changed_classes '[lava, "
+    assert said in capsys.readouterr().err
+    assert store.run(*words, "--promote.changed_classes", f"[lava, {ours[0]}]") == 0
+    assert "dry run: nothing was written; the aliases would move." in capsys.readouterr().out
+    assert aliases(store) == {"champion": "3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--force"], "--force stands without --reason"),
+        (["--reason", "x"], "--reason stands alone"),
+        (["--force", "--reason", " "], "--reason is empty"),
+        (["--rollback", "--force", "--reason", "x"], "--rollback stands with --force or --version"),
+        (["--rollback", "--version", "1"], "--rollback stands with --force or --version"),
+        (["--rollback"], "s has no version previous"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--promote.class_floor", "2"], "promote.class_floor is 2; expected a number from 0 to 1"),
+        ([], "s has no challenger; name a version (s has versions 1, 2; aliases: none)"),
+        (["--version", "new"], "argument --version: invalid int value: 'new'"),
+        (["--version", "9"], "(s has versions 1, 2; aliases: none)"),
+        (["--name", "lanes"], "there is no model lanes (registered there: s)"),
+        (["--version", "1", "--split", "dev"], "the dataset has no split 'dev'"),
+        (["--version", "1", "--tracking.uri", "sqlite:///nowhere.db"], "there is no MLflow store"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(store, words, said, capsys):
+    assert store.run(*words) == 2
+    found = capsys.readouterr().err
+    assert said in found
+    assert found.count("\n") == 1
+    assert aliases(store) == {}

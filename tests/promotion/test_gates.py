@@ -1,0 +1,176 @@
+"""Gates: each decides as written at its border, alone and beside others, and says why in its figures."""
+
+from dataclasses import replace
+from math import nan
+
+import pytest
+
+from segray.comparison import Comparison, Difference
+from segray.config import PromoteConfig
+from segray.metrics.intervals import Interval
+from segray.promotion.gates import Evidence, decide
+
+CLASSES = ("road", "car", "sky")
+OLD = Evidence("1", CLASSES, 0.5, {"road": 0.8, "car": 0.4, "sky": 0.3}, latency_ms=10.0, size_mib=14.0)
+NEW = Evidence("2", CLASSES, 0.6, {"road": 0.8, "car": 0.5, "sky": 0.5}, latency_ms=10.0, size_mib=14.0)
+ALL = ["stored as trained", "classes", "time for an image", "mean IoU", "every class"]
+
+
+def compared(low=0.05, high=0.15, support=50, **gains):
+    found = {"road": 0.0, "car": 0.1, "sky": 0.2} | gains
+    by_class = {name: Difference(0.5 + gain, 0.5, Interval(gain, gain), support) for name, gain in found.items()}
+    whole = Difference(0.6, 0.5, Interval(low, high), support)
+    return Comparison(whole, by_class, whole, ())
+
+
+def refused_by(gates=None, new=NEW, old=OLD, comparison=None):
+    decision = decide(PromoteConfig(**(gates or {})), new, old, comparison or compared())
+    assert decision.is_passed == (not decision.reasons)
+    return [check.gate for check in decision.checks if not check.is_passed]
+
+
+def test_a_better_model_passes_every_gate_and_each_is_told():
+    decision = decide(PromoteConfig(), NEW, OLD, compared())
+    assert decision.is_passed
+    assert decision.reasons == []
+    assert (decision.challenger, decision.champion) == ("2", "1")
+    assert [check.gate for check in decision.checks] == ALL
+
+
+@pytest.mark.parametrize(
+    ("low", "support", "drop", "is_passed"),
+    [
+        (-0.0099, 50, 0.01, True),
+        (-0.01, 50, 0.01, False),  # the end itself is not above it
+        (-0.0101, 50, 0.01, False),
+        (0.0001, 50, 0.0, True),
+        (0.0, 50, 0.0, False),
+        (0.3, 10, 0.01, True),
+        (0.3, 9, 0.01, False),  # too few to be told
+        (nan, 50, 0.01, False),
+    ],
+)
+def test_the_mean_may_be_lower_by_no_more_than_was_allowed_with_confidence(low, support, drop, is_passed):
+    found = refused_by({"miou_drop": drop}, comparison=compared(low=low, support=support))
+    assert found == ([] if is_passed else ["mean IoU"])
+
+
+def test_a_gain_that_chance_may_have_made_is_no_gain():
+    decision = decide(PromoteConfig(), NEW, OLD, compared(low=-0.2, high=0.4))
+    assert decision.reasons == [
+        "mean IoU: 0.6000 against 0.5000, gain +0.1000 [-0.2000, +0.4000]; "
+        "expected a gain above -0.01 with 95% confidence"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_passed"),
+    [
+        ({"sky": -0.0625}, True),
+        ({"sky": -0.0626}, False),
+        ({"sky": nan}, True),
+        ({"road": nan, "car": nan, "sky": nan}, False),  # nothing can be told
+    ],
+)
+def test_no_class_may_lose_more_than_was_allowed(gains, is_passed):
+    assert refused_by({"class_drop": 0.0625}, comparison=compared(**gains)) == ([] if is_passed else ["every class"])
+
+
+def test_every_class_that_lost_is_named_worst_first():
+    decision = decide(PromoteConfig(), NEW, OLD, compared(road=-0.1, sky=-0.3))
+    assert decision.reasons == ["every class: sky -0.3000, road -0.1000; expected no class to lose more than 0.05"]
+
+
+@pytest.mark.parametrize(
+    ("floor", "is_passed", "said"),
+    [
+        (0.0, True, None),
+        (0.5, True, "car 0.5000"),
+        (0.5001, False, "car 0.5000, sky 0.5000"),
+        ({"road": 0.8}, True, "road 0.8000"),
+        ({"road": 0.81, "car": 0.1}, False, "road 0.8000"),
+        ({"tram": 0.1}, False, "tram is no class of the model"),
+    ],
+)
+def test_a_class_below_its_floor_is_refused(floor, is_passed, said):
+    decision = decide(PromoteConfig(class_floor=floor), NEW)
+    assert decision.is_passed == is_passed
+    assert [check.found for check in decision.checks if check.gate == "IoU of each class"] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("floor", [0.1, {"sky": 0.1}])
+def test_a_class_that_was_not_seen_is_below_any_floor(floor):
+    unseen = replace(NEW, iou={"road": 0.8, "car": 0.5, "sky": None})
+    assert refused_by({"class_floor": floor}, unseen) == ["IoU of each class"]
+
+
+def test_of_many_classes_below_ten_are_named_and_the_others_counted():
+    names = tuple(f"c{number:02d}" for number in range(150))
+    many = replace(NEW, classes=names, iou=dict.fromkeys(names, 0.1))
+    (reason,) = decide(PromoteConfig(class_floor=0.2), many).reasons
+    assert "c09 0.1000 and 140 more" in reason
+    assert "c10" not in reason
+
+
+@pytest.mark.parametrize(
+    ("gates", "latency_ms", "size_mib", "refused"),
+    [
+        ({}, 20.0, 14.0, []),
+        ({}, 20.1, 14.0, ["time for an image"]),
+        ({"slower": 1.0}, 10.1, 14.0, ["time for an image"]),
+        ({"slower": None}, 900.0, 14.0, []),
+        ({"latency_ms": 15}, 15.0, 14.0, []),
+        ({"latency_ms": 15}, 15.1, 14.0, ["latency"]),
+        ({"size_mib": 14}, 10.0, 14.0, []),
+        ({"size_mib": 14}, 10.0, 14.1, ["size"]),
+        ({"latency_ms": 15, "size_mib": 14}, 21.0, 14.1, ["latency", "size", "time for an image"]),
+    ],
+)
+def test_budgets_of_time_and_size(gates, latency_ms, size_mib, refused):
+    assert refused_by(gates, replace(NEW, latency_ms=latency_ms, size_mib=size_mib)) == refused
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "found"),
+    [
+        (("road", "car", "sky"), (), "the same"),
+        (("road", "car"), (), "without sky"),
+        (("road", "car"), ("sky",), None),
+        (("road", "car", "sky", "tram"), (), "with tram"),
+        (("road", "car", "sky", "tram"), ("tram",), None),
+        (("road", "tram"), ("tram", "car"), "without car, sky with tram"),
+        (("road", "tram"), ("tram", "car", "sky"), None),
+        (("car", "road", "sky"), ("car", "road"), "in another order"),
+    ],
+)
+def test_other_classes_are_refused_unless_all_that_differ_are_named(names, changed, found):
+    new = replace(NEW, classes=names, iou=dict.fromkeys(names, 0.9))
+    decision = decide(PromoteConfig(changed_classes=changed), new, OLD)
+    (check,) = [check for check in decision.checks if check.gate == "classes"]
+    assert check.is_passed == (found in (None, "the same"))
+    assert found is None or check.found.replace(", with", " with") == found
+    differ = {*names} ^ {*CLASSES}
+    assert check.is_passed or not differ or all(name in check.expected for name in differ)
+
+
+def test_what_is_not_stored_as_it_was_trained_is_refused_with_what_differs():
+    decision = decide(PromoteConfig(), replace(NEW, differs="its weights are others"), OLD, compared())
+    assert decision.reasons == ["stored as trained: its weights are others; expected what was registered"]
+
+
+def test_without_a_champion_only_the_challengers_own_gates_are_asked():
+    slow = replace(NEW, latency_ms=1000.0)
+    decision = decide(PromoteConfig(class_floor=0.1, latency_ms=5, size_mib=20), slow)
+    assert decision.champion is None
+    assert [(check.gate, check.is_passed) for check in decision.checks] == [
+        ("stored as trained", True),
+        ("IoU of each class", True),
+        ("latency", False),
+        ("size", True),
+    ]
+
+
+def test_several_gates_refuse_beside_each_other():
+    worse = replace(NEW, differs="x", latency_ms=100.0, iou={"road": 0.1, "car": 0.5, "sky": 0.5})
+    found = refused_by({"class_floor": 0.2, "size_mib": 1}, worse, comparison=compared(low=-1, sky=-0.9))
+    assert found == ["stored as trained", "IoU of each class", "size", "time for an image", "mean IoU", "every class"]
