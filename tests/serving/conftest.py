@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import shutil
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from socket import create_server
@@ -34,6 +35,7 @@ class Store:
     """A registry of some versions, and what each of them makes of an image."""
 
     def __init__(self, place, empty_store):
+        place.mkdir(exist_ok=True)
         database = place / "mlflow.db"
         database.write_bytes(empty_store.read_bytes())
         self.uri = f"sqlite:///{database}"
@@ -41,10 +43,10 @@ class Store:
         self._experiment = self.client.create_experiment("serving", str(place / "artifacts"))
         self._predictors = {}
 
-    def add(self, seed, classes=None, *aliases):
+    def add(self, seed, *aliases):
         """Registers a version drawn with a seed, and returns its number."""
         torch.manual_seed(seed)
-        settings, classes = config.build({"data.crop": 64}), classes or demo.classes()
+        settings, classes = config.build({"data.crop": 64}), demo.classes()
         model = checkpoint.build_model(settings, classes)
         folder = self.place / f"checkpoint-{len(self._predictors)}"
         folder.mkdir()
@@ -67,13 +69,22 @@ class Store:
         return self.place / "artifacts"
 
 
-@pytest.fixture
-def store(tmp_path, empty_store):
-    """A registry with two versions, 1 the champion and 2 the challenger."""
-    made = Store(tmp_path, empty_store)
-    made.add(0, None, "champion")
-    made.add(1, None, "challenger")
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory, empty_store):
+    """A registry with two versions, for all who leave them as they are."""
+    made = Store(tmp_path_factory.mktemp("registry"), empty_store)
+    made.add(0)
+    made.add(1)
     return made
+
+
+@pytest.fixture
+def store(registered):
+    """The registry, 1 the champion and 2 the challenger, and nothing kept of it."""
+    registered.set("champion", "1")
+    registered.set("challenger", "2")
+    shutil.rmtree(registered.place / "served", ignore_errors=True)
+    return registered
 
 
 def picture(height=48, width=80, seed=0, kind="JPEG"):
@@ -125,8 +136,8 @@ def house(ray_cluster, tmp_path_factory, empty_store):
     """A server of version 1 with two replicas, its registry, and what it said."""
     place = tmp_path_factory.mktemp("house")
     store = Store(place, empty_store)
-    store.add(0, None, "champion")
-    store.add(1, None)
+    store.add(0, "champion")
+    store.add(1)
     (place / "token").write_text(TOKEN + "\n")
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

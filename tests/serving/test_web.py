@@ -112,29 +112,20 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory, empty_store):
-    from .conftest import Store
-
-    made = Store(tmp_path_factory.mktemp("store"), empty_store)
-    made.add(0, None, "champion")
-    return made
-
-
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_image_or_too_large_is_refused_with_its_reason(shared, case):
+def test_what_is_no_image_or_too_large_is_refused_with_its_reason(store, case):
     body, kind, status, said = REFUSED[case]
     headers = {"Content-Type": kind} if kind else {}
 
     async def ask(it):
         return await it.client.post("/v1/segment", content=body, headers=headers)
 
-    found = asked(shared, ask, most_pixels=100_000, most_mib=0.5)
+    found = asked(store, ask, most_pixels=100_000, most_mib=0.5)
     assert found.status_code == status, found.text
     assert said in found.json()["detail"]
 
 
-def test_parameters_and_paths_that_are_none_are_refused_in_one_line(shared):
+def test_parameters_and_paths_that_are_none_are_refused_in_one_line(store):
     async def ask(it):
         wrong = {"output": "video", "opacity": "2", "include": "everything"}
         files = [("images", (f"{number}.jpg", picture())) for number in range(3)]
@@ -146,13 +137,13 @@ def test_parameters_and_paths_that_are_none_are_refused_in_one_line(shared):
             await it.client.get("/v1/segment"),
         ]
 
-    found = asked(shared, ask, most_images=2)
+    found = asked(store, ask, most_images=2)
     assert [one.status_code for one in found] == [422, 413, 422, 404, 405]
     assert all(isinstance(one.json()["detail"], str) for one in found)
     assert all(name in found[0].json()["detail"] for name in ("output", "opacity", "include"))
 
 
-def test_a_length_that_is_a_lie_is_not_believed(shared):
+def test_a_length_that_is_a_lie_is_not_believed(store):
     async def ask(it):
         async def chunks():
             for _ in range(100):
@@ -160,10 +151,10 @@ def test_a_length_that_is_a_lie_is_not_believed(shared):
 
         return await it.client.post("/v1/segment", content=chunks(), headers=JPEG)
 
-    assert asked(shared, ask, most_mib=0.1).status_code == 413
+    assert asked(store, ask, most_mib=0.1).status_code == 413
 
 
-def test_who_brings_no_token_is_refused_and_the_page_is_open(shared):
+def test_who_brings_no_token_is_refused_and_the_page_is_open(store):
     async def ask(it):
         client, right = it.client, {"Authorization": f"Bearer {TOKEN}"}
         guarded = [("post", "/v1/segment"), ("post", "/v1/segment/batch"), ("get", "/v1/model"), ("get", "/metrics")]
@@ -173,14 +164,14 @@ def test_who_brings_no_token_is_refused_and_the_page_is_open(shared):
         known = await client.post("/v1/segment", content=picture(), headers=JPEG | right)
         return refused, opened, known
 
-    refused, opened, known = asked(shared, ask, token=TOKEN)
+    refused, opened, known = asked(store, ask, token=TOKEN)
     assert {one.status_code for one in refused} == {401}
     assert all(one.headers["www-authenticate"] == "Bearer" for one in refused)
     assert {one.status_code for one in opened} == {200}
     assert known.status_code == 200
 
 
-def test_more_at_once_than_there_is_room_for_are_sent_away(shared, monkeypatch):
+def test_more_at_once_than_there_is_room_for_are_sent_away(store):
     async def ask(it):
         go = asyncio.Event()
         segment = it.replica.segment
@@ -196,13 +187,13 @@ def test_more_at_once_than_there_is_room_for_are_sent_away(shared, monkeypatch):
         go.set()
         return sorted([(await one).status_code for one in tasks]), next(iter(done)).result(), healthy
 
-    codes, first, healthy = asked(shared, ask, at_once=3)
+    codes, first, healthy = asked(store, ask, at_once=3)
     assert codes == [200, 200, 200, 429]
     assert first.headers["retry-after"] == "1"
     assert healthy.status_code == 200
 
 
-def test_what_takes_too_long_is_given_up(shared, monkeypatch):
+def test_what_takes_too_long_is_given_up(store):
     async def ask(it):
         async def never(*_):
             await asyncio.sleep(60)
@@ -210,19 +201,19 @@ def test_what_takes_too_long_is_given_up(shared, monkeypatch):
         it.replica.segment = never
         return await it.client.post("/v1/segment", content=picture(), headers=JPEG)
 
-    found = asked(shared, ask, time_limit_s=0.1)
+    found = asked(store, ask, time_limit_s=0.1)
     assert (found.status_code, found.headers["retry-after"]) == (503, "5")
     assert "0.1 s" in found.json()["detail"]
 
 
-def test_the_model_tells_its_version_classes_and_metrics(shared):
-    told = asked(shared, lambda it: it.client.get("/v1/model")).json()
+def test_the_model_tells_its_version_classes_and_metrics(store):
+    told = asked(store, lambda it: it.client.get("/v1/model")).json()
     assert (told["model"], told["version"], told["metrics"]) == ("streets", "1", {"val/miou": 0.5})
     assert [one["name"] for one in told["classes"]][:2] == ["sky", "building"]
     assert all(len(one["colour"]) == 3 for one in told["classes"])
 
 
-def test_metrics_count_requests_and_the_classes_that_were_answered(shared):
+def test_metrics_count_requests_and_the_classes_that_were_answered(store):
     body = picture()
 
     async def ask(it):
@@ -237,7 +228,7 @@ def test_metrics_count_requests_and_the_classes_that_were_answered(shared):
         await it.until(is_counted)
         return (await it.client.get("/metrics")).text
 
-    families = text_string_to_metric_families(asked(shared, ask))
+    families = text_string_to_metric_families(asked(store, ask))
     found = {(one.name, *sorted(one.labels.values())): one.value for family in families for one in family.samples}
     assert found["segray_requests_total", "/v1/segment", "200"] == 3
     assert found["segray_requests_total", "/v1/segment", "422"] == 1
@@ -248,11 +239,11 @@ def test_metrics_count_requests_and_the_classes_that_were_answered(shared):
     assert found["segray_replicas", "1"] == 1
 
 
-def test_pages_need_nothing_from_elsewhere(shared):
+def test_pages_need_nothing_from_elsewhere(store):
     async def ask(it):
         return [(await it.client.get(path)) for path in ("/", "/docs")]
 
-    for page in asked(shared, ask):
+    for page in asked(store, ask):
         assert "default-src 'none'" in page.headers["content-security-policy"]
         assert "https://" not in page.text
         assert "//cdn" not in page.text

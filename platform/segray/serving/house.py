@@ -19,7 +19,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from segray import cluster, places
+from segray import cluster, places, registry
 from segray.config import Config, ServeConfig
 from segray.errors import CapacityError, ConfigError, RegistryError, ServingError
 from segray.quiet import quieten
@@ -31,7 +31,6 @@ APP = "segray"
 KEPT = "served"
 """Folder in the results in which versions are kept."""
 LEAST_TOKEN = 16
-TRIES, PAUSE_S = 4, 1.5
 LOOK_S = 1.0
 LOGS = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # what was asked is nobody else's business
 FAST = {
@@ -77,7 +76,7 @@ def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[P
     if token is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
         say(f"whoever reaches {settings.host} may ask: there is no serve.token_file.")
     kept = Path(places.absolute("results", config.results)) / KEPT
-    version = at_start(Shelf(model, uri, kept), settings, model, say)
+    version = at_start(model, uri, settings, kept)
     _check_port(settings)
     for name, value in FAST.items():
         os.environ.setdefault(name, value)
@@ -109,24 +108,25 @@ def watch(told: Callable[[State], None]) -> NoReturn:
                 raise ServingError("the Ray cluster is gone.") from error
 
 
-def at_start(shelf: Shelf, settings: ServeConfig, model: str, say: Callable[[str], None]) -> str:
+def at_start(model: str, uri: str, settings: ServeConfig, kept: Path) -> str:
     """Returns the version behind the alias, once it is at hand; a registry that is away is asked a few times.
 
+    Args:
+        model: registered model.
+        uri: MLflow store.
+        settings: name the alias.
+        kept: folder in which versions are kept.
+
     Raises:
-        RegistryError: there is no such alias, the version has no files, or the registry stays away.
+        RegistryError: there is no such model or alias, the version has no files, or the registry stays away.
     """
-    for left in range(TRIES - 1, -1, -1):
-        try:
-            aliases = shelf.aliases()
-            break
-        except RegistryError as error:
-            if not left or "not found" in str(error):
-                raise
-            say(f"{error}; {left} more tries.")
-            sleep(PAUSE_S)
+    client, shelf = registry.connected(uri, f"model {model}"), Shelf(model, uri, kept)
+    aliases = shelf.aliases()
     if settings.alias not in aliases:
-        there = ", ".join(f"{alias} ({number})" for alias, number in sorted(aliases.items())) or "none"
-        raise RegistryError(f"no version of {model} bears the alias {settings.alias}; there is: {there}.")
+        reference = f"models:/{model}@{settings.alias}"
+        raise RegistryError(
+            f"no version of {model} bears the alias {settings.alias}{registry.known(client, reference)}"
+        )
     shelf.version(aliases[settings.alias])
     return aliases[settings.alias]
 

@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from segray import places, registry
 from segray.errors import DataError, RegistryError
 from segray.quiet import quieten
+from segray.registry.packing import weights_digest
 from segray.serving.version import Version
 
 ALIASES, ABOUT = "aliases.json", "about.json"
-FILES = "checkpoint"
+FILES, RAW = "checkpoint", "raw"
 
 
 class Shelf:
@@ -42,12 +42,12 @@ class Shelf:
             RegistryError: there is no such model, or the registry does not answer.
         """
         registry.check_there(self._uri, f"model {self._model}")
+        client = MlflowClient(self._uri, self._uri)
         try:
-            found = MlflowClient(self._uri, self._uri).get_registered_model(self._model).aliases
-        except (MlflowException, OSError) as error:
-            raise RegistryError(
-                f"{places.masked(self._uri)} does not tell the aliases of {self._model}: {error}"
-            ) from error
+            found = client.get_registered_model(self._model).aliases
+        except registry.UNAVAILABLE as error:
+            there = registry.known(client, f"models:/{self._model}")
+            raise RegistryError(f"{places.masked(self._uri)}: {registry.first_line(error)}{there}") from error
         aliases = {alias: str(version) for alias, version in found.items()}
         if aliases != self.remembered():
             self._remember(self._folder / ALIASES, aliases)
@@ -73,6 +73,7 @@ class Shelf:
             known = about
         if about != known:
             self._fetch(number, known)
+        self._check(kept / FILES, number, known["tags"].get(registry.WEIGHTS_TAG))
         return Version.read(self._model, number, kept / FILES, known["tags"])
 
     def tidy(self, needed: Collection[str]) -> None:
@@ -85,26 +86,33 @@ class Shelf:
         """Returns what tells a version from another of its number, and its tags."""
         try:
             found = MlflowClient(self._uri, self._uri).get_model_version(self._model, number)
-        except (MlflowException, OSError) as error:
-            raise RegistryError(f"version {number} of {self._model} cannot be fetched: {error}") from error
+        except registry.UNAVAILABLE as error:
+            raise RegistryError(f"version {number} of {self._model}: {registry.first_line(error)}") from error
         made = {"run": str(found.run_id), "at": str(found.creation_timestamp), "source": str(found.source)}
         return {"made": made, "tags": {key: str(value) for key, value in found.tags.items()}}
 
     def _fetch(self, number: str, known: Mapping[str, dict[str, str]]) -> None:
-        kept = self._folder / number
+        """Puts a version on the shelf; what is there by its name is whole."""
         made = self._folder / f".{number}-{os.getpid()}"
-        shutil.rmtree(made, ignore_errors=True)
         try:
-            fetched = registry.fetch(f"models:/{self._model}/{number}", self._uri)
-            shutil.copytree(fetched, made / FILES)
-            (made / ABOUT).write_text(json.dumps(known))
-            shutil.rmtree(kept, ignore_errors=True)
-            made.rename(kept)
-        except OSError as error:
             shutil.rmtree(made, ignore_errors=True)
-            raise RegistryError(
-                f"version {number} of {self._model} cannot be kept in {self._folder}: {error}"
-            ) from error
+            (made / RAW).mkdir(parents=True)
+            fetched = registry.fetch(f"models:/{self._model}/{number}", self._uri, made / RAW)
+            fetched.rename(made / FILES)
+            shutil.rmtree(made / RAW)
+            (made / ABOUT).write_text(json.dumps(known))
+            shutil.rmtree(self._folder / number, ignore_errors=True)
+            made.rename(self._folder / number)
+        except OSError as error:
+            raise RegistryError(f"version {number} of {self._model} cannot be kept: {error}") from error
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def _check(self, folder: Path, number: str, registered: str | None) -> None:
+        """Refuses weights that are not those that were registered."""
+        if registered is not None and weights_digest(folder) != registered:
+            shutil.rmtree(folder.parent, ignore_errors=True)  # it may be ours that was spoilt: it is fetched again
+            raise RegistryError(f"version {number} of {self._model} holds other weights than were registered.")
 
     def _remember(self, file: Path, found: Mapping[str, str]) -> None:
         new = file.with_suffix(f".{os.getpid()}")

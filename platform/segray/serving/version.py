@@ -1,6 +1,5 @@
 """A version of a model: as bytes, that travel, and loaded, warm and looked over, that answers."""
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,6 @@ from segray.predict import Predictor
 
 BATCH_PIXELS = 2**24
 """Of the images of a forward pass together, so that its memory has a bound."""
-WEIGHTS_TAG = "segray.weights"
-"""Tag of a version: the SHA-256 of its weights."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Loaded:
         classes: what the ids in a mask mean.
 
     Raises:
-        CheckpointError: it is not what was registered, or not whole.
+        CheckpointError: it is not whole, or makes no masks.
         ModelError: its settings cannot be built.
     """
 
@@ -75,7 +72,6 @@ class Loaded:
 
     def __init__(self, version: Version, settings: ServeConfig, device: str) -> None:
         self.number, self.model, self._tags = version.number, version.model, version.tags
-        _check_digest(version)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             version.write(folder)
@@ -135,13 +131,3 @@ def _modes(config: Config) -> dict[bool, Mode]:
     except ConfigError:  # of a model whose sizes no windows fit
         windows = config
     return {False: Mode.of(config), True: Mode.of(windows)}
-
-
-def _check_digest(version: Version) -> None:
-    weights, registered = version.files.get(checkpoint.WEIGHTS), version.tags.get(WEIGHTS_TAG)
-    if weights is None:
-        raise CheckpointError(f"version {version.number} of {version.model} has no {checkpoint.WEIGHTS}.")
-    if registered is not None and hashlib.sha256(weights).hexdigest() != registered:
-        raise CheckpointError(
-            f"version {version.number} of {version.model} holds other weights than were registered; it is damaged."
-        )
