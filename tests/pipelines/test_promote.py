@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from segray import checkpoint, registry
 from segray.classes import Classes
 from segray.cli import promote as cli
+from segray.promotion import evidence
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "promote.py"
 LENIENT = ("--promote.miou_drop", "1", "--promote.class_drop", "1", "--promote.slower", "9")
@@ -29,6 +30,7 @@ def store(folder, streets, empty_store, tmp_path, monkeypatch):
     for number in range(2):
         registry.register(client, client.create_run(experiment).info.run_id, _other(folder, tmp_path, number), "s", [])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evidence, "TIMED", 3)  # the script itself takes as many as it should
 
     def command(*words):
         return list(map(str, [SCRIPT, "--name", "s", "--tracking.uri", uri, "--data", streets, *words]))
@@ -56,7 +58,7 @@ def _other(folder, place, number, classes=None):
 
 
 def aliases(store):
-    return dict(store.client.get_registered_model("s").aliases)
+    return {alias: str(version) for alias, version in store.client.get_registered_model("s").aliases.items()}
 
 
 def served(store):
