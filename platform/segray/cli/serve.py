@@ -8,7 +8,7 @@ from rich.console import Console
 from segray.cli.command import Parser, end
 from segray.cli.tables import show_places
 from segray.cli.terminal import terminal
-from segray.config import Config
+from segray.config import Config, build, merge
 from segray.serving.house import open_house, watch
 from segray.serving.watcher import State
 
@@ -48,12 +48,10 @@ def _parser() -> Parser:
 
 def _laid(config: Config, flags: argparse.Namespace) -> Config:
     """Returns the settings with those of the short flags."""
-    given = {name: getattr(flags, name) for name in ("alias", "canary", "shadow") if getattr(flags, name) is not None}
-    serve = config.serve.model_validate(config.serve.model_dump() | given)
-    tracking = config.tracking.model_validate(
-        config.tracking.model_dump() | ({"model": flags.name} if flags.name else {})
-    )
-    return config.model_copy(update={"serve": serve, "tracking": tracking})
+    short = {"tracking.model": flags.name, "serve.alias": flags.alias}
+    short |= {"serve.canary": flags.canary, "serve.shadow": flags.shadow}
+    given = {key: value for key, value in short.items() if value is not None}
+    return build(merge(config.model_dump(), given))
 
 
 class Telling:
