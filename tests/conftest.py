@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from hypothesis import settings
 from mlflow.tracking import MlflowClient
 
 from segray import checkpoint, config
@@ -20,6 +21,9 @@ from segray.data.schema import MANIFEST, digest_of, read_manifest
 from segray.data.shards import Bounds
 from segray.data.sources import Found, demo
 from segray.quiet import quieten
+
+settings.register_profile("segray", deadline=None)  # a machine that is busy is no error
+settings.load_profile("segray")
 
 
 @pytest.fixture(scope="session")

@@ -19,5 +19,6 @@ def test_no_module_stands_beside_the_floors():
         "segray.data",
         "segray.predictions",
         "segray.promotion",
+        "segray.serving",
         "segray.tune",
     ]  # folders only

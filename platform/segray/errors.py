@@ -62,6 +62,10 @@ class NoMemoryError(TrainingError):
     """A device has no memory for what a run computes at once."""
 
 
+class ServingError(SegrayError):
+    """What is to answer requests cannot start, or not at the moment."""
+
+
 class StoppedError(SegrayError):
     """A run was ended from outside, in order."""
 

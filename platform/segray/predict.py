@@ -1,5 +1,6 @@
 """From a checkpoint and an image to a mask: the same path for validation, evaluation and serving."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -57,14 +58,29 @@ class Predictor:
         Raises:
             DataError: the image is none of that kind.
         """
-        images, size = self._fitted(image)
-        return self._ids(segment(self._model, images, size, Mode.of(self.config)))
+        return self.many([image])[0]
+
+    def many(self, images: Sequence[NDArray[np.uint8]], mode: Mode | None = None) -> list[Mask]:
+        """Returns what a call does for each image, of one forward pass; they have one size.
+
+        Args:
+            images: RGB, (H, W, 3) uint8.
+            mode: how they are looked at; none looks as the settings say.
+
+        Raises:
+            DataError: an image is none of that kind, or their sizes differ.
+        """
+        if len({image.shape for image in images}) != 1:
+            raise DataError(f"{len(images)} images have {len({one.shape for one in images})} sizes; expected one.")
+        fitted = [self._fitted(image) for image in images]
+        ids = segment(self._model, torch.cat([one for one, _ in fitted]), fitted[0][1], mode or Mode.of(self.config))
+        return [self._mask(one) for one in ids]
 
     def with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
         """Returns what a call does, and the probability of every class, (K, H, W)."""
         images, size = self._fitted(image)
         ids, found = segment_fully(self._model, images, size, Mode.of(self.config))
-        return self._ids(ids), found[0].cpu().numpy()
+        return self._mask(ids[0]), found[0].cpu().numpy()
 
     def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
         """Returns the image as the model takes it, (1, 3, H', W'), and its own size."""
@@ -78,6 +94,6 @@ class Predictor:
         images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(self._device)
         return images, (image.shape[0], image.shape[1])
 
-    def _ids(self, ids: Tensor) -> Mask:
-        found = ids[0].cpu().numpy()
+    def _mask(self, ids: Tensor) -> Mask:
+        found = ids.cpu().numpy()
         return found.astype(np.uint8) if self.classes.num_classes < 256 else found.astype(np.uint16)

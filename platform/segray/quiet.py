@@ -11,6 +11,7 @@ LEVELS = {
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data.dataset": logging.ERROR,  # warns when a read has to wait a moment for a CPU
+    "ray.serve": logging.WARNING,
     "ray.train": logging.WARNING,
     "ray._private.authentication": logging.ERROR,  # warns that token authentication is on
     "alembic": logging.WARNING,

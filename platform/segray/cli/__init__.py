@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "count a model's hits and misses on a split",
     "predict": "segment images",
     "promote": "have a registered model served, if it is good enough",
+    "serve": "answer requests with a registered model",
     "analyse": "show what a model costs, what it is fed, how runs went",
     "benchmark": "measure ours beside a peer's",
     "tracking": "upload what a run could not send to MLflow",

@@ -12,6 +12,7 @@ from segray.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from segray.config.serving import ServeConfig
 from segray.config.tuning import TuneConfig
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PromoteConfig",
+    "ServeConfig",
     "TrackingConfig",
     "TrainConfig",
     "TuneConfig",

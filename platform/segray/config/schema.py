@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from segray.config import spelt
 from segray.config.base import Count, Fraction, Positive, Settings
 from segray.config.promotion import PromoteConfig
+from segray.config.serving import ServeConfig
 from segray.config.spelt import LOSSES, impossible
 from segray.config.tuning import TuneConfig
 from segray.errors import ConfigError
@@ -37,8 +38,9 @@ _OF_THE_RUN = (
     *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
     *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
 )
-CHANGEABLE = frozenset({"name", "results", "tracking", "tune", "promote"}).union(
-    {"data.root", "data.decode", "data.bad_rows", "model.checkpointing"}, (f"train.{name}" for name in _OF_THE_RUN)
+_SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
+CHANGEABLE = frozenset({*_SECTIONS, "data.root", "data.decode", "data.bad_rows", "model.checkpointing"}).union(
+    f"train.{name}" for name in _OF_THE_RUN
 )
 """Settings and sections that do not decide what is learned, or only when it ends."""
 
@@ -354,6 +356,7 @@ class Config(Settings):
     tracking: TrackingConfig = TrackingConfig()
     tune: TuneConfig = TuneConfig()
     promote: PromoteConfig = PromoteConfig()
+    serve: ServeConfig = ServeConfig()
 
     def looked_at(self, asked: EvalConfig | None) -> Self:
         """Returns a model's own settings with those of evaluation laid over them that were given."""

@@ -105,12 +105,13 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def fetch(reference: str, tracking_uri: str) -> Path:
+def fetch(reference: str, tracking_uri: str, into: Path | None = None) -> Path:
     """Returns the local checkpoint folder behind a reference.
 
     Args:
         reference: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
         tracking_uri: the MLflow store that knows the last three.
+        into: folder that takes the files; none leaves those that lie on this machine where they are.
 
     Raises:
         RegistryError: there is no such model, alias, version or run, it has no files, or the store does not answer.
@@ -126,7 +127,8 @@ def fetch(reference: str, tracking_uri: str) -> Path:
             f"{known(client, reference)}"
         ) from error
     try:
-        local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri)
+        target = None if into is None else str(into)
+        local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri, dst_path=target)
     except UNAVAILABLE as error:
         raise RegistryError(
             f"model {reference} cannot be fetched: its files are not at {places.masked(source)}, or cannot be read "

@@ -15,6 +15,7 @@ WHAT = {
     "ingest": "batches from parquet: images a second, first batch, memory",
     "batch": "the largest batch that a device trains",
     "train": "training fed by the stream, beside tensors in memory",
+    "serve": "requests answered, beside a bare loop and MLflow's own server",
     "sweep": "a sweep, beside the same runs one after another",
 }
 

@@ -1,0 +1,9 @@
+"""Serves a registered model over HTTP, and follows its alias.
+
+python pipelines/serve.py --name segray --alias champion
+"""
+
+from segray.cli.serve import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Load on a server, from a process of its own: some clients, each with one request at a time."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter, time
+
+import aiohttp
+import numpy as np
+
+VERSION = "X-Segray-Version"
+FAILED = 0
+"""The status of a request that had no answer."""
+
+Check = Callable[[int, str, bytes], bool]
+"""From the number of a body, the version that answered and its answer to whether that is right."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked.
+
+    Attributes:
+        url: asked, by POST.
+        bodies: sent in turn, each with its headers.
+        clients: at work at once.
+        seconds: for so long.
+        rate: requests a second of all clients together; none sends each when the one before it is answered.
+        most: requests in all; none ends by the time alone.
+    """
+
+    url: str
+    bodies: Sequence[tuple[bytes, Mapping[str, str]]]
+    clients: int
+    seconds: float
+    rate: float | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request.
+
+    Attributes:
+        sent: when, seconds from the beginning.
+        seconds: until its answer was there.
+        status: of HTTP, 0 where there was none.
+        version: that answered.
+        is_right: whether the answer was; none if nobody looked.
+        said: by an answer that is not 200, or by the error.
+    """
+
+    sent: float
+    seconds: float
+    status: int
+    version: str
+    is_right: bool | None
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Load:
+    """All requests of a plan, as they were sent.
+
+    Attributes:
+        samples: of the requests.
+        seconds: from the beginning to the last answer.
+        begun: when that was, seconds since 1970.
+    """
+
+    samples: tuple[Sample, ...]
+    seconds: float
+    begun: float
+
+    @property
+    def rate(self) -> float:
+        """Answers a second that were no refusals."""
+        return sum(one.status == 200 for one in self.samples) / self.seconds
+
+    @property
+    def failed(self) -> list[Sample]:
+        """Requests that were not answered, or refused, or wrongly answered."""
+        return [one for one in self.samples if one.status != 200 or one.is_right is False]
+
+    def quantile_ms(self, share: float) -> float:
+        """Returns the milliseconds in which that share of the requests was answered."""
+        return float(np.quantile([one.seconds for one in self.samples], share) * 1e3)
+
+
+def put(plan: Plan, check: Check | None = None) -> Load:
+    """Returns what became of a plan; to be called in a process that does nothing else."""
+    return asyncio.run(_put(plan, check))
+
+
+async def _put(plan: Plan, check: Check | None) -> Load:
+    samples, numbers = list[Sample](), iter(range(plan.most or 2**62))
+    connector = aiohttp.TCPConnector(limit=plan.clients)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        begun, clock = perf_counter(), time()
+        await asyncio.gather(*(_client(session, plan, numbers, begun, samples, check) for _ in range(plan.clients)))
+        return Load(tuple(sorted(samples, key=lambda one: one.sent)), perf_counter() - begun, clock)
+
+
+async def _client(
+    session: aiohttp.ClientSession,
+    plan: Plan,
+    numbers: Iterator[int],
+    begun: float,
+    samples: list[Sample],
+    check: Check | None,
+) -> None:
+    """Sends one request after another, in its rhythm where the plan has a rate."""
+    period = 0.0 if plan.rate is None else plan.clients / plan.rate
+    due = begun + random.random() * period
+    while True:
+        await asyncio.sleep(max(0.0, due - perf_counter()))
+        if perf_counter() - begun >= plan.seconds or (number := next(numbers, None)) is None:
+            return
+        samples.append(await _asked(session, plan, number % len(plan.bodies), begun, check))
+        due = max(due + period, perf_counter() - period)
+
+
+async def _asked(session: aiohttp.ClientSession, plan: Plan, which: int, begun: float, check: Check | None) -> Sample:
+    body, headers = plan.bodies[which]
+    sent = perf_counter()
+    try:
+        async with session.post(plan.url, data=body, headers=headers) as answer:
+            content = await answer.read()
+            seconds, version = perf_counter() - sent, answer.headers.get(VERSION, "")
+            is_right = check(which, version, content) if check is not None and answer.status == 200 else None
+            said = "" if answer.status == 200 else content[:200].decode("utf-8", "replace")
+            return Sample(sent - begun, seconds, answer.status, version, is_right, said)
+    except (aiohttp.ClientError, OSError) as error:
+        return Sample(sent - begun, perf_counter() - sent, FAILED, "", None, f"{type(error).__name__}: {error}")

@@ -1,0 +1,79 @@
+"""`serve`: a registered model answers requests, whichever version its alias names."""
+
+import argparse
+from contextlib import suppress
+
+from rich.console import Console
+
+from segray.cli.command import Parser, end
+from segray.cli.tables import show_places
+from segray.cli.terminal import terminal
+from segray.config import Config
+from segray.serving.house import open_house, watch
+from segray.serving.watcher import State
+
+
+def main() -> None:
+    """Runs the command."""
+    end(_serve)
+
+
+def _serve() -> None:
+    flags, config = _parser().parse()
+    config = _laid(config, flags)
+    console = terminal()
+    with open_house(config, lambda line: console.print(line, highlight=False)) as place:
+        model = f"{config.tracking.model}, version {place.version} by the alias {config.serve.alias}"
+        rows = {
+            "serving": model,
+            "at": place.url,
+            "on": f"{place.device}, {config.serve.replicas} to {place.most} replicas",
+        }
+        show_places(console, rows)
+        with suppress(KeyboardInterrupt):  # how serving ends
+            watch(Telling(console, place.version))
+    console.print("ended.")
+
+
+def _parser() -> Parser:
+    parser = Parser("Serves a registered model.", with_config=True)
+    parser.add_argument("--name", metavar="MODEL", help="short for --tracking.model MODEL")
+    parser.add_argument("--alias", metavar="ALIAS", help="short for --serve.alias ALIAS")
+    parser.add_argument("--canary", type=float, metavar="SHARE", help="short for --serve.canary SHARE")
+    parser.add_argument(
+        "--shadow", type=float, nargs="?", const=1.0, metavar="SHARE", help="short for --serve.shadow 1"
+    )
+    return parser
+
+
+def _laid(config: Config, flags: argparse.Namespace) -> Config:
+    """Returns the settings with those of the short flags."""
+    given = {name: getattr(flags, name) for name in ("alias", "canary", "shadow") if getattr(flags, name) is not None}
+    serve = config.serve.model_validate(config.serve.model_dump() | given)
+    tracking = config.tracking.model_validate(
+        config.tracking.model_dump() | ({"model": flags.name} if flags.name else {})
+    )
+    return config.model_copy(update={"serve": serve, "tracking": tracking})
+
+
+class Telling:
+    """Prints what changes: the version that answers, replicas, and what a person should look into."""
+
+    def __init__(self, console: Console, version: str) -> None:
+        self._console, self._version, self._replicas = console, version, 0
+        self._problems: tuple[str, ...] = ()
+
+    def __call__(self, state: State) -> None:
+        """Prints what is new in a state."""
+        if state.version is not None and state.version != self._version:
+            self._say(f"version {state.version} answers, after {self._version}.")
+            self._version = state.version
+        for problem in state.problems:
+            if problem not in self._problems:
+                self._say(problem)
+        if self._problems and not state.problems:
+            self._say("all is well again.")
+        self._problems = state.problems
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)

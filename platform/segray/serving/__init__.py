@@ -1,0 +1,1 @@
+"""Serving a registered model: requests in, masks out, whatever happens to the registry behind it."""

@@ -1,0 +1,134 @@
+"""Where requests arrive: who may ask, how much at once, and what becomes of those whose replica dies."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Protocol
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from segray.config import ServeConfig
+from segray.errors import ServingError
+from segray.serving.answers import Answer
+from segray.serving.requests import Asked, RefusedError, check_image
+from segray.serving.tally import Tally
+from segray.serving.watcher import Report, State, Wanted
+
+TRIES = 5
+"""Replicas that a request is given to, each after the one before it died."""
+
+
+class Segments(Protocol):
+    """The replicas, behind one handle."""
+
+    async def segment(self, body: bytes, asked: Asked) -> Answer | RefusedError: ...
+
+
+class Watches(Protocol):
+    """The watcher."""
+
+    async def check_in(self, report: Report) -> Wanted: ...
+    async def state(self) -> State: ...
+
+
+class Desk:
+    """Takes requests, and has them answered.
+
+    Args:
+        settings: of serving.
+        replicas: who answer.
+        watcher: who knows them.
+        token: SHA-256 of the bearer token that is expected; none lets everybody in.
+        who: its name.
+
+    Attributes:
+        settings: of serving.
+        tally: of requests.
+    """
+
+    def __init__(
+        self, settings: ServeConfig, replicas: Segments, watcher: Watches, token: bytes | None, who: str
+    ) -> None:
+        self.settings, self.tally = settings, Tally()
+        self._replicas, self._watcher, self._token, self._who = replicas, watcher, token, who
+        self._at_once = 0
+        self._following: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Begins to tell the watcher what was counted."""
+        self._following = asyncio.create_task(self._follow())
+
+    def check_token(self, header: str | None) -> None:
+        """Refuses who does not bring the token.
+
+        Raises:
+            RefusedError: 401.
+        """
+        if self._token is None:
+            return
+        kind, _, given = (header or "").partition(" ")
+        # Digests have one length, and are compared in one time.
+        is_right = hmac.compare_digest(sha256(given.strip().encode("utf-8", "replace")).digest(), self._token)
+        if kind.lower() != "bearer" or not is_right:
+            raise RefusedError("this server wants a token; expected the header Authorization: Bearer TOKEN.", 401)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Holds a place for a request, for as long as it may take.
+
+        Raises:
+            RefusedError: 429, all are taken; or 503, it took too long.
+        """
+        if self._at_once >= self.settings.at_once:
+            raise RefusedError(f"{self._at_once} requests are at work or wait; expected fewer; try again soon.", 429)
+        self._at_once += 1
+        try:
+            async with asyncio.timeout(self.settings.time_limit_s):
+                yield
+        except TimeoutError as error:
+            raise RefusedError(
+                f"not answered within {self.settings.time_limit_s:g} s; try again later.", 503
+            ) from error
+        finally:
+            self._at_once -= 1
+
+    async def segment(self, body: bytes, asked: Asked, name: str = "the image") -> Answer:
+        """Returns what is asked of an encoded image; a replica that dies over it is not noticed.
+
+        Raises:
+            RefusedError: it is none, or too large.
+            ServingError: nobody can answer.
+        """
+        check_image(body, self.settings, name)
+        for _ in range(TRIES):
+            try:
+                found = await self._replicas.segment(body, asked)
+            except (ActorDiedError, ActorUnavailableError):
+                self.tally.add("segray_retries")
+                continue
+            if isinstance(found, RefusedError):
+                raise found
+            return found
+        raise ServingError(f"{TRIES} replicas died over this request; it is not tried again.")
+
+    async def state(self) -> State:
+        """Returns what is known of the replicas.
+
+        Raises:
+            ServingError: the watcher does not answer.
+        """
+        try:
+            return await asyncio.wait_for(self._watcher.state(), 5.0)
+        except (RayError, TimeoutError) as error:
+            raise ServingError("who watches the replicas does not answer; it is started anew.") from error
+
+    async def _follow(self) -> None:
+        """Tells what was counted, as often as the watcher lets it."""
+        wanted: Wanted | None = None
+        while True:
+            try:
+                wanted = await self._watcher.check_in(Report(self._who, dict(self.tally.counts), wanted))
+            except Exception:  # the watcher is started anew; the counts are not lost
+                await asyncio.sleep(1.0)

@@ -1,0 +1,197 @@
+"""Serving from its beginning to its end: what can be known to fail is tried first, then Ray Serve does the rest."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import sleep
+from typing import NoReturn
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from segray import cluster, places, registry
+from segray.config import Config, ServeConfig
+from segray.errors import CapacityError, ConfigError, RegistryError, ServingError
+from segray.quiet import quieten
+from segray.serving.deployments import WATCHER, application
+from segray.serving.shelf import Shelf
+from segray.serving.watcher import State
+
+APP = "segray"
+KEPT = "served"
+"""Folder in the results in which versions are kept."""
+LEAST_TOKEN = 16
+LOOK_S = 1.0
+LOGS = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # what was asked is nobody else's business
+FAST = {
+    # A replica's own threads compute; two event loops in a process only wait for each other.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a model is served.
+
+    Attributes:
+        url: of the server.
+        device: "cpu" or "cuda".
+        most: replicas at most.
+        version: behind the alias at the start.
+    """
+
+    url: str
+    device: str
+    most: int
+    version: str
+
+
+@contextmanager
+def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[Place]:
+    """Serves the model of `tracking.model` for as long as the context lasts.
+
+    Args:
+        config: with the settings of serving and the store.
+        say: called with the few lines a person should read.
+
+    Raises:
+        UserError: there is nothing to serve, or not so.
+        ServingError: it could not be started.
+    """
+    settings, model, uri = config.serve, config.tracking.model, places.tracking_uri(config)
+    quieten()
+    token = _token(settings)
+    if token is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"whoever reaches {settings.host} may ask: there is no serve.token_file.")
+    kept = Path(places.absolute("results", config.results)) / KEPT
+    version = at_start(model, uri, settings, kept)
+    _check_port(settings)
+    for name, value in FAST.items():
+        os.environ.setdefault(name, value)
+    cluster.connect()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own ends the process before anything is put away
+    device, most = _room(settings)
+    _start(settings)
+    app = application(settings, model, uri, str(kept), device, most, token)
+    try:
+        _run(app)
+        yield Place(f"http://{settings.host}:{settings.port}", device, most, version)
+    finally:
+        serve.shutdown()
+
+
+def watch(told: Callable[[State], None]) -> NoReturn:
+    """Calls `told` with what is known of the replicas, again and again.
+
+    Raises:
+        ServingError: Ray Serve is gone.
+    """
+    watcher: DeploymentHandle = serve.get_deployment_handle(WATCHER, APP)
+    while True:
+        sleep(LOOK_S)
+        try:
+            told(watcher.state.remote().result(timeout_s=10.0))
+        except (RayError, TimeoutError) as error:
+            if not ray.is_initialized():
+                raise ServingError("the Ray cluster is gone.") from error
+
+
+def at_start(model: str, uri: str, settings: ServeConfig, kept: Path) -> str:
+    """Returns the version behind the alias, once it is at hand; a registry that is away is asked a few times.
+
+    Args:
+        model: registered model.
+        uri: MLflow store.
+        settings: name the alias.
+        kept: folder in which versions are kept.
+
+    Raises:
+        RegistryError: there is no such model or alias, the version has no files, or the registry stays away.
+    """
+    client, shelf = registry.connected(uri, f"model {model}"), Shelf(model, uri, kept)
+    aliases = shelf.aliases()
+    if settings.alias not in aliases:
+        reference = f"models:/{model}@{settings.alias}"
+        raise RegistryError(
+            f"no version of {model} bears the alias {settings.alias}{registry.known(client, reference)}"
+        )
+    shelf.version(aliases[settings.alias])
+    return aliases[settings.alias]
+
+
+def _token(settings: ServeConfig) -> bytes | None:
+    """Returns the digest of the token: the token itself stays in its file."""
+    if settings.token_file is None:
+        return None
+    try:
+        token = Path(settings.token_file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"serve.token_file {settings.token_file} cannot be read ({error}).") from error
+    if len(token) < LEAST_TOKEN or any(map(str.isspace, token)):
+        raise ConfigError(
+            f"serve.token_file {settings.token_file} holds no token of {LEAST_TOKEN} characters or more, in one word; "
+            "`openssl rand -hex 32` makes one."
+        )
+    return sha256(token.encode()).digest()
+
+
+def _check_port(settings: ServeConfig) -> None:
+    try:
+        with socket.create_server((settings.host, settings.port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"serve.port {settings.port} of {settings.host} cannot be listened on ({error.strerror}); choose another."
+        ) from error
+
+
+def _room(settings: ServeConfig) -> tuple[str, int]:
+    """Returns the device, and how many replicas the cluster can hold of those that are wanted."""
+    nodes = cluster.nodes()
+    gpus = sum(int(node.gpus) for node in nodes)
+    device = "cuda" if settings.device == "cuda" or (settings.device == "auto" and gpus) else "cpu"
+    room = gpus if device == "cuda" else sum(int(node.cpus // settings.threads) for node in nodes)
+    wanted = settings.most_replicas or settings.replicas
+    if max(wanted, settings.replicas) > room:
+        each = "a GPU" if device == "cuda" else f"{settings.threads} CPUs"
+        name = "serve.replicas" if settings.replicas > room else "serve.most_replicas"
+        raise CapacityError(f"{name} is {max(wanted, settings.replicas)}, each with {each}; the cluster holds {room}.")
+    return device, room if settings.most_replicas is None else settings.most_replicas
+
+
+def _start(settings: ServeConfig) -> None:
+    """Starts Ray Serve, unless the cluster runs it already; its address is that of the first who did."""
+    try:
+        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=LOGS)
+        apps = serve.status().applications
+    except (RayError, RuntimeError) as error:
+        raise ServingError(f"Ray Serve could not be started: {error}") from error
+    if APP in apps:
+        raise ServingError("this cluster serves a model already; end that first, or use another cluster.")
+
+
+def _run(app: serve.Application) -> None:
+    try:
+        serve.run(app, name=APP, route_prefix="/", logging_config=LOGS)
+    except (RayError, RuntimeError) as error:
+        raise ServingError(f"serving could not be started: {_why()}") from error
+
+
+def _why() -> str:
+    """Returns what the deployment that did not start says, in one line."""
+    found = serve.status().applications.get(APP)
+    lines = [line.strip() for one in found.deployments.values() for line in one.message.splitlines()] if found else []
+    told = [line for line in lines if "Error" in line]
+    return told[-1] if told else "Ray Serve does not say why"

@@ -1,0 +1,223 @@
+"""A replica: it answers with the version that is wanted, and has the next one ready before it changes over."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from segray.classes import Classes
+from segray.config import ServeConfig
+from segray.data.images import Mask, Pixels, decode_image
+from segray.data.originals import upright_image
+from segray.errors import DataError, SegrayError, ServingError
+from segray.serving.answers import Answer, encoded, figures, shares
+from segray.serving.batcher import Batcher, Computed
+from segray.serving.requests import Asked, RefusedError
+from segray.serving.tally import Tally
+from segray.serving.version import Loaded, Version
+from segray.serving.watcher import Report, Wanted
+
+RETRY_S = 30.0
+"""After so long a version that did not load is tried again."""
+MOST_COMPARED = 8
+"""Images that wait to be compared; more are left out."""
+HANGS_S = 300.0
+"""A forward pass that takes longer never ends."""
+
+Size = tuple[int, int]
+
+
+class Registry(Protocol):
+    """Who tells what is wanted."""
+
+    async def check_in(self, report: Report) -> Wanted: ...
+    async def version(self, number: str) -> Version: ...
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Who looks at an image: one answers, the other, if there is one, is compared with it."""
+
+    answers: Loaded
+    compared: Loaded | None
+
+
+class Segmenter:
+    """A replica.
+
+    Args:
+        settings: of serving.
+        device: "cpu" or "cuda".
+        registry: who tells what is wanted.
+        who: its name.
+    """
+
+    def __init__(self, settings: ServeConfig, device: str, registry: Registry, who: str) -> None:
+        self._settings, self._device, self._registry, self._who = settings, device, registry, who
+        self._loaded: dict[str, Loaded] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+        self._wanted: Wanted | None = None
+        self._champion: Loaded | None = None
+        self._tally = Tally()
+        self._batcher: Batcher[Pixels, Mask] = Batcher(self._compute, self._at_once)
+        self._codec = ThreadPoolExecutor(2, "codec")
+        self._comparing: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
+        torch.set_num_threads(settings.threads)
+
+    async def begin(self) -> None:
+        """Loads what is wanted, and follows what is wanted next.
+
+        Raises:
+            SegrayError: neither that nor the last version that was good can be loaded.
+        """
+        await self._become(await self._registry.check_in(self._report()))
+        if self._champion is None:
+            raise ServingError("; ".join(f"version {number}: {why}" for number, (_, why) in self._failures.items()))
+        self._following = asyncio.create_task(self._follow())
+
+    async def segment(self, body: bytes, asked: Asked) -> Answer | RefusedError:
+        """Returns what is asked of an encoded image; an error of its own is returned, not raised."""
+        loop, drawn = asyncio.get_running_loop(), self._draw()
+        try:
+            image = await loop.run_in_executor(self._codec, _decoded, body, self._settings.most_pixels)
+            found = await self._computed(drawn.answers, image)
+        except DataError as error:
+            return RefusedError(str(error))
+        self._count(drawn.answers, found)
+        if drawn.compared is not None:
+            self._compare(drawn, image, found.result)
+        return await loop.run_in_executor(self._codec, self._answer, drawn.answers, image, found, asked)
+
+    def check_health(self) -> None:
+        """Raises ServingError if a forward pass hangs."""
+        begun = self._batcher.begun
+        if begun is not None and perf_counter() - begun > HANGS_S:
+            raise ServingError(f"a forward pass takes more than {HANGS_S:g} s.")
+
+    def _draw(self) -> _Drawn:
+        """Returns who answers a request: the champion, but for the challenger's share."""
+        champion, settings = self._champion, self._settings
+        assert champion is not None
+        number = None if self._wanted is None else self._wanted.challenger
+        challenger = None if number is None or number == champion.number else self._loaded.get(number)
+        if challenger is None:
+            return _Drawn(champion, None)
+        if random.random() < settings.canary:
+            return _Drawn(challenger, champion)
+        return _Drawn(champion, challenger if random.random() < settings.shadow else None)
+
+    async def _computed(self, loaded: Loaded, image: Pixels, is_urgent: bool = True) -> Computed[Mask]:
+        height, width = image.shape[:2]
+        return await self._batcher((loaded, (height, width)), image, is_urgent)
+
+    def _compute(self, kind: tuple[Loaded, Size], images: Sequence[Pixels]) -> list[Mask]:
+        torch.set_num_threads(self._settings.threads)  # a setting of each thread
+        loaded, size = kind
+        return loaded.masks(size, images)
+
+    def _at_once(self, kind: tuple[Loaded, Size]) -> int:
+        loaded, size = kind
+        return loaded.at_once(size)
+
+    def _count(self, loaded: Loaded, found: Computed[Mask]) -> None:
+        self._tally.observe("segray_batch_seconds", found.seconds, loaded.number)
+        self._tally.observe("segray_batch_images", found.batch, loaded.number)
+        pixels = shares(found.result, loaded.classes)
+        for number in pixels.nonzero()[0]:
+            name = loaded.classes.names[number]
+            self._tally.add("segray_class_pixels", loaded.number, name, by=float(pixels[number]))
+
+    @staticmethod
+    def _answer(loaded: Loaded, image: Pixels, found: Computed[Mask], asked: Asked) -> Answer:
+        mask, classes = found.result, loaded.classes
+        body = told = None
+        if asked.output == "json":
+            told = figures(mask, shares(mask, classes), classes, asked)
+        else:
+            body = encoded(image, mask, classes, asked)
+        return Answer(body, told, loaded.number, found.seconds, found.batch)
+
+    def _compare(self, drawn: _Drawn, image: Pixels, mask: Mask) -> None:
+        """Has the other version look at an image too, when there is time."""
+        assert drawn.compared is not None
+        if len(self._comparing) >= MOST_COMPARED:
+            self._tally.add("segray_uncompared_images")
+            return
+        task = asyncio.create_task(self._compared(drawn.answers, drawn.compared, image, mask))
+        self._comparing.add(task)
+        task.add_done_callback(self._comparing.discard)
+
+    async def _compared(self, answered: Loaded, other: Loaded, image: Pixels, mask: Mask) -> None:
+        found = await self._computed(other, image, is_urgent=False)
+        labels = [one.number for one in ((other, answered) if other is self._champion else (answered, other))]
+        self._tally.add("segray_compared_images", *labels)
+        self._tally.add("segray_compared_pixels", *labels, by=mask.size)
+        self._tally.add("segray_agreed_pixels", *labels, by=agreed(mask, answered.classes, found.result, other.classes))
+
+    async def _follow(self) -> None:
+        """Checks in for as long as the replica lives; without the watcher it goes on with what it has."""
+        while True:
+            try:
+                await self._become(await self._registry.check_in(self._report()))
+            except Exception:  # the watcher is started anew, or the cluster is busy; nothing is lost meanwhile
+                await asyncio.sleep(1.0)
+
+    def _report(self) -> Report:
+        return Report(
+            who=self._who,
+            counts=dict(self._tally.counts),
+            wanted=self._wanted,
+            serving=self._champion.number if self._champion else None,
+            described={number: loaded.described() for number, loaded in self._loaded.items()},
+            failures={number: reason for number, (_, reason) in self._failures.items()},
+        )
+
+    async def _become(self, wanted: Wanted) -> None:
+        """Has what is wanted loaded, and only then answers with it."""
+        champion = await self._at_hand(wanted.champion)
+        if champion is None and self._champion is None and wanted.good is not None:
+            champion = await self._at_hand(wanted.good)
+        if wanted.challenger is not None:
+            await self._at_hand(wanted.challenger)
+        self._champion, self._wanted = champion or self._champion, wanted
+        kept = {wanted.champion, wanted.challenger, self._champion.number if self._champion else None}
+        self._loaded = {number: loaded for number, loaded in self._loaded.items() if number in kept}
+        self._failures = {number: failed for number, failed in self._failures.items() if number in kept}
+
+    async def _at_hand(self, number: str) -> Loaded | None:
+        """Returns a version, loaded now if need be; none if it cannot be, or could not a moment ago."""
+        if number in self._loaded:
+            return self._loaded[number]
+        failed = self._failures.get(number)
+        if failed is not None and monotonic() - failed[0] < RETRY_S:
+            return None
+        try:
+            version = await self._registry.version(number)
+            self._loaded[number] = await asyncio.to_thread(Loaded, version, self._settings, self._device)
+        except Exception as error:  # whatever is wrong with it, the old one goes on
+            self._failures[number] = (monotonic(), _reason(error))
+            return None
+        self._failures.pop(number, None)
+        return self._loaded[number]
+
+
+def agreed(ours: Mask, our_classes: Classes, theirs: Mask, their_classes: Classes) -> int:
+    """Returns on how many pixels two masks (H, W) name the same class."""
+    known = {name: number for number, name in enumerate(our_classes.names)}
+    spelt = np.array([known.get(name, -1) for name in their_classes.names])
+    return int((spelt[theirs] == ours).sum())
+
+
+def _decoded(body: bytes, most_pixels: int) -> Pixels:
+    return decode_image(upright_image(body, "the image", most_pixels).encoded)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SegrayError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,230 @@
+"""Follows an alias in the registry, and hears from everybody at work which version they are at.
+
+It is told what is wanted by the registry; replicas and fronts check in with it, and learn it within a moment.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any
+
+from segray.config import ServeConfig
+from segray.errors import SegrayError
+from segray.serving.shelf import Shelf
+from segray.serving.tally import Key, total
+from segray.serving.version import Version
+
+CHALLENGER = "challenger"
+PATIENCE_S = 1.0
+"""So long a check-in waits for something new."""
+LOST_S = 15.0
+"""Who was not heard of for so long is not there any more."""
+RETRY_S = 10.0
+"""After so long what could not be fetched is tried again."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What replicas are to have at hand.
+
+    Attributes:
+        champion: version that answers.
+        challenger: version that is compared with it; none if none is.
+        good: the last version that some replica could load, for one that cannot load the champion.
+    """
+
+    champion: str
+    challenger: str | None = None
+    good: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What somebody at work tells.
+
+    Attributes:
+        who: one name for as long as it lives.
+        counts: of all it did.
+        wanted: what it was told last.
+        serving: version a replica answers with; none of a front.
+        described: the versions it has loaded, as people may know them.
+        failures: why versions could not be loaded, by number.
+    """
+
+    who: str
+    counts: Mapping[Key, float]
+    wanted: Wanted | None = None
+    serving: str | None = None
+    described: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of all of them.
+
+    Attributes:
+        wanted: by the registry.
+        serving: version each replica answers with.
+        described: the versions that are loaded.
+        problems: what a person should look into.
+        counts: of all that was ever done.
+    """
+
+    wanted: Wanted
+    serving: tuple[str, ...]
+    described: Mapping[str, dict[str, Any]]
+    problems: tuple[str, ...]
+    counts: Mapping[Key, float]
+
+    @property
+    def version(self) -> str | None:
+        """The version that answers; of several, while one takes another's place, the newer one."""
+        return self.wanted.champion if self.wanted.champion in self.serving else next(iter(self.serving), None)
+
+
+class Watcher:
+    """The one that watches.
+
+    Args:
+        settings: of serving.
+        shelf: of the model that is served.
+
+    Raises:
+        RegistryError: no version was ever seen under the alias.
+    """
+
+    def __init__(self, settings: ServeConfig, shelf: Shelf) -> None:
+        self._settings, self._shelf = settings, shelf
+        self._reports: dict[str, tuple[float, Report]] = {}
+        self._gone: dict[Key, float] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+        self._away = ""
+        self._changed = asyncio.Event()
+        self._wanted: Wanted | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Begins to watch, once a version is at hand.
+
+        Raises:
+            SegrayError: there is none.
+        """
+        await self._look()
+        if self._wanted is None:
+            raise SegrayError("; ".join(self._problems()))
+        self._task = asyncio.create_task(self._watch())
+
+    async def check_in(self, report: Report) -> Wanted:
+        """Returns what is wanted: at once if it is new to who asks, else when it is, or soon."""
+        self._reports[report.who] = (monotonic(), report)
+        self._hear(report)
+        changed = self._changed
+        if report.wanted == self._wanted:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), PATIENCE_S)
+        assert self._wanted is not None
+        return self._wanted
+
+    async def version(self, number: str) -> Version:
+        """Returns a version.
+
+        Raises:
+            RegistryError: it is not at hand.
+        """
+        return await asyncio.to_thread(self._shelf.version, number)
+
+    async def state(self) -> State:
+        """Returns what is known of all who are at work."""
+        assert self._wanted is not None
+        self._forget()
+        reports = [report for _, report in self._reports.values()]
+        described = {number: one for report in reports for number, one in report.described.items()}
+        return State(
+            wanted=self._wanted,
+            serving=tuple(report.serving for report in reports if report.serving is not None),
+            described=described,
+            problems=tuple(self._problems()),
+            counts=total([self._gone, *(report.counts for report in reports)]),
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_s)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Asks the registry, and has what it names at hand before anybody is told to use it."""
+        try:
+            aliases = await asyncio.to_thread(self._shelf.aliases)
+            self._away = ""
+        except SegrayError as error:
+            self._away, aliases = str(error), {}
+            if self._wanted is None:
+                aliases = await asyncio.to_thread(self._shelf.remembered)
+        champion = aliases.get(self._settings.alias)
+        if champion is None:
+            self._away = self._away or f"no version bears the alias {self._settings.alias} any more"
+            return
+        await self._want(champion, self._compared(aliases, champion))
+
+    def _compared(self, aliases: Mapping[str, str], champion: str) -> str | None:
+        is_wanted = self._settings.canary > 0 or self._settings.shadow > 0
+        challenger = aliases.get(CHALLENGER) if is_wanted else None
+        return None if challenger == champion else challenger
+
+    async def _want(self, champion: str, challenger: str | None) -> None:
+        before = self._wanted
+        is_new = before is None or before.champion != champion
+        if is_new and not await self._is_at_hand(champion):
+            return
+        if challenger is not None and (before is None or before.challenger != challenger):
+            challenger = challenger if await self._is_at_hand(challenger) else None
+        good = None if before is None else before.good
+        self._announce(Wanted(champion, challenger, good))
+
+    async def _is_at_hand(self, number: str) -> bool:
+        """Fetches a version, unless that failed just now."""
+        failed = self._failures.get(number)
+        if failed is not None and monotonic() - failed[0] < RETRY_S:
+            return False
+        try:
+            await self.version(number)
+        except Exception as error:  # whatever it is, what is served goes on being served
+            self._failures[number] = (monotonic(), str(error))
+            return False
+        self._failures.pop(number, None)
+        return True
+
+    def _announce(self, wanted: Wanted) -> None:
+        if wanted == self._wanted:
+            return
+        needed = {wanted.champion, wanted.challenger, wanted.good, self._wanted and self._wanted.champion}
+        self._wanted = wanted
+        self._shelf.tidy({number for number in needed if number})
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _hear(self, report: Report) -> None:
+        """Learns from a replica that a version can be loaded."""
+        wanted = self._wanted
+        if wanted is not None and report.serving == wanted.champion != wanted.good:
+            self._wanted = replace(wanted, good=wanted.champion)
+
+    def _forget(self) -> None:
+        """Lets those go who were not heard of, and keeps what they counted."""
+        now = monotonic()
+        for who, (heard, report) in list(self._reports.items()):
+            if now - heard > LOST_S:
+                self._gone = total([self._gone, report.counts])
+                del self._reports[who]
+
+    def _problems(self) -> list[str]:
+        """Returns what a person should look into, each once."""
+        found = [self._away] if self._away else []
+        found += [f"version {number} is not at hand: {reason}" for number, (_, reason) in self._failures.items()]
+        for _, report in self._reports.values():
+            found += [f"version {number} does not load: {reason}" for number, reason in report.failures.items()]
+        return list(dict.fromkeys(found))

@@ -1,0 +1,260 @@
+"""What is asked over HTTP, and how it is answered."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import segray.serving
+from segray.errors import ServingError
+from segray.pages import render
+from segray.serving import described
+from segray.serving.answers import JSON, PNG, Answer, together
+from segray.serving.desk import Desk
+from segray.serving.requests import FORMATS, Asked, Output, Part, RefusedError, check_length
+from segray.serving.tally import Gauges, exposition
+
+MULTIPART = "multipart/form-data"
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+PAGE_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+OutputAsked = Annotated[
+    Output | None, Query(description="What is answered; without it Accept decides: JSON, or the mask.")
+]
+BatchOutput = Annotated[Output, Query(description="What is answered of each; an image stands in JSON as base64.")]
+IncludeAsked = Annotated[list[Part], Query(default_factory=list, description="In JSON beside the shares; repeatable.")]
+OpacityAsked = Annotated[float, Query(ge=0, le=1, description="Of the colours in an overlay.")]
+
+
+def app_of(desk: Desk) -> FastAPI:
+    """Returns the application whose requests a desk takes."""
+    app = FastAPI(
+        title="segray",
+        version="1",
+        description="Semantic segmentation: images in, masks of class ids out.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Counted, desk=desk)
+    _refusals(app)
+    _pages(app)
+    _segmentation(app, desk)
+    _state(app, desk)
+    return app
+
+
+class Counted:
+    """Counts requests by path and status, and how long they take."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = perf_counter(), "500"
+
+        async def heard(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, heard)
+        finally:
+            route = scope.get("route")  # a stranger's own paths would be series without end
+            path = getattr(route, "path", "other")
+            self._desk.tally.add("segray_requests", path, status)
+            self._desk.tally.observe("segray_request_seconds", perf_counter() - begun, path)
+
+
+def _refusals(app: FastAPI) -> None:
+    """Has every refusal answered in JSON, with its reason in one line."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        more = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
+        return JSONResponse({"detail": str(error)}, error.status, more.get(error.status))
+
+    @app.exception_handler(ServingError)
+    async def unable(_: Request, error: ServingError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+
+    @app.exception_handler(RequestValidationError)
+    async def mistaken(_: Request, error: RequestValidationError) -> JSONResponse:
+        lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
+        return JSONResponse({"detail": "; ".join(lines)}, 422)
+
+
+def _pages(app: FastAPI) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(render(segray.serving.__name__), headers=PAGE_HEADERS)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(render(described.__name__, api=described.api(app.openapi())), headers=PAGE_HEADERS)
+
+
+def _state(app: FastAPI, desk: Desk) -> None:
+    async def known(request: Request) -> None:
+        desk.check_token(request.headers.get("authorization"))
+
+    @app.get("/healthz", summary="Whether the server lives", responses=described.STATE)
+    async def healthz() -> dict[str, bool]:
+        return {"alive": True}
+
+    @app.get("/readyz", summary="Whether it answers, with which version, what to look into", responses=described.READY)
+    async def readyz() -> JSONResponse:
+        try:
+            state = await desk.state()
+        except ServingError as error:
+            return JSONResponse({"ready": False, "problems": [str(error)]}, 503)
+        told = {"version": state.version, "wanted": state.wanted.champion, "challenger": state.wanted.challenger}
+        is_ready = state.version is not None
+        more = {"replicas": len(state.serving), "problems": state.problems}
+        return JSONResponse({"ready": is_ready, **told, **more}, 200 if is_ready else 503)
+
+    @app.get("/v1/model", summary="The model that answers", dependencies=[Depends(known)], responses=described.GUARDED)
+    async def model() -> dict[str, Any]:
+        state = await desk.state()
+        if state.version is None:
+            raise ServingError("no replica is ready yet.")
+        challenger = state.described.get(state.wanted.challenger or "")
+        return {**state.described[state.version], "challenger": challenger}
+
+    @app.get("/metrics", summary="For Prometheus", dependencies=[Depends(known)], responses=described.METRICS)
+    async def metrics() -> Response:
+        state = await desk.state()
+        by_version = {number: float(state.serving.count(number)) for number in dict.fromkeys(state.serving)}
+        gauges: Gauges = {
+            "segray_replicas": ("Replicas, by the version they answer with.", by_version),
+            "segray_problems": (
+                "Things a person should look into; /readyz names them.",
+                {"": float(len(state.problems))},
+            ),
+        }
+        return Response(exposition(state.counts, gauges), media_type=PROMETHEUS)
+
+
+def _segmentation(app: FastAPI, desk: Desk) -> None:
+    async def admitted(request: Request) -> AsyncIterator[None]:
+        desk.check_token(request.headers.get("authorization"))
+        async with desk.place():
+            yield
+
+    def post(path: str, **more: Any) -> Callable[[Callable[..., Awaitable[Response]]], Any]:
+        return app.post(path, response_class=Response, dependencies=[Depends(admitted)], **more)
+
+    @post("/v1/segment", summary="Segment an image", responses=described.SEGMENT, openapi_extra=described.ONE_IMAGE)
+    async def segment(
+        request: Request, include: IncludeAsked, output: OutputAsked = None, opacity: OpacityAsked = 0.5
+    ) -> Response:
+        (_, body), *more = await _images(request, desk)
+        if more:
+            raise RefusedError(f"the request has {1 + len(more)} images; expected one, or /v1/segment/batch.")
+        asked = Asked(output or _accepted(request), frozenset(include), opacity)
+        begun = perf_counter()
+        return _response(await desk.segment(body, asked), perf_counter() - begun)
+
+    @post("/v1/segment/batch", summary="Segment images", responses=described.BATCH, openapi_extra=described.IMAGES)
+    async def batch(
+        request: Request, include: IncludeAsked, output: BatchOutput = "json", opacity: OpacityAsked = 0.5
+    ) -> Response:
+        images, asked = await _images(request, desk), Asked(output, frozenset(include), opacity)
+        answers = await asyncio.gather(*(desk.segment(body, asked, name) for name, body in images))
+        named = zip((name for name, _ in images), together(answers), strict=True)
+        return _json([{"name": name, **one} for name, one in named])
+
+
+async def _images(request: Request, desk: Desk) -> list[tuple[str, bytes]]:
+    """Returns the images of a request, each with its name.
+
+    Raises:
+        RefusedError: there is none, there are too many, they are too large, or of another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in {*FORMATS, MULTIPART}:
+        raise RefusedError(f"the body is {kind or 'of no type'}; expected {', '.join([*FORMATS, MULTIPART])}.", 415)
+    body = await _body(request, desk)
+    if kind != MULTIPART:
+        return [("image", body)]
+    files = await _parts(request.headers, body, desk.settings.most_images)
+    if not files:
+        raise RefusedError("the form has no file; expected one or more, each an image.")
+    return files
+
+
+async def _body(request: Request, desk: Desk) -> bytes:
+    """Returns the body, of which no more is read than is taken."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit():
+        check_length(int(length), desk.settings)
+    found = bytearray()
+    async for chunk in request.stream():
+        found += chunk
+        check_length(len(found), desk.settings)
+    return bytes(found)
+
+
+async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, bytes]]:
+    """Returns the files of a form."""
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield body
+
+    try:
+        form = await MultiPartParser(headers, whole(), max_files=most, max_fields=most).parse()  # type: ignore[arg-type]
+    except MultiPartException as error:
+        is_too_many = error.message.startswith("Too many files")
+        expected = f"expected at most {most} files." if is_too_many else "expected a whole form."
+        raise RefusedError(
+            f"the form cannot be read ({error.message}); {expected}", 413 if is_too_many else 422
+        ) from error
+    except Exception as error:  # what it raises on damaged headers is anything
+        raise RefusedError("the form cannot be read; expected multipart/form-data as browsers send it.") from error
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [(file.filename or "image", await file.read()) for file in files]
+    finally:
+        await form.close()
+
+
+def _accepted(request: Request) -> Output:
+    accept = request.headers.get("accept", "")
+    return "json" if JSON in accept and "image/" not in accept else "mask"
+
+
+def _response(answer: Answer, seconds: float) -> Response:
+    headers = {
+        "X-Segray-Version": answer.version,
+        "X-Segray-Batch": str(answer.batch),
+        "Server-Timing": f"model;dur={answer.computed_s * 1e3:.1f}, all;dur={seconds * 1e3:.1f}",
+        "Cache-Control": "no-store",
+    }
+    if answer.body is not None:
+        return Response(answer.body, headers=headers, media_type=PNG)
+    return _json({"version": answer.version, **(answer.figures or {})}, headers)
+
+
+def _json(found: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(found), headers=headers, media_type=JSON)

@@ -1,0 +1,148 @@
+"""A registry with versions to serve, and all that answers, without a cluster."""
+
+import asyncio
+import io
+import shutil
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from socket import create_server
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from segray import checkpoint, config, registry
+from segray.config import ServeConfig
+from segray.data.images import decode_image
+from segray.data.sources import demo
+from segray.predict import Predictor
+from segray.serving.desk import Desk
+from segray.serving.house import open_house
+from segray.serving.segmenter import Segmenter
+from segray.serving.shelf import Shelf
+from segray.serving.watcher import Watcher
+from segray.serving.web import app_of
+
+MODEL = "streets"
+TOKEN = "a-token-of-thirty-two-characters"
+KNOWN = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {TOKEN}"}
+
+
+class Store:
+    """A registry of some versions, and what each of them makes of an image."""
+
+    def __init__(self, place, empty_store):
+        place.mkdir(exist_ok=True)
+        database = place / "mlflow.db"
+        database.write_bytes(empty_store.read_bytes())
+        self.uri = f"sqlite:///{database}"
+        self.client, self.place = MlflowClient(self.uri, self.uri), place
+        self._experiment = self.client.create_experiment("serving", str(place / "artifacts"))
+        self._predictors = {}
+
+    def add(self, seed, *aliases):
+        """Registers a version drawn with a seed, and returns its number."""
+        torch.manual_seed(seed)
+        settings, classes = config.build({"data.crop": 64}), demo.classes()
+        model = checkpoint.build_model(settings, classes)
+        folder = self.place / f"checkpoint-{len(self._predictors)}"
+        folder.mkdir()
+        meta = checkpoint.Meta(step=7, metrics={"val/miou": 0.5}, dataset_digest="d1", versions={})
+        checkpoint.contents(model, {}, settings, classes, meta).write(folder)
+        run_id = self.client.create_run(self._experiment).info.run_id
+        number = registry.register(self.client, run_id, folder, MODEL, list(aliases))
+        self._predictors[number] = Predictor(folder)
+        return number
+
+    def set(self, alias, number):
+        self.client.set_registered_model_alias(MODEL, alias, number)
+
+    def mask(self, number, encoded):
+        """What the Predictor of a version makes of an encoded image."""
+        return self._predictors[number](decode_image(encoded))
+
+    @property
+    def artifacts(self):
+        return self.place / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory, empty_store):
+    """A registry with two versions, for all who leave them as they are."""
+    made = Store(tmp_path_factory.mktemp("registry"), empty_store)
+    made.add(0)
+    made.add(1)
+    return made
+
+
+@pytest.fixture
+def store(registered):
+    """The registry, 1 the champion and 2 the challenger, and nothing kept of it."""
+    registered.set("champion", "1")
+    registered.set("challenger", "2")
+    shutil.rmtree(registered.place / "served", ignore_errors=True)
+    return registered
+
+
+def picture(height=48, width=80, seed=0, kind="JPEG"):
+    """The bytes of an image of soft noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Served:
+    """A watcher, a replica and a desk in this process, and a client of them."""
+
+    def __init__(self, store, settings, token=None):
+        self.store, self.settings = store, settings
+        self.watcher = Watcher(settings, Shelf(MODEL, store.uri, store.place / "served"))
+        self.replica = Segmenter(settings, "cpu", self.watcher, "r1")
+        self.desk = Desk(settings, self.replica, self.watcher, token and sha256(token.encode()).digest(), "f1")
+
+    async def ready(self):
+        await self.watcher.begin()
+        await self.replica.begin()
+        self.desk.begin()
+
+    async def until(self, holds, seconds=10):
+        """Waits for something to hold of the state, and returns that."""
+        async with asyncio.timeout(seconds):
+            while not holds(state := await self.watcher.state()):
+                await asyncio.sleep(0.02)
+        return state
+
+
+@asynccontextmanager
+async def served(store, token=None, **settings):
+    """All of it, ready, with `client` to ask it."""
+    found = Served(store, ServeConfig(poll_s=0.05, **settings), token)
+    await found.ready()
+    transport = httpx.ASGITransport(app_of(found.desk), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://segray") as found.client:
+        try:
+            yield found
+        finally:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+
+@pytest.fixture(scope="module")
+def house(ray_cluster, tmp_path_factory, empty_store):
+    """A server of version 1 with two replicas, its registry, and what it said."""
+    place = tmp_path_factory.mktemp("house")
+    store = Store(place, empty_store)
+    store.add(0, "champion")
+    store.add(1)
+    (place / "token").write_text(TOKEN + "\n")
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = {"port": port, "replicas": 2, "most_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
+    tracking = {"uri": store.uri, "model": MODEL}
+    settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
+    with open_house(settings, print) as served:
+        yield served, store, settings

@@ -1,0 +1,295 @@
+"""The alias is followed; whatever is wrong with the registry or a version, what answered goes on answering."""
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+
+from segray import checkpoint
+from segray.classes import Classes
+from segray.config import ServeConfig
+from segray.data.images import decode_mask
+from segray.errors import RegistryError, SegrayError, ServingError
+from segray.serving.house import at_start
+from segray.serving.requests import Asked
+from segray.serving.segmenter import Segmenter, agreed
+from segray.serving.shelf import Shelf
+from segray.serving.watcher import Watcher
+
+from .conftest import MODEL, Served, Store, picture, served
+
+
+async def mask(found, body):
+    """The version that answers an image, and its mask."""
+    answer = await found.replica.segment(body, Asked())
+    return answer.version, decode_mask(answer.body)
+
+
+def weights_of(store, number):
+    """The stored weights of a version."""
+    source = store.client.get_model_version(MODEL, number).run_id
+    return next(store.artifacts.glob(f"{source}/**/{checkpoint.WEIGHTS}"))
+
+
+async def problems(found):
+    """What /readyz says."""
+    told = await found.client.get("/readyz")
+    return told.status_code, " ".join(told.json()["problems"])
+
+
+async def compared(found, images):
+    """What was counted once every image was compared, or left out."""
+
+    def settled(state):
+        names = ("segray_compared_images", "segray_uncompared_images")
+        return sum(count for (name, _, _), count in state.counts.items() if name in names) == images
+
+    return (await found.until(settled)).counts
+
+
+def test_a_promotion_is_followed_and_a_rollback_answers_as_before(store):
+    body = picture()
+
+    async def run():
+        async with served(store) as found:
+            seen = [await mask(found, body)]
+            for number in ("2", "1"):
+                store.set("champion", number)
+                await found.until(lambda state, number=number: state.serving == (number,))
+                seen.append(await mask(found, body))
+            return seen
+
+    seen = asyncio.run(run())
+    assert [number for number, _ in seen] == ["1", "2", "1"]
+    for number, one in seen:
+        assert np.array_equal(one, store.mask(number, body))
+    assert not np.array_equal(seen[0][1], seen[1][1])
+
+
+def spoilt(store, how):
+    """A version that cannot be used."""
+    number = store.add(3)
+    file = weights_of(store, number)
+    if how == "cut off":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif how == "gone":
+        shutil.rmtree(file.parent)
+    elif how == "of other weights":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif how == "of another variant":
+        settings = file.with_name("config.json")
+        settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
+    return number
+
+
+@pytest.mark.parametrize("how", ["cut off", "gone", "of other weights", "of another variant"])
+def test_a_version_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(store, how):
+    number = spoilt(store, how)
+
+    async def run():
+        async with served(store) as found:
+            store.set("champion", number)
+            await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
+            told, seen = await problems(found), await mask(found, picture())
+            store.set("champion", "1")
+            await found.until(lambda state: state.wanted.champion == "1")
+            return told, seen
+
+    told, (answered, one) = asyncio.run(run())
+    assert told[0] == 200
+    assert f"version {number}" in told[1]
+    assert answered == "1"
+    assert np.array_equal(one, store.mask("1", picture()))
+
+
+def test_a_registry_that_goes_away_is_told_and_serving_goes_on_even_of_a_new_watcher(store):
+    database = store.place / "mlflow.db"
+
+    async def run():
+        async with served(store) as found:
+            database.rename(store.place / "away")
+            await found.until(lambda state: state.problems)
+            told, seen = await problems(found), await mask(found, picture())
+        async with served(store) as anew:
+            again = await mask(anew, picture())
+            assert (await problems(anew))[1]
+            (store.place / "away").rename(database)
+            await anew.until(lambda state: not state.problems)
+        return told, seen, again
+
+    told, seen, again = asyncio.run(run())
+    assert told[0] == 200
+    assert "mlflow.db" in told[1]
+    assert seen[0] == again[0] == "1"
+    assert np.array_equal(seen[1], again[1])
+
+
+def test_an_alias_that_is_taken_away_is_told_and_serving_goes_on(store):
+    async def run():
+        async with served(store) as found:
+            store.client.delete_registered_model_alias(MODEL, "champion")
+            await found.until(lambda state: any("champion" in one for one in state.problems))
+            return await mask(found, picture())
+
+    assert asyncio.run(run())[0] == "1"
+
+
+def test_a_replica_that_cannot_load_the_champion_takes_the_last_that_was_good(store):
+    number = spoilt(store, "of another variant")
+
+    async def run():
+        async with served(store) as found:
+            store.set("champion", number)
+            await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
+            late = Segmenter(found.settings, "cpu", found.watcher, "r2")
+            await late.begin()
+            return (await late.segment(picture(), Asked())).version
+
+    assert asyncio.run(run()) == "1"
+
+
+def test_without_any_good_version_a_replica_does_not_start(store):
+    number = spoilt(store, "of another variant")
+    store.set("champion", number)
+
+    async def run():
+        async with served(store):
+            pass
+
+    with pytest.raises(ServingError, match=f"version {number}"):
+        asyncio.run(run())
+
+
+def test_a_watcher_does_not_start_without_a_version(store):
+    async def run():
+        await Watcher(ServeConfig(alias="staging"), Shelf(MODEL, store.uri, store.place / "served")).begin()
+
+    with pytest.raises(SegrayError, match="staging"):
+        asyncio.run(run())
+
+
+def test_a_canary_answers_its_share_and_the_champion_is_compared(store):
+    async def run():
+        async with served(store, canary=0.5) as found:
+            await found.until(lambda state: state.wanted.challenger == "2")
+            seen = [await mask(found, picture()) for _ in range(40)]
+            return seen, await compared(found, sum(number == "2" for number, _ in seen))
+
+    seen, counts = asyncio.run(run())
+    by_challenger = sum(number == "2" for number, _ in seen)
+    assert 5 <= by_challenger <= 35  # of 40 draws at one half: beyond is once in a million
+    for number, one in seen:
+        assert np.array_equal(one, store.mask(number, picture()))
+    images = counts["segray_compared_images", ("1", "2"), ""]
+    same = int((store.mask("1", picture()) == store.mask("2", picture())).sum())
+    assert counts["segray_agreed_pixels", ("1", "2"), ""] == images * same
+    assert counts["segray_compared_pixels", ("1", "2"), ""] == images * 48 * 80
+
+
+def test_a_shadow_is_compared_and_never_answers(store):
+    async def run():
+        async with served(store, shadow=1.0) as found:
+            await found.until(lambda state: state.wanted.challenger == "2")
+            seen = []
+            for _ in range(10):
+                seen.append((await mask(found, picture()))[0])
+                await asyncio.sleep(0.1)
+            return seen, await compared(found, 10)
+
+    seen, counts = asyncio.run(run())
+    assert set(seen) == {"1"}
+    assert counts["segray_compared_images", ("1", "2"), ""] > 0
+
+
+def test_without_canary_or_shadow_the_challenger_is_not_even_loaded(store):
+    async def run():
+        async with served(store) as found:
+            return await found.until(lambda state: state.serving)
+
+    state = asyncio.run(run())
+    assert state.wanted.challenger is None
+    assert set(state.described) == {"1"}
+
+
+def test_versions_agree_by_the_names_of_their_classes():
+    ours, theirs = Classes.named(["road", "car", "sky"]), Classes.named(["sky", "road", "tree"])
+    found = agreed(np.array([[0, 1, 2, 2]]), ours, np.array([[1, 0, 0, 2]]), theirs)
+    assert found == 2  # road is road, sky is sky; a tree is no class of ours
+
+
+def test_a_version_is_fetched_again_if_its_number_means_another_one(tmp_path, empty_store):
+    ours, other = (Store(tmp_path / name, empty_store) for name in ("ours", "other"))
+    ours.add(0)
+    other.add(5)
+    shelf = Shelf(MODEL, ours.uri, tmp_path / "served")
+    first = shelf.version("1")
+    shutil.copy(other.place / "mlflow.db", ours.place / "mlflow.db")  # the store was made anew
+    second = shelf.version("1")
+    assert first.files[checkpoint.WEIGHTS] != second.files[checkpoint.WEIGHTS]
+
+
+def test_only_what_is_needed_is_kept(store):
+    async def run():
+        async with served(store) as found:
+            third = store.add(7)
+            for number in ("2", third):
+                store.set("champion", number)
+                await found.until(lambda state, number=number: state.serving == (number,))
+            return third
+
+    third = asyncio.run(run())
+    kept = {file.name for folder in (store.place / "served").iterdir() for file in folder.iterdir()}
+    assert kept == {"2", third, "aliases.json"}
+
+
+@pytest.mark.parametrize(
+    ("alias", "model", "said"),
+    [("nobody", MODEL, "champion is 1"), ("champion", "nothing", "nothing"), ("champion", "nothing", MODEL)],
+)
+def test_what_is_not_there_is_refused_with_what_is(store, alias, model, said):
+    with pytest.raises(RegistryError, match=said):
+        at_start(model, store.uri, ServeConfig(alias=alias), store.place / "served")
+
+
+def test_a_registry_that_is_away_at_the_start_is_asked_a_few_times(store):
+    with pytest.raises(RegistryError, match="127.0.0.1:9 does not answer .* tried 4 times"):
+        at_start(MODEL, "http://127.0.0.1:9", ServeConfig(), store.place / "served")
+
+
+def test_requests_are_answered_while_a_version_is_loaded(store):
+    """Of every answer the version is named truly, before, while and after the change."""
+
+    async def run():
+        async with served(store) as found:
+            seen, bodies = [], [picture(seed=seed) for seed in range(3)]
+
+            async def ask():
+                while len({number for number, _, _ in seen}) < 2:
+                    for body in bodies:
+                        seen.append((*await mask(found, body), body))
+
+            tasks = [asyncio.create_task(ask()) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            store.set("champion", "2")
+            await asyncio.wait_for(asyncio.gather(*tasks), 20)
+            return seen
+
+    for number, one, body in asyncio.run(run()):
+        assert (one == store.mask(number, body)).mean() >= 1 - 1e-5
+
+
+def test_a_forward_pass_that_hangs_is_bad_health(store, monkeypatch):
+    async def run():
+        found = Served(store, ServeConfig())
+        await found.ready()
+        found.replica.check_health()
+        monkeypatch.setattr("segray.serving.segmenter.HANGS_S", 0.0)
+        found.replica.check_health()
+        found.replica._batcher.begun = 0.0
+        with pytest.raises(ServingError, match="forward pass"):
+            found.replica.check_health()
+
+    asyncio.run(run())

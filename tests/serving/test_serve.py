@@ -1,0 +1,168 @@
+"""Real Ray Serve on the test session's cluster: it follows the alias under load, and outlives a replica."""
+
+import asyncio
+import base64
+import json
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from socket import create_server
+
+import numpy as np
+import pytest
+import ray
+
+from segray.benchmark.load import Plan, put
+from segray.data.images import decode_image, decode_mask
+from segray.data.sources import demo
+from segray.errors import ConfigError, ServingError
+from segray.serving.house import open_house
+
+from . import browser
+from .conftest import KNOWN, TOKEN, picture
+
+BODIES = [picture(48, 80, 0), picture(48, 80, 1), picture(64, 64, 2)]
+
+
+def asked(url, path):
+    request = urllib.request.Request(f"{url}{path}", headers={"Authorization": KNOWN["Authorization"]})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read()
+
+
+def loaded(house, seconds, meanwhile):
+    """What became of requests of mixed sizes while something was done, each answer compared with its version's mask."""
+    place, store, _ = house
+    known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
+
+    def check(which, version, content):
+        return (decode_mask(content) == known[which, version]).mean() >= 1 - 1e-5
+
+    plan = Plan(f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(put, plan, check)
+        told = meanwhile()
+        return going.result(), told
+
+
+def until_answered_by(place, version, seconds=20):
+    async def wait():
+        async with asyncio.timeout(seconds):
+            while json.loads(asked(place.url, "/v1/model"))["version"] != version:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(wait())
+
+
+def test_a_promotion_and_a_rollback_under_load_are_seen_by_nobody(house):
+    place, store, _ = house
+
+    def promote():
+        for version in ("2", "1"):
+            store.set("champion", version)
+            until_answered_by(place, version)
+
+    load, _ = loaded(house, 12, promote)
+    assert not load.failed, load.failed[0]
+    assert {one.version for one in load.samples} == {"1", "2"}
+    assert load.samples[-1].version == "1"
+
+
+def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
+    place, _, _ = house
+
+    def kill():
+        names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
+        replicas = [name for name in names if "#segmenter#" in name]
+        ray.kill(ray.get_actor(replicas[0], namespace="serve"))
+        return replicas
+
+    load, replicas = loaded(house, 6, kill)
+    assert len(replicas) == 2
+    assert not load.failed, load.failed[0]
+
+    async def until_counted():
+        async with asyncio.timeout(20):
+            while b"segray_requests_total" not in (text := asked(place.url, "/metrics")):
+                await asyncio.sleep(0.2)
+            return text.decode()
+
+    assert 'path="/v1/segment",status="200"' in asyncio.run(until_counted())
+
+
+def test_it_listens_where_it_was_told_to_and_wants_the_token(house):
+    place, _, settings = house
+    assert place.url == f"http://127.0.0.1:{settings.serve.port}"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{place.url}/v1/model", timeout=10)
+    assert json.loads(asked(place.url, "/readyz"))["replicas"] >= 1
+
+
+def test_a_second_server_is_refused_before_it_disturbs_the_first(house):
+    place, _, settings = house
+    with pytest.raises(ConfigError, match=f"serve.port {settings.serve.port}"), open_house(settings, print):
+        pass
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    other = settings.model_copy(update={"serve": settings.serve.model_copy(update={"port": port})})
+    with pytest.raises(ServingError, match="serves a model already"), open_house(other, print):
+        pass
+    assert json.loads(asked(place.url, "/readyz"))["ready"]
+
+
+@pytest.mark.parametrize("token", ["short", "two words of some length", ""])
+def test_a_token_that_is_none_is_refused(house, tmp_path, token):
+    _, _, settings = house
+    file = tmp_path / "token"
+    file.write_text(token)
+    serve = settings.serve.model_copy(update={"token_file": str(file)})
+    with pytest.raises(ConfigError, match="openssl"), open_house(settings.model_copy(update={"serve": serve}), print):
+        pass
+
+
+def test_the_masks_are_the_predictors_to_the_pixel(house):
+    place, store, _ = house
+    for body in BODIES:
+        request = urllib.request.Request(f"{place.url}/v1/segment", data=body, headers=KNOWN)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert np.array_equal(decode_mask(answer.read()), store.mask("1", body))
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here; tests/debian-packages.sh installs it")
+def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
+    place, store, _ = house
+    body = picture(96, 160, 5)
+    (tmp_path / "street.jpg").write_bytes(body)
+    pixels = "JSON.stringify([...document.querySelector('#canvas').getContext('2d').getImageData(0, 0, 160, 96).data])"
+
+    async def visit():
+        async with browser.tab(place.url) as page:
+            await page.until(
+                "document.readyState === 'complete' && document.querySelector('#token')?.style.display === 'block'"
+            )
+            await page.value(f"document.querySelector('#token input').value = '{TOKEN}'")
+            await page.value("document.querySelector('#token').requestSubmit()")
+            await page.until("document.querySelector('#model').textContent.includes('streets version 1')")
+            await page.choose("#file", tmp_path / "street.jpg")
+            await page.until("document.querySelector('#app').classList.contains('done')")
+            seen = {}
+            for share in (0.0, 1.0):
+                await page.press("#opacity", 0.002 + 0.996 * share)
+                seen[share] = (await page.value("+opacity.value"), json.loads(await page.value(pixels)))
+            legend = await page.value("[...document.querySelectorAll('#legend li')].map(one => one.innerText)")
+            timing = await page.value("document.querySelector('#timing').innerText")
+            saved = await page.value("document.querySelector('#save').href")
+            return seen, legend, timing, saved, page.fetched, page.complaints
+
+    seen, legend, timing, saved, fetched, complaints = asyncio.run(visit())
+    mask, classes = store.mask("1", body), demo.classes()
+    bare, covered = (np.array(seen[share][1], np.uint8).reshape(96, 160, 4)[..., :3] for share in (0.0, 1.0))
+    assert [seen[share][0] for share in (0.0, 1.0)] == [0, 100]
+    assert np.array_equal(covered, np.array(classes.palette, np.uint8)[mask])
+    assert np.abs(bare.astype(int) - decode_image(body)).mean() < 4  # two decoders of JPEG
+    assert sorted(line.splitlines()[0] for line in legend) == sorted(classes.names[one] for one in np.unique(mask))
+    assert "160 \u00d7 96" in timing
+    assert "ms" in timing
+    assert np.array_equal(decode_mask(base64.b64decode(saved.partition("base64,")[2])), mask)
+    assert all(url.startswith((place.url, "data:", "blob:")) for url in fetched), fetched
+    assert [one for one in complaints if "401" not in str(one)] == []
