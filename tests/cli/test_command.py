@@ -110,7 +110,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-WITH_SETTINGS = ("train", "tune", "evaluate", "predict")
+WITH_SETTINGS = ("train", "tune", "evaluate", "predict", "promote", "serve")
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))

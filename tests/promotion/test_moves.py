@@ -173,6 +173,7 @@ def test_somebody_who_takes_over_meanwhile_is_left_at_it(store, monkeypatch):
 
     def taken(_):
         moves._remove(store.client, first)
+        store.client.set_registered_model_alias("streets", "champion", "1")
         moves._claims(store.client, planned(store.client))
 
     monkeypatch.setattr(moves.time, "sleep", taken)
