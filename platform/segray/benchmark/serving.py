@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -139,7 +140,8 @@ def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
         port = free.getsockname()[1]
     words = ["models", "serve", "-m", f"models:/{name}/{version}", "--env-manager", "local", "--host", "127.0.0.1"]
     words += ["--port", str(port), "--workers", str(cluster.available_cpus())]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it looks for uvicorn
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": beside}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words],
         env=environment,
@@ -151,7 +153,8 @@ def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
         _await(f"http://127.0.0.1:{port}/ping", process)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
-        os.killpg(process.pid, 15)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
 
 
