@@ -334,3 +334,20 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
     monkeypatch.setattr(promote.record, "decided", failing)
     with pytest.raises(RegistryError, match="does not answer as it should: disk I/O error; repeat the command"):
         promoted(store)
+
+
+def test_a_champion_whose_files_are_gone_is_replaced_only_by_force(store, monkeypatch):
+    fetch, said = registry.fetch, []
+
+    def fetched(reference, uri):
+        if reference.endswith("/2"):
+            raise RegistryError("its files are gone.")
+        return fetch(reference, uri)
+
+    monkeypatch.setattr(registry, "fetch", fetched)
+    with pytest.raises(RegistryError, match=r"cannot be compared with: its files are gone\. --force promotes without"):
+        promoted(store)
+    assert aliases(store) == ("1", "2", "3")
+    promoted(store, said=said, is_forced=True, reason="it is all there is")
+    assert said == ["the champion cannot be compared with: its files are gone."]
+    assert aliases(store) == ("2", "3", None)

@@ -58,7 +58,7 @@ class Telling:
     """Prints what changes: the version that answers, replicas, and what a person should look into."""
 
     def __init__(self, console: Console, version: str) -> None:
-        self._console, self._version, self._replicas = console, version, 0
+        self._console, self._version = console, version
         self._problems: tuple[str, ...] = ()
 
     def __call__(self, state: State) -> None:

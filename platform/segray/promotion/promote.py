@@ -89,7 +89,7 @@ def promote(
         raise RegistryError(f"{name} has no {CHALLENGER}; name a version{registry.known(client, f'models:/{name}')}")
     plan = moves.promotion(name, found, version)
     challenger = _candidate(client, uri, name, version)
-    champion = None if found[CHAMPION] is None else _candidate(client, uri, name, str(found[CHAMPION]))
+    champion = _champion(client, uri, name, found[CHAMPION], wish.told.is_forced, say)
     measured = measure(challenger, champion, config, wish.root, wish.split, wish.workers)
     decision = decide(wish.told.gates, measured.challenger, measured.champion, measured.comparison)
     show(measured, decision)
@@ -171,6 +171,21 @@ def _candidate(client: MlflowClient, uri: str, name: str, version: str) -> Candi
     with _asking(uri):
         found = registry.resolve(client, reference)
     return Candidate(version, folder, found.tags.get(WEIGHTS_TAG), found.run_id or None)
+
+
+def _champion(
+    client: MlflowClient, uri: str, name: str, version: str | None, is_forced: bool, say: Say
+) -> Candidate | None:
+    """Returns who is to be compared with; one whose files are gone is passed over where that is forced."""
+    if version is None:
+        return None
+    try:
+        return _candidate(client, uri, name, version)
+    except RegistryError as error:
+        if not is_forced:
+            raise RegistryError(f"the champion cannot be compared with: {error} --force promotes without.") from error
+        say(f"the champion cannot be compared with: {error}")
+        return None
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from pathlib import Path
 from time import sleep
 from typing import NoReturn
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -96,16 +96,16 @@ def watch(told: Callable[[State], None]) -> NoReturn:
     """Calls `told` with what is known of the replicas, again and again.
 
     Raises:
-        ServingError: Ray Serve is gone.
+        ServingError: nothing is served any more.
     """
     watcher: DeploymentHandle = serve.get_deployment_handle(WATCHER, APP)
     while True:
         sleep(LOOK_S)
         try:
             told(watcher.state.remote().result(timeout_s=10.0))
-        except (RayError, TimeoutError) as error:
-            if not ray.is_initialized():
-                raise ServingError("the Ray cluster is gone.") from error
+        except (RayError, RayServeException, TimeoutError) as error:
+            if not _is_served():
+                raise ServingError("what was served here was ended by somebody else.") from error
 
 
 def at_start(model: str, uri: str, settings: ServeConfig, kept: Path) -> str:
@@ -129,6 +129,13 @@ def at_start(model: str, uri: str, settings: ServeConfig, kept: Path) -> str:
         )
     shelf.version(aliases[settings.alias])
     return aliases[settings.alias]
+
+
+def _is_served() -> bool:
+    try:
+        return APP in serve.status().applications
+    except (RayError, RayServeException, RuntimeError):
+        return False
 
 
 def _token(settings: ServeConfig) -> bytes | None:
