@@ -21,6 +21,7 @@ GROWTH_MIB = 64
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 WHOLE = [picture(48, 80, seed, kind) for seed in range(3) for kind in ("JPEG", "PNG", "WEBP")]
 PNG = picture(kind="PNG")
+LONG = zlib.compress(bytes(2**24))
 FORM = "multipart/form-data"
 TYPES = ["image/jpeg", "image/png", "image/webp", f"{FORM}; boundary=b", FORM, f"{FORM}; boundary={'x' * 300}"]
 TYPES += ["", "image/jpeg; charset=\xe9", "IMAGE/PNG", "application/octet-stream", "text/html"]
@@ -60,7 +61,7 @@ def giant(draw, _):
 
 def wordy(_draw, _):
     """A PNG with a text that unpacks to a thousand times its size."""
-    return PNG[:33] + chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**24))) + PNG[33:]
+    return PNG[:33] + chunk(b"zTXt", b"x\0\0" + LONG) + PNG[33:]
 
 
 def form(draw, body):
