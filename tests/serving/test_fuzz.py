@@ -16,7 +16,7 @@ from segray.benchmark.watch import watched
 
 from .conftest import KNOWN, picture
 
-BODIES, CASES, AT_ONCE = 4000, 250, 8
+BODIES, CASES, AT_ONCE = 4500, 250, 8
 GROWTH_MIB = 64
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 WHOLE = [picture(48, 80, seed, kind) for seed in range(3) for kind in ("JPEG", "PNG", "WEBP")]
