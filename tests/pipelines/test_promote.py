@@ -66,6 +66,7 @@ def served(store):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys):
     assert store.run("--version", 1, "--split", "train") == 0
     assert "no champion to compare with" in capsys.readouterr().out

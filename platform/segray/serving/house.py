@@ -12,6 +12,7 @@ from pathlib import Path
 from time import sleep
 from typing import NoReturn
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
@@ -80,6 +81,7 @@ def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[P
     _check_port(settings)
     for name, value in FAST.items():
         os.environ.setdefault(name, value)
+    is_ours = not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
     cluster.connect()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own ends the process before anything is put away
     device, most = _room(settings)
@@ -89,7 +91,7 @@ def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[P
         _run(app)
         yield Place(f"http://{settings.host}:{settings.port}", device, most, version)
     finally:
-        serve.shutdown()
+        _end(is_ours)
 
 
 def watch(told: Callable[[State], None]) -> NoReturn:
@@ -194,6 +196,15 @@ def _run(app: serve.Application) -> None:
         serve.run(app, name=APP, route_prefix="/", logging_config=LOGS)
     except (RayError, RuntimeError) as error:
         raise ServingError(f"serving could not be started: {_why()}") from error
+
+
+def _end(is_ours: bool) -> None:
+    """Lets requests in hand be answered, and ends Ray Serve; a cluster that was started for it, with it."""
+    if is_ours:
+        serve.delete(APP)
+        ray.shutdown()
+    else:
+        serve.shutdown()
 
 
 def _why() -> str:
