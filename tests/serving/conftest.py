@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from segray import checkpoint, config, registry
-from segray.config import ServeConfig
+from segray.config import EvalConfig, ServeConfig
 from segray.data.images import decode_image
 from segray.data.sources import demo
 from segray.predict import Predictor
@@ -41,7 +41,7 @@ class Store:
         self.uri = f"sqlite:///{database}"
         self.client, self.place = MlflowClient(self.uri, self.uri), place
         self._experiment = self.client.create_experiment("serving", str(place / "artifacts"))
-        self._predictors = {}
+        self._predictors, self._folders = {}, {}
 
     def add(self, seed, *aliases):
         """Registers a version drawn with a seed, and returns its number."""
@@ -54,7 +54,7 @@ class Store:
         checkpoint.contents(model, {}, settings, classes, meta).write(folder)
         run_id = self.client.create_run(self._experiment).info.run_id
         number = registry.register(self.client, run_id, folder, MODEL, list(aliases))
-        self._predictors[number] = Predictor(folder)
+        self._predictors[number], self._folders[number] = Predictor(folder), folder
         return number
 
     def set(self, alias, number):
@@ -63,6 +63,12 @@ class Store:
     def mask(self, number, encoded):
         """What the Predictor of a version makes of an encoded image."""
         return self._predictors[number](decode_image(encoded))
+
+    def windowed(self, number, encoded):
+        """What it makes of it in windows."""
+        folder = self._folders[number]
+        settings = checkpoint.load_config(folder).looked_at(EvalConfig(mode="slide"))
+        return Predictor(folder, config=settings)(decode_image(encoded))
 
     @property
     def artifacts(self):

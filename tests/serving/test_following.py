@@ -15,7 +15,7 @@ from segray.serving.house import at_start
 from segray.serving.requests import Asked
 from segray.serving.segmenter import Segmenter, agreed
 from segray.serving.shelf import Shelf
-from segray.serving.watcher import Watcher
+from segray.serving.watcher import Report, Watcher
 
 from .conftest import MODEL, Served, Store, picture, served
 
@@ -256,6 +256,40 @@ def test_what_is_not_there_is_refused_with_what_is(store, alias, model, said):
 def test_a_registry_that_is_away_at_the_start_is_asked_a_few_times(store):
     with pytest.raises(RegistryError, match="127.0.0.1:9 does not answer .* tried 4 times"):
         at_start(MODEL, "http://127.0.0.1:9", ServeConfig(), store.place / "served")
+
+
+def test_a_version_without_files_is_refused_before_anything_starts(store):
+    number = spoilt(store, "gone")
+    store.set("champion", number)
+    with pytest.raises(RegistryError, match=f"{MODEL}/{number} cannot be fetched"):
+        at_start(MODEL, store.uri, ServeConfig(), store.place / "served")
+
+
+def test_what_somebody_counted_who_is_gone_still_counts(store, monkeypatch):
+    key = ("segray_retries", (), "")
+
+    async def run():
+        async with served(store) as found:
+            await found.until(lambda state: state.serving == ("1",))
+            await found.watcher.check_in(Report("gone", {key: 3}, serving="1"))
+            assert (await found.watcher.state()).serving == ("1", "1")
+            monkeypatch.setattr("segray.serving.watcher.LOST_S", -1.0)
+            await found.watcher.state()
+            monkeypatch.setattr("segray.serving.watcher.LOST_S", 15.0)
+            await found.watcher.check_in(Report("new", {key: 4}))
+            return await found.watcher.state()
+
+    assert asyncio.run(run()).counts[key] == 7
+
+
+def test_large_images_share_no_forward_pass(store, monkeypatch):
+    monkeypatch.setattr("segray.serving.version.BATCH_PIXELS", 48 * 80 * 3)
+
+    async def run():
+        async with served(store, batch=8) as found:
+            return [found.replica._loaded["1"].at_once(size) for size in ((48, 80), (96, 160), (8, 8))]
+
+    assert asyncio.run(run()) == [3, 1, 8]
 
 
 def test_requests_are_answered_while_a_version_is_loaded(store):

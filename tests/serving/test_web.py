@@ -88,6 +88,14 @@ def test_an_image_that_lies_on_its_side_is_segmented_upright(store):
     assert np.array_equal(decode_mask(found.content), store.mask("1", upright.getvalue()))
 
 
+def test_a_large_image_is_looked_at_in_windows(store):
+    body = picture(160, 224)
+    found = asked(store, lambda it: it.client.post("/v1/segment", content=body, headers=JPEG), window_above=20_000)
+    windowed = store.windowed("1", body)
+    assert np.array_equal(decode_mask(found.content), windowed)
+    assert not np.array_equal(windowed, store.mask("1", body))
+
+
 def bomb():
     """A PNG of a few bytes that says it has 30000x30000 pixels."""
     whole = bytearray(picture(8, 8, kind="PNG"))
