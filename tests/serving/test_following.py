@@ -2,11 +2,14 @@
 
 import asyncio
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from segray import checkpoint
+from segray import checkpoint, registry
 from segray.classes import Classes
 from segray.config import ServeConfig
 from segray.data.images import decode_mask
@@ -15,6 +18,7 @@ from segray.serving.house import at_start
 from segray.serving.requests import Asked
 from segray.serving.segmenter import Segmenter, agreed
 from segray.serving.shelf import Shelf
+from segray.serving.version import Loaded
 from segray.serving.watcher import Report, Watcher
 
 from .conftest import MODEL, Served, Store, picture, served
@@ -95,7 +99,7 @@ def test_a_version_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(store, 
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
             told, seen = await problems(found), await mask(found, picture())
             store.set("champion", "1")
-            await found.until(lambda state: state.wanted.champion == "1")
+            await found.until(lambda state: state.wanted.champion == "1" and not state.problems)
             return told, seen
 
     told, (answered, one) = asyncio.run(run())
@@ -326,3 +330,110 @@ def test_a_forward_pass_that_hangs_is_bad_health(store, monkeypatch):
             found.replica.check_health()
 
     asyncio.run(run())
+
+
+def test_who_was_only_slow_is_not_counted_twice(store, monkeypatch):
+    key = ("segray_retries", (), "")
+
+    async def run():
+        async with served(store) as found:
+            await found.watcher.check_in(Report("slow", {key: 3}))
+            monkeypatch.setattr("segray.serving.watcher.LOST_S", -1.0)
+            await found.watcher.state()
+            monkeypatch.setattr("segray.serving.watcher.LOST_S", 15.0)
+            await found.watcher.check_in(Report("slow", {key: 5}))
+            return await found.watcher.state()
+
+    assert asyncio.run(run()).counts[key] == 5
+
+
+def test_a_replica_checks_in_while_it_loads(store, monkeypatch):
+    async def run():
+        async with served(store) as found:
+            await found.until(lambda state: state.serving == ("1",))
+            go, load = threading.Event(), Loaded.__init__
+            monkeypatch.setattr(Loaded, "__init__", lambda *given: (go.wait(10), load(*given))[1])
+            store.set("champion", "2")
+            await found.until(lambda state: state.wanted.champion == "2")
+            heard = [report for _, report in found.watcher._reports.values() if report.serving]
+            await asyncio.sleep(1.5)
+            again = [report for _, report in found.watcher._reports.values() if report.serving]
+            go.set()
+            await found.until(lambda state: state.serving == ("2",))
+            return heard[0], again[0]
+
+    heard, again = asyncio.run(run())
+    assert heard is not again
+    assert again.serving == "1"
+
+
+def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch):
+    shelf = Shelf(MODEL, store.uri, store.place / "served")
+    shelf.version("1")
+    store.client.set_model_version_tag(MODEL, "1", "note", str(time.time()))
+    with ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(registry, "fetch", lambda *_: pytest.fail("fetched again"))
+        found = list(pool.map(shelf.version, ["1"] * 4))
+    assert all(one.files == found[0].files for one in found)
+    assert "note" in found[0].tags
+
+
+@pytest.mark.parametrize("part", [checkpoint.CONFIG, checkpoint.WEIGHTS])
+def test_a_kept_version_that_lost_a_file_is_fetched_again(store, part):
+    shelf = Shelf(MODEL, store.uri, store.place / "served")
+    first = shelf.version("1")
+    next((store.place / "served").rglob(part)).unlink()
+    assert shelf.version("1").files == first.files
+
+
+def test_a_watcher_that_meets_an_unknown_error_tells_it_and_goes_on(store, monkeypatch):
+    async def run():
+        async with served(store) as found:
+            aliases = found.watcher._shelf.aliases
+            monkeypatch.setattr(found.watcher._shelf, "aliases", lambda: 1 / 0)
+            await found.until(lambda state: any("ZeroDivisionError" in one for one in state.problems))
+            monkeypatch.setattr(found.watcher._shelf, "aliases", aliases)
+            store.set("champion", "2")
+            return await found.until(lambda state: state.serving == ("2",) and not state.problems)
+
+    assert asyncio.run(run()).version == "2"
+
+
+def test_a_new_watcher_learns_the_good_version_from_who_serves_it_and_keeps_it(store):
+    number = spoilt(store, "of another variant")
+
+    async def run():
+        async with served(store) as found:
+            store.set("champion", number)
+            await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
+            anew = Watcher(found.settings, Shelf(MODEL, store.uri, store.place / "served"))
+            await anew.begin()
+            await anew.check_in(Report("r1", {}, serving="1"))
+            return (await anew.state()).wanted.good, (await anew.version("1")).number
+
+    assert asyncio.run(run()) == ("1", "1")
+
+
+def test_a_challenger_that_fails_over_an_image_leaves_it_to_the_champion(store, monkeypatch):
+    async def run():
+        async with served(store, canary=1.0) as found:
+            await found.until(lambda state: state.wanted.challenger == "2" and "2" in state.described)
+            challenger = found.replica._loaded["2"]
+            monkeypatch.setattr(challenger, "masks", lambda *_: 1 / 0)
+            seen = await mask(found, picture())
+            return seen, await found.until(lambda state: any("fails over images" in one for one in state.problems))
+
+    (number, one), _ = asyncio.run(run())
+    assert number == "1"
+    assert np.array_equal(one, store.mask("1", picture()))
+
+
+def test_a_canary_of_other_classes_is_told_and_answers_nobody(store, monkeypatch):
+    async def run():
+        async with served(store, canary=1.0) as found:
+            await found.until(lambda state: state.wanted.challenger == "2" and "2" in state.described)
+            found.replica._loaded["2"].classes = Classes.named([f"c{number}" for number in range(8)])
+            await found.until(lambda state: any("its classes are not" in one for one in state.problems))
+            return await mask(found, picture())
+
+    assert asyncio.run(run())[0] == "1"

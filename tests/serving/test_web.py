@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from ray.exceptions import RayError
 
 from segray.data.images import decode_image, decode_mask
 
@@ -256,3 +257,101 @@ def test_pages_need_nothing_from_elsewhere(store):
         assert "https://" not in page.text
         assert "//cdn" not in page.text
     assert "/v1/segment/batch" in page.text
+
+
+def test_a_batch_with_one_bad_image_leaves_nobody_at_work_and_each_image_takes_a_place(store):
+    async def ask(it):
+        seen = []
+        segment = it.replica.segment
+
+        async def counted(*given):
+            seen.append(1)
+            return await segment(*given)
+
+        it.replica.segment = counted
+        files = [("images", (f"{number}.jpg", picture())) for number in range(3)]
+        bad = await it.client.post("/v1/segment/batch", files=[*files, ("images", ("bad.jpg", b"x"))])
+        started = len(seen)
+        fits = await it.client.post("/v1/segment/batch", files=files)
+        too_many = await it.client.post("/v1/segment/batch", files=[*files, *files])
+        return bad, started, fits, too_many
+
+    bad, started, fits, too_many = asked(store, ask, at_once=4)
+    assert (bad.status_code, started) == (422, 0)
+    assert "bad.jpg" in bad.json()["detail"]
+    assert (fits.status_code, too_many.status_code) == (200, 429)
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "none-such"])
+def test_a_name_in_a_charset_that_cannot_be_written_is_no_error_of_ours(store, charset):
+    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="+2AA-\\ud800"\r\n\r\n'
+    kind = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+
+    async def ask(it):
+        path = "/v1/segment/batch"
+        bad = await it.client.post(path, content=head + b"x\r\n--b--\r\n", headers=kind)
+        return bad, await it.client.post(path, content=head + picture() + b"\r\n--b--\r\n", headers=kind)
+
+    bad, good = asked(store, ask)
+    assert bad.status_code == 422
+    assert isinstance(bad.json()["detail"], str)
+    assert good.status_code in {200, 422}
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "image/png"),
+        ("application/json", "application/json"),
+        ("APPLICATION/JSON", "application/json"),
+        ("application/*", "application/json"),
+        ("image/png;q=0, application/json", "application/json"),
+        ("application/json, image/png;q=0.1", "application/json"),
+        ("image/png, application/json;q=0.5", "image/png"),
+        ("text/html, */*;q=0.1", "image/png"),
+        ("application/json;q=x, image/*", "image/png"),
+    ],
+)
+def test_what_is_accepted_most_is_answered(store, accept, kind):
+    headers = JPEG | {"Accept": accept}
+    found = asked(store, lambda it: it.client.post("/v1/segment", content=picture(), headers=headers))
+    assert found.headers["content-type"] == kind
+
+
+def test_strangers_hear_whether_it_is_ready_and_no_more(store):
+    async def ask(it):
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        return (await it.client.get("/readyz")).json(), (await it.client.get("/readyz", headers=right)).json()
+
+    stranger, known = asked(store, ask, token=TOKEN)
+    assert set(stranger) == {"ready"}
+    assert {"version", "problems", "replicas"} <= set(known)
+
+
+def test_who_leaves_is_counted_as_such(store):
+    async def ask(it):
+        async def never(*_):
+            await asyncio.sleep(60)
+
+        it.replica.segment = never
+        task = asyncio.create_task(it.client.post("/v1/segment", content=picture(), headers=JPEG))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await asyncio.wait([task])
+        return dict(it.desk.tally.counts)
+
+    counts = asked(store, ask)
+    assert counts["segray_requests", ("/v1/segment", "499"), ""] == 1
+
+
+def test_an_error_of_a_replica_is_a_503_in_one_line(store):
+    async def ask(it):
+        async def failing(*_):
+            raise RayError("out of memory")
+
+        it.replica.segment = failing
+        return await it.client.post("/v1/segment", content=picture(), headers=JPEG)
+
+    found = asked(store, ask)
+    assert (found.status_code, found.headers["retry-after"]) == (503, "5")
+    assert "replica" in found.json()["detail"]

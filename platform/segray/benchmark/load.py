@@ -62,7 +62,7 @@ class Sample:
     """A request.
 
     Attributes:
-        sent: when, seconds from the beginning.
+        sent: when, or when it was due, seconds from the beginning.
         seconds: until its answer was there.
         status: of HTTP, 0 where there was none.
         version: that answered.
@@ -136,13 +136,15 @@ async def _client(
         await asyncio.sleep(max(0.0, due - perf_counter()))
         if perf_counter() - begun >= plan.seconds or (number := next(numbers, None)) is None:
             return
-        samples.append(await _asked(session, plan, number % len(plan.bodies), begun, check))
+        since = perf_counter() if plan.rate is None else due  # a client that is late made its request wait
+        samples.append(await _asked(session, plan, number % len(plan.bodies), begun, since, check))
         due = max(due + period, perf_counter() - period)
 
 
-async def _asked(session: aiohttp.ClientSession, plan: Plan, which: int, begun: float, check: Check | None) -> Sample:
+async def _asked(
+    session: aiohttp.ClientSession, plan: Plan, which: int, begun: float, sent: float, check: Check | None
+) -> Sample:
     body, headers = plan.bodies[which]
-    sent = perf_counter()
     try:
         async with session.post(plan.url, data=body, headers=headers) as answer:
             content = await answer.read()

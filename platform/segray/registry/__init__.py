@@ -156,15 +156,19 @@ def connected(tracking_uri: str, what: str, waits_s: Sequence[float] = WAITS_S) 
     """
     quieten()
     check_there(tracking_uri, what)
-    client = MlflowClient(tracking_uri, tracking_uri)
+
+    def answering() -> MlflowClient:
+        client = MlflowClient(tracking_uri, tracking_uri)  # which opens a database, if it is one
+        client.search_registered_models(max_results=1)
+        return client
+
     try:
-        patient(lambda: client.search_registered_models(max_results=1), waits_s)
+        return patient(answering, waits_s)
     except UNAVAILABLE as error:
         raise RegistryError(
             f"{what} cannot be fetched: MLflow at {places.masked(tracking_uri)} does not answer "
             f"({first_line(error)}); tried {len(waits_s) + 1} times; start it, or name another with --tracking.uri."
         ) from error
-    return client
 
 
 def patient(ask: Callable[[], Answer], waits_s: Sequence[float] = WAITS_S) -> Answer:

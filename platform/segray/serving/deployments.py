@@ -1,5 +1,6 @@
 """What Ray Serve runs: one watcher, replicas of the model, and fronts that take requests to them."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ class Remote:
         method = getattr(self._handle, name)
 
         async def call(*given: Any) -> Any:
-            return await method.remote(*given)
+            response = method.remote(*given)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()  # else it is computed for nobody
+                raise
 
         return call
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
@@ -66,24 +66,28 @@ class Desk:
         Raises:
             RefusedError: 401.
         """
+        if not self.is_known(header):
+            raise RefusedError("this server wants a token; expected the header Authorization: Bearer TOKEN.", 401)
+
+    def is_known(self, header: str | None) -> bool:
+        """Returns whether a header brings the token, or none is wanted."""
         if self._token is None:
-            return
+            return True
         kind, _, given = (header or "").partition(" ")
         # Digests have one length, and are compared in one time.
         is_right = hmac.compare_digest(sha256(given.strip().encode("utf-8", "replace")).digest(), self._token)
-        if kind.lower() != "bearer" or not is_right:
-            raise RefusedError("this server wants a token; expected the header Authorization: Bearer TOKEN.", 401)
+        return kind.lower() == "bearer" and is_right
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Holds a place for a request, for as long as it may take.
+    async def place(self, images: int = 1) -> AsyncIterator[None]:
+        """Holds places for images, for as long as they may take.
 
         Raises:
-            RefusedError: 429, all are taken; or 503, it took too long.
+            RefusedError: 429, too few are left; or 503, it took too long.
         """
-        if self._at_once >= self.settings.at_once:
-            raise RefusedError(f"{self._at_once} requests are at work or wait; expected fewer; try again soon.", 429)
-        self._at_once += 1
+        if self._at_once + images > self.settings.at_once:
+            raise RefusedError(f"{self._at_once} images are at work or wait; expected fewer; try again soon.", 429)
+        self._at_once += images
         try:
             async with asyncio.timeout(self.settings.time_limit_s):
                 yield
@@ -92,7 +96,23 @@ class Desk:
                 f"not answered within {self.settings.time_limit_s:g} s; try again later.", 503
             ) from error
         finally:
-            self._at_once -= 1
+            self._at_once -= images
+
+    async def segment_all(self, images: Sequence[tuple[str, bytes]], asked: Asked) -> list[Answer]:
+        """Returns what is asked of several images, each with its name; of one that is refused nobody is left at work.
+
+        Raises:
+            RefusedError: one is none, or too large.
+            ServingError: nobody can answer.
+        """
+        for name, body in images:
+            check_image(body, self.settings, name)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self.segment(body, asked, name)) for name, body in images]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return [task.result() for task in tasks]
 
     async def segment(self, body: bytes, asked: Asked, name: str = "the image") -> Answer:
         """Returns what is asked of an encoded image; a replica that dies over it is not noticed.
@@ -108,6 +128,8 @@ class Desk:
             except (ActorDiedError, ActorUnavailableError):
                 self.tally.add("segray_retries")
                 continue
+            except RayError as error:
+                raise ServingError(f"{name} could not be computed; a replica's log says why.") from error
             if isinstance(found, RefusedError):
                 raise found
             return found

@@ -15,6 +15,7 @@ from typing import NoReturn
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -76,7 +77,7 @@ def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[P
     token = _token(settings)
     if token is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
         say(f"whoever reaches {settings.host} may ask: there is no serve.token_file.")
-    kept = Path(places.absolute("results", config.results)) / KEPT
+    kept = Path(places.absolute("results", config.results)) / KEPT / settings.alias  # each server its own
     version = at_start(model, uri, settings, kept)
     _check_port(settings)
     for name, value in FAST.items():
@@ -181,14 +182,13 @@ def _room(settings: ServeConfig) -> tuple[str, int]:
 
 
 def _start(settings: ServeConfig) -> None:
-    """Starts Ray Serve, unless the cluster runs it already; its address is that of the first who did."""
+    """Starts Ray Serve; one that runs already listens where it was told to, and ending it would end what it serves."""
+    if any(one["name"] == SERVE_CONTROLLER_NAME for one in ray.util.list_named_actors(all_namespaces=True)):
+        raise ServingError("this cluster runs Ray Serve already; end that first, or use another cluster.")
     try:
         serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=LOGS)
-        apps = serve.status().applications
     except (RayError, RuntimeError) as error:
         raise ServingError(f"Ray Serve could not be started: {error}") from error
-    if APP in apps:
-        raise ServingError("this cluster serves a model already; end that first, or use another cluster.")
 
 
 def _run(app: serve.Application) -> None:

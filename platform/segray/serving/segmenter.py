@@ -4,12 +4,13 @@ import asyncio
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segray.classes import Classes
 from segray.config import ServeConfig
@@ -68,7 +69,9 @@ class Segmenter:
         self._batcher: Batcher[Pixels, Mask] = Batcher(self._compute, self._at_once)
         self._codec = ThreadPoolExecutor(2, "codec")
         self._comparing: set[asyncio.Task[None]] = set()
+        self._told: Wanted | None = None
         self._following: asyncio.Task[None] | None = None
+        self._becoming: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.threads)
 
     async def begin(self) -> None:
@@ -77,7 +80,8 @@ class Segmenter:
         Raises:
             SegrayError: neither that nor the last version that was good can be loaded.
         """
-        await self._become(await self._registry.check_in(self._report()))
+        self._told = await self._registry.check_in(self._report())
+        await self._become(self._told)
         if self._champion is None:
             raise ServingError("; ".join(f"version {number}: {why}" for number, (_, why) in self._failures.items()))
         self._following = asyncio.create_task(self._follow())
@@ -87,13 +91,14 @@ class Segmenter:
         loop, drawn = asyncio.get_running_loop(), self._draw()
         try:
             image = await loop.run_in_executor(self._codec, _decoded, body, self._settings.most_pixels)
-            found = await self._computed(drawn.answers, image)
+            drawn, found = await self._answered(drawn, image)
         except DataError as error:
             return RefusedError(str(error))
-        self._count(drawn.answers, found)
         if drawn.compared is not None:
             self._compare(drawn, image, found.result)
-        return await loop.run_in_executor(self._codec, self._answer, drawn.answers, image, found, asked)
+        answer, pixels = await loop.run_in_executor(self._codec, _answer, drawn.answers, image, found, asked)
+        self._count(drawn.answers, found, pixels)
+        return answer
 
     def check_health(self) -> None:
         """Raises ServingError if a forward pass hangs."""
@@ -109,9 +114,20 @@ class Segmenter:
         challenger = None if number is None or number == champion.number else self._loaded.get(number)
         if challenger is None:
             return _Drawn(champion, None)
-        if random.random() < settings.canary:
+        if random.random() < settings.canary and challenger.classes == champion.classes:
             return _Drawn(challenger, champion)
         return _Drawn(champion, challenger if random.random() < settings.shadow else None)
+
+    async def _answered(self, drawn: _Drawn, image: Pixels) -> tuple[_Drawn, Computed[Mask]]:
+        """Returns a mask, and whose it is: the champion's where the challenger was to answer and fails."""
+        try:
+            return drawn, await self._computed(drawn.answers, image)
+        except Exception as error:
+            champion = drawn.compared
+            if drawn.answers is self._champion or champion is None or isinstance(error, DataError):
+                raise
+            self._failures[drawn.answers.number] = (monotonic(), f"it fails over images: {_reason(error)}")
+            return _Drawn(champion, None), await self._computed(champion, image)
 
     async def _computed(self, loaded: Loaded, image: Pixels, is_urgent: bool = True) -> Computed[Mask]:
         height, width = image.shape[:2]
@@ -126,23 +142,12 @@ class Segmenter:
         loaded, size = kind
         return loaded.at_once(size)
 
-    def _count(self, loaded: Loaded, found: Computed[Mask]) -> None:
+    def _count(self, loaded: Loaded, found: Computed[Mask], pixels: NDArray[np.int64]) -> None:
         self._tally.observe("segray_batch_seconds", found.seconds, loaded.number)
         self._tally.observe("segray_batch_images", found.batch, loaded.number)
-        pixels = shares(found.result, loaded.classes)
         for number in pixels.nonzero()[0]:
             name = loaded.classes.names[number]
             self._tally.add("segray_class_pixels", loaded.number, name, by=float(pixels[number]))
-
-    @staticmethod
-    def _answer(loaded: Loaded, image: Pixels, found: Computed[Mask], asked: Asked) -> Answer:
-        mask, classes = found.result, loaded.classes
-        body = told = None
-        if asked.output == "json":
-            told = figures(mask, shares(mask, classes), classes, asked)
-        else:
-            body = encoded(image, mask, classes, asked)
-        return Answer(body, told, loaded.number, found.seconds, found.batch)
 
     def _compare(self, drawn: _Drawn, image: Pixels, mask: Mask) -> None:
         """Has the other version look at an image too, when there is time."""
@@ -156,24 +161,29 @@ class Segmenter:
 
     async def _compared(self, answered: Loaded, other: Loaded, image: Pixels, mask: Mask) -> None:
         found = await self._computed(other, image, is_urgent=False)
+        both = (mask, answered.classes, found.result, other.classes)
+        same = await asyncio.get_running_loop().run_in_executor(self._codec, agreed, *both)
         labels = [one.number for one in ((other, answered) if other is self._champion else (answered, other))]
         self._tally.add("segray_compared_images", *labels)
         self._tally.add("segray_compared_pixels", *labels, by=mask.size)
-        self._tally.add("segray_agreed_pixels", *labels, by=agreed(mask, answered.classes, found.result, other.classes))
+        self._tally.add("segray_agreed_pixels", *labels, by=same)
 
     async def _follow(self) -> None:
-        """Checks in for as long as the replica lives; without the watcher it goes on with what it has."""
+        """Checks in for as long as the replica lives, also while it loads; without the watcher it goes on as it is."""
         while True:
             try:
-                await self._become(await self._registry.check_in(self._report()))
+                self._told = await self._registry.check_in(self._report())
             except Exception:  # the watcher is started anew, or the cluster is busy; nothing is lost meanwhile
                 await asyncio.sleep(1.0)
+                continue
+            if self._becoming is None or self._becoming.done():
+                self._becoming = asyncio.create_task(self._become(self._told))
 
     def _report(self) -> Report:
         return Report(
             who=self._who,
             counts=dict(self._tally.counts),
-            wanted=self._wanted,
+            wanted=self._told,
             serving=self._champion.number if self._champion else None,
             described={number: loaded.described() for number, loaded in self._loaded.items()},
             failures={number: reason for number, (_, reason) in self._failures.items()},
@@ -184,12 +194,23 @@ class Segmenter:
         champion = await self._at_hand(wanted.champion)
         if champion is None and self._champion is None and wanted.good is not None:
             champion = await self._at_hand(wanted.good)
-        if wanted.challenger is not None:
-            await self._at_hand(wanted.challenger)
-        self._champion, self._wanted = champion or self._champion, wanted
+        self._champion, self._wanted = champion or self._champion, replace(wanted, challenger=None)
+        if wanted.challenger is not None:  # who answers does not wait for who is compared
+            challenger = await self._at_hand(wanted.challenger)
+            self._check_canary(challenger)
+        self._wanted = wanted
         kept = {wanted.champion, wanted.challenger, self._champion.number if self._champion else None}
         self._loaded = {number: loaded for number, loaded in self._loaded.items() if number in kept}
         self._failures = {number: failed for number, failed in self._failures.items() if number in kept}
+
+    def _check_canary(self, challenger: Loaded | None) -> None:
+        """Tells of a challenger that cannot answer in the champion's place."""
+        champion = self._champion
+        if challenger is None or champion is None or not self._settings.canary:
+            return
+        if challenger.classes != champion.classes:
+            told = "its classes are not the champion's; it answers no share of the requests"
+            self._failures[challenger.number] = (monotonic(), told)
 
     async def _at_hand(self, number: str) -> Loaded | None:
         """Returns a version, loaded now if need be; none if it cannot be, or could not a moment ago."""
@@ -213,6 +234,16 @@ def agreed(ours: Mask, our_classes: Classes, theirs: Mask, their_classes: Classe
     known = {name: number for number, name in enumerate(our_classes.names)}
     spelt = np.array([known.get(name, -1) for name in their_classes.names])
     return int((spelt[theirs] == ours).sum())
+
+
+def _answer(loaded: Loaded, image: Pixels, found: Computed[Mask], asked: Asked) -> tuple[Answer, NDArray[np.int64]]:
+    """Returns what is asked, and the pixels of each class (K,)."""
+    mask, classes = found.result, loaded.classes
+    pixels = shares(mask, classes)
+    is_json = asked.output == "json"
+    body = None if is_json else encoded(image, mask, classes, asked)
+    told = figures(mask, pixels, classes, asked) if is_json else None
+    return Answer(body, told, loaded.number, found.seconds, found.batch), pixels
 
 
 def _decoded(body: bytes, most_pixels: int) -> Pixels:

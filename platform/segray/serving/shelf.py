@@ -4,16 +4,19 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from mlflow.tracking import MlflowClient
 
 from segray import places, registry
-from segray.errors import DataError, RegistryError
+from segray.errors import RegistryError
 from segray.quiet import quieten
-from segray.registry.packing import weights_digest
+from segray.registry.packing import PARTS, weights_digest
 from segray.serving.version import Version
 
 ALIASES, ABOUT = "aliases.json", "about.json"
@@ -34,6 +37,7 @@ class Shelf:
         self._model, self._uri = model, uri
         store = hashlib.blake2b(places.masked(uri).encode(), digest_size=6).hexdigest()
         self._folder = folder / f"{model}-{store}"
+        self._lock = Lock()  # several replicas ask at once
 
     def aliases(self) -> dict[str, str]:
         """Returns the version behind each alias, and remembers it.
@@ -42,12 +46,10 @@ class Shelf:
             RegistryError: there is no such model, or the registry does not answer.
         """
         registry.check_there(self._uri, f"model {self._model}")
-        client = MlflowClient(self._uri, self._uri)
         try:
-            found = client.get_registered_model(self._model).aliases
+            found = self._client().get_registered_model(self._model).aliases
         except registry.UNAVAILABLE as error:
-            there = registry.known(client, f"models:/{self._model}")
-            raise RegistryError(f"{places.masked(self._uri)}: {registry.first_line(error)}{there}") from error
+            raise RegistryError(f"{places.masked(self._uri)}: {registry.first_line(error)}{self._there()}") from error
         aliases = {alias: str(version) for alias, version in found.items()}
         if aliases != self.remembered():
             self._remember(self._folder / ALIASES, aliases)
@@ -63,29 +65,49 @@ class Shelf:
         Raises:
             RegistryError: it is not kept, and the registry has it not, or does not answer.
         """
-        kept = self._folder / number
-        about = self._read(kept / ABOUT)
-        try:
-            known = self._known(number)
-        except RegistryError:
-            if not about:
-                raise
-            known = about
-        if about != known:
-            self._fetch(number, known)
-        self._check(kept / FILES, number, known["tags"].get(registry.WEIGHTS_TAG))
-        return Version.read(self._model, number, kept / FILES, known["tags"])
+        with self._lock:
+            about = self._about(number)
+            try:
+                known = self._known(number)
+            except RegistryError:
+                if not about:
+                    raise
+                known = about
+            if about.get("made") != known["made"]:
+                self._fetch(number, known)
+            elif about != known:
+                self._remember(self._folder / number / ABOUT, known)
+            files = self._folder / number / FILES
+            self._check(files, number, known["tags"].get(registry.WEIGHTS_TAG))
+            return Version.read(self._model, number, files, known["tags"])
 
     def tidy(self, needed: Collection[str]) -> None:
         """Removes versions that are not needed."""
-        for kept in self._folder.iterdir() if self._folder.is_dir() else ():
-            if kept.is_dir() and kept.name not in needed:
-                shutil.rmtree(kept, ignore_errors=True)
+        with self._lock, suppress(OSError):
+            for kept in self._folder.iterdir():
+                if kept.is_dir() and kept.name not in needed:
+                    shutil.rmtree(kept, ignore_errors=True)
+
+    def _client(self) -> MlflowClient:
+        return MlflowClient(self._uri, self._uri)
+
+    def _there(self) -> str:
+        """Returns what there is instead, if the registry tells."""
+        try:
+            return registry.known(self._client(), f"models:/{self._model}")
+        except registry.UNAVAILABLE:
+            return "."
+
+    def _about(self, number: str) -> dict[str, dict[str, str]]:
+        """Returns what is known of a version that is kept; nothing of one that is not whole."""
+        kept = self._folder / number
+        is_whole = all((kept / FILES / part).is_file() for part in PARTS)
+        return self._read(kept / ABOUT) if is_whole else {}
 
     def _known(self, number: str) -> dict[str, dict[str, str]]:
         """Returns what tells a version from another of its number, and its tags."""
         try:
-            found = MlflowClient(self._uri, self._uri).get_model_version(self._model, number)
+            found = self._client().get_model_version(self._model, number)
         except registry.UNAVAILABLE as error:
             raise RegistryError(f"version {number} of {self._model}: {registry.first_line(error)}") from error
         made = {"run": str(found.run_id), "at": str(found.creation_timestamp), "source": str(found.source)}
@@ -93,20 +115,18 @@ class Shelf:
 
     def _fetch(self, number: str, known: Mapping[str, dict[str, str]]) -> None:
         """Puts a version on the shelf; what is there by its name is whole."""
-        made = self._folder / f".{number}-{os.getpid()}"
         try:
-            shutil.rmtree(made, ignore_errors=True)
-            (made / RAW).mkdir(parents=True)
-            fetched = registry.fetch(f"models:/{self._model}/{number}", self._uri, made / RAW)
-            fetched.rename(made / FILES)
-            shutil.rmtree(made / RAW)
-            (made / ABOUT).write_text(json.dumps(known))
-            shutil.rmtree(self._folder / number, ignore_errors=True)
-            made.rename(self._folder / number)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as temporary:
+                made = Path(temporary) / number
+                (made / RAW).mkdir(parents=True)
+                registry.fetch(f"models:/{self._model}/{number}", self._uri, made / RAW).rename(made / FILES)
+                shutil.rmtree(made / RAW)
+                (made / ABOUT).write_text(json.dumps(known))
+                shutil.rmtree(self._folder / number, ignore_errors=True)
+                made.rename(self._folder / number)
         except OSError as error:
             raise RegistryError(f"version {number} of {self._model} cannot be kept: {error}") from error
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
     def _check(self, folder: Path, number: str, registered: str | None) -> None:
         """Refuses weights that are not those that were registered."""
@@ -114,14 +134,14 @@ class Shelf:
             shutil.rmtree(folder.parent, ignore_errors=True)  # it may be ours that was spoilt: it is fetched again
             raise RegistryError(f"version {number} of {self._model} holds other weights than were registered.")
 
-    def _remember(self, file: Path, found: Mapping[str, str]) -> None:
+    @staticmethod
+    def _remember(file: Path, found: Mapping[str, Any]) -> None:
+        """Notes something; what there is no room for is asked again."""
         new = file.with_suffix(f".{os.getpid()}")
-        try:
+        with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             new.write_text(json.dumps(found))
             new.rename(file)
-        except OSError as error:
-            raise DataError(f"{file} cannot be written ({error}); expected room to keep versions in.") from error
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:

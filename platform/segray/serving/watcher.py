@@ -99,7 +99,7 @@ class Watcher:
     def __init__(self, settings: ServeConfig, shelf: Shelf) -> None:
         self._settings, self._shelf = settings, shelf
         self._reports: dict[str, tuple[float, Report]] = {}
-        self._gone: dict[Key, float] = {}
+        self._gone: dict[str, Mapping[Key, float]] = {}
         self._failures: dict[str, tuple[float, str]] = {}
         self._away = ""
         self._changed = asyncio.Event()
@@ -120,6 +120,7 @@ class Watcher:
     async def check_in(self, report: Report) -> Wanted:
         """Returns what is wanted: at once if it is new to who asks, else when it is, or soon."""
         self._reports[report.who] = (monotonic(), report)
+        self._gone.pop(report.who, None)  # it was only slow
         self._hear(report)
         changed = self._changed
         if report.wanted == self._wanted:
@@ -147,13 +148,16 @@ class Watcher:
             serving=tuple(report.serving for report in reports if report.serving is not None),
             described=described,
             problems=tuple(self._problems()),
-            counts=total([self._gone, *(report.counts for report in reports)]),
+            counts=total([*self._gone.values(), *(report.counts for report in reports)]),
         )
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._settings.poll_s)
-            await self._look()
+            try:
+                await self._look()
+            except Exception as error:  # whatever it is, it is told, and looked at again
+                self._away = f"{type(error).__name__}: {error}"
 
     async def _look(self) -> None:
         """Asks the registry, and has what it names at hand before anybody is told to use it."""
@@ -168,7 +172,9 @@ class Watcher:
         if champion is None:
             self._away = self._away or f"no version bears the alias {self._settings.alias} any more"
             return
-        await self._want(champion, self._compared(aliases, champion))
+        challenger = self._compared(aliases, champion)
+        self._failures = {number: why for number, why in self._failures.items() if number in (champion, challenger)}
+        await self._want(champion, challenger)
 
     def _compared(self, aliases: Mapping[str, str], champion: str) -> str | None:
         is_wanted = self._settings.canary > 0 or self._settings.shadow > 0
@@ -180,10 +186,11 @@ class Watcher:
         is_new = before is None or before.champion != champion
         if is_new and not await self._is_at_hand(champion):
             return
-        if challenger is not None and (before is None or before.challenger != challenger):
-            challenger = challenger if await self._is_at_hand(challenger) else None
         good = None if before is None else before.good
-        self._announce(Wanted(champion, challenger, good))
+        if challenger is not None and (before is None or before.challenger != challenger):
+            self._announce(Wanted(champion, None, good))  # who answers does not wait for who is compared
+            challenger = challenger if await self._is_at_hand(challenger) else None
+        self._announce(Wanted(champion, challenger, self._wanted.good if self._wanted else good))
 
     async def _is_at_hand(self, number: str) -> bool:
         """Fetches a version, unless that failed just now."""
@@ -201,24 +208,28 @@ class Watcher:
     def _announce(self, wanted: Wanted) -> None:
         if wanted == self._wanted:
             return
-        needed = {wanted.champion, wanted.challenger, wanted.good, self._wanted and self._wanted.champion}
-        self._wanted = wanted
-        self._shelf.tidy({number for number in needed if number})
+        before, self._wanted = self._wanted, wanted
         self._changed.set()
         self._changed = asyncio.Event()
+        if before is not None:  # a watcher that is started anew has not heard yet what is in use
+            used = {report.serving for _, report in self._reports.values()}
+            needed = used | {wanted.champion, wanted.challenger, wanted.good, before.champion}
+            self._shelf.tidy({number for number in needed if number})
 
     def _hear(self, report: Report) -> None:
-        """Learns from a replica that a version can be loaded."""
-        wanted = self._wanted
-        if wanted is not None and report.serving == wanted.champion != wanted.good:
-            self._wanted = replace(wanted, good=wanted.champion)
+        """Learns from a replica that a version can be loaded: the champion, or else what it is at."""
+        wanted, serving = self._wanted, report.serving
+        if wanted is None or serving is None:
+            return
+        if wanted.good is None or (serving == wanted.champion != wanted.good):
+            self._wanted = replace(wanted, good=serving)
 
     def _forget(self) -> None:
         """Lets those go who were not heard of, and keeps what they counted."""
         now = monotonic()
         for who, (heard, report) in list(self._reports.items()):
             if now - heard > LOST_S:
-                self._gone = total([self._gone, report.counts])
+                self._gone[who] = report.counts
                 del self._reports[who]
 
     def _problems(self) -> list[str]:

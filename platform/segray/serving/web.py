@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +21,10 @@ from segray.serving.answers import JSON, PNG, Answer, together
 from segray.serving.desk import Desk
 from segray.serving.requests import FORMATS, Asked, Output, Part, RefusedError, check_length
 from segray.serving.tally import Gauges, exposition
+from segray.serving.watcher import State
 
+LEFT = "499"
+"""The status under which those are counted who did not wait for their answer."""
 MULTIPART = "multipart/form-data"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 POLICY = (
@@ -80,6 +83,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, heard)
+        except asyncio.CancelledError:
+            status = LEFT
+            raise
         finally:
             route = scope.get("route")  # a stranger's own paths would be series without end
             path = getattr(route, "path", "other")
@@ -91,18 +97,18 @@ def _refusals(app: FastAPI) -> None:
     """Has every refusal answered in JSON, with its reason in one line."""
 
     @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+    async def refused(_: Request, error: RefusedError) -> Response:
         more = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
-        return JSONResponse({"detail": str(error)}, error.status, more.get(error.status))
+        return _json({"detail": str(error)}, more.get(error.status), error.status)
 
     @app.exception_handler(ServingError)
-    async def unable(_: Request, error: ServingError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+    async def unable(_: Request, error: ServingError) -> Response:
+        return _json({"detail": str(error)}, {"Retry-After": "5"}, 503)
 
     @app.exception_handler(RequestValidationError)
-    async def mistaken(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def mistaken(_: Request, error: RequestValidationError) -> Response:
         lines = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
-        return JSONResponse({"detail": "; ".join(lines)}, 422)
+        return _json({"detail": "; ".join(lines)}, status=422)
 
 
 def _pages(app: FastAPI) -> None:
@@ -124,15 +130,14 @@ def _state(app: FastAPI, desk: Desk) -> None:
         return {"alive": True}
 
     @app.get("/readyz", summary="Whether it answers, with which version, what to look into", responses=described.READY)
-    async def readyz() -> JSONResponse:
+    async def readyz(request: Request) -> Response:
         try:
             state = await desk.state()
         except ServingError as error:
-            return JSONResponse({"ready": False, "problems": [str(error)]}, 503)
-        told = {"version": state.version, "wanted": state.wanted.champion, "challenger": state.wanted.challenger}
+            return _json({"ready": False, "problems": [str(error)]}, status=503)
         is_ready = state.version is not None
-        more = {"replicas": len(state.serving), "problems": state.problems}
-        return JSONResponse({"ready": is_ready, **told, **more}, 200 if is_ready else 503)
+        told = _told(state) if desk.is_known(request.headers.get("authorization")) else {}
+        return _json({"ready": is_ready, **told}, status=200 if is_ready else 503)
 
     @app.get("/v1/model", summary="The model that answers", dependencies=[Depends(known)], responses=described.GUARDED)
     async def model() -> dict[str, Any]:
@@ -154,6 +159,12 @@ def _state(app: FastAPI, desk: Desk) -> None:
             ),
         }
         return Response(exposition(state.counts, gauges), media_type=PROMETHEUS)
+
+
+def _told(state: State) -> dict[str, Any]:
+    """Returns what is not for strangers: problems name places."""
+    wanted = {"version": state.version, "wanted": state.wanted.champion, "challenger": state.wanted.challenger}
+    return {**wanted, "replicas": len(state.serving), "problems": state.problems}
 
 
 def _segmentation(app: FastAPI, desk: Desk) -> None:
@@ -181,7 +192,8 @@ def _segmentation(app: FastAPI, desk: Desk) -> None:
         request: Request, include: IncludeAsked, output: BatchOutput = "json", opacity: OpacityAsked = 0.5
     ) -> Response:
         images, asked = await _images(request, desk), Asked(output, frozenset(include), opacity)
-        answers = await asyncio.gather(*(desk.segment(body, asked, name) for name, body in images))
+        async with desk.place(len(images) - 1):
+            answers = await desk.segment_all(images, asked)
         named = zip((name for name, _ in images), together(answers), strict=True)
         return _json([{"name": name, **one} for name, one in named])
 
@@ -234,14 +246,29 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
         raise RefusedError("the form cannot be read; expected multipart/form-data as browsers send it.") from error
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        return [(file.filename or "image", await file.read()) for file in files]
+        return [(_text(file.filename or "image"), await file.read()) for file in files]
     finally:
         await form.close()
 
 
+def _text(name: str) -> str:
+    """Returns a name that can be written down: a form may claim any charset for it."""
+    return name.encode("utf-8", "replace").decode()[:100]
+
+
 def _accepted(request: Request) -> Output:
-    accept = request.headers.get("accept", "")
-    return "json" if JSON in accept and "image/" not in accept else "mask"
+    accept = request.headers.get("accept", "*/*").lower()
+    return "json" if _wanted(accept, JSON) > _wanted(accept, PNG) else "mask"
+
+
+def _wanted(accept: str, kind: str) -> float:
+    """Returns how much a type is wanted, 0 to 1: what is said of it itself, of its group, or of everything."""
+    said = dict[str, float]()
+    for one in accept.split(","):
+        name, *parameters = (part.strip() for part in one.split(";"))
+        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        said[name] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
+    return next((said[name] for name in (kind, f"{kind.partition('/')[0]}/*", "*/*") if name in said), 0.0)
 
 
 def _response(answer: Answer, seconds: float) -> Response:
@@ -256,5 +283,6 @@ def _response(answer: Answer, seconds: float) -> Response:
     return _json({"version": answer.version, **(answer.figures or {})}, headers)
 
 
-def _json(found: Any, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(found), headers=headers, media_type=JSON)
+def _json(found: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    """Returns JSON in ASCII, whatever stands in it."""
+    return Response(json.dumps(found), status, headers, JSON)
