@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,7 @@ def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
     place, _, _ = house
 
     def kill():
+        time.sleep(2.0)  # until requests are in hand
         names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
         replicas = [name for name in names if "#segmenter#" in name]
         ray.kill(ray.get_actor(replicas[0], namespace="serve"))
@@ -79,9 +81,10 @@ def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
     assert not load.failed, load.failed[0]
 
     async def until_told():
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             while not re.search(rb"segray_retries_total [1-9]", asked(place.url, "/metrics")):
                 await asyncio.sleep(0.2)
+        async with asyncio.timeout(90):
             while json.loads(asked(place.url, "/readyz"))["replicas"] != 2:
                 await asyncio.sleep(0.2)
 

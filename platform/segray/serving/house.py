@@ -1,5 +1,6 @@
 """Serving from its beginning to its end: what can be known to fail is tried first, then Ray Serve does the rest."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from time import sleep
 from typing import NoReturn
 
 import ray
@@ -33,12 +33,11 @@ APP = "segray"
 KEPT = "served"
 """Folder in the results in which versions are kept."""
 LEAST_TOKEN = 16
-LOOK_S = 1.0
+LOOK_S, PATIENCE_S = 1.0, 10.0
 LOGS = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # what was asked is nobody else's business
 FAST = {
     # A replica's own threads compute; two event loops in a process only wait for each other.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
@@ -101,11 +100,17 @@ def watch(told: Callable[[State], None]) -> NoReturn:
     Raises:
         ServingError: nothing is served any more.
     """
+    asyncio.run(_watch(told))
+    raise AssertionError
+
+
+async def _watch(told: Callable[[State], None]) -> NoReturn:
     watcher: DeploymentHandle = serve.get_deployment_handle(WATCHER, APP)
     while True:
-        sleep(LOOK_S)
+        await asyncio.sleep(LOOK_S)
         try:
-            told(watcher.state.remote().result(timeout_s=10.0))
+            async with asyncio.timeout(PATIENCE_S):
+                told(await watcher.state.remote())
         except (RayError, RayServeException, TimeoutError) as error:
             if not _is_served():
                 raise ServingError("what was served here was ended by somebody else.") from error
