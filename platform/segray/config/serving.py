@@ -41,7 +41,7 @@ class ServeConfig(Settings):
     most_images: Positive = 16
     """Images of a batch request at most."""
     at_once: Positive = 256
-    """Requests that are answered or wait at once; more are sent away."""
+    """Images that are answered or wait at once; who brings more is sent away."""
     time_limit_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds after which a request is given up."""
     canary: Fraction = 0.0

@@ -12,11 +12,11 @@ from typing import Any
 
 from segray.config import ServeConfig
 from segray.errors import SegrayError
+from segray.registry import CHALLENGER
 from segray.serving.shelf import Shelf
 from segray.serving.tally import Key, total
 from segray.serving.version import Version
 
-CHALLENGER = "challenger"
 PATIENCE_S = 1.0
 """So long a check-in waits for something new."""
 LOST_S = 15.0
