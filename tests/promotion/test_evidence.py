@@ -13,14 +13,14 @@ from segray.data.schema import read_manifest
 from segray.errors import DataError
 from segray.promotion import evidence
 from segray.promotion.evidence import Candidate, differences, latencies_ms, measure
-from segray.registry.packing import pack, unpacked, weights_digest
+from segray.registry.packing import PARTS, digest, pack, unpacked
 
 
 @pytest.fixture(scope="module")
 def candidate(folder, tmp_path_factory):
     """A version as it is fetched."""
     packed = pack(folder, tmp_path_factory.mktemp("version"))
-    return Candidate("2", unpacked(packed), weights_digest(folder), None)
+    return Candidate("2", unpacked(packed), digest(folder), None)
 
 
 @pytest.fixture
@@ -86,15 +86,16 @@ def test_what_is_stored_as_it_was_trained_differs_in_nothing(candidate, images):
     assert differences(candidate, images[:2]) == ""
 
 
-def test_other_weights_than_those_registered_are_told(copy, images):
-    content = bytearray((copy.folder / checkpoint.WEIGHTS).read_bytes())
+@pytest.mark.parametrize("part", PARTS)
+def test_other_files_than_those_registered_are_told(copy, images, part):
+    content = bytearray((copy.folder / part).read_bytes())
     content[-1] ^= 1
-    (copy.folder / checkpoint.WEIGHTS).write_bytes(content)
-    assert "its weights are not those that were registered: sha256" in differences(copy, images[:1])
+    (copy.folder / part).write_bytes(content)
+    assert "its files are not those that were registered: digest" in differences(copy, images[:1])
 
 
 def test_a_version_whose_digest_nobody_kept_cannot_be_told_to_be_the_same(candidate, images):
-    assert "no digest of its weights was kept" in differences(replace(candidate, weights=None), images[:1])
+    assert "no digest of its files was kept" in differences(replace(candidate, digest=None), images[:1])
 
 
 @pytest.mark.parametrize(

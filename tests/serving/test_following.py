@@ -14,6 +14,8 @@ from segray.classes import Classes
 from segray.config import ServeConfig
 from segray.data.images import decode_mask
 from segray.errors import RegistryError, SegrayError, ServingError
+from segray.registry import DIGEST_TAG
+from segray.registry.packing import digest
 from segray.serving.house import at_start
 from segray.serving.requests import Asked
 from segray.serving.segmenter import Segmenter, agreed
@@ -79,17 +81,18 @@ def spoilt(store, how):
         file.write_bytes(file.read_bytes()[:1000])
     elif how == "gone":
         shutil.rmtree(file.parent)
-    elif how == "of other weights":
+    elif how == "of other bytes":
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
     elif how == "of another variant":
         settings = file.with_name("config.json")
         settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
+        store.client.set_model_version_tag(MODEL, number, DIGEST_TAG, digest(file.parent))
     return number
 
 
-@pytest.mark.parametrize("how", ["cut off", "gone", "of other weights", "of another variant"])
+@pytest.mark.parametrize("how", ["cut off", "gone", "of other bytes", "of another variant"])
 def test_a_version_that_cannot_be_loaded_is_told_and_the_old_one_goes_on(store, how):
     number = spoilt(store, how)
 
@@ -376,6 +379,12 @@ def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch
         found = list(pool.map(shelf.version, ["1"] * 4))
     assert all(one.files == found[0].files for one in found)
     assert "note" in found[0].tags
+
+
+def test_a_file_that_was_attached_to_a_version_travels_with_it(store):
+    number = store.add(5)
+    weights_of(store, number).with_name("model.onnx").write_bytes(b"onnx")
+    assert Shelf(MODEL, store.uri, store.place / "served").version(number).files["model.onnx"] == b"onnx"
 
 
 @pytest.mark.parametrize("part", [checkpoint.CONFIG, checkpoint.WEIGHTS])

@@ -22,7 +22,7 @@ from segray.errors import DataError
 from segray.evaluate import Evaluation, compared, evaluate
 from segray.predict import Predictor
 from segray.promotion.gates import Evidence
-from segray.registry.packing import weights_digest
+from segray.registry.packing import digest
 
 TIMED, MATCHED = 16, 3
 """Images that are timed, and of those, images whose masks are compared with those of what MLflow loads."""
@@ -36,13 +36,13 @@ class Candidate:
     Attributes:
         version: its number.
         folder: of its checkpoint.
-        weights: digest that its weights had when they were registered; none if none was kept.
+        digest: of its files when they were registered; none if none was kept.
         run_id: of its training run; none if that is not known.
     """
 
     version: str
     folder: Path
-    weights: str | None
+    digest: str | None
     run_id: str | None
 
 
@@ -167,11 +167,11 @@ def differences(one: Candidate, images: Sequence[bytes]) -> str:
         one: the version.
         images: encoded; what MLflow loads has to give the predictor's masks, to the pixel.
     """
-    found = weights_digest(one.folder)
-    if one.weights is None:
-        return "no digest of its weights was kept when it was registered"
-    if found != one.weights:
-        return f"its weights are not those that were registered: sha256 {found[:12]}, and {one.weights[:12]} then"
+    found = digest(one.folder)
+    if one.digest is None:
+        return "no digest of its files was kept when it was registered"
+    if found != one.digest:
+        return f"its files are not those that were registered: digest {found[:12]}, and {one.digest[:12]} then"
     try:
         loaded = mlflow.pyfunc.load_model(str(one.folder.parents[1]))
         answer = loaded.predict(pd.DataFrame({"image": list(images)}))

@@ -15,7 +15,7 @@ from segray.promotion.evidence import Candidate, Measured, measure
 from segray.promotion.gates import Decision, decide
 from segray.promotion.moves import CHAMPION, PREVIOUS, Aliases, Plan
 from segray.promotion.record import Told
-from segray.registry import CHALLENGER, MISSING, UNAVAILABLE, WEIGHTS_TAG
+from segray.registry import CHALLENGER, DIGEST_TAG, MISSING, UNAVAILABLE
 
 Say = Callable[[str], None]
 Show = Callable[[Measured, Decision], None]
@@ -170,7 +170,7 @@ def _candidate(client: MlflowClient, uri: str, name: str, version: str) -> Candi
     folder = registry.fetch(reference, uri)
     with _asking(uri):
         found = registry.resolve(client, reference)
-    return Candidate(version, folder, found.tags.get(WEIGHTS_TAG), found.run_id or None)
+    return Candidate(version, folder, found.tags.get(DIGEST_TAG), found.run_id or None)
 
 
 def _champion(

@@ -18,12 +18,12 @@ from segray import checkpoint, places
 from segray.errors import RegistryError
 from segray.quiet import quieten
 from segray.registry import card
-from segray.registry.packing import PLACE, pack, unpacked, weights_digest
+from segray.registry.packing import PLACE, digest, pack, unpacked
 
 CHALLENGER = "challenger"
 LOCK = ".promotion"
 """What the name of a model's lock ends with: see segray.promotion.moves."""
-RUN_TAG, DATASET_TAG, COMMIT_TAG, WEIGHTS_TAG = "segray.run", "segray.dataset", "segray.git", "segray.weights"
+RUN_TAG, DATASET_TAG, COMMIT_TAG, DIGEST_TAG = "segray.run", "segray.dataset", "segray.git", "segray.checkpoint"
 UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 SERVER_ERROR = 500
@@ -88,7 +88,7 @@ def _tags(client: MlflowClient, run_id: str, folder: Path) -> dict[str, str]:
     return {
         RUN_TAG: run.get(RUN_TAG, run_id),
         DATASET_TAG: checkpoint.load_meta(folder).dataset_digest,
-        WEIGHTS_TAG: weights_digest(folder),
+        DIGEST_TAG: digest(folder),
     } | ({COMMIT_TAG: commit} if commit else {})
 
 

@@ -59,7 +59,14 @@ def unpacked(local: Path) -> Path:
     return local / "artifacts" / "checkpoint"
 
 
-def weights_digest(folder: Path) -> str:
-    """Returns the hash of a checkpoint's weights."""
-    with (folder / checkpoint.WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(folder: Path) -> str:
+    """Returns a hash (SHA-256) of all that a checkpoint answers by: weights, settings, classes and what it is of.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+    """
+    found = hashlib.sha256()
+    for part in PARTS:
+        with (folder / part).open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()

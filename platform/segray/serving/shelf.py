@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from segray import places, registry
 from segray.errors import RegistryError
 from segray.quiet import quieten
-from segray.registry.packing import PARTS, weights_digest
+from segray.registry.packing import PARTS, digest
 from segray.serving.version import Version
 
 ALIASES, ABOUT = "aliases.json", "about.json"
@@ -78,7 +78,7 @@ class Shelf:
             elif about != known:
                 self._remember(self._folder / number / ABOUT, known)
             files = self._folder / number / FILES
-            self._check(files, number, known["tags"].get(registry.WEIGHTS_TAG))
+            self._check(files, number, known["tags"].get(registry.DIGEST_TAG))
             return Version.read(self._model, number, files, known["tags"])
 
     def tidy(self, needed: Collection[str]) -> None:
@@ -129,10 +129,10 @@ class Shelf:
             raise RegistryError(f"version {number} of {self._model} cannot be kept: {error}") from error
 
     def _check(self, folder: Path, number: str, registered: str | None) -> None:
-        """Refuses weights that are not those that were registered."""
-        if registered is not None and weights_digest(folder) != registered:
+        """Refuses files that are not those that were registered."""
+        if registered is not None and digest(folder) != registered:
             shutil.rmtree(folder.parent, ignore_errors=True)  # it may be ours that was spoilt: it is fetched again
-            raise RegistryError(f"version {number} of {self._model} holds other weights than were registered.")
+            raise RegistryError(f"version {number} of {self._model} holds other files than were registered.")
 
     @staticmethod
     def _remember(file: Path, found: Mapping[str, Any]) -> None:
