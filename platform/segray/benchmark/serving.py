@@ -118,16 +118,20 @@ def _half(url: str, images: Sequence[bytes], saturated: float, seconds: float) -
 
 
 def _long(url: str, asked: Asked, say: Callable[[str], None]) -> dict[str, str | int]:
-    """Returns how memory moved over many requests of mixed sizes, a tenth at a time."""
+    """Returns how memory and latency moved over many requests of mixed sizes, a tenth at a time."""
     bodies = [(_jpeg(size, seed), JPEG) for seed in range(IMAGES) for size in (64, 96, 128, 192, 256)]
-    held = list[int]()
+    held, slow = list[int](), list[int]()
     for tenth in range(10):
         with watched(os.getpid()) as peak, _alone() as pool:
             load = pool.submit(put, Plan(url, bodies, CLIENTS, 3600.0, most=asked.requests // 10)).result()
         held.append(peak.memory // 2**20)
-        say(f"{(tenth + 1) * asked.requests // 10} requests, {len(load.failed)} failed, {held[-1]} MiB at most")
+        slow.append(round(load.quantile_ms(0.95)))
+        done = (tenth + 1) * asked.requests // 10
+        say(f"{done} requests, {len(load.failed)} failed, p95 {slow[-1]} ms, {held[-1]} MiB at most")
     return {
         "requests": asked.requests,
+        "p95_first_tenths_ms": int(median(slow[1:4])),
+        "p95_last_tenths_ms": int(median(slow[-3:])),
         "memory_first_tenths_mib": int(median(held[1:4])),
         "memory_last_tenths_mib": int(median(held[-3:])),
     }
