@@ -101,7 +101,7 @@ def decide(
 
 
 def _parity(challenger: Evidence) -> Check:
-    found = challenger.differs or "the same weights, and the same masks"
+    found = challenger.differs or "the same files, and the same masks"
     return Check("stored as trained", not challenger.differs, found, "what was registered")
 
 
