@@ -3,8 +3,13 @@
 import logging
 import os
 import secrets
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
@@ -17,8 +22,11 @@ MARKET_LABEL = "ray.io/market-type"
 MOST_NODES = 1000
 
 
-def connect() -> None:
+def connect(log_to_driver: bool = True) -> None:
     """Joins the cluster of RAY_ADDRESS (as in a submitted job), or starts a private one on this machine.
+
+    Args:
+        log_to_driver: whether what its processes print is shown here.
 
     Raises:
         CapacityError: RAY_ADDRESS names a cluster that does not answer.
@@ -30,15 +38,23 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            _init(address=address, log_to_driver=log_to_driver)
         else:
             _lock()
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
-            ray.init(address="local", num_cpus=available_cpus(), logging_level=logging.WARNING)
+            _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
     except (ConnectionError, RayError, RuntimeError) as error:
         raise CapacityError(
             f"the Ray cluster at {address or 'this machine'} cannot be used: {error}; unset RAY_ADDRESS to start one."
         ) from error
+
+
+def _init(**settings: Any) -> None:
+    """Starts Ray, which takes SIGTERM for itself and would end the process before anything is put away."""
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING, **settings)
+    if ours is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 def _lock() -> None:
@@ -51,22 +67,70 @@ def _lock() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def auth_mode() -> str:
+    """Returns how this process proves who it is to the cluster: "token", or "disabled"."""
+    return "token" if is_token_auth_enabled() else "disabled"
+
+
 def available_cpus() -> int:
     """Returns how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Member:
+    """A node that is alive.
+
+    Attributes:
+        id: Ray's.
+        address: by which others reach it.
+        offers: its CPUs and GPUs.
+        store: bytes of its object store.
+        is_head: whether the cluster is led from there.
+        is_here: whether this process runs there.
+    """
+
+    id: str
+    address: str
+    offers: Node
+    store: int
+    is_head: bool
+    is_here: bool
+
+    def __str__(self) -> str:
+        return f"{self.address} ({'head, ' if self.is_head else ''}{self.id[:8]})"
+
+
+def members() -> list[Member]:
+    """Returns the nodes that are alive, the one of this process first."""
+    own = ray.get_runtime_context().get_node_id()
+    found = [_member(node, own) for node in ray.nodes() if node["Alive"]]
+    return sorted(found, key=lambda one: not one.is_here)
+
+
+def _member(node: dict[str, Any], own: str) -> Member:
+    resources, address = node["Resources"], node["NodeManagerAddress"]
+    store = int(resources.get("object_store_memory", 0))
+    return Member(node["NodeID"], address, _node(resources), store, HEAD in resources, node["NodeID"] == own)
+
+
 def nodes() -> list[Node]:
     """Returns the nodes the cluster can grow to: those alive, or its head and all the autoscaler may start."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive, started = members(), startable()
+    return [*(one.offers for one in alive if one.is_head or not started), *started]
+
+
+def startable() -> list[Node]:
+    """Returns the nodes that the cluster's autoscaler may start at most, those among them that are alive too."""
     config = ray_state.get_cluster_config()
     groups = [] if config is None else [group for group in config.node_group_configs if group.max_count > 0]
-    if not groups:
-        return [_node(resources) for resources in alive]
-    heads = [resources for resources in alive if HEAD in resources]
     # An autoscaler without a limit says so with a huge count.
-    started = [dict(group.resources) for group in groups for _ in range(min(group.max_count, MOST_NODES))]
-    return [_node(resources) for resources in [*heads, *started]]
+    return [_node(dict(group.resources)) for group in groups for _ in range(min(group.max_count, MOST_NODES))]
+
+
+def spans_machines() -> bool:
+    """Returns whether the cluster has nodes on several machines, or may come to have."""
+    return len({one.address for one in members()}) > 1 or bool(startable())
 
 
 def _node(resources: dict[str, float]) -> Node:

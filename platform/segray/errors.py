@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MOST_LISTED = 20
+INTERRUPTED = 130
+"""What a command ends with that was asked to end."""
 
 
 class SegrayError(Exception):
@@ -46,6 +48,10 @@ class CapacityError(UserError):
     """The cluster can never hold what was asked for."""
 
 
+class ClusterError(UserError):
+    """The cluster is not fit for what was asked for."""
+
+
 class RegistryError(UserError):
     """A model reference does not resolve, or the registry does not answer."""
 
@@ -68,6 +74,8 @@ class ServingError(SegrayError):
 
 class StoppedError(SegrayError):
     """A run was ended from outside, in order."""
+
+    exit_code = INTERRUPTED
 
 
 def listing(lines: Sequence[str], most: int = MOST_LISTED) -> str:

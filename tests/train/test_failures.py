@@ -10,7 +10,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from segray import cluster
-from segray.errors import DataError, TrainingError
+from segray.errors import DataError, StoppedError, TrainingError
 from segray.tracking.journal import Journal
 from segray.train import fit
 from segray.train.failures import Failures
@@ -32,6 +32,10 @@ def test_dead_workers_are_replaced_so_many_times():
 def test_preemptions_do_not_count():
     stopped = [PreemptedError("a node goes"), PreemptedError("a node goes")]
     assert decisions(*[stopped] * 5, most=0) == [RETRY] * 5
+
+
+def test_a_run_that_was_asked_to_end_does_though_a_node_goes_as_well():
+    assert decisions([PreemptedError("a node goes"), StoppedError("stopped at step 3.")]) == [RAISE]
 
 
 @pytest.mark.parametrize("error", [DataError("row 3 is bad"), TypeError("a bug")])

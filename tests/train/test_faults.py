@@ -30,9 +30,11 @@ WAIT_S = 120
 
 CONVERT = """
 import sys
+from segray import cluster
 from segray.data.ingest import convert
 from segray.data.shards import Bounds
 from segray.data.sources import Found, demo
+cluster.connect()
 samples = demo.samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
 convert(Found(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=Bounds(group_rows=4))
 """
@@ -224,6 +226,41 @@ def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, stree
     assert 8 <= stopped < STEPS
     assert sum(len(call["rows"]) for call in calls()) == STEPS * 4
     assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_keeps_all_it_did_and_goes_on(nodes, streets, undisturbed, tmp_path, calls, number):
+    run = Run(nodes, streets, tmp_path, "--loss.terms", "counting:loss")
+    run.start()
+    run.reaches(8)
+    before = time.monotonic()
+    run.process.send_signal(number)
+    assert run.process.wait(60) == 130
+    print(f"stopped after {time.monotonic() - before:.1f} s")
+    last = store.saved(run.folder)[-1].step
+    assert f"was stopped at step {last}; it goes on with --resume {run.folder}" in run.log.read_text()
+    assert [record["step"] for record in Journal(run.folder).records() if record["kind"] == "metrics"][-1] == last
+    client = MlflowClient(f"sqlite:///{run.results.parent}/mlflow.db")
+    assert [found.info.status for found in client.search_runs(["1"])] == ["KILLED"]
+    run.start("--resume", "auto")
+    run.wait()
+    assert sum(len(call["rows"]) for call in calls()) == STEPS * 4  # no step is lost or made twice
+    assert_same(run, undisturbed)
+
+
+def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
+    run = Run(nodes, streets, tmp_path, "--train.hang_s", "60")
+    run.start()
+    run.reaches(8)
+    for worker in run.workers():
+        worker.suspend()  # no step ends any more
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(3)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(60) == 130
+    last = store.saved(run.folder)[-1].step
+    assert f"was stopped at step {last}" in run.log.read_text()
 
 
 def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):

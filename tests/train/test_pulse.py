@@ -89,3 +89,38 @@ def test_only_the_process_that_told_is_killed_not_one_that_has_its_number():
     assert module._kill(process.pid, born)
     assert process.wait(10) == -9
     assert not module._kill(process.pid, born)
+
+
+def test_ranks_hear_that_they_are_to_stop_until_another_run_begins(clock):
+    pulse = Pulse()
+    assert not pulse.stop()  # nobody is there to do so
+    pulse.begin()
+    assert not pulse.tell(place(0))
+    assert pulse.stop()
+    assert pulse.tell(place(0))
+    assert pulse.here(0, 100)
+    pulse.begin()
+    assert not pulse.tell(place(0))
+
+
+def test_who_rests_is_there_and_hangs_for_nobody(clock):
+    pulse = Pulse()
+    pulse.tell(place(0))
+    pulse.rest(0, 100)
+    for second in range(20):
+        clock[0] = second
+        pulse.here(0, 100)
+    assert pulse.stuck(6) == []
+    assert pulse.stop()
+
+
+def test_who_left_or_tells_nothing_is_not_waited_for(clock):
+    pulse = Pulse()
+    pulse.tell(place(0))
+    pulse.tell(place(1))
+    pulse.leave(0, 100)
+    assert pulse.stop()
+    pulse.leave(1, 100)  # a farewell of another process
+    assert pulse.stop()
+    clock[0] = 11
+    assert not pulse.stop()

@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "answer requests with a registered model",
     "analyse": "show what a model costs, what it is fed, how runs went",
     "benchmark": "measure ours beside a peer's",
+    "doctor": "look into a cluster, and whether a run or sweep would work there",
     "tracking": "upload what a run could not send to MLflow",
 }
 

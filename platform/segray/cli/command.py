@@ -15,16 +15,17 @@ from segray.config import Config
 from segray.config.promotion import Floors, Names
 from segray.config.schema import ClassWeights, Terms, Transforms
 from segray.config.tuning import Objectives, Space
-from segray.errors import ConfigError, SegrayError
+from segray.errors import INTERRUPTED, ConfigError, SegrayError
+from segray.interrupts import heed
 from segray.quiet import quieten
 
 BASE_VARIABLE = "SEGRAY_CONFIG"
-INTERRUPTED = 130
 
 
 def end(command: Callable[[], None]) -> NoReturn:
     """Runs a command and ends the process: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
     quieten()
+    heed()
     try:
         command()
     except SegrayError as error:

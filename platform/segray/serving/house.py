@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +82,6 @@ def open_house(config: Config, say: Callable[[str], None] = print) -> Iterator[P
         os.environ.setdefault(name, value)
     is_ours = not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
     cluster.connect()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own ends the process before anything is put away
     device, most = _room(settings)
     _start(settings)
     app = application(settings, model, uri, str(kept), device, most, token)

@@ -6,13 +6,15 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from segray import cluster
+from segray.errors import StoppedError
 from segray.train.preemption import PreemptedError
 
 
 class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     """What becomes of a run whose workers failed.
 
-    A worker that stopped for a preemption is none that failed: the run goes on, however often. A worker that died is
+    A run that was asked to end does. A worker that stopped for a preemption is none that failed: the run goes on,
+    however often. A worker that died is
     replaced, `max_failures` times. An error of ours would come again (a bad row, a full disk, a loss that is not
     finite): the run ends with it, as with any other that comes twice in a row.
     """
@@ -24,6 +26,8 @@ class Failures(DefaultFailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Returns whether the run goes on."""
         errors = _errors(training_failed_error)
+        if any(isinstance(error, StoppedError) for error in errors):
+            return FailureDecision.RAISE
         if any(isinstance(error, PreemptedError) for error in errors):
             return FailureDecision.RETRY
         if not any(isinstance(error, WorkerHealthCheckFailedError) for error in errors):

@@ -1,7 +1,6 @@
 """The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
 
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray import checkpoint, cluster, places, registry, store
 from segray.config import Config
 from segray.errors import StoppedError, TrainingError, UserError
+from segray.interrupts import heeding
 from segray.metrics import Scores, scores
 from segray.tracking.journal import Journal
 from segray.tracking.upload import Upload, Uploading
@@ -23,7 +23,7 @@ from segray.train.part import Part
 from segray.train.prepare import Prepared, prepare
 from segray.train.pulse import Pulse, Watch
 from segray.train.report import JournalReports
-from segray.train.stopping import Announced, stoppable
+from segray.train.stopping import Announced, Stop, stoppable
 from segray.train.trainer import Trainer
 from segray.train.worker import work
 
@@ -65,7 +65,7 @@ def fit(
     say: Callable[[str], None] = print,
     watch: Callable[[Path], None] | None = None,
     part: Part | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> Result:
     """Trains, validates, tracks and registers what the Config describes.
 
@@ -77,11 +77,11 @@ def fit(
         say: called with the few lines a person should read.
         watch: called with the run's folder before training starts, to follow its journal.
         part: of the sweep that the run is part of, which uploads its journal and registers models.
-        stop: ends the run when it is set, in order.
+        stop: asks the run to end, as Ctrl-C and SIGTERM do.
 
     Raises:
         UserError: the run cannot work; no folder is left behind.
-        StoppedError: it was asked to end.
+        StoppedError: it was asked to end; it goes on with `resume`.
         TrainingError: it started and failed; what it had is in its folder.
     """
     prepared = prepare(config, resume, allowed, say, part)
@@ -92,7 +92,7 @@ def fit(
         watch(prepared.folder)
     upload = None if part else Upload(prepared.folder, prepared.tracking_uri, say)
     with prepared.lock, _tracked(prepared, upload, say) as journal:
-        best = _train(prepared, journal, stop)
+        best = _train(prepared, journal, stop or Stop(), say)
         if part is None:
             register(journal, best, config.tracking.model)
     return _result(prepared, best, upload)
@@ -149,21 +149,19 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
         say(f"the run's end, {status}, cannot be written to {journal.path} ({error.strerror}).")
 
 
-def _train(prepared: Prepared, journal: Journal, stop: threading.Event | None) -> Path:
+def _train(prepared: Prepared, journal: Journal, stop: Stop, say: Callable[[str], None]) -> Path:
     """Returns the folder of the best checkpoint of the run."""
     pulse = prepared.job.pulse or new_pulse()
     pulse.begin.remote()
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
-        with stoppable(stop, pulse):
+        with heeding(stop.ask, stop.hurry), stoppable(stop, pulse, say):
             _trainer(prepared, pulse).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        if stop is not None and stop.is_set():
-            raise StoppedError(f"run {prepared.name} was stopped.") from error
+        if stop.asked.is_set():
+            raise StoppedError(_stopped(prepared)) from error
         raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
-    except SystemExit as stopped:  # how Ray Train ends a run at Ctrl-C, with exit code 0
-        raise KeyboardInterrupt from stopped
     finally:
         watching.stop()
         if prepared.job.pulse is None:
@@ -172,6 +170,12 @@ def _train(prepared: Prepared, journal: Journal, stop: threading.Event | None) -
     if best is None:
         raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
     return best.folder
+
+
+def _stopped(prepared: Prepared) -> str:
+    whole = store.saved(prepared.folder)
+    where = f"at step {whole[-1].step}" if whole else "before its first checkpoint"
+    return f"run {prepared.name} was stopped {where}; it goes on with --resume {prepared.folder}."
 
 
 def new_pulse() -> ray.actor.ActorHandle:

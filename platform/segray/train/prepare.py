@@ -17,6 +17,7 @@ from segray.data import augment
 from segray.data.pieces import Source
 from segray.data.samplers import draw_times
 from segray.data.schema import Manifest, Split, read_manifest
+from segray.doctor.preflight import preflight
 from segray.errors import DataError
 from segray.model.weights import load
 from segray.tracking.journal import Journal
@@ -91,7 +92,7 @@ def prepare(
     changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
     weights = _weights(settled, manifest.classes, folder, tracking_uri, say)
     cluster.connect()
-    placement = _placed(settled, say) if part is None else part.placement
+    placement = _placed(settled, manifest, tracking_uri, say) if part is None else part.placement
     times = draw_times(Source(settled.data.root, train), settled.data)
     init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     is_new = folder is None
@@ -107,10 +108,12 @@ def prepare(
     return Prepared(job, tracking_uri, is_new, lock)
 
 
-def _placed(config: Config, say: Callable[[str], None]) -> capacity.Placement:
+def _placed(config: Config, manifest: Manifest, uri: str, say: Callable[[str], None]) -> capacity.Placement:
     _warn_of_preemption(say)
     wanted = config.train
-    return capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
+    placement = capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
+    preflight(config, uri, manifest, say)
+    return placement
 
 
 def _warn_of_preemption(say: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The pulse of a run: every rank tells where it is, and one that does not move is named and ended.
+"""The pulse of a run: every rank tells where it is and hears whether to stop; one that does not move is ended.
 
 Ranks wait for each other in every step, so when one hangs, all stand still. The one that came least far is the cause.
 """
@@ -18,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SILENCE = 10  # a rank tells where it is so many times in the time that it may stand still
 POLL_S = 5.0
+TELL_S = 0.5  # and hears as often whether it is to stop: who stops a job may wait for three seconds
+GONE_S = 10.0  # who told nothing for so long is not there
 PATIENCE_S = 30.0  # with a cluster that does not answer
 SAME_BIRTH_S = 1.0  # the clock that births are told by may be set
 
@@ -58,10 +60,13 @@ class Pulse:
         self._places: dict[int, Place] = {}
         self._moved: dict[int, float] = {}
         self._controller: Any = None
+        self._here: dict[int, tuple[int, float]] = {}
+        self._stops = False
 
     def begin(self) -> None:
         """Forgets all: another run begins."""
         self._places, self._moved, self._controller = {}, {}, None
+        self._here, self._stops = {}, False
 
     def led_by(self, controller: Any) -> None:
         """Notes the actor that leads the run's workers."""
@@ -71,19 +76,36 @@ class Pulse:
         """Returns the actor that leads the run's workers, none before it has begun."""
         return self._controller
 
-    def tell(self, place: Place) -> None:
-        """Notes where a rank is."""
+    def stop(self) -> bool:
+        """Has the ranks stop, and returns whether there are any to do so."""
+        self._stops = True
+        return any(monotonic() - heard < GONE_S for _, heard in self._here.values())
+
+    def here(self, rank: int, pid: int) -> bool:
+        """Notes that a rank is there, and returns whether it is to stop."""
+        self._here[rank] = pid, monotonic()
+        return self._stops
+
+    def tell(self, place: Place) -> bool:
+        """Notes where a rank is, and returns whether it is to stop."""
         before = self._places.get(place.rank)
         if before is None or (before.pid, before.signs) != (place.pid, place.signs):
             self._moved[place.rank] = monotonic()
         self._places[place.rank] = place
         for gone in [rank for rank in self._places if rank >= place.world]:  # there were more before
             del self._places[gone], self._moved[gone]
+        return self.here(place.rank, place.pid)
+
+    def rest(self, rank: int, pid: int) -> None:
+        """Forgets where a rank is, which may stand still."""
+        if rank in self._places and self._places[rank].pid == pid:
+            del self._places[rank], self._moved[rank]
 
     def leave(self, rank: int, pid: int) -> None:
         """Forgets a rank that has nothing left to do."""
-        if rank in self._places and self._places[rank].pid == pid:
-            del self._places[rank], self._moved[rank]
+        self.rest(rank, pid)
+        if self._here.get(rank, (None,))[0] == pid:
+            del self._here[rank]
 
     def stuck(self, most_s: float) -> list[Place]:
         """Returns the ranks that came least far, if one of them has not moved for longer, and forgets them all."""
@@ -106,15 +128,19 @@ class Beat:
         rank: this one.
         world: ranks there are.
         hang_s: seconds it may stand still.
+
+    Attributes:
+        stops: whether the rank was told to stop.
     """
 
     def __init__(self, pulse: Any, rank: int, world: int, hang_s: float) -> None:
+        self.stops = False
         self._pulse, self._rank, self._world = pulse, rank, world
         self._step, self._moves, self._phase, self._signs = 0, 0, "the start", 0
         self._node = ray.get_runtime_context().get_node_id()
-        self._stopped = threading.Event()
+        self._rests, self._stopped = False, threading.Event()
         if pulse is not None:
-            every = min(POLL_S, hang_s / SILENCE)
+            every = min(TELL_S, hang_s / SILENCE)
             threading.Thread(target=self._tell, args=(every,), daemon=True, name="segray-pulse").start()
 
     def step(self, step: int) -> None:
@@ -129,6 +155,12 @@ class Beat:
     def sign(self) -> None:
         """Notes that the rank is at work."""
         self._signs += 1
+
+    def rest(self) -> None:
+        """Notes that the rank has made its steps and may stand still."""
+        self._rests = True
+        if self._pulse is not None:
+            self._pulse.rest.remote(self._rank, os.getpid())
 
     def stop(self) -> None:
         """Tells nothing any more, and is missed by nobody."""
@@ -150,7 +182,9 @@ class Beat:
                 self._phase,
                 self._signs,
             )
-            self._pulse.tell.remote(place)
+            with suppress(RayError):  # the run is going down; its own error says more
+                told = self._pulse.here.remote(self._rank, me.pid) if self._rests else self._pulse.tell.remote(place)
+                self.stops = ray.get(told)
             self._stopped.wait(every)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import ray
@@ -18,8 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from segray import checkpoint, store
 from segray.config import Config
 from segray.data.plan import row_seed
+from segray.errors import ClusterError
 from segray.learner import Learner, learner
 from segray.train.job import BadRows, Job
+
+SEES_WITHIN_S = 10.0
+"""A network file system may be as late as that with a folder that was just made."""
 
 
 @dataclass
@@ -106,6 +111,7 @@ def started(job: Job) -> Rank:
     """Returns this worker's rank, where the run's last whole checkpoint left it."""
     context = ray.train.get_context()
     config = job.config
+    _check_storage(job)
     device = ray.train.torch.get_device()
     torch.set_num_threads(job.placement.threads)
     if config.train.deterministic:
@@ -123,6 +129,22 @@ def started(job: Job) -> Rank:
     if folder is not None:
         rank.restore(folder)
     return rank
+
+
+def _check_storage(job: Job) -> None:
+    """Refuses a node that does not see the run's folder: one that was started later than the run.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    until = monotonic() + SEES_WITHIN_S
+    while not (job.folder / checkpoint.CONFIG).exists():
+        if monotonic() > until:
+            raise ClusterError(
+                f"results is {job.config.results}, and node {ray.util.get_node_ip_address()} does not see run "
+                f"{job.folder.name} there; expected storage that all nodes share, such as NFS."
+            )
+        sleep(0.1)
 
 
 def _model(job: Job) -> nn.Module:

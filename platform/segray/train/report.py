@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
+from segray.errors import StoppedError
 from segray.places import picture_of
 from segray.tracking.journal import Journal, Kind
 from segray.train.preemption import PreemptedError
@@ -56,7 +57,7 @@ class JournalReports(UserCallback):  # type: ignore[misc]
         """Notes why workers ended."""
         for rank, error in sorted(worker_exceptions.items()):
             self._write("event", text=_told(rank, error))
-            if isinstance(error, PreemptedError):  # all ranks say the same
+            if isinstance(error, PreemptedError | StoppedError):  # all ranks say the same
                 return
 
     def _write(self, kind: Kind, **fields: Any) -> None:
@@ -72,7 +73,7 @@ class JournalReports(UserCallback):  # type: ignore[misc]
 
 
 def _told(rank: int, error: Exception) -> str:
-    if isinstance(error, PreemptedError):
+    if isinstance(error, PreemptedError | StoppedError):
         return str(error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"rank {rank} ended: {lines[0][:300]}"
@@ -97,6 +98,7 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/lr": reports[0]["lr"],
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
+        "system/workers": float(len(reports)),  # an elastic run has more and less of them
         **_of_machines([report["system"] for report in reports]),
     }
     for name, count in _counts(reports).items():

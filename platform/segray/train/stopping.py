@@ -1,7 +1,7 @@
-"""Ending a run from outside, in order: its controller ends its workers, then itself."""
+"""Ending a run from outside, in order: its ranks keep what they did, and its controller ends them, then itself."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +11,27 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 POLL_S = 0.1
 PATIENCE_S = 10.0
+
+
+class Stop:
+    """What a run is asked for by whoever wants it to end.
+
+    Attributes:
+        asked: to end once a checkpoint holds all it did.
+        hurried: to end at once; its last checkpoint is what is left.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.hurried = threading.Event(), threading.Event()
+
+    def ask(self) -> None:
+        """Asks it to end."""
+        self.asked.set()
+
+    def hurry(self) -> None:
+        """Asks it to end at once."""
+        self.hurried.set()
+        self.asked.set()
 
 
 class Announced(ControllerCallback):  # type: ignore[misc]
@@ -25,39 +46,49 @@ class Announced(ControllerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def stoppable(stop: threading.Event | None, pulse: ray.actor.ActorHandle) -> Iterator[None]:
-    """Ends the run of a pulse as soon as it is asked to; what waits for the run is then raised an error of Ray's.
+def stoppable(stop: Stop, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
+    """Ends the run of a pulse when it is asked to; what waits for the run is then raised an error of Ray's.
 
     Whatever becomes of the run, its controller is gone behind this, and with it what its workers reserved: one that
     failed itself would hold that as long as this process lasts, and the next run of a sweep wait for it for ever.
 
     Args:
-        stop: set by who wants it to end; none lets nobody.
+        stop: what the run is asked for.
         pulse: of the run.
+        say: called with a line once it is asked.
     """
     over = threading.Event()
-    aborting = threading.Thread(target=_abort, args=(stop, over, pulse), daemon=True, name="segray-stop")
-    if stop is not None:
-        aborting.start()
+    ending = threading.Thread(target=_end, args=(stop, over, pulse, say), daemon=True, name="segray-stop")
+    ending.start()
     try:
         yield
     finally:
         over.set()
-        if stop is not None:
-            aborting.join()
+        ending.join()
         with suppress(RayError):  # the cluster is gone, and all its processes
             controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
             if controller is not None:
                 ray.kill(controller)
 
 
-def _abort(stop: threading.Event | None, over: threading.Event, pulse: ray.actor.ActorHandle) -> None:
-    while stop is not None and not stop.wait(POLL_S):
+def _end(stop: Stop, over: threading.Event, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> None:
+    while not stop.asked.wait(POLL_S):
         if over.is_set():
             return
-    while not over.wait(POLL_S):  # the controller may only be on its way
-        with suppress(RayError):  # it goes as it answers
-            controller = ray.get(pulse.controller.remote())
-            if controller is not None:
-                ray.get(controller.abort.remote())
+    if not stop.hurried.is_set():
+        say("stopping: a checkpoint is kept of this step; once more ends it at once.")
+    while not over.wait(POLL_S):
+        with suppress(RayError):  # the controller goes as it answers
+            if _has_ended(stop, pulse):
                 return
+
+
+def _has_ended(stop: Stop, pulse: ray.actor.ActorHandle) -> bool:
+    """Tells the ranks to stop, or ends the controller, where there are none, or no time for them; returns whether."""
+    if ray.get(pulse.stop.remote()) and not stop.hurried.is_set():
+        return False
+    controller = ray.get(pulse.controller.remote())
+    if controller is None:  # it may only be on its way
+        return False
+    ray.get(controller.abort.remote())
+    return True

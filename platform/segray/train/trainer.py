@@ -35,3 +35,6 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["failure_policy"] = Failures(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**settings)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leaves signals to `segray.train.stopping`: Ray's own would end the run without a checkpoint."""

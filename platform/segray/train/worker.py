@@ -18,7 +18,7 @@ from segray.data.augment import Augment
 from segray.data.pieces import Source
 from segray.data.plan import slots_of
 from segray.data.stream import training_batches
-from segray.errors import NoMemoryError, SegrayError, TrainingError
+from segray.errors import NoMemoryError, SegrayError, StoppedError, TrainingError
 from segray.loop import Meter, Step
 from segray.quiet import quieten
 from segray.store import SCORE, Writer
@@ -109,7 +109,7 @@ class Worker:
         """Makes the steps that are left, and waits until their checkpoints are written."""
         for _ in self.steps():
             pass
-        self._beat.stop()  # slow storage is no hang
+        self._beat.rest()  # slow storage is no hang
         if self._writer is not None:
             self._writer.wait()
 
@@ -162,7 +162,10 @@ class Worker:
     def _before(self, step: int) -> bool:
         self._beat.step(step)
         seed_step(self._job.config.train.seed, step, self._rank.rank)
-        return is_announced()
+        return self._is_to_stop()
+
+    def _is_to_stop(self) -> bool:
+        return self._beat.stops or is_announced()
 
     def _is_due(self, step: int) -> bool:
         """Returns whether a report follows this step; every rank reports at the same ones."""
@@ -196,9 +199,9 @@ class Worker:
         progress, config = self._rank.progress, self._job.config
         progress.owed = values
         self._beat("validation")
-        found = validate(self._rank, self._beat.sign, is_announced)
+        found = validate(self._rank, self._beat.sign, self._is_to_stop)
         if found is None:
-            self._preempt()
+            self._leave()
         scores = metrics.scores(found.counts.numpy(), self._job.manifest.classes.names).named("val")
         progress.validated(scores[SCORE], config)
         self._note(values | scores | ({"val/bad_rows": found.bad_rows} if found.bad_rows else {}))
@@ -246,20 +249,22 @@ class Worker:
         self._meter.take()  # validating and reporting is not training
 
     def _stop(self, step: Step) -> NoReturn:
-        """Ends this worker behind a step, because a node is preempted."""
+        """Ends this worker behind a step, because the run is to stop, or a node is preempted."""
         values = self._joined(step)
         if self._validates(step.step):
             self._rank.progress.owed = values
         else:
             self._note(values)
-        self._preempt()
+        self._leave()
 
-    def _preempt(self) -> NoReturn:
-        """Keeps a checkpoint of this very step and ends this worker; the run goes on where it is placed anew."""
+    def _leave(self) -> NoReturn:
+        """Keeps a checkpoint of this very step and ends this worker; the run goes on from there."""
         self._save({}, None)
         if self._writer is not None:
             self._writer.wait()
         self._report()  # a barrier: no rank goes before the checkpoint is whole
+        if self._beat.stops:
+            raise StoppedError(f"stopped at step {self._rank.progress.step}.")
         raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")
 
 

@@ -7,10 +7,7 @@ what a sweep knows lies in Tune, and nothing has to be restored there.
 import json
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from segray.errors import SegrayError
+from segray.interrupts import heeding
 from segray.tune.policies import Verdict
 from segray.tune.running import DONE, FAILED, FOUND, SECONDS, STEP, TASK
 from segray.tune.sweeping import Sweeping
@@ -63,6 +61,10 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
         self._spent = spent
         self.interrupted = False
         self.why: str | None = None
+
+    def interrupt(self) -> None:
+        """Notes that somebody did."""
+        self.interrupted = True
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -212,7 +214,7 @@ def run(
             verbose=0,
         ),
     )
-    with _interruptible(ending):
+    with heeding(ending.interrupt):
         tuner.fit()
     asking.leave()
     if ending.interrupted:
@@ -223,22 +225,3 @@ def run(
 def _attempt(folder: Path) -> str:
     """Returns a name that Tune has not met: it would take up what it knows under a known one."""
     return f"attempt-{1 + len(list((folder / FOLDER).glob('attempt-*')))}"
-
-
-@contextmanager
-def _interruptible(ending: Ending) -> Iterator[None]:
-    """Has Ctrl-C end the sweep in order, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        if ending.interrupted:
-            raise KeyboardInterrupt
-        ending.interrupted = True
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -19,6 +19,7 @@ from segray.tracking.journal import JOURNAL, Journal, Record, Tail
 from segray.train.fit import fit, new_pulse
 from segray.train.part import Part
 from segray.train.resume import is_finished, is_held
+from segray.train.stopping import Stop
 from segray.tune.memory import halved
 
 POLL_S = 0.05
@@ -76,7 +77,7 @@ class Running(Trainable):  # type: ignore[misc]
 
     def halt(self) -> None:
         """Has the run end now; does not wait for it."""
-        self._run.stop.set()
+        self._run.stop.hurry()
 
     def cleanup(self) -> None:
         self._run.end()
@@ -86,7 +87,7 @@ class Run:
     """One part of a trial's run, in a thread of its own.
 
     Attributes:
-        stop: ends it when set.
+        stop: asks it to end.
     """
 
     def __init__(self, task: Task, part: Part) -> None:
@@ -94,7 +95,7 @@ class Run:
         self._part = replace(part, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._began = monotonic()
-        self.stop = threading.Event()
+        self.stop = Stop()
         self._failed: str | None = None
         self._tail = Tail(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
         self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
@@ -113,8 +114,8 @@ class Run:
             sleep(POLL_S)
 
     def end(self) -> None:
-        """Ends it, and waits until it has."""
-        self.stop.set()
+        """Has it end behind a checkpoint, and waits until it has."""
+        self.stop.ask()
         self._thread.join()
 
     def _told(self) -> dict[str, Any]:

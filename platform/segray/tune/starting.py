@@ -10,6 +10,7 @@ from segray import capacity, checkpoint, cluster, places
 from segray.capacity import Slots
 from segray.config import Config, flat
 from segray.data.schema import Manifest, read_manifest
+from segray.doctor.preflight import preflight
 from segray.errors import CheckpointError, ConfigError, ResumeError, listing
 from segray.tracking.family import children
 from segray.tracking.journal import JOURNAL, Journal
@@ -84,6 +85,7 @@ def begin(
     folder = _named(settled, manifest, resume, say)
     cluster.connect()
     slots = capacity.slots(cluster.nodes(), settled.train.workers, settled.train.device, settled.tune.concurrent)
+    preflight(settled, tracking_uri, manifest, say)
     is_new = folder is None
     known = warm(settled, tracking_uri) if is_new and settled.tune.warm_start else ()
     if folder is None:

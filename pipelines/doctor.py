@@ -1,0 +1,10 @@
+"""Looks into a cluster, and whether the run or sweep of a config would work there.
+
+python pipelines/doctor.py --config pipelines/configs/demo.yaml
+ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/doctor.py ...
+"""
+
+from segray.cli.doctor import main
+
+if __name__ == "__main__":
+    main()

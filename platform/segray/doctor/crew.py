@@ -1,0 +1,126 @@
+"""An examiner on each node of a cluster, asked all at once."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segray import cluster
+from segray.cluster import Member
+from segray.doctor.node import Examiner
+
+PATIENCE_S = 12.0  # with all of them together
+MEET_S = 20.0  # torch is imported, and they wait ten seconds for each other
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What nodes said.
+
+    Attributes:
+        said: by the node that did.
+        silent: why the others did not.
+    """
+
+    said: dict[Member, Any]
+    silent: dict[Member, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What nodes were asked.
+
+    Attributes:
+        answers_to_come: by node.
+    """
+
+    answers_to_come: dict[Member, ray.ObjectRef]
+
+    def answers(self, patience_s: float = PATIENCE_S) -> Answers:
+        """Waits for some seconds, and returns what they said by then."""
+        references = list(self.answers_to_come.values())
+        done, _ = ray.wait(references, num_returns=len(references), timeout=patience_s)
+        said: dict[Member, Any] = {}
+        silent: dict[Member, str] = {}
+        for one, reference in self.answers_to_come.items():
+            if reference not in done:
+                silent[one] = f"no answer in {patience_s:g} s"
+                continue
+            try:
+                said[one] = ray.get(reference)
+            except RayError as error:
+                silent[one] = cluster.in_a_line(error)
+        return Answers(said, silent)
+
+
+class Crew:
+    """The examiners of some nodes."""
+
+    def __init__(self, members: Sequence[Member], gpus: int) -> None:
+        self._actors = {one: _examiner(one, gpus) for one in members}
+
+    def asked(self, method: str, *arguments: Any) -> Asked:
+        """Asks each the same."""
+        return Asked({one: getattr(actor, method).remote(*arguments) for one, actor in self._actors.items()})
+
+    def ahead_s(self, of: Sequence[Member]) -> dict[Member, float]:
+        """Returns by how many seconds clocks are ahead of ours: no less than that, whatever the way there took."""
+        return {one: _ahead_s(self._actors[one]) for one in of}
+
+    def reduce(self, members: Sequence[Member], backend: str, count: int) -> Answers:
+        """Returns the seconds that a sum of `count` float32 over some of them takes."""
+        first = members[0]
+        port = ray.get(self._actors[first].port.remote(), timeout=PATIENCE_S)
+        where = f"tcp://{first.address}:{port}"
+        return Asked(
+            {
+                one: self._actors[one].reduce.remote(backend, where, rank, len(members), count)
+                for rank, one in enumerate(members)
+            }
+        ).answers(MEET_S)
+
+    def leave(self) -> None:
+        """Sends them home."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+
+@contextmanager
+def crew(members: Sequence[Member], gpus: int = 0) -> Iterator[Crew]:
+    """Returns an examiner on each of some nodes, gone behind this.
+
+    Args:
+        members: the nodes.
+        gpus: that each reserves.
+    """
+    found = Crew(members, gpus)
+    try:
+        yield found
+    finally:
+        found.leave()
+
+
+def _examiner(member: Member, gpus: int) -> ray.actor.ActorHandle:
+    there = NodeAffinitySchedulingStrategy(member.id, soft=False)
+    return ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy=there)(Examiner).remote()
+
+
+def _ahead_s(actor: ray.actor.ActorHandle) -> float:
+    """Returns what of the difference of the clocks the time of the way cannot explain, the least of a few."""
+    found = [0.0]
+    with suppress(RayError):
+        rounds = [_asked(actor) for _ in range(ROUNDS)]
+        found = [min(there - before, 0.0) or max(there - after, 0.0) for before, there, after in rounds]
+    return min(found, key=abs)
+
+
+def _asked(actor: ray.actor.ActorHandle) -> tuple[float, float, float]:
+    before = time.time()
+    there = ray.get(actor.clock.remote(), timeout=PATIENCE_S)
+    return before, there, time.time()

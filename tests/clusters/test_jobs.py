@@ -1,0 +1,238 @@
+"""Jobs on a cluster with a token: they are stopped in order, and nobody without it gets in anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from segray import store
+from segray.tracking.journal import Journal
+
+from .conftest import BIN, ROOT, end, head_shell, start_head, until
+
+pytestmark = pytest.mark.slow
+
+PASSWORD = "planted-pass-word-of-mlflow"
+KEY = "planted-key-of-a-cloud"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, mlflow_server):
+    """A head with a token, and secrets in the environment that its jobs inherit."""
+    folder = tmp_path_factory.mktemp("c")
+    uri = mlflow_server.replace("//", f"//someone:{PASSWORD}@")
+    shell = head_shell(folder, AWS_SECRET_ACCESS_KEY=KEY, AWS_ACCESS_KEY_ID="planted", MLFLOW_TRACKING_URI=uri)
+    found = start_head(folder, shell, "--num-cpus", 2, "--object-store-memory", 200_000_000)
+    yield found
+    for process in found.started:
+        process.kill()
+    end(found.process, 5)
+
+
+def actors(head):
+    """The actors that are alive, but for Ray's own of a job's supervisor."""
+    command = [BIN / "ray", "list", "actors", "--filter", "state=ALIVE", "--format", "json"]
+    done = head.run(*command)
+    assert done.returncode == 0, done.stderr
+    return [one["class_name"] for one in json.loads(done.stdout) if one["class_name"] != "JobSupervisor"]
+
+
+def job_of(process):
+    """The id of a job that was submitted."""
+    for line in process.stdout:
+        if "submitted successfully" in line:
+            return line.split("'")[1]
+    raise AssertionError("it was not submitted")
+
+
+def stop(head, process):
+    """Stops a job, and returns the seconds until it had ended."""
+    began = time.monotonic()
+    number = job_of(process)
+    done = head.run(BIN / "ray", "job", "stop", number)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was stopped" in done.stdout + done.stderr
+    process.communicate(timeout=60)
+    return time.monotonic() - began
+
+
+def training(streets, place, *more):
+    words = ["python", "pipelines/train.py", "--data.root", streets, "--results", place / "results", "--name", "run"]
+    words += [
+        "--tracking.uri",
+        f"sqlite:///{place}/mlflow.db",
+        "--data.crop",
+        64,
+        "--train.batch",
+        4,
+        "--train.workers",
+        2,
+        "--train.log_every",
+        1,
+    ]
+    return [*words, "--train.val_every", 500, "--optim.warmup_steps", 1, *more]
+
+
+def states(place):
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return sorted(run.info.status for run in client.search_runs(experiments))
+
+
+def reaches(folder, step):
+    journal = Journal(folder)
+    until(lambda: journal.path.exists() and journal.last_step() >= step, f"step {step}")
+
+
+def test_a_training_job_that_is_stopped_ends_in_order_and_goes_on(head, streets, tmp_path):
+    job = head.submit(*training(streets, tmp_path, "--train.steps", 1000))
+    run = tmp_path / "results/run"
+    reaches(run, 5)
+    took = stop(head, job)
+    last = store.saved(run)[-1].step
+    assert [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"] == list(range(1, last + 1))
+    assert states(tmp_path) == ["KILLED"]
+    assert actors(head) == []
+    print(f"train: stopped at step {last} after {took:.1f} s")
+    more = ["--train.steps", 1000, "--resume", "auto"]
+    job = head.submit(*training(streets, tmp_path, *more))
+    reaches(run, last + 3)
+    stop(head, job)
+    steps = [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert actors(head) == []
+
+
+def test_a_sweep_that_is_stopped_ends_in_order(head, streets, tmp_path):
+    words = [str(word) for word in training(streets, tmp_path, "--train.steps", 1000, "--train.workers", 1)]
+    words[1] = "pipelines/tune.py"
+    job = head.submit(*words, "--tune.trials", 4, "--tune.space", '{"optim.lr": {"choice": [1e-4, 1e-3]}}')
+    reaches(tmp_path / "results/run/trial-000", 3)
+    took = stop(head, job)
+    trials = sorted((tmp_path / "results/run").glob("trial-*"))
+    assert all(store.saved(trial) for trial in trials)
+    assert set(states(tmp_path)) == {"KILLED"}
+    assert actors(head) == []
+    print(f"tune: {len(trials)} trials stopped after {took:.1f} s, each with its checkpoint")
+
+
+@pytest.fixture(scope="module")
+def model(head, streets, tmp_path_factory):
+    """A checkpoint."""
+    place = tmp_path_factory.mktemp("trained")
+    job = head.submit(*training(streets, place, "--train.steps", 2, "--train.val_every", 2))
+    said, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, said
+    return store.saved(place / "results/run")[-1].folder
+
+
+def test_an_evaluating_job_that_is_stopped_leaves_no_actor(head, streets, model, tmp_path):
+    words = ["python", "pipelines/evaluate.py", "--model", model, "--data", streets, "--split", "train"]
+    words += ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--eval.scales", "[4, 4, 4, 4, 4, 4]"]
+    job = head.submit(*words)
+    time.sleep(8)
+    assert stop(head, job) < 30
+    assert actors(head) == []
+
+
+def test_a_predicting_job_that_is_stopped_leaves_no_actor_and_goes_on(head, streets, model, tmp_path):
+    words = ["python", "pipelines/predict.py", "--model", model, "--source", streets, "--out", tmp_path / "out"]
+    job = head.submit(*words, "--eval.scales", "[4, 4]")
+    until(lambda: list((tmp_path / "out").glob("**/*.png")), "the first masks")
+    stop(head, job)
+    assert actors(head) == []
+    left = len(list((tmp_path / "out").glob("**/*.png")))
+    job = head.submit(*words, "--eval.scales", "[4, 4]")
+    said, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, said
+    assert left < len(list((tmp_path / "out").glob("**/*.png"))) == 41 + 7 + 5
+
+
+def test_ctrl_c_in_a_terminal_ends_a_run_of_its_own_cluster_in_order(streets, tmp_path):
+    words = [sys.executable, *map(str, training(streets, tmp_path, "--train.steps", 1000)[1:])]
+    alone = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    run = tmp_path / "results/run"
+    reaches(run, 5)
+    os.killpg(process.pid, 2)  # as a terminal does: the processes of its cluster that are in the group hear of it too
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    last = store.saved(run)[-1].step
+    assert f"was stopped at step {last}" in said
+    assert states(tmp_path) == ["KILLED"]
+
+
+def test_nobody_gets_in_without_the_token_and_with_it_everybody_does(head):
+    client = f"import ray; ray.init('ray://127.0.0.1:{head.client_port}'); print(ray.get(ray.put(7)))"
+    driver = f"import ray; ray.init('{head.address}'); print(ray.get(ray.put(7)))"
+    entries = {
+        "status": [BIN / "ray", "status", "--address", head.address],
+        "job list": [BIN / "ray", "job", "list"],
+        "job submit": [BIN / "ray", "job", "submit", "--", "true"],
+        "state": [BIN / "ray", "list", "nodes"],
+        "client": [sys.executable, "-c", client],
+        "driver": [sys.executable, "-c", driver],
+    }
+    known = head.shell
+    stranger = {name: value for name, value in known.items() if name != "RAY_AUTH_TOKEN"} | {"HOME": "/nonexistent"}
+    shells = {
+        "none": stranger | {"RAY_AUTH_MODE": "disabled"},
+        "missing": stranger,
+        "another": known | {"RAY_AUTH_TOKEN": "f" * 64},
+    }
+    for name, command in entries.items():
+        done = head.run(*command, shell=known)
+        assert done.returncode == 0, (name, done.stdout + done.stderr)
+        for who, shell in shells.items():
+            done = head.run(*command, shell=shell)
+            assert done.returncode != 0, (name, who, done.stdout + done.stderr)
+            assert known["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/logical/actors"]
+)
+def test_the_dashboard_answers_nobody_without_the_token(head, path):
+    url = head.shell["RAY_ADDRESS"] + path
+
+    def status(**headers):
+        try:
+            return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status() == 401
+    assert status(Authorization="Bearer " + "f" * 64) in (401, 403)
+    assert status(Authorization=f"Bearer {head.shell['RAY_AUTH_TOKEN']}") == 200
+
+
+def test_no_secret_is_written_down_anywhere(head, streets, mlflow_server, tmp_path, tmp_path_factory):
+    words = training(streets, tmp_path, "--train.steps", 4, "--train.val_every", 2)
+    at = words.index("--tracking.uri")
+    job = head.submit(*words[:at], *words[at + 2 :], "--json", tmp_path / "result.json")  # MLflow as the head knows it
+    said, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, said
+    assert "someone:***@" in (tmp_path / "result.json").read_text()
+    client = MlflowClient(mlflow_server)
+    (run,) = client.search_runs([client.get_experiment_by_name("segray").experiment_id])
+    (tmp_path / "said").write_text(said)
+    (tmp_path / "run").write_text(str(run.to_dictionary()))
+    head.run(BIN / "ray", "job", "logs", "x")
+    places = [head.folder, tmp_path, tmp_path_factory.getbasetemp() / "mlflow0"]
+    assert all(place.exists() for place in places)
+    for secret in (PASSWORD, KEY, head.shell["RAY_AUTH_TOKEN"]):
+        found = subprocess.run(["grep", "-rlaF", secret, *places], capture_output=True, text=True, check=False)
+        assert found.stdout == ""
+    planted = tmp_path / "planted"
+    planted.write_text(KEY)
+    found = subprocess.run(["grep", "-rlaF", KEY, *places], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == [str(planted)]  # so would another be found

@@ -1,0 +1,128 @@
+"""What nodes say, judged."""
+
+import pytest
+
+from segray import config
+from segray.capacity import Node
+from segray.doctor import judging
+from segray.doctor.node import Report
+from segray.doctor.verdicts import Level, Verdict, named, worst
+
+OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
+GIB = 2**30
+OURS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}
+HEALTHY = Report(versions=OURS, shared_memory=8 * GIB, free=99 * GIB, temporary=9 * GIB)
+
+
+def report(**differs):
+    return Report(**(vars(HEALTHY) | differs))
+
+
+def two(**differs):
+    return {"head": HEALTHY, "other": report(**differs)}
+
+
+def test_a_healthy_cluster_gives_nothing_to_say():
+    theirs = two()
+    found = [
+        judging.answered({}, 2),
+        judging.same_versions(OURS, theirs),
+        judging.gpus({"head": 0, "other": 0}, theirs),
+        judging.clocks({"head": 0.0, "other": 0.2}),
+        judging.storage("/r", theirs),
+        judging.datasets("/d", theirs),
+        judging.disk("/r", 9 * GIB, GIB, 3),
+        judging.temporary(theirs),
+        *judging.memory({"head": GIB, "other": GIB}, theirs),
+        judging.tracking("http://head:5000", True, ""),
+        judging.tracking("sqlite:////r/mlflow.db", False, ""),
+        judging.stopping(None),
+        judging.stopping(60),
+        judging.locked("token", True),
+        judging.locked("disabled", False),
+        judging.network(2, "gloo", 2**24, 0.1, 2**24),
+    ]
+    assert [(one.level, one.fix) for one in found] == [(OK, "")] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "level", "said"),
+    [
+        (judging.answered({"other": "gone"}, 2), FAIL, "1 of 2 cannot work: other: gone"),
+        (judging.same_versions(OURS, two(versions=OURS | {"torch": "2.12.0"})), FAIL, "torch 2.12.0 on other"),
+        (judging.same_versions(OURS, two(versions={"ray": "2.60.0"})), FAIL, "python missing on other, 3.11.7 here"),
+        (judging.gpus({"other": 4}, two(gpus=3)), WARN, "other offers 4 GPUs, its driver shows 3"),
+        (judging.clocks({"other": 20.0}), WARN, "node other ahead by up to 20 s"),
+        (judging.clocks({"other": -400.0}), FAIL, "node other behind by up to 400 s"),
+        (judging.storage("/r", two(storage="/r is not there")), FAIL, "/r is not there, on node other"),
+        (judging.datasets("/d", two(dataset="/d is gone.")), FAIL, "/d is gone, on node other"),
+        (judging.disk("/r", 2 * GIB, GIB, 3), FAIL, "2.0 GiB left at /r; a run keeps 3 checkpoints of 1024 MiB"),
+        (judging.disk("/r", 5 * GIB, GIB, 3), WARN, "5.0 GiB left"),
+        (judging.disk("/r", None, GIB, 3), FAIL, "/r cannot be asked"),
+        (judging.temporary(two(temporary=GIB)), WARN, "1.0 GiB left for Ray's own files on node other"),
+        (judging.memory({"other": 2**26}, {})[0], WARN, "64 MiB on node other; expected 128 MiB"),
+        (
+            judging.memory({"other": GIB}, two(shared_memory=2**26))[1],
+            WARN,
+            "/dev/shm is smaller than the object store",
+        ),
+        (judging.tracking("sqlite:////r/mlflow.db", True, ""), FAIL, "mlflow server --backend-store-uri sqlite:////r"),
+        (judging.tracking("http://head:5000", True, "no answer."), FAIL, "no answer; start it"),
+        (judging.stopping(3), WARN, "`ray job stop` kills this job after 3 s"),
+        (judging.locked("disabled", True), WARN, "can run what they like"),
+        (
+            judging.network(2, "gloo", 2**24, 1.0, 2**27),
+            WARN,
+            "0.1 Gbit/s by gloo over 2 nodes; a step's gradients take 8",
+        ),
+        (judging.unmet({"other": "timeout"}, "gloo"), FAIL, "node other cannot sum over the network by gloo: timeout"),
+    ],
+)
+def test_what_is_wrong_is_told_with_what_to_do(verdict, level, said):
+    assert verdict.level is level
+    assert said in str(verdict)
+    assert verdict.fix or verdict.check == "disk"
+
+
+def test_a_network_is_only_slow_where_a_step_waits_for_it():
+    assert judging.network(2, "gloo", 2**24, 1.0, 2**20).level is OK
+
+
+@pytest.mark.parametrize(
+    ("settings", "alive", "possible", "level", "said"),
+    [
+        ({"train.workers": 2}, [Node(2)], [Node(2)], OK, "2 x cpu worker"),
+        (
+            {"train.workers": 3},
+            [Node(2)],
+            [Node(2)],
+            FAIL,
+            "train.workers is 3, with one CPU each; the cluster can hold 2",
+        ),
+        ({"train.device": "cuda"}, [Node(2)], [Node(2)], FAIL, "use --train.device cpu, or a cluster with GPUs"),
+        ({"train.device": "cuda"}, [Node(2)], [Node(2), Node(4, 1)], OK, "once nodes are started: 1 x cuda worker"),
+        (
+            {"train.workers": 2, "tune.space": '{"optim.lr": {"choice": [1e-3]}}', "tune.concurrent": 2},
+            [Node(2)],
+            [Node(2)],
+            FAIL,
+            "the cluster can hold 1 such trials",
+        ),
+        ({"tune.space": '{"optim.lr": {"choice": [1e-3]}}'}, [Node(2)], [Node(2)], OK, "2 trials at once"),
+    ],
+)
+def test_a_run_or_sweep_fits_now_or_once_nodes_are_started(settings, alive, possible, level, said):
+    found = judging.fits(config.build(settings), alive, possible)
+    assert found.level is level
+    assert said in str(found)
+
+
+def test_many_nodes_are_named_by_the_first():
+    assert named("abcde") == "nodes a, b, c and 2 more"
+    assert named("a") == "node a"
+
+
+def test_the_worst_of_all_counts():
+    assert worst([]) is OK
+    assert worst(Verdict("x", level, "") for level in (OK, FAIL, WARN)) is FAIL
+    assert worst(Verdict("x", level, "") for level in (OK, WARN)) is WARN
