@@ -60,6 +60,17 @@ def loss(outputs, batch, *, ignore_id, normaliser=None):
 """
 
 
+STANDING = """
+import os, time
+from segray.losses import cross_entropy
+
+def loss(outputs, batch, *, ignore_id, normaliser=None):
+    while os.path.exists("STAND"):
+        time.sleep(0.1)
+    return cross_entropy(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)
+"""
+
+
 @pytest.fixture
 def calls(nodes):
     """Returns the calls of the loss `counting:loss` so far: rank, of how many, and rows."""
@@ -89,6 +100,7 @@ def nodes(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "counting.py").write_text(COUNTING.replace("CALLS", str(folder / "calls")))
+    (folder / "standing.py").write_text(STANDING.replace("STAND", str(folder / "stand")))
     os.environ["PYTHONPATH"] = str(folder)
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     os.environ |= environment | {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
@@ -249,18 +261,23 @@ def test_a_run_that_is_stopped_keeps_all_it_did_and_goes_on(nodes, streets, undi
 
 
 def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
-    run = Run(nodes, streets, tmp_path, "--train.hang_s", "60")
+    stand = nodes.calls.with_name("stand")
+    run = Run(nodes, streets, tmp_path, "--loss.terms", "standing:loss")
     run.start()
     run.reaches(8)
-    for worker in run.workers():
-        worker.suspend()  # no step ends any more
-    run.process.send_signal(signal.SIGINT)
-    time.sleep(3)
-    assert run.process.poll() is None
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(60) == 130
+    stand.touch()  # no step ends any more
+    try:
+        time.sleep(1)
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(5)
+        assert run.process.poll() is None
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(30) == 130
+    finally:
+        stand.unlink()
     last = store.saved(run.folder)[-1].step
     assert f"was stopped at step {last}" in run.log.read_text()
+    assert "Traceback" not in run.log.read_text()
 
 
 def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):
