@@ -93,11 +93,15 @@ class Head:
 
     def alive(self):
         """The nodes that are alive, id by what they offer."""
-        url = f"{self.shell['RAY_ADDRESS']}/api/v0/nodes?limit=1000&detail=true"
-        known = {"Authorization": f"Bearer {self.shell['RAY_AUTH_TOKEN']}"}
-        with urllib.request.urlopen(urllib.request.Request(url, headers=known), timeout=30) as answer:
-            found = json.load(answer)["data"]["result"]["result"]
+        found = self.asked("/api/v0/nodes?limit=1000&detail=true")
         return {one["node_id"]: one["resources_total"] for one in found if one["state"] == "ALIVE"}
+
+    def asked(self, path):
+        """What the cluster's own interface says."""
+        known = {"Authorization": f"Bearer {self.shell['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.shell["RAY_ADDRESS"] + path, headers=known)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)["data"]["result"]["result"]
 
     def nodes(self):
         """Those of them that have a GPU."""

@@ -36,11 +36,9 @@ def head(tmp_path_factory, mlflow_server):
 
 
 def actors(head):
-    """The actors that are alive, but for Ray's own of a job's supervisor."""
-    command = [BIN / "ray", "list", "actors", "--filter", "state=ALIVE", "--format", "json"]
-    done = head.run(*command)
-    assert done.returncode == 0, done.stderr
-    return [one["class_name"] for one in json.loads(done.stdout) if one["class_name"] != "JobSupervisor"]
+    """The actors that are alive, but for those that Ray itself keeps: jobs' supervisors, and Ray Data's."""
+    found = head.asked("/api/v0/actors?limit=1000&detail=true")
+    return [one["class_name"] for one in found if one["state"] == "ALIVE" and not one["is_detached"]]
 
 
 def job_of(process):
@@ -96,7 +94,8 @@ def test_a_training_job_that_is_stopped_ends_in_order_and_goes_on(head, streets,
     reaches(run, 5)
     took = stop(head, job)
     last = store.saved(run)[-1].step
-    assert [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"] == list(range(1, last + 1))
+    steps = [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"]
+    assert steps in (list(range(1, last)), list(range(1, last + 1)))  # the last report may wait in the checkpoint
     assert states(tmp_path) == ["KILLED"]
     assert actors(head) == []
     print(f"train: stopped at step {last} after {took:.1f} s")
@@ -116,10 +115,13 @@ def test_a_sweep_that_is_stopped_ends_in_order(head, streets, tmp_path):
     reaches(tmp_path / "results/run/trial-000", 3)
     took = stop(head, job)
     trials = sorted((tmp_path / "results/run").glob("trial-*"))
-    assert all(store.saved(trial) for trial in trials)
+    begun = [trial for trial in trials if Journal(trial).last_step()]
+    assert trials[0] in begun
+    for trial in begun:
+        assert store.saved(trial)[-1].step - Journal(trial).last_step() in (0, 1)
     assert set(states(tmp_path)) == {"KILLED"}
     assert actors(head) == []
-    print(f"tune: {len(trials)} trials stopped after {took:.1f} s, each with its checkpoint")
+    print(f"tune: {len(begun)} of {len(trials)} trials at work, stopped after {took:.1f} s, each with its checkpoint")
 
 
 @pytest.fixture(scope="module")
