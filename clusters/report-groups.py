@@ -20,7 +20,7 @@ def groups(config: dict[str, Any]) -> ClusterConfig:
     """Returns the groups of workers that a launcher's configuration allows."""
     found = ClusterConfig()
     for name, node_type in config["available_node_types"].items():
-        if name != config["head_node_type"] and node_type["max_workers"] > 0:
+        if node_type["max_workers"] > 0:  # the head's type allows no further ones
             found.node_group_configs.add(
                 name=name,
                 resources=node_type["resources"],

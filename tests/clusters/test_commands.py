@@ -223,8 +223,11 @@ def test_mlflows_server_keeps_all_on_the_shared_storage_and_is_private(name, hom
 
 def test_another_server_takes_mlflows_place(home):
     env = home.folder / "segray.env"
-    env.write_text(f"export SEGRAY_SHARED={home.shared} MLFLOW_TRACKING_URI=https://mlflow.example\n")
+    env.write_text(
+        f"export SEGRAY_SHARED={home.shared} SEGRAY_MLFLOW_STORE=sqlite:///x MLFLOW_TRACKING_URI=https://mlflow.example\n"
+    )
     home.record("segray-venv/bin", "mlflow", "python")
+    home.record("bin", "curl")
     done = home.run("bash ~/segray/clusters/mlflow-server.sh")
     assert done.returncode == 0, done.stderr
     assert "https://mlflow.example" in done.stdout
@@ -275,8 +278,12 @@ def test_the_setup_installs_torch_first_at_the_pins_and_makes_nothing_twice(home
 
 @pytest.mark.slow
 def test_the_setup_really_installs_segray(home):
+    own = {
+        name: value for name, value in os.environ.items() if name.startswith("PIP_") or name.lower().endswith("_proxy")
+    }
+    own.setdefault("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip"))
     for command in [places("local", home), *read("local")["setup_commands"][1:], *read("local")["head_setup_commands"]]:
-        done = home.run(command, timeout=1800, PIP_CACHE_DIR=os.environ.get("PIP_CACHE_DIR", "/tmp/pip-cache"))
+        done = home.run(command, timeout=1800, **own)
         assert done.returncode == 0, done.stdout + done.stderr
     look = "import ray, segray, torch; print(ray.__version__, torch.__version__.split('+')[0], segray.__file__)"
     done = home.run(f'~/segray-venv/bin/python -c "{look}"', timeout=120)
