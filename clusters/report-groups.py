@@ -1,6 +1,6 @@
 """Tells the cluster which node types its autoscaler may start.
 
-    python report-groups.py ~/ray_bootstrap_config.yaml
+    python report-groups.py ~/ray_bootstrap_config.yaml [HEAD:PORT]
 
 Ray has a place for it (`ClusterConfig`), and segray looks there whether a run can ever have the workers it asks for;
 but the launcher's autoscaler does not fill it, and on a head without workers every run would be refused.
@@ -32,4 +32,5 @@ def groups(config: dict[str, Any]) -> ClusterConfig:
 
 if __name__ == "__main__":
     reported = groups(yaml.safe_load(Path(sys.argv[1]).expanduser().read_text()))
-    GcsClient(address=f"{os.environ['RAY_HEAD_IP']}:6379").report_cluster_config(reported.SerializeToString())
+    head = sys.argv[2] if len(sys.argv) > 2 else f"{os.environ['RAY_HEAD_IP']}:6379"
+    GcsClient(address=head).report_cluster_config(reported.SerializeToString())

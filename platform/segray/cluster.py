@@ -35,10 +35,12 @@ def connect(log_to_driver: bool = True) -> None:
         return
     quieten()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for its poll; its default is 2 s
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # a cloud's nodes take minutes, not 60 s
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             _init(address=address, log_to_driver=log_to_driver)
+            _anchor()
         else:
             _lock()
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
@@ -55,6 +57,20 @@ def _init(**settings: Any) -> None:
     ray.init(logging_level=logging.WARNING, **settings)
     if ours is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ours)
+
+
+def _anchor() -> None:
+    """Has Ray Data's own actors start here, if nodes may go again.
+
+    They live as long as the cluster, on the node of whoever streams first; that would be a worker's, and a node with
+    an actor on it is never idle: the autoscaler would not end it for as long as the cluster lasts.
+    """
+    if startable():
+        from ray.data._internal import stats  # noqa: PLC0415 two seconds, which others need not wait for
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator  # noqa: PLC0415
+
+        stats.get_or_create_stats_actor()
+        coordinator.get_or_create_autoscaling_coordinator()
 
 
 def _lock() -> None:

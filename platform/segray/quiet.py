@@ -24,6 +24,7 @@ VARIABLES = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # a worker must not ask the network for news at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password that stands in it
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own patience is minutes; ours is spent by trying again later
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }

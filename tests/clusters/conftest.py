@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.util import get_node_ip_address
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -63,6 +64,7 @@ class Head:
     process: subprocess.Popen
     folder: Path
     client_port: int
+    how: tuple = ("--working-dir", ".", "--runtime-env", "clusters/runtime-env.yaml")
     started: list = field(default_factory=list)
 
     def run(self, *words, shell=None, seconds=120):
@@ -77,11 +79,11 @@ class Head:
             check=False,
         )
 
-    def submit(self, *words, more=()):
+    def submit(self, *words, how=None):
         """Submits a job, and returns its process and what follows its log."""
-        command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--runtime-env", "clusters/runtime-env.yaml"]
+        command = [BIN / "ray", "job", "submit", *(self.how if how is None else how)]
         process = subprocess.Popen(
-            list(map(str, [*command, *more, "--", *words])),
+            list(map(str, [*command, "--", *words])),
             cwd=ROOT,
             env=self.shell,
             stdout=subprocess.PIPE,
@@ -179,9 +181,10 @@ def head_shell(folder, **more):
     }
 
 
-def start_head(folder, shell, *words):
+def start_head(folder, shell, *words, port=None):
     """Starts a head and waits until it takes jobs."""
-    port, dashboard, client, agent = free_ports(4)
+    free, dashboard, client, agent = free_ports(4)
+    port = port or free
     command = [BIN / "ray", "start", "--head", "--block", "--port", port, "--dashboard-port", dashboard]
     # Two heads on one machine would share the agent's default port, and the second would take no jobs.
     command += ["--ray-client-server-port", client, "--dashboard-agent-listen-port", agent]
@@ -211,24 +214,27 @@ def autoscaled(tmp_path_factory):
     """A head whose autoscaler starts nodes with a GPU, that nobody has, on this machine, and ends them when idle."""
     folder = tmp_path_factory.mktemp("c")
     node = {"node_config": {}, "min_workers": 0}
+    (port,) = free_ports(1)
+    provider = {"type": "external", "module": PROVIDER, "head_node_id": HEAD_ID, "launch_multiple": True}
     settings = {
         "cluster_name": "segray",
         "max_workers": WORKERS,
         "upscaling_speed": 10,
         "idle_timeout_minutes": IDLE_MINUTES,
-        "provider": {"type": "external", "module": PROVIDER, "head_node_id": HEAD_ID, "launch_multiple": True},
+        "provider": provider | {"gcs_address": f"{get_node_ip_address()}:{port}"},
         "available_node_types": {
-            "head": {**node, "resources": {"CPU": 2}, "max_workers": 0},
+            "ray.head.default": {**node, "resources": {"CPU": 2}, "max_workers": 0},
             "gpu": {
                 **node,
                 "resources": {"CPU": 1, "GPU": 1, "object_store_memory": 200_000_000},
                 "max_workers": WORKERS,
             },
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",  # the provider knows it by this name
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands")},
         **{key: [] for key in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+        **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
     }
     config = folder / "autoscaling.json"
     config.write_text(json.dumps(settings))
@@ -239,12 +245,16 @@ def autoscaled(tmp_path_factory):
         RAY_enable_autoscaler_v2="1",
         RAY_health_check_period_ms="1000",
         RAY_health_check_failure_threshold="3",
+        RAY_JOB_STOP_WAIT_TIME_S="60",
     )
     once = {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     words = ["--autoscaling-config", config, "--num-cpus", 2, "--object-store-memory", 200_000_000]
-    head = start_head(folder, shell | once, *words)
+    head = start_head(folder, shell | once, *words, port=port)
     for name in once:
         del head.shell[name]
+    head.how = ()  # nodes on one machine share a job's working directory, and the first that goes removes it
+    done = head.run(sys.executable, ROOT / "clusters/report-groups.py", config, head.address)
+    assert done.returncode == 0, done.stderr
     yield head
     for process in head.started:
         process.kill()

@@ -216,12 +216,25 @@ def test_a_cluster_that_cannot_be_joined_is_told_in_time(cluster, shell, said):
     assert took < MOST_S
 
 
+def test_another_ray_than_the_clusters_is_told(cluster):
+    place = cluster.folder / "older"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text("import ray\nray.__version__ = '2.59.0'\n")
+    verdicts, told, _ = cluster.doctor(shell={"PYTHONPATH": str(place)})
+    assert levels(verdicts) == {"ray": "fail"}
+    assert "2.59.0" in told
+    assert "2.60.0" in told
+    assert "Traceback" not in told
+
+
 def test_a_job_that_would_be_killed_too_early_is_warned_of(cluster):
     words = ["--data.root", cluster.streets, "--results", cluster.results, "--tracking.uri", cluster.tracking]
-    job = cluster.head.submit("python", "pipelines/doctor.py", *words, more=["--runtime-env-json", "{}"])
+    job = cluster.head.submit("python", "pipelines/doctor.py", *words, how=())
     said, _ = job.communicate(timeout=120)
-    assert "ray job stop" in said
-    print(said)
+    assert "`ray job stop` kills this job after 3 s" in " ".join(said.split())
+    job = cluster.head.submit("python", "pipelines/doctor.py", *words)
+    said, _ = job.communicate(timeout=120)
+    assert "`ray job stop` kills this job after 60 s" in " ".join(said.split())
 
 
 def test_places_that_a_job_loses_are_told(cluster):

@@ -65,8 +65,11 @@ class _Group(Backend):  # type: ignore[misc]
 
 
 def _join(backend: str, me: int, size: int, address: str, port: int) -> None:
-    from ray.train.torch import config  # noqa: PLC0415 torch, in the workers alone
+    import torch  # noqa: PLC0415 in the workers alone
+    from ray.train.torch import config  # noqa: PLC0415 likewise
 
+    if backend == "nccl" and not torch.cuda.is_available():
+        backend = "gloo"  # `with_real_device` says what is wrong with the node, or that nothing is
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(

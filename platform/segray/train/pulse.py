@@ -79,6 +79,10 @@ class Pulse:
     def stop(self) -> bool:
         """Has the ranks stop, and returns whether there are any to do so."""
         self._stops = True
+        return self.has_ranks()
+
+    def has_ranks(self) -> bool:
+        """Returns whether any rank is there."""
         return any(monotonic() - heard < GONE_S for _, heard in self._here.values())
 
     def here(self, rank: int, pid: int) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -23,6 +23,8 @@ from segray.errors import ClusterError
 from segray.learner import Learner, learner
 from segray.train.job import BadRows, Job
 
+FAKE = "RAY_FAKE_CLUSTER"
+"""Ray's own mark of nodes that an autoscaler starts on one machine to try itself."""
 SEES_WITHIN_S = 10.0
 """A network file system may be as late as that with a folder that was just made."""
 
@@ -112,7 +114,7 @@ def started(job: Job) -> Rank:
     context = ray.train.get_context()
     config = job.config
     _check_storage(job)
-    device = ray.train.torch.get_device()
+    device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
     torch.set_num_threads(job.placement.threads)
     if config.train.deterministic:
         make_deterministic()
@@ -129,6 +131,22 @@ def started(job: Job) -> Rank:
     if folder is not None:
         rank.restore(folder)
     return rank
+
+
+def with_real_device(job: Job) -> Job:
+    """Returns the job as this node can do it: on a GPU that torch sees, or on a CPU where GPUs are but numbers.
+
+    Raises:
+        ClusterError: Ray gave a GPU away that torch does not see.
+    """
+    if job.placement.device != "cuda" or torch.cuda.is_available():
+        return job
+    if FAKE in os.environ:
+        return replace(job, placement=replace(job.placement, device="cpu"))
+    raise ClusterError(
+        f"node {ray.util.get_node_ip_address()} offers a GPU, and torch {torch.__version__} sees none there; look at "
+        "nvidia-smi, and whether that torch was built for CUDA."
+    )
 
 
 def _check_storage(job: Job) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 import ray
@@ -11,6 +12,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 POLL_S = 0.1
 PATIENCE_S = 10.0
+ABORT_S = 3.0
+NODES_S = 20.0  # workers on nodes that are there are at work by then
 
 
 class Stop:
@@ -49,13 +52,15 @@ class Announced(ControllerCallback):  # type: ignore[misc]
 def stoppable(stop: Stop, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
     """Ends the run of a pulse when it is asked to; what waits for the run is then raised an error of Ray's.
 
+    It also says when the run waits for nodes: Ray itself does so without a word.
+
     Whatever becomes of the run, its controller is gone behind this, and with it what its workers reserved: one that
     failed itself would hold that as long as this process lasts, and the next run of a sweep wait for it for ever.
 
     Args:
         stop: what the run is asked for.
         pulse: of the run.
-        say: called with a line once it is asked.
+        say: called with a line once it is asked, or waits.
     """
     over = threading.Event()
     ending = threading.Thread(target=_end, args=(stop, over, pulse, say), daemon=True, name="segray-stop")
@@ -72,9 +77,15 @@ def stoppable(stop: Stop, pulse: ray.actor.ActorHandle, say: Callable[[str], Non
 
 
 def _end(stop: Stop, over: threading.Event, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> None:
+    nodes_until = monotonic() + NODES_S
     while not stop.asked.wait(POLL_S):
         if over.is_set():
             return
+        if monotonic() > nodes_until:
+            nodes_until = float("inf")
+            with suppress(RayError):
+                if not ray.get(pulse.has_ranks.remote()):
+                    say("waiting for nodes with room for the workers ...")
     if not stop.hurried.is_set():
         say("stopping: a checkpoint is kept of this step; once more ends it at once.")
     while not over.wait(POLL_S):
@@ -90,5 +101,7 @@ def _has_ended(stop: Stop, pulse: ray.actor.ActorHandle) -> bool:
     controller = ray.get(pulse.controller.remote())
     if controller is None:  # it may only be on its way
         return False
-    ray.get(controller.abort.remote())
+    ended, _ = ray.wait([controller.abort.remote()], timeout=ABORT_S)
+    if not ended:  # it hears nothing while it waits for nodes
+        ray.kill(controller)
     return True

@@ -25,7 +25,7 @@ from segray.store import SCORE, Writer
 from segray.train.job import Job, means, training_plan
 from segray.train.preemption import PreemptedError, is_announced
 from segray.train.pulse import Beat
-from segray.train.rank import seed_step, started, wrapped
+from segray.train.rank import seed_step, started, with_real_device, wrapped
 from segray.train.report import NEWEST, RECENT, joined
 from segray.train.system import Usage
 from segray.train.validation import validate
@@ -39,7 +39,7 @@ def work(settings: dict[str, Any]) -> None:
     """
     quieten_worker()
     try:
-        job: Job = ray.get(settings["job"])
+        job: Job = with_real_device(ray.get(settings["job"]))
         context = ray.train.get_context()
         beat = Beat(job.pulse, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s)
         try:

@@ -51,14 +51,15 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
 
     Args:
         spent: returns what of the budget is spent, none if nothing is.
+        stop: tells the trials at work.
 
     Attributes:
         interrupted: whether somebody did.
         why: the sweep ended before it was over, none if it did not.
     """
 
-    def __init__(self, spent: Callable[[], str | None]) -> None:
-        self._spent = spent
+    def __init__(self, spent: Callable[[], str | None], stop: Callable[[], object]) -> None:
+        self._spent, self._stop = spent, stop
         self.interrupted = False
         self.why: str | None = None
 
@@ -70,7 +71,10 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        self.why = self.why or ("interrupted" if self.interrupted else self._spent())
+        if self.why is None:
+            self.why = "interrupted" if self.interrupted else self._spent()
+            if self.why is not None:
+                self._stop()
         return self.why is not None
 
 
@@ -82,11 +86,13 @@ class Actors:
         trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
         count: at once.
         task: returns what an actor is to do for a trial, as text.
+        stop: has all of them end behind a checkpoint.
     """
 
     trainable: type[Trainable]
     count: int
     task: Callable[[Trial], str]
+    stop: Callable[[], object] = lambda: None
 
 
 class Asking(Unsaved, Searcher):  # type: ignore[misc]
@@ -193,7 +199,7 @@ def run(
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    ending = Ending(spent)
+    ending = Ending(spent, actors.stop)
     asking = Asking(sweeping, actors, ending, became)
     here = PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
     tuner = tune.Tuner(

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.tune import Trainable
 
 from segray import checkpoint, cluster, store
@@ -64,12 +68,12 @@ class Running(Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], part: Part) -> None:
         quieten()
-        self._part = replace(part, pulse=new_pulse())
-        self._run = Run(Task.read(config[TASK]), self._part)
+        self._bell, self._part = part.pulse, replace(part, pulse=new_pulse())
+        self._run = Run(Task.read(config[TASK]), self._part, self._bell)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.end()
-        self._run = Run(Task.read(new_config[TASK]), self._part)
+        self._run = Run(Task.read(new_config[TASK]), self._part, self._bell)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -86,12 +90,18 @@ class Running(Trainable):  # type: ignore[misc]
 class Run:
     """One part of a trial's run, in a thread of its own.
 
+    Args:
+        task: what it is.
+        part: of its sweep.
+        bell: pulse of the sweep, which tells all trials at once that it ends: nobody else reaches an actor that waits
+            for its next validation.
+
     Attributes:
         stop: asks it to end.
     """
 
-    def __init__(self, task: Task, part: Part) -> None:
-        self._task, self._config = task, task.config
+    def __init__(self, task: Task, part: Part, bell: ray.actor.ActorHandle | None) -> None:
+        self._task, self._config, self._bell = task, task.config, bell
         self._part = replace(part, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._began = monotonic()
@@ -111,7 +121,16 @@ class Run:
                     return self._told() | {STEP: record["step"], FOUND: json.dumps(record["values"])}
             if is_over:
                 return self._told() | {DONE: True, FAILED: self._failed or ""}
+            self._listen()
             sleep(POLL_S)
+
+    def _listen(self) -> None:
+        """Asks the run to end, if the sweep does."""
+        if self._bell is None or self.stop.asked.is_set():
+            return
+        with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
+            if ray.get(self._bell.here.remote(self._task.number, os.getpid())):
+                self.stop.ask()
 
     def end(self) -> None:
         """Has it end behind a checkpoint, and waits until it has."""

@@ -19,6 +19,7 @@ from segray.errors import CheckpointError, TrainingError
 from segray.tracking.family import Family
 from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.upload import Uploading
+from segray.train.fit import new_pulse
 from segray.train.part import Part
 from segray.tune import after, engine, lookup, outcome, space
 from segray.tune.engine import Actors
@@ -124,8 +125,7 @@ def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], No
             expected = outlook(config, begun.manifest, begun.slots)
             view = View(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
             watch(view)
-            actors = Actors(crew.trainable(say), begun.slots.count, crew.task)
-            why = engine.run(sweeping, actors, begun.folder, crew.became, lambda: spent(view, failed_before))
+            why = engine.run(sweeping, crew.actors(say), begun.folder, crew.became, lambda: spent(view, failed_before))
         sweeping.close(why or "not among the best")
         if why is None:  # otherwise a larger budget goes on with them
             for trial in sweeping.trials:
@@ -182,12 +182,12 @@ class Crew:
         for trial in sweeping.trials:
             self._learn(trial)
 
-    def trainable(self, say: Callable[[str], None]) -> type[Running]:
-        """Returns Tune's actor for the trials, with the data in the cluster's memory where it fits."""
-        begun = self._begun
-        part = Part(begun.key, 0, begun.slots.placement, shared(begun.config, begun.manifest, say))
-        made: type[Running] = ray_tune.with_parameters(Running, part=part)
-        return made
+    def actors(self, say: Callable[[str], None]) -> Actors:
+        """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
+        begun, bell = self._begun, new_pulse()
+        part = Part(begun.key, 0, begun.slots.placement, shared(begun.config, begun.manifest, say), bell)
+        trainable: type[Running] = ray_tune.with_parameters(Running, part=part)
+        return Actors(trainable, begun.slots.count, self.task, bell.stop.remote)
 
     def task(self, trial: Trial) -> str:
         """Returns what an actor is to do for a trial, as text."""
