@@ -35,7 +35,6 @@ def connect(log_to_driver: bool = True) -> None:
         return
     quieten()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for its poll; its default is 2 s
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # a cloud's nodes take minutes, not 60 s
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:

@@ -1,5 +1,6 @@
 """The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ from segray.train.trainer import Trainer
 from segray.train.worker import work
 
 RAY_FOLDER = "ray"
+START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+GIVEN = os.environ.get(START)
+START_S = {False: "1800", True: "20"}
+"""How long workers are waited for, by whether there may be fewer: a cloud's nodes take minutes, and with fewer a run
+looks anew how many there are."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,7 @@ def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
     placement, train = prepared.job.placement, prepared.config.train
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
     elastic = train.min_workers is not None and train.min_workers < train.workers
+    os.environ[START] = GIVEN or START_S[elastic]  # Ray's trainer takes it from here to the controller
     return Trainer(
         work,
         ours=[Announced(pulse)],
