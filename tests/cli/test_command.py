@@ -51,6 +51,10 @@ def test_dotted_flags():
         dotted(["stray"])
 
 
+def test_no_scheduler_is_spelt_as_no_value_is():
+    assert config.build(dotted(["--tune.scheduler", "none"])).tune.scheduler == "none"
+
+
 def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monkeypatch):
     base, more = tmp_path / "base.yaml", tmp_path / "more.yaml"
     base.write_text("results: /base\ntracking: {uri: http://base}\ntrain: {seed: 1}")

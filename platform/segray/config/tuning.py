@@ -13,6 +13,14 @@ Space = dict[str, dict[str, Any]]
 Objectives = tuple[str, ...]
 
 
+def _none_is_a_name(value: Any) -> Any:
+    """Returns what was meant: on a command line `none` is otherwise no value."""
+    return "none" if value is None else value
+
+
+Scheduler = Annotated[Literal["none", "asha", "median", "pbt"], BeforeValidator(_none_is_a_name)]
+
+
 class BudgetConfig(Settings):
     """What a sweep may cost; it ends when any of it is spent, and what runs then is stopped."""
 
@@ -35,7 +43,7 @@ class TuneConfig(Settings):
     """What is looked for; several, as in '[val/miou, cost/latency_ms]', are weighed as a Pareto front."""
     search: Literal["random", "grid", "optuna"] = "optuna"
     """Where configurations come from: drawn at random, every combination of choices, or Optuna's TPE."""
-    scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
+    scheduler: Scheduler = "asha"
     """Who stops early: nobody; all but the best at each rung; those below the median. pbt: the worst copy the best."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the search."""
