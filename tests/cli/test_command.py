@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from segray import cli
+from segray import cli, config
 from segray.cli.command import Parser, dotted, end
 from segray.errors import ConfigError, DataError, TrainingError
 
@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-WITH_SETTINGS = ("train", "tune", "evaluate", "predict", "promote", "serve")
+WITH_SETTINGS = ("train", "tune", "evaluate", "predict", "promote", "serve", "doctor")
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
