@@ -37,3 +37,19 @@ def test_the_settled_settings_hold_no_password_and_it_is_taken_from_the_environm
         places.tracking_uri(settled)
     monkeypatch.setenv(places.TRACKING_VARIABLE, SECRET)
     assert places.tracking_uri(settled) == SECRET
+
+
+def test_a_secret_in_the_address_of_the_data_is_refused_without_being_told():
+    with pytest.raises(ConfigError, match=r"s3://KEY:\*\*\*@bucket/set, with a secret in it") as raised:
+        places.settled(config.build({"data.root": "s3://KEY:h1dden@bucket/set"}))
+    assert "h1dden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("told", "seconds"), [(None, 3), ("60", 60), ("soon", 3)])
+def test_a_job_knows_how_long_it_has_once_it_is_stopped(told, seconds, monkeypatch):
+    monkeypatch.delenv(places.JOB_VARIABLE, raising=False)
+    assert places.job_wait_s() is None
+    monkeypatch.setenv(places.JOB_VARIABLE, "{}")
+    if told is not None:
+        monkeypatch.setenv(places.JOB_WAIT, told)
+    assert places.job_wait_s() == seconds

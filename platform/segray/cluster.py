@@ -178,7 +178,8 @@ def cause(error: BaseException) -> SegrayError | None:
 def in_a_line(error: BaseException) -> str:
     """Returns why something failed in one line: a worker's own error, where workers raised any."""
     failures = [*getattr(error.__cause__, "worker_failures", {}).values()]
-    lines = str(failures[0] if failures else error).strip().splitlines()
+    told = failures[0] if failures else getattr(error, "cause", None) or error  # Ray dresses a task's error in its own
+    lines = str(told).strip().splitlines()
     return lines[-1 if failures else 0].strip() if lines else type(error).__name__
 
 

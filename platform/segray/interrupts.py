@@ -35,4 +35,5 @@ def heeding(*steps: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # whose it was is not known to Python
+                signal.signal(number, handler)

@@ -9,6 +9,7 @@ from segray.config import Config
 from segray.errors import ConfigError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+JOB_WAIT, JOB_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)@")
@@ -18,6 +19,14 @@ MASK = "***"
 def in_submitted_job() -> bool:
     """Returns whether this process is the driver of a job given to `ray job submit`."""
     return JOB_VARIABLE in os.environ
+
+
+def job_wait_s() -> int | None:
+    """Returns the seconds that `ray job stop` gives this job before it kills it; none outside a submitted job."""
+    if not in_submitted_job():
+        return None
+    told = os.environ.get(JOB_WAIT, "")
+    return int(told) if told.isdecimal() else JOB_WAIT_S
 
 
 def is_uri(place: str) -> bool:
@@ -45,10 +54,15 @@ def settled(config: Config) -> Config:
     """Returns the config with every place absolute and the tracking store named, without its password.
 
     Raises:
-        ConfigError: a place is relative in a submitted job, or the results are no folder.
+        ConfigError: a place is relative in a submitted job, the results are no folder, or a URI of data holds a secret.
     """
     if is_uri(config.results):
         raise ConfigError(f"results is {config.results}; expected a folder that every node sees under this path.")
+    if PASSWORD.search(config.data.root):
+        raise ConfigError(
+            f"data.root is {masked(config.data.root)}, with a secret in it that every record of the run would hold; "
+            "expected it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's own role)."
+        )
     results = absolute("results", config.results)
     data = config.data.model_copy(update={"root": absolute("data.root", config.data.root)})
     tracking = config.tracking.model_copy(update={"uri": masked(tracking_uri(config))})

@@ -19,6 +19,7 @@ from .conftest import BIN, ROOT, end, head_shell, start_head, until
 
 pytestmark = pytest.mark.slow
 
+RAYS = ("JobSupervisor", "_StatsActor", "_AutoscalingCoordinatorActor", "TrainStateActor", "_UsageCollectionActor")
 PASSWORD, KEY = secrets.token_hex(12), secrets.token_hex(12)
 
 
@@ -36,9 +37,9 @@ def head(tmp_path_factory, mlflow_server):
 
 
 def actors(head):
-    """The actors that are alive, but for those that Ray itself keeps: jobs' supervisors, and Ray Data's."""
+    """The actors that are alive, but for those that Ray itself keeps for all jobs."""
     found = head.asked("/api/v0/actors?limit=1000&detail=true")
-    return [one["class_name"] for one in found if one["state"] == "ALIVE" and not one["is_detached"]]
+    return [one["class_name"] for one in found if one["state"] == "ALIVE" and one["class_name"] not in RAYS]
 
 
 def job_of(process):

@@ -84,6 +84,14 @@ def test_what_is_wrong_is_told_with_what_to_do(verdict, level, said):
     assert verdict.fix or verdict.check == "disk"
 
 
+def test_another_build_of_a_version_is_the_same_version():
+    assert judging.same_versions(OURS, two(versions=OURS | {"torch": "2.13.0+cpu"})).level is OK
+
+
+def test_before_a_run_a_node_that_says_nothing_is_told_and_no_more():
+    assert judging.answered({"other": "gone"}, 2, WARN).level is WARN
+
+
 def test_a_network_is_only_slow_where_a_step_waits_for_it():
     assert judging.network(2, "gloo", 2**24, 1.0, 2**20).level is OK
 

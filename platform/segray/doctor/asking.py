@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from segray import cluster
 from segray.cluster import Member
 from segray.config import Config
-from segray.data.schema import Manifest
+from segray.data.schema import Manifest, plain
 from segray.doctor import judging, node
 from segray.doctor.crew import Answers, Asked, Crew, crew
-from segray.doctor.node import Question, Report
+from segray.doctor.node import Question, Report, is_there
 from segray.doctor.verdicts import Level, Verdict
+
+
+class UnwritableError(Exception):
+    """The results' folder cannot be written to by this process itself."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,11 @@ class Asking:
         self._asked: Asked = found.asked("report", question)
 
     def told(self) -> Told:
-        """Waits for what they say, and returns it."""
-        return Told(self._members, self._asked.answers(), self._data)
+        """Waits for what they say, and returns it; nodes that are gone by then are asked for nothing."""
+        answers = self._asked.answers()
+        there = {one.id for one in cluster.members()} if answers.silent else set()
+        silent = {one: why for one, why in answers.silent.items() if one.id in there}
+        return Told([*answers.said, *silent], Answers(answers.said, silent), self._data)
 
 
 @contextmanager
@@ -63,7 +71,7 @@ def asking(config: Config, manifest: Manifest | None, members: Sequence[Member])
         members: the nodes.
 
     Raises:
-        OSError: the results' folder cannot be written to from here.
+        UnwritableError: the results' folder cannot be written to from here.
     """
     root, digest = (config.data.root, manifest.digest) if manifest else (None, None)
     with _marked(config.results) as mark, crew(members) as found:
@@ -74,15 +82,18 @@ def asking(config: Config, manifest: Manifest | None, members: Sequence[Member])
 def _marked(results: str) -> Iterator[str]:
     """Leaves a file in the results' folder for others to see; it is gone behind this, and the folder if it is new."""
     folder = Path(results)
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [one for one in (folder, *folder.parents) if not is_there(one)]
     mark = folder / f".doctor-{uuid4().hex[:12]}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(mark.name)
+    except OSError as error:
+        raise UnwritableError(f"{results} cannot be written to ({error.strerror})") from error
+    try:
         yield mark.name
     finally:
-        mark.unlink(missing_ok=True)
-        with suppress(OSError):  # a run has begun there meanwhile
+        with suppress(OSError):  # a run has begun there meanwhile, or the storage is gone
+            mark.unlink(missing_ok=True)
             for one in made:
                 one.rmdir()
 
@@ -92,17 +103,22 @@ def named(by_member: Mapping[Member, Any]) -> dict[str, Any]:
     return {str(one): value for one, value in by_member.items()}
 
 
-def judged(config: Config, told: Told) -> list[Verdict]:
-    """Returns what a run cannot work without."""
+def judged(config: Config, told: Told, silent: Level = Level.FAIL) -> list[Verdict]:
+    """Returns what a run cannot work without.
+
+    Args:
+        config: of the run.
+        told: what nodes said.
+        silent: what it means that a node says nothing.
+    """
     found = [
-        judging.answered(named(told.answers.silent), len(told.members)),
+        judging.answered(named(told.answers.silent), len(told.members), silent),
         judging.same_versions(node.versions(), told.reports),
         judging.storage(config.results, told.reports),
     ]
-    return [*found, judging.datasets(told.data, told.reports)] if told.data else found
+    return [*found, judging.datasets(plain(told.data), told.reports)] if told.data else found
 
 
-def unwritable(results: str, error: OSError) -> Verdict:
+def unwritable(error: UnwritableError) -> Verdict:
     """Returns what is wrong with a results' folder that this process itself cannot write to."""
-    found = f"{results} cannot be written to ({error.strerror})"
-    return Verdict("results", Level.FAIL, found, "name another place with --results")
+    return Verdict("results", Level.FAIL, str(error), "name another place with --results")

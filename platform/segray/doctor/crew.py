@@ -76,8 +76,15 @@ class Crew:
     def reduce(self, members: Sequence[Member], backend: str, count: int) -> Answers:
         """Returns the seconds that a sum of `count` float32 over some of them takes."""
         first = members[0]
-        port = ray.get(self._actors[first].port.remote(), timeout=PATIENCE_S)
-        where = f"tcp://{first.address}:{port}"
+        warm = Asked({one: self._actors[one].warm.remote() for one in members}).answers(MEET_S)
+        if warm.silent:  # the others would wait for it
+            return warm
+        try:
+            port = ray.get(self._actors[first].port.remote(), timeout=PATIENCE_S)
+        except RayError as error:
+            return Answers({}, {first: cluster.in_a_line(error)})
+        host = f"[{first.address}]" if ":" in first.address else first.address
+        where = f"tcp://{host}:{port}"
         return Asked(
             {
                 one: self._actors[one].reduce.remote(backend, where, rank, len(members), count)

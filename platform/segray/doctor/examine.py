@@ -12,7 +12,7 @@ from segray.cluster import Member
 from segray.config import Config
 from segray.data.schema import Manifest, read_manifest
 from segray.doctor import judging
-from segray.doctor.asking import Asking, Told, asking, judged, named, unwritable
+from segray.doctor.asking import Asking, Told, UnwritableError, asking, judged, named, unwritable
 from segray.doctor.crew import Crew, crew
 from segray.doctor.verdicts import Level, Verdict
 from segray.errors import CapacityError, ConfigError, DataError, RegistryError
@@ -50,8 +50,8 @@ def examine(config: Config, say: Callable[[str], None] = lambda _line: None) -> 
         with asking(settled, manifest, members) as asked:
             say("asking its nodes ...")
             return [*first, *_of_the_run(settled, uri, manifest), *_of_the_nodes(settled, manifest, asked, say)]
-    except OSError as error:
-        return [*first, unwritable(settled.results, error), *_of_the_run(settled, uri, manifest)]
+    except UnwritableError as error:
+        return [*first, unwritable(error), *_of_the_run(settled, uri, manifest)]
 
 
 def _manifest(root: str) -> tuple[Manifest | None, list[Verdict]]:
@@ -114,7 +114,7 @@ def _of_the_nodes(
         *judging.memory(stores, told.reports),
         judging.temporary(told.reports),
     ]
-    if len(told.answers.said) < 2:  # there is no way
+    if sum(one.offers.cpus >= 1 or one.offers.gpus >= 1 for one in told.answers.said) < 2:  # there is no way
         return found
     say("summing over the network ...")
     return [*found, _summed(told, asked.crew, storing.parameter_bytes(config, _classes(manifest)))]
@@ -126,7 +126,8 @@ def _summed(told: Told, everybody: Crew, gradients: int) -> Verdict:
     if len(with_gpus) > 1 and _are_free(with_gpus):
         with crew(with_gpus, gpus=1) as found:
             return _summed_by("nccl", found, with_gpus, gradients)
-    return _summed_by("gloo", everybody, list(told.answers.said), gradients)
+    workers = [one for one in told.answers.said if one.offers.cpus >= 1 or one.offers.gpus >= 1]
+    return _summed_by("gloo", everybody, workers, gradients)
 
 
 def _summed_by(backend: str, found: Crew, members: Sequence[Member], gradients: int) -> Verdict:

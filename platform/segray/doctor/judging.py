@@ -19,13 +19,19 @@ MOST_REDUCE_S = 1.0
 WAIT_S = 30  # for a checkpoint of the larger variants on slow storage
 
 
-def answered(silent: Mapping[str, str], asked: int) -> Verdict:
-    """Judges whether all nodes answer."""
+def answered(silent: Mapping[str, str], asked: int, level: Level = Level.FAIL) -> Verdict:
+    """Judges whether all nodes answer.
+
+    Args:
+        silent: why some do not.
+        asked: how many were.
+        level: of a node that does not.
+    """
     if not silent:
         return Verdict("nodes", Level.OK, f"{asked} answer" if asked > 1 else "this one answers")
     why = "; ".join(f"{name}: {reason}" for name, reason in list(silent.items())[:MOST_NAMED])
     found = f"{len(silent)} of {asked} cannot work: {why}"
-    return Verdict("nodes", Level.FAIL, found, "look into the logs of their raylets, or end them")
+    return Verdict("nodes", level, found, "look into the logs of their raylets, or end them")
 
 
 def fits(config: Config, alive: Sequence[Node], possible: Sequence[Node]) -> Verdict:
@@ -57,7 +63,7 @@ def same_versions(ours: Mapping[str, str], theirs: Mapping[str, Report]) -> Verd
         f"{library} {report.versions.get(library, 'missing')} on {name}, {version} here"
         for name, report in theirs.items()
         for library, version in ours.items()
-        if report.versions.get(library) != version
+        if _release(report.versions.get(library)) != _release(version)
     }
     if not others:
         told = ", ".join(f"{library} {version}" for library, version in ours.items())
@@ -65,6 +71,11 @@ def same_versions(ours: Mapping[str, str], theirs: Mapping[str, Report]) -> Verd
     more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     found = "; ".join(sorted(others)[:MOST_NAMED]) + more
     return Verdict("versions", Level.FAIL, found, "install segray by the same constraints.txt, or image, everywhere")
+
+
+def _release(version: str | None) -> str | None:
+    """Returns a version without what it was built for: a head without a GPU has another build of torch."""
+    return None if version is None else version.partition("+")[0]
 
 
 def gpus(claimed: Mapping[str, float], theirs: Mapping[str, Report]) -> Verdict:

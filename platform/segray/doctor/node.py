@@ -85,6 +85,10 @@ class Examiner:
         """Returns its time, in seconds since the epoch."""
         return time.time()
 
+    def warm(self) -> None:
+        """Imports what a sum needs: nodes take their time with that, and meet behind it."""
+        from segray.doctor import network  # noqa: F401, PLC0415 torch is needed nowhere else
+
     def port(self) -> int:
         """Returns a port that is free."""
         with socket.create_server(("", 0)) as found:
@@ -125,19 +129,27 @@ def dataset(question: Question) -> str:
     if question.root is None:
         return ""
     from segray.data.pieces import Source  # noqa: PLC0415 it takes a second, which the asker need not wait for
-    from segray.data.schema import read_manifest  # noqa: PLC0415
+    from segray.data.schema import plain, read_manifest  # noqa: PLC0415
     from segray.errors import DataError  # noqa: PLC0415
 
     try:
         manifest = read_manifest(question.root)
         if question.digest not in (None, manifest.digest):
-            return f"{question.root} is another dataset there, digest {manifest.digest[:12]}"
+            return f"{plain(question.root)} is another dataset there, digest {manifest.digest[:12]}"
         for split in manifest.splits.values():
             if split.rows:
                 Source(question.root, split).read([0])
     except DataError as error:
         return str(error)
     return ""
+
+
+def is_there(path: Path) -> bool:
+    """Returns whether a path is there, as far as this user may know."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def free_bytes(folder: str) -> int | None:

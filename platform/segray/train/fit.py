@@ -30,7 +30,6 @@ from segray.train.worker import work
 
 RAY_FOLDER = "ray"
 START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-GIVEN = os.environ.get(START)
 START_S = {False: "1800", True: "20"}
 """How long workers are waited for, by whether there may be fewer: a cloud's nodes take minutes, and with fewer a run
 looks anew how many there are."""
@@ -162,12 +161,13 @@ def _train(prepared: Prepared, journal: Journal, stop: Stop, say: Callable[[str]
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
-        with heeding(stop.ask, stop.hurry), stoppable(stop, pulse, say):
+        with heeding(stop.ask, stop.hurry), stoppable(stop, pulse, say), _waiting(_is_elastic(prepared.config)):
             _trainer(prepared, pulse).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        if stop.asked.is_set():
+        cause = cluster.cause(error)
+        if stop.asked and (cause is None or isinstance(cause, StoppedError)):
             raise StoppedError(_stopped(prepared)) from error
-        raise cluster.cause(error) or TrainingError(f"run {prepared.name} failed: {error}") from error
+        raise cause or TrainingError(f"run {prepared.name} failed: {error}") from error
     finally:
         watching.stop()
         if prepared.job.pulse is None:
@@ -190,17 +190,31 @@ def new_pulse() -> ray.actor.ActorHandle:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Pulse).remote()
 
 
+def _is_elastic(config: Config) -> bool:
+    return config.train.min_workers is not None and config.train.min_workers < config.train.workers
+
+
+@contextmanager
+def _waiting(elastic: bool) -> Iterator[None]:
+    """Has Ray's trainer wait for workers as long as a run like this does, unless somebody said how long."""
+    is_given = START in os.environ
+    os.environ.setdefault(START, START_S[elastic])  # it is taken from here to the controller
+    try:
+        yield
+    finally:
+        if not is_given:
+            del os.environ[START]
+
+
 def _trainer(prepared: Prepared, pulse: ray.actor.ActorHandle) -> Trainer:
     placement, train = prepared.job.placement, prepared.config.train
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
-    elastic = train.min_workers is not None and train.min_workers < train.workers
-    os.environ[START] = GIVEN or START_S[elastic]  # Ray's trainer takes it from here to the controller
     return Trainer(
         work,
         ours=[Announced(pulse)],
         train_loop_config={"job": ray.put(replace(prepared.job, pulse=pulse))},  # the controller need not open it
         scaling_config=ScalingConfig(
-            num_workers=(train.min_workers, train.workers) if elastic else train.workers,
+            num_workers=(train.min_workers, train.workers) if _is_elastic(prepared.config) else train.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=train.grow_s,

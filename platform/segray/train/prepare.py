@@ -92,7 +92,7 @@ def prepare(
     changes = [] if folder is None else resuming.check(folder, settled, manifest, allowed)
     weights = _weights(settled, manifest.classes, folder, tracking_uri, say)
     cluster.connect()
-    placement = _placed(settled, manifest, tracking_uri, say) if part is None else part.placement
+    placement = _placed(settled, manifest, tracking_uri, say, folder) if part is None else part.placement
     times = draw_times(Source(settled.data.root, train), settled.data)
     init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
     is_new = folder is None
@@ -108,11 +108,13 @@ def prepare(
     return Prepared(job, tracking_uri, is_new, lock)
 
 
-def _placed(config: Config, manifest: Manifest, uri: str, say: Callable[[str], None]) -> capacity.Placement:
+def _placed(
+    config: Config, manifest: Manifest, uri: str, say: Callable[[str], None], folder: Path | None
+) -> capacity.Placement:
     _warn_of_preemption(say)
     wanted = config.train
     placement = capacity.place(cluster.nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
-    preflight(config, uri, manifest, say)
+    preflight(config, uri, manifest, say, goes_on=folder is not None)
     return placement
 
 

@@ -10,9 +10,12 @@ import ray
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
+from segray import places
+
 POLL_S = 0.1
 PATIENCE_S = 10.0
 ABORT_S = 3.0
+ENDS_S = 15.0  # that a run takes to close its records, once its ranks are gone
 NODES_S = 20.0  # workers on nodes that are there are at work by then
 
 
@@ -24,17 +27,15 @@ class Stop:
         hurried: to end at once; its last checkpoint is what is left.
     """
 
-    def __init__(self) -> None:
-        self.asked, self.hurried = threading.Event(), threading.Event()
+    asked = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
 
     def ask(self) -> None:
         """Asks it to end."""
-        self.asked.set()
+        self.asked = True
 
     def hurry(self) -> None:
         """Asks it to end at once."""
-        self.hurried.set()
-        self.asked.set()
+        self.asked = self.hurried = True
 
 
 class Announced(ControllerCallback):  # type: ignore[misc]
@@ -78,27 +79,36 @@ def stoppable(stop: Stop, pulse: ray.actor.ActorHandle, say: Callable[[str], Non
 
 def _end(stop: Stop, over: threading.Event, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> None:
     nodes_until = monotonic() + NODES_S
-    while not stop.asked.wait(POLL_S):
-        if over.is_set():
+    while not stop.asked:
+        if over.wait(POLL_S):
             return
         if monotonic() > nodes_until:
             nodes_until = float("inf")
             with suppress(RayError):
-                if not ray.get(pulse.has_ranks.remote()):
+                if not ray.get(pulse.has_ranks.remote(), timeout=PATIENCE_S):
                     say("waiting for nodes with room for the workers ...")
-    if not stop.hurried.is_set():
+    if not stop.hurried:
         say("stopping: a checkpoint is kept of this step; once more ends it at once.")
+    until = monotonic() + _patience_s()
     while not over.wait(POLL_S):
+        if monotonic() > until:
+            stop.hurry()
         with suppress(RayError):  # the controller goes as it answers
             if _has_ended(stop, pulse):
                 return
 
 
+def _patience_s() -> float:
+    """Returns how long the ranks have for their checkpoint: in a job, less than Ray gives before it kills."""
+    wait_s = places.job_wait_s()
+    return float("inf") if wait_s is None else max(wait_s - ENDS_S, wait_s / 2)
+
+
 def _has_ended(stop: Stop, pulse: ray.actor.ActorHandle) -> bool:
     """Tells the ranks to stop, or ends the controller, where there are none, or no time for them; returns whether."""
-    if ray.get(pulse.stop.remote()) and not stop.hurried.is_set():
+    if ray.get(pulse.stop.remote(), timeout=PATIENCE_S) and not stop.hurried:
         return False
-    controller = ray.get(pulse.controller.remote())
+    controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
     if controller is None:  # it may only be on its way
         return False
     ended, _ = ray.wait([controller.abort.remote()], timeout=ABORT_S)

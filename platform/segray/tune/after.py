@@ -11,7 +11,7 @@ import yaml
 
 from segray import checkpoint, places, store
 from segray.config import Config, flat, merge
-from segray.errors import SegrayError, TrainingError
+from segray.errors import SegrayError, StoppedError, TrainingError
 from segray.tracking.family import Family
 from segray.tracking.journal import JOURNAL, Journal
 from segray.train.fit import fit, register
@@ -163,6 +163,8 @@ def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) 
     try:
         fit(config, resume=begun_run(folder), say=lambda _line: None, part=part)
         _best_saved(folder)
+    except StoppedError:
+        raise
     except SegrayError as error:  # the sweep has its result without it
         say(f"the run with seed {train.seed} failed: {error}")
         return None

@@ -126,7 +126,7 @@ class Run:
 
     def _listen(self) -> None:
         """Asks the run to end, if the sweep does."""
-        if self._bell is None or self.stop.asked.is_set():
+        if self._bell is None or self.stop.asked:
             return
         with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
             if ray.get(self._bell.here.remote(self._task.number, os.getpid())):

@@ -85,7 +85,7 @@ def begin(
     folder = _named(settled, manifest, resume, say)
     cluster.connect()
     slots = capacity.slots(cluster.nodes(), settled.train.workers, settled.train.device, settled.tune.concurrent)
-    preflight(settled, tracking_uri, manifest, say)
+    preflight(settled, tracking_uri, manifest, say, goes_on=folder is not None)
     is_new = folder is None
     known = warm(settled, tracking_uri) if is_new and settled.tune.warm_start else ()
     if folder is None:

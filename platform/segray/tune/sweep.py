@@ -15,7 +15,7 @@ from segray.data import fetch
 from segray.data.fetch import Shared
 from segray.data.pieces import Source
 from segray.data.schema import Manifest
-from segray.errors import CheckpointError, TrainingError
+from segray.errors import CheckpointError, StoppedError, TrainingError
 from segray.tracking.family import Family
 from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.upload import Uploading
@@ -98,7 +98,7 @@ def _uploaded(begun: Begun, say: Callable[[str], None]) -> Iterator[Family]:
     try:
         yield family
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
         begun.record.journal.write("end", status=status)
         raise
     finally:
