@@ -36,6 +36,7 @@ def other(folder, tmp_path):
     return made
 
 
+@pytest.mark.slow
 def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt, tmp_path, ray_cluster):
     environment = os.environ | {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled"}
     words = ["--split", "train", "--against", other, "--slice", "size", "--slice", r"last=(\d)$", "--workers", "1"]

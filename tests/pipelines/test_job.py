@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
@@ -114,7 +116,6 @@ def test_the_job_succeeds_and_another_shell_loads_what_it_registered(head, stree
     assert "(96, 96)" in loaded.stdout, loaded.stderr
 
 
-@pytest.mark.slow
 def test_the_bare_command_trains_with_the_places_of_the_cluster(head, streets, tmp_path):
     places = {
         "results": str(tmp_path / "results"),

@@ -48,6 +48,7 @@ def run(words, environment):
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_frames_of_a_video_stay_together_and_the_check_is_the_next_command(source, environment, tmp_path):
     (tmp_path / "map.yaml").write_text("car: vehicle\nsky: null\n")
     made = run(command(source, tmp_path / "made", "--map", tmp_path / "map.yaml"), environment)

@@ -254,6 +254,7 @@ ENGINE = {  # half precision, parts, clipping, an average, a frozen encoder and 
 }
 
 
+@pytest.mark.slow
 def test_every_part_of_the_data_plane_and_of_the_engine_at_once(tiny, spoilt):
     """Two rows are left out and counted; only the head moves, but for its norms."""
     changes = EVERY_PART | ENGINE | {"data__root": str(spoilt), "train__workers": 2}

@@ -25,6 +25,7 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
         "train/lr": 1e-3,
         "train/images_per_s": pytest.approx(2.5),
         "train/data_wait": pytest.approx(0.125),
+        "system/workers": 2,
         "system/cpu_percent": 250,
         "system/memory_gib": 6,
     }

@@ -36,7 +36,7 @@ def task(run, step):
 
 
 def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
-    part = Run(task(run, 2), PART)
+    part = Run(task(run, 2), PART, None)
     told = [part.next() for _ in range(3)]
     assert [(one[STEP], json.loads(one[FOUND])["val/miou"]) for one in told[:2]] == [(4, 0.4), (6, 0.6)]
     assert told[2][DONE]
