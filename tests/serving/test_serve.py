@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from socket import create_server
 
 import numpy as np
@@ -76,19 +77,26 @@ def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
         ray.kill(ray.get_actor(replicas[0], namespace="serve"))
         return replicas
 
-    load, replicas = loaded(house, 6, kill)
-    assert len(replicas) == 2
-    assert not load.failed, load.failed[0]
-
-    async def until_told():
-        async with asyncio.timeout(10):
-            while not re.search(rb"segray_retries_total [1-9]", asked(place.url, "/metrics")):
-                await asyncio.sleep(0.2)
-        async with asyncio.timeout(90):
-            while json.loads(asked(place.url, "/readyz"))["replicas"] != 2:
+    async def until(happened, seconds):
+        async with asyncio.timeout(seconds):
+            while not happened():
                 await asyncio.sleep(0.2)
 
-    asyncio.run(until_told())
+    def is_whole():
+        return json.loads(asked(place.url, "/readyz"))["replicas"] == 2
+
+    def is_told():
+        return re.search(rb"segray_retries_total [1-9]", asked(place.url, "/metrics")) is not None
+
+    for _ in range(4):  # on a fast machine the one that dies may have nothing in hand
+        load, replicas = loaded(house, 6, kill)
+        assert len(replicas) == 2
+        assert not load.failed, load.failed[0]
+        asyncio.run(until(is_whole, 90))
+        with suppress(TimeoutError):
+            asyncio.run(until(is_told, 5))
+            break
+    assert is_told()
 
 
 def test_it_listens_where_it_was_told_to_and_wants_the_token(house):
