@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from segray import places
+from segray.train import secrets
 
 POLL_S = 0.1
 PATIENCE_S = 10.0
@@ -46,6 +47,7 @@ class Announced(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, *_: Any) -> None:
         """Tells it."""
+        secrets.keep()  # before there are workers
         self._pulse.led_by.remote(ray.get_runtime_context().current_actor)
 
 
