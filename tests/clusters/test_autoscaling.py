@@ -72,8 +72,8 @@ def drain(head, node_id, seconds):
 
 
 def kill(node_id):
-    for raylet in raylets(node_id):
-        raylet.kill()
+    (raylet,) = raylets(node_id)
+    raylet.kill()
 
 
 def test_nodes_come_for_a_job_and_go_after_it(autoscaled, streets, mlflow_server, tmp_path):
@@ -101,6 +101,8 @@ def test_a_node_that_is_killed_is_replaced_and_the_run_goes_on(autoscaled, stree
     run.reaches(before + 1)
     print(f"killed: another node after {replaced_s:.0f} s, a new step after {time.monotonic() - killed:.0f} s")
     run.wait()
+    assert first[0] not in autoscaled.nodes()
+    assert run.records("event")  # the run had noticed
 
 
 def test_a_drained_node_leaves_a_checkpoint_in_time_and_is_replaced(autoscaled, streets, mlflow_server, tmp_path):
@@ -154,6 +156,7 @@ def test_an_elastic_run_shrinks_and_grows(autoscaled, streets, mlflow_server, tm
     print(f"elastic: {WORKERS} workers after {grown_s:.0f} s; one killed: fewer go on after {shrunk_s:.0f} s, ", end="")
     print(f"{WORKERS} again after {time.monotonic() - killed:.0f} s; sizes {sizes(run)}")
     run.wait()
+    assert {WORKERS - 1, WORKERS} <= set(sizes(run))
 
 
 def test_a_sweep_over_the_variants_scales_with_its_trials(autoscaled, streets, mlflow_server, tmp_path):

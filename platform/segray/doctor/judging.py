@@ -102,19 +102,21 @@ def clocks(ahead_s: Mapping[str, float]) -> Verdict:
 def storage(results: str, theirs: Mapping[str, Report]) -> Verdict:
     """Judges whether all nodes see the results' folder, and may write to it."""
     wrong = {name: report.storage for name, report in theirs.items() if report.storage}
-    if not wrong:
-        return Verdict("results", Level.OK, f"{results} is written to from every node that is there")
-    found = f"{next(iter(wrong.values()))}, on {named(wrong)}"
-    return Verdict("results", Level.FAIL, found, "expected storage that all nodes share, such as NFS; see --results")
+    fix = "expected storage that all nodes share, such as NFS; see --results"
+    return _everywhere("results", wrong, f"{results} is written to", fix)
 
 
 def datasets(root: str, theirs: Mapping[str, Report]) -> Verdict:
     """Judges whether all nodes can read the dataset."""
     wrong = {name: report.dataset for name, report in theirs.items() if report.dataset}
+    return _everywhere("dataset", wrong, f"{root} is read", "expected a folder that all nodes share, or s3:// or gs://")
+
+
+def _everywhere(check: str, wrong: Mapping[str, str], done: str, fix: str) -> Verdict:
+    """Judges what every node has to be able to do, by what is wrong on some."""
     if not wrong:
-        return Verdict("dataset", Level.OK, f"{root} is read from every node that is there")
-    found = f"{next(iter(wrong.values())).rstrip('.')}, on {named(wrong)}"
-    return Verdict("dataset", Level.FAIL, found, "expected a folder that all nodes share, or s3:// or gs://")
+        return Verdict(check, Level.OK, f"{done} from every node that is there")
+    return Verdict(check, Level.FAIL, f"{next(iter(wrong.values())).rstrip('.')}, on {named(wrong)}", fix)
 
 
 def disk(results: str, free: int | None, checkpoint: int, kept: int) -> Verdict:
