@@ -5,12 +5,16 @@ import json
 import re
 from pathlib import Path
 
+import boto3
 import jsonschema
+import moto
 import pytest
 import ray.autoscaler
 import yaml
 from botocore.session import get_session
 from botocore.validate import ParamValidator
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.event_logger import AutoscalerEventLogger
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
@@ -271,11 +275,6 @@ def test_the_private_and_the_large_stay_here(name):
 
 
 def test_ec2_gets_private_machines_of_the_right_kinds(monkeypatch, tmp_path):
-    moto = pytest.importorskip("moto")
-    import boto3
-    from ray.autoscaler._private.aws.config import bootstrap_aws
-    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key pair it makes there
