@@ -5,6 +5,7 @@ export PATH="$HOME/segray-venv/bin:$PATH"
 
 export RAY_AUTH_MODE=token # of ~/.ray/auth_token
 export RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true NO_ALBUMENTATIONS_UPDATE=1
+export RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor # nodes that come later may get a newer patch of Python 3.11
 export RAY_JOB_STOP_WAIT_TIME_S=60 # `ray job stop` kills after 3 s otherwise, in the middle of a checkpoint
 ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)" # open files; a machine may allow fewer
 unset OMP_NUM_THREADS PYTHONWARNINGS # the launcher sets them to 1 and ignore, and all workers would inherit that

@@ -17,17 +17,25 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
 
 def groups(config: dict[str, Any]) -> ClusterConfig:
-    """Returns the groups of workers that a launcher's configuration allows."""
-    found = ClusterConfig()
-    for name, node_type in config["available_node_types"].items():
-        if node_type["max_workers"] > 0:  # the head's type allows no further ones
+    """Returns the groups of workers that a launcher's configuration allows.
+
+    Where all groups together may not be started, they are those of the largest nodes: what fits there can be had.
+    """
+    found, left = ClusterConfig(), config["max_workers"]
+    for name, node_type in sorted(config["available_node_types"].items(), key=size, reverse=True):
+        most = min(node_type["max_workers"], left)  # the head's type allows no further ones
+        left -= most
+        if most > 0:
             found.node_group_configs.add(
-                name=name,
-                resources=node_type["resources"],
-                min_count=node_type["min_workers"],
-                max_count=min(node_type["max_workers"], config["max_workers"]),
+                name=name, resources=node_type["resources"], min_count=node_type["min_workers"], max_count=most
             )
     return found
+
+
+def size(group: tuple[str, dict[str, Any]]) -> tuple[float, float]:
+    """Returns the GPUs and CPUs of a node of a group."""
+    resources = group[1]["resources"]
+    return resources.get("GPU", 0), resources.get("CPU", 0)
 
 
 if __name__ == "__main__":

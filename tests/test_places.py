@@ -14,6 +14,7 @@ SHOWN = "postgresql+psycopg2://me:***@host:5432/mlflow"
     [
         (SECRET, SHOWN),
         ("http://me:secret@host", "http://me:***@host"),
+        ("postgresql://host/db?user=me&password=se/cret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
         ("http://me@host:5000", "http://me@host:5000"),
         ("http://host:5000/a:b@c", "http://host:5000/a:b@c"),
         ("sqlite:////data/a:b@c/mlflow.db", "sqlite:////data/a:b@c/mlflow.db"),
@@ -43,6 +44,8 @@ def test_a_secret_in_the_address_of_the_data_is_refused_without_being_told():
     with pytest.raises(ConfigError, match=r"s3://KEY:\*\*\*@bucket/set, with a secret in it") as raised:
         places.settled(config.build({"data.root": "s3://KEY:h1dden@bucket/set"}))
     assert "h1dden" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"--data is s3://KEY:\*\*\*@bucket"):  # as all commands ask
+        places.absolute("--data", "s3://KEY:h1dden@bucket/set")
 
 
 @pytest.mark.parametrize(("told", "seconds"), [(None, 3), ("60", 60), ("soon", 3)])

@@ -12,7 +12,7 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 JOB_WAIT, JOB_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
-PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)@")
+PASSWORD = re.compile(r"(?<=://)([^/@:]*:)[^/]*(?=@)|([?&](?:password|passwd|pwd)=)[^&]*")
 MASK = "***"
 
 
@@ -38,9 +38,15 @@ def absolute(key: str, place: str) -> str:
     """Returns a place as an absolute path or URI.
 
     Raises:
-        ConfigError: it is relative in a submitted job, whose working directory is a copy that Ray throws away.
+        ConfigError: it is relative in a submitted job, whose working directory is a copy that Ray throws away; or holds
+            a secret.
     """
     if is_uri(place):
+        if PASSWORD.search(place):
+            raise ConfigError(
+                f"{key} is {masked(place)}, with a secret in it that every record of it would hold; expected it in the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's own role)."
+            )
         return place
     if in_submitted_job() and not Path(place).expanduser().is_absolute():
         raise ConfigError(
@@ -54,15 +60,11 @@ def settled(config: Config) -> Config:
     """Returns the config with every place absolute and the tracking store named, without its password.
 
     Raises:
-        ConfigError: a place is relative in a submitted job, the results are no folder, or a URI of data holds a secret.
+        ConfigError: a place is relative in a submitted job, the results are no folder, or the URI of the data holds a
+            secret.
     """
     if is_uri(config.results):
         raise ConfigError(f"results is {config.results}; expected a folder that every node sees under this path.")
-    if PASSWORD.search(config.data.root):
-        raise ConfigError(
-            f"data.root is {masked(config.data.root)}, with a secret in it that every record of the run would hold; "
-            "expected it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's own role)."
-        )
     results = absolute("results", config.results)
     data = config.data.model_copy(update={"root": absolute("data.root", config.data.root)})
     tracking = config.tracking.model_copy(update={"uri": masked(tracking_uri(config))})
@@ -77,18 +79,18 @@ def tracking_uri(config: Config) -> str:
             holds no password, is all there is.
     """
     uri = config.tracking.uri or os.environ.get(TRACKING_VARIABLE)
-    if uri is not None and f":{MASK}@" in uri:
+    if uri is not None and MASK in uri:
         uri = _with_password(uri)
     if uri is None:
         return f"{SQLITE}{Path(absolute('results', config.results)).parent}/mlflow.db"
     if uri.startswith(SQLITE):
         return SQLITE + absolute("tracking.uri", uri.removeprefix(SQLITE))
-    return absolute("tracking.uri", uri)
+    return uri if is_uri(uri) else absolute("tracking.uri", uri)
 
 
 def masked(uri: str) -> str:
     """Returns a URI that may be written down and shown: its password, if it has one, is left out."""
-    return PASSWORD.sub(rf"\1:{MASK}@", uri)
+    return PASSWORD.sub(lambda found: f"{found[1] or found[2]}{MASK}", uri)
 
 
 def _with_password(uri: str) -> str:

@@ -101,7 +101,7 @@ class Head:
     def asked(self, path):
         """What the cluster's own interface says."""
         known = {"Authorization": f"Bearer {self.shell['RAY_AUTH_TOKEN']}"}
-        request = urllib.request.Request(self.shell["RAY_ADDRESS"] + path, headers=known)
+        request = urllib.request.Request(self.shell["RAY_API_SERVER_ADDRESS"] + path, headers=known)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)["data"]["result"]["result"]
 
@@ -194,7 +194,7 @@ def start_head(folder, shell, *words, port=None):
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env=shell, stdout=out, stderr=out, start_new_session=True
         )
-    jobs = {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    jobs = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     head = Head(shell | jobs, f"127.0.0.1:{port}", process, folder, client)
 
     def takes_jobs():

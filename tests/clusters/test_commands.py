@@ -293,8 +293,15 @@ def test_the_setup_really_installs_segray(home):
     assert file.startswith(str(home.folder / "segray-venv"))
 
 
+GPU = {"CPU": 8, "GPU": 1}
+GROUPS = {"gpu": (GPU, 2), "gpu-spot": (GPU, 8), "cpu": ({"CPU": 8}, 4)}
+
+
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_the_cluster_hears_which_workers_it_may_have(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("most", "expected"), [(None, GROUPS), (12, GROUPS | {"cpu": ({"CPU": 8}, 2)}), (1, {"gpu": (GPU, 1)})]
+)
+def test_the_cluster_hears_which_workers_it_may_have(name, most, expected, tmp_path, monkeypatch):
     told = {}
 
     class Client:
@@ -306,12 +313,12 @@ def test_the_cluster_hears_which_workers_it_may_have(name, tmp_path, monkeypatch
 
     assert hasattr(InnerGcsClient, "report_cluster_config")
     file = tmp_path / "ray_bootstrap_config.yaml"
-    file.write_text(json.dumps(prepare_config(read(name))))  # as Ray leaves it on the head
+    settings = prepare_config(read(name) | ({} if most is None else {"max_workers": most}))
+    file.write_text(json.dumps(settings))  # as Ray leaves it on the head
     monkeypatch.setattr("ray._raylet.GcsClient", Client)
     monkeypatch.setattr("sys.argv", ["report-groups.py", str(file)])
     monkeypatch.setenv("RAY_HEAD_IP", "10.0.0.1")
     runpy.run_path(str(ROOT / "clusters" / "report-groups.py"), run_name="__main__")
     assert told["address"] == "10.0.0.1:6379"
     found = {group.name: (dict(group.resources), group.max_count) for group in told["config"].node_group_configs}
-    gpu = {"CPU": 8, "GPU": 1}
-    assert found == {"cpu": ({"CPU": 8}, 4), "gpu": (gpu, 2), "gpu-spot": (gpu, 8)}
+    assert found == expected

@@ -42,6 +42,12 @@ def actors(head):
     return [one["class_name"] for one in found if one["state"] == "ALIVE" and one["class_name"] not in RAYS]
 
 
+def running(head):
+    """The tasks that are at work."""
+    found = head.asked("/api/v0/tasks?limit=1000&detail=true")
+    return [one["func_or_class_name"] for one in found if one["state"] == "RUNNING" and one["type"] == "NORMAL_TASK"]
+
+
 def job_of(process):
     """The id of a job that was submitted."""
     for line in process.stdout:
@@ -135,12 +141,13 @@ def model(head, streets, tmp_path_factory):
     return store.saved(place / "results/run")[-1].folder
 
 
-def test_an_evaluating_job_that_is_stopped_leaves_no_actor(head, streets, model, tmp_path):
+def test_an_evaluating_job_that_is_stopped_leaves_nothing_at_work(head, streets, model, tmp_path):
     words = ["python", "pipelines/evaluate.py", "--model", model, "--data", streets, "--split", "train"]
     words += ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db", "--eval.scales", "[4, 4, 4, 4, 4, 4]"]
     job = head.submit(*words)
-    time.sleep(8)
+    until(lambda: "_count_share" in running(head), "it counts")
     assert stop(head, job) < 30
+    assert running(head) == []
     assert actors(head) == []
 
 
@@ -208,7 +215,7 @@ def test_nobody_gets_in_without_the_token_and_with_it_everybody_does(head):
     "path", ["/api/version", "/api/jobs/", "/nodes?view=summary", "/api/v0/actors", "/logical/actors"]
 )
 def test_the_dashboard_answers_nobody_without_the_token(head, path):
-    url = head.shell["RAY_ADDRESS"] + path
+    url = head.shell["RAY_API_SERVER_ADDRESS"] + path
 
     def status(**headers):
         try:
@@ -221,18 +228,25 @@ def test_the_dashboard_answers_nobody_without_the_token(head, path):
     assert status(Authorization=f"Bearer {head.shell['RAY_AUTH_TOKEN']}") == 200
 
 
+SWEEP = ["--tune.space", '{"optim.lr": {"choice": [1e-4, 1e-3]}}', "--tune.trials", 2, "--train.workers", 1]
+
+
 def test_no_secret_is_written_down_anywhere(head, streets, mlflow_server, tmp_path, tmp_path_factory):
-    words = training(streets, tmp_path, "--train.steps", 4, "--train.val_every", 2)
-    at = words.index("--tracking.uri")
-    job = head.submit(*words[:at], *words[at + 2 :], "--json", tmp_path / "result.json")  # MLflow as the head knows it
-    said, _ = job.communicate(timeout=200)
-    assert job.returncode == 0, said
-    assert "someone:***@" in (tmp_path / "result.json").read_text()
+    for command, more in (("train", []), ("tune", SWEEP)):
+        place = tmp_path / command
+        place.mkdir()
+        words = training(streets, place, "--train.steps", 4, "--train.val_every", 2, *more)
+        words[1] = f"pipelines/{command}.py"
+        at = words.index("--tracking.uri")
+        job = head.submit(*words[:at], *words[at + 2 :], "--json", place / "result.json")  # MLflow as the head knows it
+        said, _ = job.communicate(timeout=200)
+        assert job.returncode == 0, said
+        assert "someone:***@" in (place / "result.json").read_text()
+        (place / "said").write_text(said)
     client = MlflowClient(mlflow_server)
-    (run,) = client.search_runs([client.get_experiment_by_name("segray").experiment_id])
-    (tmp_path / "said").write_text(said)
-    (tmp_path / "run").write_text(str(run.to_dictionary()))
-    head.run(BIN / "ray", "job", "logs", "x")
+    runs = client.search_runs([client.get_experiment_by_name("segray").experiment_id])
+    assert len(runs) == 1 + 1 + 2
+    (tmp_path / "runs").write_text("\n".join(str(run.to_dictionary()) for run in runs))
     places = [head.folder, tmp_path, tmp_path_factory.getbasetemp() / "mlflow0"]
     assert all(place.exists() for place in places)
     for secret in (PASSWORD, KEY, head.shell["RAY_AUTH_TOKEN"]):

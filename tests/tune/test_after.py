@@ -15,7 +15,7 @@ def test_who_stops_a_run_of_another_seed_stops_the_sweep(error, tmp_path, monkey
     (tmp_path / "trial-000").mkdir()
     (tmp_path / "trial-000" / checkpoint.CONFIG).write_text(settings.model_dump_json())
     begun = SimpleNamespace(
-        folder=tmp_path, config=settings, key="k", trials=[1], slots=SimpleNamespace(placement=None)
+        folder=tmp_path, config=settings, key="k", trials=[1], tracking_uri="", slots=SimpleNamespace(placement=None)
     )
 
     def fit(*_, **__):

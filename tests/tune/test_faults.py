@@ -230,7 +230,8 @@ def test_ctrl_c_ends_a_sweep_in_order_and_it_goes_on(command, runs_of, tmp_path)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 130, said
-    assert said.rstrip().endswith("interrupted.")
+    assert "interrupted: each trial at work keeps a checkpoint" in said
+    assert said.rstrip().endswith(f"sweep six was stopped; it goes on with --resume {tmp_path}/results/six.")
     parent, trials = runs_of(f"sqlite:///{tmp_path}/mlflow.db")
     assert {run.info.status for run in (parent, *trials.values())} == {"KILLED"}
     said, _ = command("--name", "six", "--resume", "auto").communicate(timeout=400)

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from segray.train.part import Part
 from segray.train.resume import hold
 from segray.tune.running import DONE, FAILED, FOUND, STEP, Run, Task, begun
 
-PART = Part("key", 0, Placement(1, "cpu", 1, 1, 0, 0))
+PART = Part("key", 0, Placement(1, "cpu", 1, 1, 0, 0), "sqlite:////nowhere/mlflow.db")
 
 
 @pytest.fixture
@@ -41,6 +42,10 @@ def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
     assert [(one[STEP], json.loads(one[FOUND])["val/miou"]) for one in told[:2]] == [(4, 0.4), (6, 0.6)]
     assert told[2][DONE]
     assert told[2][FAILED] == ""
+
+
+def test_a_trial_has_as_long_to_stop_as_the_job_of_its_sweep(run):
+    assert Run(task(run, 2), replace(PART, wait_s=60), None).stop.patience_s < 60
 
 
 def test_what_was_left_by_somebody_killed_in_its_first_moment_begins_anew(tmp_path):

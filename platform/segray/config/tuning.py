@@ -1,5 +1,6 @@
 """The settings of a sweep: what is varied, what is looked for, and what it may cost."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -64,6 +65,13 @@ class TuneConfig(Settings):
     seeds: Count = 0
     """Runs of the best configuration, with as many seeds, after the search."""
     budget: BudgetConfig = BudgetConfig()
+
+    @property
+    def most_trials(self) -> int:
+        """Returns how many trials there will be: those that are wanted, or fewer, if a grid has fewer points."""
+        if self.search != "grid":
+            return self.trials
+        return min(self.trials, math.prod(len(next(iter(spelt.values()))) for spelt in self.space.values()))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,12 +4,13 @@ import os
 import platform
 import shutil
 import socket
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import ray
 
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA = Path("/proc/driver/nvidia/gpus")
@@ -42,7 +43,7 @@ class Report:
         versions: of Python and the libraries that have to be the same everywhere.
         shared_memory: bytes that /dev/shm can hold; none where there is no such thing.
         free: bytes left on the disk of the results, none if the folder is not there.
-        temporary: bytes left on the disk of temporary files.
+        temporary: bytes left on the disk of Ray's own files.
         gpus: that the driver shows.
         storage: what is wrong with the results' folder, seen from there.
         dataset: what is wrong with the dataset, seen from there.
@@ -59,7 +60,7 @@ class Report:
 
 def versions() -> dict[str, str]:
     """Returns the versions that have to be the same everywhere."""
-    found = {"python": platform.python_version()}
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself looks at the rest
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -75,7 +76,7 @@ class Examiner:
             versions=versions(),
             shared_memory=total_bytes(SHARED_MEMORY),
             free=free_bytes(question.results),
-            temporary=free_bytes(tempfile.gettempdir()) or 0,
+            temporary=free_bytes(session_folder()) or 0,
             gpus=len(list(NVIDIA.iterdir())) if NVIDIA.exists() else 0,
             storage=storage(question, f"{question.mark}-{os.getpid()}-{socket.gethostname()}"),
             dataset=dataset(question),
@@ -142,6 +143,11 @@ def dataset(question: Question) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def session_folder() -> str:
+    """Returns the folder of Ray's own files, of the node this process is on."""
+    return str(ray._private.worker._global_node.get_session_dir_path())
 
 
 def is_there(path: Path) -> bool:

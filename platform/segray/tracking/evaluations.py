@@ -82,7 +82,7 @@ def _training_run(uri: str, reference: str, folder: Path) -> str | None:
         return reference.removeprefix("runs:/").split("/")[0]
     file = folder.parent / STATE
     state = json.loads(file.read_text()) if file.exists() else {}
-    return state.get("run_id") if state.get("uri") == uri else None
+    return state.get("run_id") if state.get("uri") == places.masked(uri) else None
 
 
 def _write(client: MlflowClient, run_id: str, entry: Entry) -> None:

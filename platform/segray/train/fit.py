@@ -97,7 +97,7 @@ def fit(
         watch(prepared.folder)
     upload = None if part else Upload(prepared.folder, prepared.tracking_uri, say)
     with prepared.lock, _tracked(prepared, upload, say) as journal:
-        best = _train(prepared, journal, stop or Stop(), say)
+        best = _train(prepared, journal, stop or Stop(places.job_wait_s()), say)
         if part is None:
             register(journal, best, config.tracking.model)
     return _result(prepared, best, upload)

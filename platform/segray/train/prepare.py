@@ -81,7 +81,7 @@ def prepare(
     Raises:
         UserError: the run cannot work.
     """
-    settled, tracking_uri = places.settled(config), places.tracking_uri(config)
+    settled, tracking_uri = _settled(config, part)
     folder = None if resume in (None, resuming.AUTO) else resuming.named(str(resume))
     manifest = read_manifest(settled.data.root)
     if resume == resuming.AUTO:
@@ -106,6 +106,13 @@ def prepare(
         job = replace(job, shared=part.shared, pulse=part.pulse)
     _begin(job, is_new, changes, say, part)
     return Prepared(job, tracking_uri, is_new, lock)
+
+
+def _settled(config: Config, part: Part | None) -> tuple[Config, str]:
+    """Returns the settings with their places settled, and the MLflow store: a sweep did that for its runs."""
+    if part is not None:
+        return config, part.tracking_uri
+    return places.settled(config), places.tracking_uri(config)
 
 
 def _placed(

@@ -10,9 +10,6 @@ import ray
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
-from segray import places
-from segray.train import secrets
-
 POLL_S = 0.1
 PATIENCE_S = 10.0
 ABORT_S = 3.0
@@ -23,12 +20,19 @@ NODES_S = 20.0  # workers on nodes that are there are at work by then
 class Stop:
     """What a run is asked for by whoever wants it to end.
 
+    Args:
+        wait_s: seconds that the process has, once it is asked, before it is killed; none has all it takes.
+
     Attributes:
+        patience_s: seconds that the ranks have for their checkpoint.
         asked: to end once a checkpoint holds all it did.
         hurried: to end at once; its last checkpoint is what is left.
     """
 
     asked = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
+
+    def __init__(self, wait_s: int | None = None) -> None:
+        self.patience_s = float("inf") if wait_s is None else max(wait_s - ENDS_S, wait_s / 2)
 
     def ask(self) -> None:
         """Asks it to end."""
@@ -47,7 +51,6 @@ class Announced(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, *_: Any) -> None:
         """Tells it."""
-        secrets.keep()  # before there are workers
         self._pulse.led_by.remote(ray.get_runtime_context().current_actor)
 
 
@@ -91,19 +94,13 @@ def _end(stop: Stop, over: threading.Event, pulse: ray.actor.ActorHandle, say: C
                     say("waiting for nodes with room for the workers ...")
     if not stop.hurried:
         say("stopping: a checkpoint is kept of this step; once more ends it at once.")
-    until = monotonic() + _patience_s()
+    until = monotonic() + stop.patience_s
     while not over.wait(POLL_S):
         if monotonic() > until:
             stop.hurry()
         with suppress(RayError):  # the controller goes as it answers
             if _has_ended(stop, pulse):
                 return
-
-
-def _patience_s() -> float:
-    """Returns how long the ranks have for their checkpoint: in a job, less than Ray gives before it kills."""
-    wait_s = places.job_wait_s()
-    return float("inf") if wait_s is None else max(wait_s - ENDS_S, wait_s / 2)
 
 
 def _has_ended(stop: Stop, pulse: ray.actor.ActorHandle) -> bool:

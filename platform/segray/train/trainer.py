@@ -8,7 +8,6 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 
-from segray.train import secrets
 from segray.train.backend import LateTorch
 from segray.train.failures import Failures
 
@@ -34,7 +33,6 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         return [*kept, *self._ours]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        secrets.keep()
         settings["failure_policy"] = Failures(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**settings)
 

@@ -159,7 +159,7 @@ def _seeded(begun: Begun, best: Trial, number: int, say: Callable[[str], None]) 
     if (folder / JOURNAL).exists() and is_finished(folder):
         return folder
     say(f"the best settings with seed {train.seed}, {number} of {begun.config.tune.seeds}.")
-    part = Part(begun.key, len(begun.trials) + number - 1, begun.slots.placement)
+    part = Part(begun.key, len(begun.trials) + number - 1, begun.slots.placement, begun.tracking_uri)
     try:
         fit(config, resume=begun_run(folder), say=lambda _line: None, part=part)
         _best_saved(folder)

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import PlacementGroupFactory, Trainable
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -28,6 +29,7 @@ from segray.tune.sweeping import Sweeping
 from segray.tune.trials import State, Trial
 
 MOST_LOSSES = 3
+CLOUD = "AWS_"
 FOLDER = "tune"
 VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
@@ -51,14 +53,14 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
 
     Args:
         spent: returns what of the budget is spent, none if nothing is.
-        stop: tells the trials at work.
+        stop: tells the trials at work, and why.
 
     Attributes:
         interrupted: whether somebody did.
         why: the sweep ended before it was over, none if it did not.
     """
 
-    def __init__(self, spent: Callable[[], str | None], stop: Callable[[], object]) -> None:
+    def __init__(self, spent: Callable[[], str | None], stop: Callable[[str], object]) -> None:
         self._spent, self._stop = spent, stop
         self.interrupted = False
         self.why: str | None = None
@@ -74,7 +76,7 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
         if self.why is None:
             self.why = "interrupted" if self.interrupted else self._spent()
             if self.why is not None:
-                self._stop()
+                self._stop(self.why)
         return self.why is not None
 
 
@@ -86,13 +88,13 @@ class Actors:
         trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
         count: at once.
         task: returns what an actor is to do for a trial, as text.
-        stop: has all of them end behind a checkpoint.
+        stop: has all of them end behind a checkpoint; called with why.
     """
 
     trainable: type[Trainable]
     count: int
     task: Callable[[Trial], str]
-    stop: Callable[[], object] = lambda: None
+    stop: Callable[[str], object] = lambda _why: None
 
 
 class Asking(Unsaved, Searcher):  # type: ignore[misc]
@@ -199,6 +201,7 @@ def run(
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    _keep_secrets()
     ending = Ending(spent, actors.stop)
     asking = Asking(sweeping, actors, ending, became)
     here = PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
@@ -226,6 +229,15 @@ def run(
     if ending.interrupted:
         raise KeyboardInterrupt
     return ending.why
+
+
+def _keep_secrets() -> None:
+    """Has Tune hand on no cloud keys: it would do so in a runtime environment, which Ray writes into its logs.
+
+    Nodes have keys, or a role, of their own.
+    """
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names.difference_update({name for name in names if name.startswith(CLOUD)})
 
 
 def _attempt(folder: Path) -> str:

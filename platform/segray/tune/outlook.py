@@ -1,6 +1,5 @@
 """What a sweep will cost, told before it begins: how far trials go, how long they take."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -50,7 +49,7 @@ class Outlook:
 
 def outlook(config: Config, manifest: Manifest, slots: Slots) -> Outlook:
     """Returns what a sweep will cost; times one step on a worker's share of the cluster for it."""
-    trials = number_of_trials(config)
+    trials = config.tune.most_trials
     steps = trials * config.train.steps
     expected = round(steps * share_of_steps(config, trials))
     seconds = _seconds_of_step(config, manifest.classes, slots)
@@ -59,13 +58,6 @@ def outlook(config: Config, manifest: Manifest, slots: Slots) -> Outlook:
     busy = expected * seconds * _relative_cost(config, manifest) + trials * START_S
     hours = busy / min(slots.count, trials) / 3600
     return Outlook(trials, slots.count, steps, expected, hours, busy * config.train.workers / 3600)
-
-
-def number_of_trials(config: Config) -> int:
-    """Returns how many trials there will be: those that are wanted, or fewer, if a grid has fewer points."""
-    if config.tune.search != "grid":
-        return config.tune.trials
-    return min(config.tune.trials, math.prod(len(one.values) for one in dimensions(config)))
 
 
 def share_of_steps(config: Config, trials: int) -> float:

@@ -105,7 +105,7 @@ class Run:
         self._part = replace(part, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._began = monotonic()
-        self.stop = Stop()
+        self.stop = Stop(part.wait_s)
         self._failed: str | None = None
         self._tail = Tail(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
         self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")

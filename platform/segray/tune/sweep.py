@@ -24,7 +24,7 @@ from segray.train.part import Part
 from segray.tune import after, engine, lookup, outcome, space
 from segray.tune.engine import Actors
 from segray.tune.memory import Memory
-from segray.tune.outlook import Outlook, number_of_trials, outlook
+from segray.tune.outlook import Outlook, outlook
 from segray.tune.policies import policy_of
 from segray.tune.record import folder_of
 from segray.tune.running import Running, Task
@@ -79,14 +79,25 @@ def sweep(
     Raises:
         UserError: the sweep cannot work; no folder is left behind.
         TrainingError: every trial failed; the reasons are told.
-        KeyboardInterrupt: it was interrupted; `resume` goes on.
+        StoppedError: it was interrupted; `resume` goes on.
     """
     begun = begin(config, resume, earlier, say)
-    with begun.lock, _uploaded(begun, say) as family:
+    with begun.lock, _told_how_to_go_on(begun), _uploaded(begun, say) as family:
         why = _search(begun, say, watch)
         result = after.finish(begun, why, say)
         begun.record.journal.write("end", status="FINISHED", cut_short=why)
     return after.with_version(result, family)
+
+
+@contextmanager
+def _told_how_to_go_on(begun: Begun) -> Iterator[None]:
+    """Has who stops a sweep, whatever it was at, hear what goes on with it."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError) as error:
+        raise StoppedError(
+            f"sweep {begun.folder.name} was stopped; it goes on with --resume {begun.folder}."
+        ) from error
 
 
 @contextmanager
@@ -114,7 +125,7 @@ def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], No
     sweeping = Sweeping(
         policy_of(config),
         search_of(config, begun.known),
-        number_of_trials(config),
+        config.tune.most_trials,
         config.tune.metric,
         begun.trials,
         record.suggested,
@@ -185,9 +196,15 @@ class Crew:
     def actors(self, say: Callable[[str], None]) -> Actors:
         """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
         begun, bell = self._begun, new_pulse()
-        part = Part(begun.key, 0, begun.slots.placement, shared(begun.config, begun.manifest, say), bell)
+        data = shared(begun.config, begun.manifest, say)
+        part = Part(begun.key, 0, begun.slots.placement, begun.tracking_uri, places.job_wait_s(), data, bell)
         trainable: type[Running] = ray_tune.with_parameters(Running, part=part)
-        return Actors(trainable, begun.slots.count, self.task, bell.stop.remote)
+
+        def stop(why: str) -> None:
+            say(f"{why}: each trial at work keeps a checkpoint of its step.")
+            bell.stop.remote()
+
+        return Actors(trainable, begun.slots.count, self.task, stop)
 
     def task(self, trial: Trial) -> str:
         """Returns what an actor is to do for a trial, as text."""

@@ -1,0 +1,101 @@
+"""Joining a Ray cluster, or starting one."""
+
+import logging
+import os
+import secrets
+import signal
+import threading
+from typing import Any
+
+import ray
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.exceptions import AuthenticationError, RayError
+
+from segray.cluster.members import startable
+from segray.errors import CapacityError
+from segray.quiet import quieten
+
+
+def connect(log_to_driver: bool = True) -> None:
+    """Joins the cluster of RAY_ADDRESS (as in a submitted job), or starts a private one on this machine.
+
+    Args:
+        log_to_driver: whether what its processes print is shown here.
+
+    Raises:
+        CapacityError: RAY_ADDRESS names a cluster that does not answer, or lets nobody in without its token.
+    """
+    if ray.is_initialized():
+        return
+    quieten()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for its poll; its default is 2 s
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None and "://" in address:
+        raise CapacityError(
+            f"RAY_ADDRESS is {address}, where jobs are given to; give this command to `ray job submit --address "
+            f"{address} ...`, or name the cluster's own address, such as HEAD:6379."
+        )
+    try:
+        if address:
+            _init(address=address, log_to_driver=log_to_driver)
+            _anchor()
+        else:
+            _lock()
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+            _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        found = f"the Ray cluster at {address or 'this machine'} cannot be used: {str(error).strip().rstrip('.')}"
+        raise CapacityError(f"{found}; {_fix(error, address)}.") from error
+
+
+def _fix(error: Exception, address: str | None) -> str:
+    """Returns what to do about a cluster that cannot be joined, or started."""
+    if isinstance(error, AuthenticationError):
+        return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token or write that to ~/.ray/auth_token"
+    if "Version mismatch" in str(error):
+        return "use the versions of the cluster, or install those of constraints.txt on its nodes"
+    if address is None:
+        return "look into /tmp/ray/session_latest/logs"
+    return "start its head, or mend the address or the way there"
+
+
+def _init(**settings: Any) -> None:
+    """Starts Ray, which takes SIGTERM for itself and would end the process before anything is put away."""
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING, **settings)
+    if ours is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
+
+
+def _anchor() -> None:
+    """Has Ray Data's own actors start here, if nodes may go again.
+
+    They live as long as the cluster, on the node of whoever streams first; that would be a worker's, and a node with
+    an actor on it is never idle: the autoscaler would not end it for as long as the cluster lasts.
+    """
+    if startable():
+        from ray.data._internal import stats  # noqa: PLC0415 two seconds, which others need not wait for
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator  # noqa: PLC0415
+
+        stats.get_or_create_stats_actor()
+        coordinator.get_or_create_autoscaling_coordinator()
+
+
+def _lock() -> None:
+    """Gives the private cluster a token of its own: other users of the machine cannot join, no file is left.
+
+    Ray turns token mode on by itself where RAY_AUTH_MODE is unset, and takes this token. (Setting the mode here
+    comes too late: Ray read it when it was imported.)
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def auth_mode() -> str:
+    """Returns how this process proves who it is to the cluster: "token", or "disabled"."""
+    return "token" if is_token_auth_enabled() else "disabled"
+
+
+def available_cpus() -> int:
+    """Returns how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,10 @@
+"""How long a run that is stopped may take."""
+
+import pytest
+
+from segray.train.stopping import ENDS_S, Stop
+
+
+@pytest.mark.parametrize(("wait_s", "patience_s"), [(None, float("inf")), (60, 60 - ENDS_S), (3, 1.5)])
+def test_the_ranks_have_less_time_than_the_process(wait_s, patience_s):
+    assert Stop(wait_s).patience_s == patience_s
