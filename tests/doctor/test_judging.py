@@ -38,8 +38,8 @@ def test_a_healthy_cluster_gives_nothing_to_say():
         judging.tracking("sqlite:////r/mlflow.db", False, ""),
         judging.stopping(None),
         judging.stopping(60),
-        judging.locked("token", True),
-        judging.locked("disabled", False),
+        judging.locked(True, True),
+        judging.locked(False, False),
         judging.network(2, "gloo", 2**24, 0.1, 2**24),
     ]
     assert [(one.level, one.fix) for one in found] == [(OK, "")] * len(found)
@@ -69,7 +69,7 @@ def test_a_healthy_cluster_gives_nothing_to_say():
         (judging.tracking("sqlite:////r/mlflow.db", True, ""), FAIL, "mlflow server --backend-store-uri sqlite:////r"),
         (judging.tracking("http://head:5000", True, "no answer."), FAIL, "no answer; start it"),
         (judging.stopping(3), WARN, "`ray job stop` kills this job after 3 s"),
-        (judging.locked("disabled", True), WARN, "can run what they like"),
+        (judging.locked(False, True), WARN, "can run what they like"),
         (
             judging.network(2, "gloo", 2**24, 1.0, 2**27),
             WARN,

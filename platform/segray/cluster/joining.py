@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 import ray
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.exceptions import AuthenticationError, RayError
 
 from segray.cluster.members import startable
@@ -89,11 +88,6 @@ def _lock() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def auth_mode() -> str:
-    """Returns how this process proves who it is to the cluster: "token", or "disabled"."""
-    return "token" if is_token_auth_enabled() else "disabled"
 
 
 def available_cpus() -> int:

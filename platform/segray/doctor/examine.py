@@ -14,6 +14,7 @@ from segray.data.schema import Manifest, read_manifest
 from segray.doctor import judging
 from segray.doctor.asking import Asking, Told, UnwritableError, asking, judged, named, unwritable
 from segray.doctor.crew import Crew, crew
+from segray.doctor.stranger import Stranger
 from segray.doctor.verdicts import Level, Verdict
 from segray.errors import CapacityError, ConfigError, DataError, RegistryError
 
@@ -38,11 +39,12 @@ def examine(config: Config, say: Callable[[str], None] = lambda _line: None) -> 
     except CapacityError as error:
         said, _, fix = str(error).rstrip(".").rpartition("; ")
         return [Verdict("ray", Level.FAIL, said, fix)]
+    stranger = Stranger()
     manifest, unread = _manifest(settled.data.root)
     members = cluster.members()
     first = [
         _joined(members),
-        judging.locked(cluster.auth_mode(), cluster.spans_machines()),
+        judging.locked(not stranger.got_in(), cluster.spans_machines()),
         judging.fits(settled, [one.offers for one in members], cluster.nodes()),
         *unread,
     ]

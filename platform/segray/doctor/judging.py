@@ -234,15 +234,15 @@ def stopping(wait_s: int | None) -> Verdict:
     return Verdict("job stop", Level.OK, found)
 
 
-def locked(mode: str, spans_machines: bool) -> Verdict:
+def locked(is_locked: bool, spans_machines: bool) -> Verdict:
     """Judges whether the cluster asks for a token.
 
     Args:
-        mode: of authentication, "token" or "disabled".
+        is_locked: whether who has none is refused.
         spans_machines: whether it has, or may have, several.
     """
-    if mode == "token":
-        return Verdict("token", Level.OK, "asked for by every entry")
+    if is_locked:
+        return Verdict("token", Level.OK, "asked for: who has none is refused")
     level = Level.WARN if spans_machines else Level.OK
     fix = "start all nodes with RAY_AUTH_MODE=token and one token" if spans_machines else ""
     return Verdict("token", level, "none is asked for: who reaches the cluster can run what they like on it", fix)
