@@ -66,6 +66,7 @@ def test_an_unknown_peer_is_refused():
         contender(Entry("nobody"), CASE)
 
 
+@pytest.mark.slow
 def test_the_peak_grows_with_the_batch():
     if not memory.can_measure(torch.device("cpu")):
         pytest.skip("this system does not tell a process's peak")

@@ -38,6 +38,7 @@ def searched(monkeypatch, budget, most):
     return largest.measured(settings, 4, torch.device("cpu"), most, lambda _line: None)
 
 
+@pytest.mark.slow
 def test_a_process_that_runs_out_of_memory_is_a_batch_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(largest, "first_too_many", lambda fits, most: None if fits(1) and fits(most) else most)
     report = searched(monkeypatch, 1024 * MIB, most=64)

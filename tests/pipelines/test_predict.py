@@ -53,6 +53,7 @@ def test_one_image_needs_no_cluster_and_may_be_segmented_again(folder, tmp_path)
     assert done.stdout.splitlines()[-1] == f"masks  {tmp_path}/out"
 
 
+@pytest.mark.slow
 def test_a_video_with_settings_of_ones_own(folder, tmp_path, environment):
     writer = cv2.VideoWriter(str(tmp_path / "street.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for number in range(20):
@@ -65,6 +66,7 @@ def test_a_video_with_settings_of_ones_own(folder, tmp_path, environment):
     assert "20 images in" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_ends_with_1(folder, tmp_path, environment):
     source = draw(tmp_path / "images", 2)
     (source / "0001.jpg").write_bytes(b"none")

@@ -106,6 +106,7 @@ def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys
     assert aliases(store) == {"champion": "2", "previous": "1"}
 
 
+@pytest.mark.slow
 def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, folder, tmp_path, capsys):
     ours = checkpoint.load_classes(folder).names
     other = _other(folder, tmp_path, 7, Classes.named(["lava", *ours[1:]]))

@@ -40,6 +40,7 @@ def said_by(process):
     return line
 
 
+@pytest.mark.slow
 def test_it_serves_until_it_is_told_to_end(ray_cluster, store, tmp_path):
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Somebody without a token, who tries to get into the cluster: what a shell is set to says nothing of what is locked."""
+"""Somebody without a token, who tries to get into the cluster: what this shell is set to says nothing of its locks."""
 
 import os
 import subprocess
