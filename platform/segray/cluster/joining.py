@@ -4,15 +4,20 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from typing import Any
 
 import ray
+from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError, RayError
 
 from segray.cluster.members import startable
 from segray.errors import CapacityError
 from segray.quiet import quieten
+
+
+KNOCK_S = 5
 
 
 def connect(log_to_driver: bool = True) -> None:
@@ -36,15 +41,30 @@ def connect(log_to_driver: bool = True) -> None:
         )
     try:
         if address:
+            _knock(address)
             _init(address=address, log_to_driver=log_to_driver)
             _anchor()
         else:
             _lock()
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
             _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         found = f"the Ray cluster at {address or 'this machine'} cannot be used: {str(error).strip().rstrip('.')}"
         raise CapacityError(f"{found}; {_fix(error, address)}.") from error
+
+
+def _knock(address: str) -> None:
+    """Finds out in seconds what Ray itself tries for minutes before it says so, or says otherwise.
+
+    Raises:
+        OSError: nobody is there.
+        AuthenticationError: nobody is let in without another token.
+    """
+    host, _, port = address.rpartition(":")
+    if not host:  # "auto", say
+        return
+    socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+    GcsClient(address=address).internal_kv_keys(b"", None, KNOCK_S)
 
 
 def _fix(error: Exception, address: str | None) -> str:

@@ -42,21 +42,29 @@ class Asked:
 
     answers_to_come: dict[Member, ray.ObjectRef]
 
-    def answers(self, patience_s: float = PATIENCE_S) -> Answers:
-        """Waits for some seconds, and returns what they said by then."""
-        references = list(self.answers_to_come.values())
-        done, _ = ray.wait(references, num_returns=len(references), timeout=patience_s)
+    def answers(self, patience_s: float = PATIENCE_S, together: bool = False) -> Answers:
+        """Waits for some seconds, and returns what they said by then.
+
+        Args:
+            patience_s: with all of them.
+            together: whether they wait for each other; then who fails is told alone, and no more waited for the others.
+        """
         said: dict[Member, Any] = {}
-        silent: dict[Member, str] = {}
-        for one, reference in self.answers_to_come.items():
-            if reference not in done:
-                silent[one] = f"no answer in {patience_s:g} s"
-                continue
+        failed: dict[Member, str] = {}
+        until = time.monotonic() + patience_s
+        asked = {reference: one for one, reference in self.answers_to_come.items()}
+        late = list(asked)
+        while late and not (together and failed):
+            done, late = ray.wait(late, timeout=max(0.0, until - time.monotonic()))
+            if not done:
+                break
             try:
-                said[one] = ray.get(reference)
+                said[asked[done[0]]] = ray.get(done[0])
             except RayError as error:
-                silent[one] = cluster.in_a_line(error)
-        return Answers(said, silent)
+                failed[asked[done[0]]] = cluster.in_a_line(error)
+        if together and failed:
+            return Answers(said, failed)
+        return Answers(said, failed | {asked[one]: f"no answer in {patience_s:g} s" for one in late})
 
 
 class Crew:
@@ -90,7 +98,7 @@ class Crew:
                 one: self._actors[one].reduce.remote(backend, where, rank, len(members), count)
                 for rank, one in enumerate(members)
             }
-        ).answers(MEET_S)
+        ).answers(MEET_S, together=True)
 
     def leave(self) -> None:
         """Sends them home."""
