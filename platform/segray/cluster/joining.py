@@ -9,13 +9,12 @@ import threading
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined] # a compiled module
 from ray.exceptions import AuthenticationError, RayError
 
 from segray.cluster.members import startable
 from segray.errors import CapacityError
 from segray.quiet import quieten
-
 
 KNOCK_S = 5
 

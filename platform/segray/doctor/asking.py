@@ -111,8 +111,11 @@ def judged(config: Config, told: Told, silent: Level = Level.FAIL) -> list[Verdi
         told: what nodes said.
         silent: what it means that a node says nothing.
     """
+    answered = judging.answered(named(told.answers.silent), len(told.members), silent)
+    if not told.answers.said:  # nobody said what could be judged
+        return [answered]
     found = [
-        judging.answered(named(told.answers.silent), len(told.members), silent),
+        answered,
         judging.same_versions(node.versions(), told.reports),
         judging.storage(config.results, told.reports),
     ]

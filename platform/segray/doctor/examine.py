@@ -107,6 +107,8 @@ def _of_the_nodes(
     from segray.doctor import storing  # noqa: PLC0415 as above
 
     told = asked.told()
+    if not told.answers.said:
+        return judged(config, told)
     stores = {str(one): one.store for one in told.answers.said}
     claimed = {str(one): one.offers.gpus for one in told.answers.said}
     found = [
