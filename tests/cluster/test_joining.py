@@ -1,5 +1,8 @@
 """Clusters that cannot be joined."""
 
+import socket
+import time
+
 import pytest
 import ray
 
@@ -13,3 +16,14 @@ def test_an_address_that_is_no_drivers_is_told_with_what_takes_it(address, monke
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(CapacityError, match=r"give this command to `ray job submit .*, or name .* HEAD:6379"):
         cluster.connect()
+
+
+def test_a_head_that_is_not_there_is_told_in_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    began = time.monotonic()
+    with pytest.raises(CapacityError, match=f"127.0.0.1:{port} cannot be used: Connection refused; start its head"):
+        cluster.connect()
+    assert time.monotonic() - began < 10

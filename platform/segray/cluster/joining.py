@@ -48,7 +48,7 @@ def connect(log_to_driver: bool = True) -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
             _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
     except (OSError, RayError, RuntimeError, ValueError) as error:
-        found = f"the Ray cluster at {address or 'this machine'} cannot be used: {str(error).strip().rstrip('.')}"
+        found = f"the Ray cluster at {address or 'this machine'} cannot be used: {_why(error)}"
         raise CapacityError(f"{found}; {_fix(error, address)}.") from error
 
 
@@ -64,6 +64,13 @@ def _knock(address: str) -> None:
         return
     socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
     GcsClient(address=address).internal_kv_keys(b"", None, KNOCK_S)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, AuthenticationError):
+        return "it asks for a token, and not for the one of this shell, if that has any"
+    told = error.strerror if isinstance(error, OSError) else None
+    return (told or str(error)).strip().rstrip(".")
 
 
 def _fix(error: Exception, address: str | None) -> str:
