@@ -19,7 +19,14 @@ from .conftest import BIN, ROOT, end, head_shell, start_head, until
 
 pytestmark = pytest.mark.slow
 
-RAYS = ("JobSupervisor", "_StatsActor", "_AutoscalingCoordinatorActor", "TrainStateActor", "_UsageCollectionActor")
+RAYS = (  # that live as long as the cluster, on the node of its drivers
+    "JobSupervisor",
+    "_StatsActor",
+    "_AutoscalingCoordinatorActor",
+    "ActorLocationTracker",
+    "TrainStateActor",
+    "_UsageCollectionActor",
+)
 PASSWORD, KEY = secrets.token_hex(12), secrets.token_hex(12)
 
 
