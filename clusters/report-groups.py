@@ -27,7 +27,10 @@ def groups(config: dict[str, Any]) -> ClusterConfig:
         left -= most
         if most > 0:
             found.node_group_configs.add(
-                name=name, resources=node_type["resources"], min_count=node_type["min_workers"], max_count=most
+                name=name,
+                resources=node_type["resources"],
+                min_count=min(node_type["min_workers"], most),
+                max_count=most,
             )
     return found
 

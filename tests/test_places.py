@@ -15,6 +15,18 @@ SHOWN = "postgresql+psycopg2://me:***@host:5432/mlflow"
         (SECRET, SHOWN),
         ("http://me:secret@host", "http://me:***@host"),
         ("postgresql://host/db?user=me&password=se/cret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("postgresql://me:se/c?ret@host/db", "postgresql://me:***@host/db"),
+        ("s3://KEY:se/c+ret@bucket/set", "s3://KEY:***@bucket/set"),
+        ("mssql://host/db?PASSWORD=secret", "mssql://host/db?PASSWORD=***"),
+        (
+            "API request to http://me:secret@host:5000/api failed: a@b",
+            "API request to http://me:***@host:5000/api failed: a@b",
+        ),
+        ("http://host:5000?x=a@b", "http://host:5000?x=a@b"),
+        (
+            "s3://bucket?endpoint_override=http://host:9000&x=a@b",
+            "s3://bucket?endpoint_override=http://host:9000&x=a@b",
+        ),
         ("http://me@host:5000", "http://me@host:5000"),
         ("http://host:5000/a:b@c", "http://host:5000/a:b@c"),
         ("sqlite:////data/a:b@c/mlflow.db", "sqlite:////data/a:b@c/mlflow.db"),

@@ -12,7 +12,11 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a su
 JOB_WAIT, JOB_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
-PASSWORD = re.compile(r"(?<=://)([^/@:]*:)[^/]*(?=@)|([?&](?:password|passwd|pwd)=)[^&]*")
+PASSWORD = re.compile(
+    r"(?<=://)([^/@:?#\s]*:)(?!\d{1,5}(?:[/?#&\s]|$))\S*(?=@)"  # up to the last @: passwords may hold any but blanks
+    r"|([?&](?:\w*password|passwd|pwd|odbc_connect)=)[^&\s]*",
+    re.IGNORECASE,
+)
 MASK = "***"
 
 
@@ -89,7 +93,7 @@ def tracking_uri(config: Config) -> str:
 
 
 def masked(uri: str) -> str:
-    """Returns a URI that may be written down and shown: its password, if it has one, is left out."""
+    """Returns a URI, or what somebody says of one, that may be written down and shown: its password is left out."""
     return PASSWORD.sub(lambda found: f"{found[1] or found[2]}{MASK}", uri)
 
 

@@ -27,3 +27,15 @@ def test_a_head_that_is_not_there_is_told_in_seconds(monkeypatch):
     with pytest.raises(CapacityError, match=f"127.0.0.1:{port} cannot be used: Connection refused; start its head"):
         cluster.connect()
     assert time.monotonic() - began < 10
+
+
+def test_a_port_of_somebody_else_is_told_in_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(
+            CapacityError, match="what listens there has not answered in 8 s, as a head would; start its"
+        ):
+            cluster.connect()
+    assert time.monotonic() - began < 15

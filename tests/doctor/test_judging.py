@@ -70,6 +70,7 @@ def test_a_healthy_cluster_gives_nothing_to_say():
         (judging.tracking("http://head:5000", True, "no answer."), FAIL, "no answer; start it"),
         (judging.stopping(3), WARN, "`ray job stop` kills this job after 3 s"),
         (judging.locked(False, True), WARN, "can run what they like"),
+        (judging.locked(None, True), WARN, "was not found out"),
         (
             judging.network(2, "gloo", 2**24, 1.0, 2**27),
             WARN,

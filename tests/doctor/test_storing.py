@@ -9,10 +9,14 @@ from segray.doctor.examine import UNKNOWN
 VARIANTS = {"tune.space": {"model.variant": {"choice": ["b1", "b0"]}}}
 
 
-def test_a_sweep_over_variants_stores_as_much_as_the_largest():
-    b0, b1 = (storing.parameter_bytes(config.build({"model.variant": name}), UNKNOWN) for name in ("b0", "b1"))
+def test_a_sweep_over_variants_sums_as_much_as_the_largest_and_stores_the_mean():
+    alone = [config.build({"model.variant": name}) for name in ("b0", "b1")]
+    b0, b1 = (storing.gradient_bytes(one, UNKNOWN) for one in alone)
     assert b1 > 3 * b0
-    assert storing.parameter_bytes(config.build(VARIANTS), UNKNOWN) == b1
+    assert storing.gradient_bytes(config.build(VARIANTS), UNKNOWN) == b1
+    stored = [storing.checkpoint_bytes(one, UNKNOWN) for one in alone]
+    assert stored == [4 * b0, 4 * b1]  # weights, two moments, the moving average
+    assert storing.checkpoint_bytes(config.build(VARIANTS), UNKNOWN) == sum(stored) // 2
 
 
 @pytest.mark.parametrize(

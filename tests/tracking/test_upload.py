@@ -245,6 +245,7 @@ def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
     with pytest.raises(RegistryError) as raised:
         upload.drain()
     assert "http://me:***@127.0.0.1:9" in str(raised.value)
+    assert "secret" not in str(raised.value)
     upload._save(0)  # as after records that it took
     assert "http://me:***@127.0.0.1:9" in (tmp_path / "uploaded.json").read_text()
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir())

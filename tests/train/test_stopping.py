@@ -7,4 +7,7 @@ from segray.train.stopping import ENDS_S, Stop
 
 @pytest.mark.parametrize(("wait_s", "patience_s"), [(None, float("inf")), (60, 60 - ENDS_S), (3, 1.5)])
 def test_the_ranks_have_less_time_than_the_process(wait_s, patience_s):
-    assert Stop(wait_s).patience_s == patience_s
+    stop = Stop()
+    stop.ask(wait_s)
+    assert stop.asked
+    assert stop.patience_s == patience_s

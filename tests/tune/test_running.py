@@ -3,9 +3,10 @@
 import json
 import threading
 import time
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from segray import config
 from segray.capacity import Placement
@@ -44,8 +45,22 @@ def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
     assert told[2][FAILED] == ""
 
 
-def test_a_trial_has_as_long_to_stop_as_the_job_of_its_sweep(run):
-    assert Run(task(run, 2), replace(PART, wait_s=60), None).stop.patience_s < 60
+class Bell:
+    """What the sweep's pulse answers; its methods are called as those of an actor."""
+
+    def __init__(self, wait_s):
+        answers = {"here": True, "wait_s": wait_s}
+        for name, answer in answers.items():
+            setattr(self, name, SimpleNamespace(remote=lambda *_, answer=answer: ray.put(answer)))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("wait_s", "patience_s"), [(60, 45), (None, float("inf"))])
+def test_a_trial_that_hears_the_bell_has_as_long_as_it_says(run, wait_s, patience_s):
+    part = Run(task(run, 2), PART, Bell(wait_s))
+    part._listen()
+    assert part.stop.asked
+    assert part.stop.patience_s == patience_s
 
 
 def test_what_was_left_by_somebody_killed_in_its_first_moment_begins_anew(tmp_path):

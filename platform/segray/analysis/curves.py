@@ -47,7 +47,7 @@ def curves(uri: str, experiment: str, runs: Sequence[str]) -> list[Curve]:
         client = MlflowClient(uri, uri)
         found = [_curve(client, run) for run in _runs(client, experiment, runs)]
     except MlflowException as error:
-        raise RegistryError(f"MLflow at {places.masked(uri)} cannot be read: {error}") from error
+        raise RegistryError(f"MLflow at {places.masked(uri)} cannot be read: {registry.first_line(error)}") from error
     there = [curve for curve in found if curve.points]
     if not there:
         raise DataError(f"no run of experiment {experiment} has {' or '.join(PANELS)}.")

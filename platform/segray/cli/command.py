@@ -29,7 +29,7 @@ def end(command: Callable[[], None]) -> NoReturn:
     try:
         command()
     except SegrayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {places.masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import GcsClient  # type: ignore[attr-defined] # a compiled module
 from ray.exceptions import AuthenticationError, RayError
 
@@ -16,7 +17,7 @@ from segray.cluster.members import startable
 from segray.errors import CapacityError
 from segray.quiet import quieten
 
-KNOCK_S = 5
+KNOCK_S = 8
 
 
 def connect(log_to_driver: bool = True) -> None:
@@ -56,14 +57,32 @@ def _knock(address: str) -> None:
     """Finds out in seconds what Ray itself tries for minutes before it says so, or says otherwise.
 
     Raises:
-        OSError: nobody is there.
+        OSError: nobody is there, or nobody answers.
         AuthenticationError: nobody is let in without another token.
     """
     host, _, port = address.rpartition(":")
     if not host:  # "auto", say
         return
+    ensure_token_if_auth_enabled({}, create_token_if_missing=False)  # GcsClient ends the process where there is none
     socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
-    GcsClient(address=address).internal_kv_keys(b"", None, KNOCK_S)
+    found: list[Exception | None] = []
+    thread = threading.Thread(target=lambda: found.append(_asked(address)), daemon=True, name="segray-knock")
+    thread.start()
+    thread.join(KNOCK_S)
+    if not found:  # somebody else's port: Ray would try for forty seconds
+        raise TimeoutError(f"what listens there has not answered in {KNOCK_S} s, as a head would")
+    if found[0] is not None:
+        raise found[0]
+
+
+def _asked(address: str) -> Exception | None:
+    """Returns what a head has against being asked something, nothing if it answers."""
+    try:
+        GcsClient(address=address).internal_kv_exists(b"segray", None, KNOCK_S)
+    except RayError as error:
+        told: Exception = error
+        return told
+    return None
 
 
 def _why(error: Exception) -> str:

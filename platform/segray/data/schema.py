@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, Field
 
+from segray import places
 from segray.classes import Classes
 from segray.errors import DataError
 
@@ -144,7 +145,7 @@ def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
             return found, path
         return pyarrow.fs.LocalFileSystem(), root.rstrip("/") or "/"
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{root} cannot be opened: {error}.") from error
+        raise DataError(f"{places.masked(root)} cannot be opened: {places.masked(str(error))}.") from error
 
 
 def place(root: str, path: str) -> str:

@@ -44,7 +44,7 @@ def examine(config: Config, say: Callable[[str], None] = lambda _line: None) -> 
     members = cluster.members()
     first = [
         _joined(members),
-        judging.locked(not stranger.got_in(), cluster.spans_machines()),
+        judging.locked(stranger.refused(), cluster.spans_machines()),
         judging.fits(settled, [one.offers for one in members], cluster.nodes()),
         *unread,
     ]
@@ -121,7 +121,7 @@ def _of_the_nodes(
     if sum(one.offers.cpus >= 1 or one.offers.gpus >= 1 for one in told.answers.said) < 2:  # there is no way
         return found
     say("summing over the network ...")
-    return [*found, _summed(told, asked.crew, storing.parameter_bytes(config, _classes(manifest)))]
+    return [*found, _summed(told, asked.crew, storing.gradient_bytes(config, _classes(manifest)))]
 
 
 def _summed(told: Told, everybody: Crew, gradients: int) -> Verdict:

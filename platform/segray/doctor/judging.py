@@ -234,15 +234,19 @@ def stopping(wait_s: int | None) -> Verdict:
     return Verdict("job stop", Level.OK, found)
 
 
-def locked(is_locked: bool, spans_machines: bool) -> Verdict:
+def locked(is_locked: bool | None, spans_machines: bool) -> Verdict:
     """Judges whether the cluster asks for a token.
 
     Args:
-        is_locked: whether who has none is refused.
+        is_locked: whether who has none is refused; none if that was not found out.
         spans_machines: whether it has, or may have, several.
     """
     if is_locked:
         return Verdict("token", Level.OK, "asked for: who has none is refused")
+    if is_locked is None:
+        return Verdict(
+            "token", Level.WARN, "whether who has none is refused was not found out", "look at the head's log"
+        )
     level = Level.WARN if spans_machines else Level.OK
     fix = "start all nodes with RAY_AUTH_MODE=token and one token" if spans_machines else ""
     return Verdict("token", level, "none is asked for: who reaches the cluster can run what they like on it", fix)

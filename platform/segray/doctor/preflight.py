@@ -50,10 +50,9 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
 
 def room(config: Config, classes: Classes, goes_on: bool = False) -> Verdict:
     """Judges whether the checkpoints of a run, or of a sweep's trials, find room: of one that goes on, the next."""
-    parameters = storing.parameter_bytes(config, classes)
     there = next(one for one in (Path(config.results), *Path(config.results).parents) if node.is_there(one))
     kept = storing.NEWEST if goes_on else storing.kept(config)
-    return judging.disk(config.results, node.free_bytes(str(there)), storing.checkpoint_bytes(config, parameters), kept)
+    return judging.disk(config.results, node.free_bytes(str(there)), storing.checkpoint_bytes(config, classes), kept)
 
 
 def stopping() -> Verdict:

@@ -1,12 +1,14 @@
 """What a run stores, before there is any of it."""
 
 from math import ceil
+from statistics import mean
 
 import torch
 
 from segray import checkpoint
 from segray.classes import Classes
 from segray.config import Config
+from segray.model import SegFormer
 
 WIDTH = 4  # bytes of a float32
 MOMENTS = 2  # of the optimiser, for each parameter
@@ -14,33 +16,32 @@ VARIANT = "model.variant"
 NEWEST = 2  # the last checkpoint, and one that is being written
 
 
-def parameter_bytes(config: Config, classes: Classes) -> int:
-    """Returns the bytes of the parameters of a Config's model, and of the gradients its workers sum.
-
-    Of a sweep over variants, those of the largest.
-    """
-    return max(_parameter_bytes(one, classes) for one in _variants(config))
+def gradient_bytes(config: Config, classes: Classes) -> int:
+    """Returns the bytes of the gradients that workers sum: of a sweep over variants, of the largest."""
+    return max(_parameter_bytes(config, classes))
 
 
-def _variants(config: Config) -> list[Config]:
-    names = config.tune.space.get(VARIANT, {}).get("choice", [config.model.variant])
-    return [config.model_copy(update={"model": config.model.model_copy(update={"variant": name})}) for name in names]
+def checkpoint_bytes(config: Config, classes: Classes) -> int:
+    """Returns the bytes of a checkpoint: of a sweep over variants, of one in the middle."""
+    return round(mean(_parameter_bytes(config, classes)) * (1 + MOMENTS + (config.train.ema is not None)))
 
 
-def _parameter_bytes(config: Config, classes: Classes) -> int:
+def _parameter_bytes(config: Config, classes: Classes) -> list[int]:
+    """Returns the bytes of the parameters of a Config's model, or of each variant of a sweep."""
+    return [
+        sum(parameter.numel() for parameter in model.parameters()) * WIDTH
+        for model in (_empty(config, variant, classes) for variant in _variants(config))
+    ]
+
+
+def _variants(config: Config) -> list[str]:
+    return list(config.tune.space.get(VARIANT, {}).get("choice", [config.model.variant]))
+
+
+def _empty(config: Config, variant: str, classes: Classes) -> SegFormer:
+    settings = config.model.model_copy(update={"variant": variant})
     with torch.device("meta"):
-        model = checkpoint.build_model(config, classes)
-    return sum(parameter.numel() for parameter in model.parameters()) * WIDTH
-
-
-def checkpoint_bytes(config: Config, parameters: int) -> int:
-    """Returns the bytes of a checkpoint.
-
-    Args:
-        config: of the run.
-        parameters: bytes of its model's.
-    """
-    return parameters * (1 + MOMENTS + (config.train.ema is not None))
+        return checkpoint.build_model(config.model_copy(update={"model": settings}), classes)
 
 
 def kept(config: Config) -> int:

@@ -9,8 +9,13 @@ import ray
 TRY = """
 import sys
 from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 5)
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1]).internal_kv_exists(b"segray", None, 5)
+except AuthenticationError:
+    sys.exit(3)
 """
+ANSWERS = {0: False, 3: True}
 PATIENCE_S = 10.0
 SECRETS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -28,11 +33,11 @@ class Stranger:
             stderr=subprocess.DEVNULL,
         )
 
-    def got_in(self) -> bool:
-        """Waits until they have tried, and returns whether they got in."""
+    def refused(self) -> bool | None:
+        """Waits until they have tried, and returns whether they were refused; none if they came to no end."""
         try:
-            return self._process.wait(PATIENCE_S) == 0
+            return ANSWERS.get(self._process.wait(PATIENCE_S))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            return False
+            return None

@@ -188,8 +188,8 @@ def patient(ask: Callable[[], Answer], waits_s: Sequence[float] = WAITS_S) -> An
 
 
 def first_line(error: Exception) -> str:
-    """Returns what an error says, without the page below it."""
-    lines = str(error).strip().splitlines()
+    """Returns what an error says, without the page below it, and without the password of an address in it."""
+    lines = places.masked(str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 

@@ -71,7 +71,9 @@ def log(entry: Entry, reference: str, folder: Path, uri: str) -> str | None:
         if run_id is not None:
             with suppress(*UNAVAILABLE):  # it may be the very server that is gone
                 client.set_terminated(run_id, "FAILED")
-        raise RegistryError(f"MLflow at {places.masked(uri)} does not take the evaluation: {error}") from error
+        raise RegistryError(
+            f"MLflow at {places.masked(uri)} does not take the evaluation: {registry.first_line(error)}"
+        ) from error
     return run_id
 
 

@@ -158,7 +158,7 @@ def _only_uploader(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith(AUTOFLUSH)]
+    lines = [line for line in places.masked(str(error)).strip().splitlines() if not line.startswith(AUTOFLUSH)]
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -286,7 +286,11 @@ class Uploading(threading.Thread):
         except Exception as error:  # tracking is no reason to lose a run
             if not self._complained:
                 self._complained = True
-                told = str(error) if isinstance(error, RegistryError) else f"MLflow: {type(error).__name__}: {error}"
+                told = (
+                    str(error)
+                    if isinstance(error, RegistryError)
+                    else f"MLflow: {type(error).__name__}: {_reason(error)}"
+                )
                 self._say(f"{told}; training goes on and keeps its records.")
             return False
         return True

@@ -97,7 +97,7 @@ def fit(
         watch(prepared.folder)
     upload = None if part else Upload(prepared.folder, prepared.tracking_uri, say)
     with prepared.lock, _tracked(prepared, upload, say) as journal:
-        best = _train(prepared, journal, stop or Stop(places.job_wait_s()), say)
+        best = _train(prepared, journal, stop or Stop(), say)
         if part is None:
             register(journal, best, config.tracking.model)
     return _result(prepared, best, upload)
@@ -161,7 +161,11 @@ def _train(prepared: Prepared, journal: Journal, stop: Stop, say: Callable[[str]
     watching = Watch(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
-        with heeding(stop.ask, stop.hurry), stoppable(stop, pulse, say), _waiting(_is_elastic(prepared.config)):
+        with (
+            heeding(lambda: stop.ask(places.job_wait_s()), stop.hurry),
+            stoppable(stop, pulse, say),
+            _waiting(_is_elastic(prepared.config)),
+        ):
             _trainer(prepared, pulse).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = cluster.cause(error)

@@ -19,7 +19,6 @@ class Part:
         number: of the trial.
         placement: what each of its workers gets beside those of other trials.
         tracking_uri: MLflow store, its password included: the run's own settings lack that.
-        wait_s: seconds that the sweep's job has, once it is stopped, before it is killed; none outside a job.
         shared: rows that lie in the cluster's memory already, by split.
         pulse: that the trials of a slot have one after another; none makes one for the run.
     """
@@ -28,7 +27,6 @@ class Part:
     number: int
     placement: Placement
     tracking_uri: str = field(repr=False)
-    wait_s: int | None = None
     shared: Mapping[str, Shared] = field(default_factory=dict)
     pulse: ray.actor.ActorHandle | None = None
 

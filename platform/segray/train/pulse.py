@@ -62,6 +62,7 @@ class Pulse:
         self._controller: Any = None
         self._here: dict[int, tuple[int, float]] = {}
         self._stops = False
+        self._wait_s: int | None = None
 
     def begin(self) -> None:
         """Forgets all: another run begins."""
@@ -76,10 +77,18 @@ class Pulse:
         """Returns the actor that leads the run's workers, none before it has begun."""
         return self._controller
 
-    def stop(self) -> bool:
-        """Has the ranks stop, and returns whether there are any to do so."""
-        self._stops = True
+    def stop(self, wait_s: int | None = None) -> bool:
+        """Has the ranks stop, and returns whether there are any to do so.
+
+        Args:
+            wait_s: seconds until all of it is killed; none leaves them all they take.
+        """
+        self._stops, self._wait_s = True, wait_s
         return self.has_ranks()
+
+    def wait_s(self) -> int | None:
+        """Returns how long who stops may take."""
+        return self._wait_s
 
     def has_ranks(self) -> bool:
         """Returns whether any rank is there."""

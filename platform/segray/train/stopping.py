@@ -20,9 +20,6 @@ NODES_S = 20.0  # workers on nodes that are there are at work by then
 class Stop:
     """What a run is asked for by whoever wants it to end.
 
-    Args:
-        wait_s: seconds that the process has, once it is asked, before it is killed; none has all it takes.
-
     Attributes:
         patience_s: seconds that the ranks have for their checkpoint.
         asked: to end once a checkpoint holds all it did.
@@ -31,11 +28,16 @@ class Stop:
 
     asked = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
 
-    def __init__(self, wait_s: int | None = None) -> None:
-        self.patience_s = float("inf") if wait_s is None else max(wait_s - ENDS_S, wait_s / 2)
+    patience_s = float("inf")
 
-    def ask(self) -> None:
-        """Asks it to end."""
+    def ask(self, wait_s: int | None = None) -> None:
+        """Asks it to end.
+
+        Args:
+            wait_s: seconds until it is killed; none leaves it all it takes.
+        """
+        if wait_s is not None:
+            self.patience_s = max(wait_s - ENDS_S, wait_s / 2)
         self.asked = True
 
     def hurry(self) -> None:

@@ -53,14 +53,14 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
 
     Args:
         spent: returns what of the budget is spent, none if nothing is.
-        stop: tells the trials at work, and why.
+        stop: tells the trials at work why, and whether somebody interrupted the sweep.
 
     Attributes:
         interrupted: whether somebody did.
         why: the sweep ended before it was over, none if it did not.
     """
 
-    def __init__(self, spent: Callable[[], str | None], stop: Callable[[str], object]) -> None:
+    def __init__(self, spent: Callable[[], str | None], stop: Callable[[str, bool], object]) -> None:
         self._spent, self._stop = spent, stop
         self.interrupted = False
         self.why: str | None = None
@@ -76,7 +76,7 @@ class Ending(Unsaved, Stopper):  # type: ignore[misc]
         if self.why is None:
             self.why = "interrupted" if self.interrupted else self._spent()
             if self.why is not None:
-                self._stop(self.why)
+                self._stop(self.why, self.interrupted)
         return self.why is not None
 
 
@@ -88,13 +88,13 @@ class Actors:
         trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
         count: at once.
         task: returns what an actor is to do for a trial, as text.
-        stop: has all of them end behind a checkpoint; called with why.
+        stop: has all of them end behind a checkpoint; called with why, and whether somebody interrupted the sweep.
     """
 
     trainable: type[Trainable]
     count: int
     task: Callable[[Trial], str]
-    stop: Callable[[str], object] = lambda _why: None
+    stop: Callable[[str, bool], object] = lambda _why, _interrupted: None
 
 
 class Asking(Unsaved, Searcher):  # type: ignore[misc]

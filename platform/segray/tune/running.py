@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.tune import Trainable
 
-from segray import checkpoint, cluster, store
+from segray import checkpoint, cluster, places, store
 from segray.config import Config
 from segray.errors import CheckpointError, NoMemoryError, SegrayError, StoppedError
 from segray.quiet import quieten
@@ -105,7 +105,7 @@ class Run:
         self._part = replace(part, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._began = monotonic()
-        self.stop = Stop(part.wait_s)
+        self.stop = Stop()
         self._failed: str | None = None
         self._tail = Tail(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
         self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
@@ -130,7 +130,7 @@ class Run:
             return
         with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
             if ray.get(self._bell.here.remote(self._task.number, os.getpid())):
-                self.stop.ask()
+                self.stop.ask(ray.get(self._bell.wait_s.remote()))
 
     def end(self) -> None:
         """Has it end behind a checkpoint, and waits until it has."""
@@ -164,7 +164,7 @@ class Run:
             self._failed = cluster.in_a_line(error)
         except Exception as error:  # a defect is the trial's, not the sweep's
             logging.getLogger(__name__).exception("trial %d", self._task.number)
-            self._failed = f"{type(error).__name__}: {error}"
+            self._failed = places.masked(f"{type(error).__name__}: {error}")
 
     def _fits(self) -> bool:
         """Trains to the end, and returns whether memory was enough; if not, it is tried again with half as much."""

@@ -82,7 +82,7 @@ def sweep(
         StoppedError: it was interrupted; `resume` goes on.
     """
     begun = begin(config, resume, earlier, say)
-    with begun.lock, _told_how_to_go_on(begun), _uploaded(begun, say) as family:
+    with begun.lock, _uploaded(begun, say) as family, _told_how_to_go_on(begun):
         why = _search(begun, say, watch)
         result = after.finish(begun, why, say)
         begun.record.journal.write("end", status="FINISHED", cut_short=why)
@@ -197,12 +197,12 @@ class Crew:
         """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
         begun, bell = self._begun, new_pulse()
         data = shared(begun.config, begun.manifest, say)
-        part = Part(begun.key, 0, begun.slots.placement, begun.tracking_uri, places.job_wait_s(), data, bell)
+        part = Part(begun.key, 0, begun.slots.placement, begun.tracking_uri, data, bell)
         trainable: type[Running] = ray_tune.with_parameters(Running, part=part)
 
-        def stop(why: str) -> None:
+        def stop(why: str, interrupted: bool) -> None:
             say(f"{why}: each trial at work keeps a checkpoint of its step.")
-            bell.stop.remote()
+            bell.stop.remote(places.job_wait_s() if interrupted else None)
 
         return Actors(trainable, begun.slots.count, self.task, stop)
 

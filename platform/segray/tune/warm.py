@@ -45,7 +45,7 @@ def earlier(config: Config, uri: str) -> tuple[Known, ...]:
         space = _Space(config, parent)
         found = [known for run in trials if (known := space.known(client, run)) is not None]
     except MlflowException as error:
-        raise RegistryError(f"MLflow at {places.masked(uri)} cannot be read: {error}") from error
+        raise RegistryError(f"MLflow at {places.masked(uri)} cannot be read: {registry.first_line(error)}") from error
     if not found:
         raise DataError(
             f"tune.warm_start is {name}, which has {len(trials)} trials, none of them with all of "

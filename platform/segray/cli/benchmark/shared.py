@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segray import places
 from segray.benchmark.turns import Row
 from segray.cli.command import Parser
 from segray.errors import ConfigError
@@ -68,5 +69,5 @@ def show_rows(rows: Sequence[Row]) -> None:
 def write_json(flags: argparse.Namespace, report: Any) -> None:
     """Writes a report, and the command it comes from, where --json says."""
     if flags.json:
-        command = shlex.join(["python", *sys.argv])
+        command = places.masked(shlex.join(["python", *sys.argv]))
         flags.json.write_text(json.dumps({"command": command} | asdict(report), indent=2))
