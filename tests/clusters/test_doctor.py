@@ -203,11 +203,11 @@ def test_a_file_as_mlflow_store_is_no_store_of_several_machines(cluster):
 @pytest.mark.parametrize(
     ("shell", "said", "fix"),
     [
-        ({"RAY_AUTH_TOKEN": "f" * 64}, "it asks for a token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_MODE": "disabled"}, "it asks for a token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN": "f" * 64}, "this shell lacks its token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": "disabled"}, "this shell lacks its token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
         (
             {"RAY_AUTH_TOKEN": "", "HOME": "/nonexistent"},
-            "it asks for a token",
+            "this shell lacks its token",
             "set RAY_AUTH_MODE=token, and RAY_AUTH",
         ),
         ({"RAY_ADDRESS": ELSEWHERE.removeprefix("http://")}, "Connection refused", "start its head"),

@@ -80,14 +80,14 @@ def _asked(address: str) -> Exception | None:
     try:
         GcsClient(address=address).internal_kv_exists(b"segray", None, KNOCK_S)
     except RayError as error:
-        told: Exception = error
-        return told
+        failed: Exception = error
+        return failed
     return None
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, AuthenticationError):
-        return "it asks for a token, and not for the one of this shell, if that has any"
+        return "this shell lacks its token"
     told = error.strerror if isinstance(error, OSError) else None
     return (told or str(error)).strip().rstrip(".")
 
@@ -95,7 +95,10 @@ def _why(error: Exception) -> str:
 def _fix(error: Exception, address: str | None) -> str:
     """Returns what to do about a cluster that cannot be joined, or started."""
     if isinstance(error, AuthenticationError):
-        return "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token or write that to ~/.ray/auth_token"
+        return (
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to that of its head, or "
+            "RAY_AUTH_MODE=disabled if it has none"
+        )
     if "Version mismatch" in str(error):
         return "use the versions of the cluster, or install those of constraints.txt on its nodes"
     if address is None:
