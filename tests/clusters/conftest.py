@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -21,18 +22,19 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+PORTS = 20_000, 32_000
 WORKERS = 3
 IDLE_MINUTES = 0.1
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for found in sockets:
-        found.bind(("127.0.0.1", 0))
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
-    return ports
+    """Ports below those that outgoing connections take meanwhile: a head is listening on them seconds later only."""
+    ports = set()
+    while len(ports) < count:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", random.randrange(*PORTS)))
+            ports.add(found.getsockname()[1])
+    return sorted(ports)
 
 
 def until(happened, what, seconds=120, every=0.25):
