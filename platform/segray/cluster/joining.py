@@ -65,7 +65,7 @@ def _knock(address: str) -> None:
         return
     ensure_token_if_auth_enabled({}, create_token_if_missing=False)  # GcsClient ends the process where there is none
     socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
-    found: list[Exception | None] = []
+    found: list[RayError | None] = []
     thread = threading.Thread(target=lambda: found.append(_asked(address)), daemon=True, name="segray-knock")
     thread.start()
     thread.join(KNOCK_S)
@@ -75,13 +75,12 @@ def _knock(address: str) -> None:
         raise found[0]
 
 
-def _asked(address: str) -> Exception | None:
+def _asked(address: str) -> RayError | None:
     """Returns what a head has against being asked something, nothing if it answers."""
     try:
         GcsClient(address=address).internal_kv_exists(b"segray", None, KNOCK_S)
     except RayError as error:
-        failed: Exception = error
-        return failed
+        return error
     return None
 
 
