@@ -3,7 +3,12 @@
 python pipelines/benchmark.py model --variant b0 --size 512 --batch 2
 """
 
-from segray.cli.benchmark import main
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ lies beside pipelines/
+
+from benchmarks.main import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -14,13 +14,17 @@ import torch
 from hypothesis import settings
 from mlflow.tracking import MlflowClient
 
-from segray import checkpoint, config
+from segray import config
 from segray.config import Config
-from segray.data.ingest import convert
-from segray.data.schema import MANIFEST, digest_of, read_manifest
-from segray.data.shards import Bounds
-from segray.data.sources import Found, demo
-from segray.quiet import quieten
+from segray.core.logging import silence_libraries
+from segray.data.convert.convert import convert_dataset
+from segray.data.convert.shards import ShardLimits
+from segray.data.manifest import MANIFEST, read_manifest
+from segray.data.sources import demo
+from segray.data.sources.sample import SourceListing
+from segray.data.storage import content_hash
+from segray.models import checkpoint
+from segray.models.build import build_model
 
 settings.register_profile("segray", deadline=None)  # a machine that is busy is no error
 settings.load_profile("segray")
@@ -41,7 +45,7 @@ def ray_cluster(plugins: Path) -> Iterator[str]:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    quieten()
+    silence_libraries()
     started = ray.init(address="local", num_cpus=2, log_to_driver=False, configure_logging=False)
     yield started.address_info["gcs_address"]
     ray.shutdown()
@@ -51,9 +55,9 @@ def ray_cluster(plugins: Path) -> Iterator[str]:
 def streets(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converted dataset of a few demo streets: 41 rows to train on, in several shards, and 7 to validate on."""
     out = tmp_path_factory.mktemp("data") / "streets"
-    samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
-    found = Found(samples, demo.classes(), absent_ok=True)
-    convert(found, str(out), bounds=Bounds(shard_bytes=200_000, group_rows=4))
+    samples = demo.demo_samples(splits={"train": 41, "val": 7, "test": 5})
+    found = SourceListing(samples, demo.demo_classes(), absent_ok=True)
+    convert_dataset(found, str(out), bounds=ShardLimits(shard_bytes=200_000, group_rows=4))
     return out
 
 
@@ -66,11 +70,11 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
     for shard in train.shards:
         table = pq.read_table(copy / shard.path)
         images = [b"x" * len(one) if next(numbers) in (5, 30) else one for one in table["image"].to_pylist()]
-        digests = [digest_of(*pair) for pair in zip(images, table["mask"].to_pylist(), strict=True)]
+        digests = [content_hash(*pair) for pair in zip(images, table["mask"].to_pylist(), strict=True)]
         table = table.set_column(1, table.schema.field("image"), pa.array(images, pa.binary()))
         table = table.set_column(6, table.schema.field("digest"), pa.array(digests))
         pq.write_table(table, copy / shard.path, row_group_size=4, compression="none", use_dictionary=False)
-        known = {"bytes": (copy / shard.path).stat().st_size, "digest": digest_of(*map(str.encode, digests))}
+        known = {"bytes": (copy / shard.path).stat().st_size, "digest": content_hash(*map(str.encode, digests))}
         shards.append(shard.model_copy(update=known))
     splits = manifest.splits | {"train": train.model_copy(update={"shards": tuple(shards)})}
     (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).sealed().model_dump_json())
@@ -81,12 +85,12 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a model of the streets' classes that has learned nothing."""
     torch.manual_seed(0)
-    settings, classes = config.build({"eval.align": 64}), demo.classes()
-    model = checkpoint.build_model(settings, classes)
+    settings, classes = config.build({"eval.align": 64}), demo.demo_classes()
+    model = build_model(settings, classes)
     made = tmp_path_factory.mktemp("run") / "step-000007"
     made.mkdir()
     meta = checkpoint.Meta(step=7, metrics={}, confusion=[], dataset_digest="", versions={})
-    checkpoint.contents(model, {}, settings, classes, meta).write(made)
+    checkpoint.snapshot(model, {}, settings, classes, meta).write(made)
     return made
 
 

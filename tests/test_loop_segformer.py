@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from segray import losses
 from segray.config import LossConfig, OptimConfig
-from segray.loop import steps
-from segray.model import build
-from segray.optim import adamw
-from segray.update import Updater
+from segray.models.segformer.model import build_segformer
+from segray.training.engine.loop import train_steps
+from segray.training.engine.optim import build_optimizer
+from segray.training.engine.optimizer_step import OptimizerStepper
+from segray.training.losses.build import build_loss
 
 IGNORE = 255
 
@@ -30,7 +30,7 @@ def batches(count, images=8, size=64):
 
 def model(dtype=torch.float32):
     torch.manual_seed(0)
-    return build("b0", 5, drop_path=0.0, dropout=0.0).to(dtype)
+    return build_segformer("b0", 5, drop_path=0.0, dropout=0.0).to(dtype)
 
 
 def moved(optimise, parts, dtype, count=5):
@@ -39,9 +39,9 @@ def moved(optimise, parts, dtype, count=5):
     norms = [module for module in trained.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     start = torch.nn.utils.parameters_to_vector(trained.parameters()).detach().clone()
-    loss = losses.build(LossConfig(terms=("cross_entropy", {"dice": 0.5})), 5)
+    loss = build_loss(LossConfig(terms=("cross_entropy", {"dice": 0.5})), 5)
     settings = {"lr_factor": lambda _step: 1.0, "ignore_id": IGNORE, "parts": parts, "frozen": norms}
-    for _ in steps(trained, loss, Updater(optimise(trained)), batches(count), **settings):
+    for _ in train_steps(trained, loss, OptimizerStepper(optimise(trained)), batches(count), **settings):
         pass
     end = torch.nn.utils.parameters_to_vector(trained.parameters()).detach()
     return end, (end - start).norm()
@@ -60,7 +60,7 @@ def test_four_parts_of_two_images_make_the_adamw_steps_of_eight_nearly():
     """In float32 Adam divides noise by noise where gradients are nothing: 1% of the way, not of the weights."""
 
     def optimiser(trained):
-        return adamw(trained, OptimConfig(lr=1e-3, head_lr_factor=1))
+        return build_optimizer(trained, OptimConfig(lr=1e-3, head_lr_factor=1))
 
     (whole, distance), (parts, _) = (moved(optimiser, count, torch.float32) for count in (1, 4))
     assert (whole - parts).norm() < 0.01 * distance
@@ -74,12 +74,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 torch.set_num_threads(1)
-from segray import losses
+from segray.training.losses import build as losses
 from segray.config import OptimConfig
-from segray.data.plan import slots_of
-from segray.loop import steps
-from segray.optim import adamw
-from segray.update import Updater
+from segray.data.sampler import rank_slots
+from segray.training.engine.loop import train_steps
+from segray.training.engine.optim import build_optimizer
+from segray.training.engine.optimizer_step import OptimizerStepper
 sys.path.insert(0, sys.argv[4])
 from test_loop_segformer import IGNORE, batches, model
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])

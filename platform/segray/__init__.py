@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segray.models import Predictor
+    from segray.tracking.references import ReferencePredictor as Predictor
 
 __all__ = ["Predictor"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """Imports what is asked for then: torch takes a second, and not every command needs it."""
     if name != "Predictor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from segray.models import Predictor  # noqa: PLC0415
+    from segray.tracking.references import ReferencePredictor  # noqa: PLC0415
 
     return Predictor

@@ -4,14 +4,15 @@ import sys
 
 import pytest
 
-from segray import cli, config
-from segray.cli.command import Parser, dotted, end
-from segray.errors import ConfigError, DataError, TrainingError
+from segray import config
+from segray.cli import main
+from segray.cli.command import CommandParser, parse_dotted_flags, run_command
+from segray.core.errors import ConfigError, DataError, TrainingError
 
 
 def ended(command, capsys):
     with pytest.raises(SystemExit) as raised:
-        end(command)
+        run_command(command)
     return raised.value.code, capsys.readouterr().err
 
 
@@ -35,12 +36,12 @@ def test_exit_codes(error, code, capsys):
 
 def test_a_defect_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        end(raising(ZeroDivisionError()))
+        run_command(raising(ZeroDivisionError()))
 
 
 def test_dotted_flags():
     words = ["--optim.lr", "6e-5", "--data.root=DIR", "--data.short_side", "none", "--data.photometric", "--name", "-1"]
-    assert dotted(words) == {
+    assert parse_dotted_flags(words) == {
         "optim.lr": "6e-5",
         "data.root": "DIR",
         "data.short_side": None,
@@ -48,11 +49,11 @@ def test_dotted_flags():
         "name": "-1",
     }
     with pytest.raises(ConfigError, match="'stray' stands alone"):
-        dotted(["stray"])
+        parse_dotted_flags(["stray"])
 
 
 def test_no_scheduler_is_spelt_as_no_value_is():
-    assert config.build(dotted(["--tune.scheduler", "none"])).tune.scheduler == "none"
+    assert config.build(parse_dotted_flags(["--tune.scheduler", "none"])).tune.scheduler == "none"
 
 
 def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monkeypatch):
@@ -60,7 +61,7 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
     base.write_text("results: /base\ntracking: {uri: http://base}\ntrain: {seed: 1}")
     more.write_text("train: {seed: 2}\ndata: {root: /more}")
     monkeypatch.setenv("SEGRAY_CONFIG", str(base))
-    _, found = Parser("x", with_config=True).parse(["--config", str(more), "--data.root", "/flag"])
+    _, found = CommandParser("x", with_config=True).parse(["--config", str(more), "--data.root", "/flag"])
     assert (found.results, found.tracking.uri, found.train.seed, found.data.root) == (
         "/base",
         "http://base",
@@ -106,7 +107,7 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
 def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["segray", *argv])
-    found, message = ended(cli.main, capsys)
+    found, message = ended(main.main, capsys)
     assert found == 2
     assert message.startswith("error: ")
     assert said in message
@@ -117,11 +118,11 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
 WITH_SETTINGS = ("train", "tune", "evaluate", "predict", "promote", "serve", "doctor")
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(main.COMMANDS))
 def test_help_names_every_flag(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segray", command, "--help"])
     with pytest.raises(SystemExit) as raised:
-        cli.main()
+        main.main()
     assert raised.value.code == 0
     shown = capsys.readouterr().out
     assert "--help" in shown

@@ -5,10 +5,10 @@ import io
 import numpy as np
 from rich.console import Console
 
-from segray.cli.progress import TrainingProgress, duration
-from segray.cli.tables import show_places, show_scores
-from segray.cli.terminal import terminal
-from segray.metrics import scores
+from segray.cli.console import make_console
+from segray.cli.progress import TrainingProgress, format_duration
+from segray.cli.tables import print_paths, print_scores
+from segray.evaluation.metrics.scores import scores_from_confusion
 from segray.tracking.journal import Journal
 
 VALUES = {"train/loss": 0.5, "train/lr": 1e-3, "train/images_per_s": 42.0, "train/data_wait": 0.1}
@@ -33,24 +33,24 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     """In a terminal's bar and in a log: what a run says, and names of classes."""
     out = io.StringIO()
     journal = Journal(tmp_path)
-    with TrainingProgress(terminal(file=out), 40) as progress:
+    with TrainingProgress(make_console(file=out), 40) as progress:
         progress.watch(tmp_path)
         journal.write("event", text="[enforce fail] at [/data]")
-    show_scores(terminal(file=out), "[val]", scores(np.diag([5, 0]), ["[car]", "[bold]"]))
+    print_scores(make_console(file=out), "[val]", scores_from_confusion(np.diag([5, 0]), ["[car]", "[bold]"]))
     for part in ("[enforce fail] at [/data]", "[val]", "[car]", "[bold]"):
         assert part in out.getvalue()
 
 
 def test_durations():
-    assert [duration(seconds) for seconds in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
+    assert [format_duration(seconds) for seconds in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
 
 
 def test_a_table_names_absent_classes_and_places_are_never_cut():
     out = io.StringIO()
     console = Console(file=out, width=60)
     counts = np.array([[4, 4, 0], [0, 0, 0], [0, 0, 0]])
-    show_scores(console, "validation", scores(counts, ["road", "car", "ghost"]))
-    show_places(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
+    print_scores(console, "validation", scores_from_confusion(counts, ["road", "car", "ghost"]))
+    print_paths(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
     shown = out.getvalue()
     assert "mIoU 0.2500   mAcc 0.5000   aAcc 0.5000" in shown
     assert "not counted: ghost" in shown

@@ -125,9 +125,9 @@ def raylets(node_id):
 CONVERT = """
 import sys
 from segray import cluster
-from segray.data.ingest import convert
-from segray.data.shards import Bounds
-from segray.data.sources import Found, demo
+from segray.data.convert.convert import convert_dataset
+from segray.data.convert.shards import ShardLimits
+from segray.data.sources.sample import SourceListing; from segray.data.sources import demo
 cluster.connect()
 samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
 convert(Found(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=Bounds(group_rows=4))

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from mlflow.tracking import MlflowClient
 
-from segray import store
 from segray.tracking.journal import Journal
+from segray.training import checkpoint_store
 
 from .conftest import BIN, ROOT, end, head_shell, start_head, until
 
@@ -107,7 +107,7 @@ def test_a_training_job_that_is_stopped_ends_in_order_and_goes_on(head, streets,
     run = tmp_path / "results/run"
     reaches(run, 5)
     took = stop(head, job)
-    last = store.saved(run)[-1].step
+    last = checkpoint_store.list_checkpoints(run)[-1].step
     steps = [one["step"] for one in Journal(run).records() if one["kind"] == "metrics"]
     assert steps in (list(range(1, last)), list(range(1, last + 1)))  # the last report may wait in the checkpoint
     assert states(tmp_path) == ["KILLED"]
@@ -132,7 +132,7 @@ def test_a_sweep_that_is_stopped_ends_in_order(head, streets, tmp_path):
     begun = [trial for trial in trials if Journal(trial).last_step()]
     assert trials[0] in begun
     for trial in begun:
-        assert store.saved(trial)[-1].step - Journal(trial).last_step() in (0, 1)
+        assert checkpoint_store.list_checkpoints(trial)[-1].step - Journal(trial).last_step() in (0, 1)
     assert set(states(tmp_path)) == {"KILLED"}
     assert actors(head) == []
     print(f"tune: {len(begun)} of {len(trials)} trials at work, stopped after {took:.1f} s, each with its checkpoint")
@@ -145,7 +145,7 @@ def model(head, streets, tmp_path_factory):
     job = head.submit(*training(streets, place, "--train.steps", 2, "--train.val_every", 2))
     said, _ = job.communicate(timeout=200)
     assert job.returncode == 0, said
-    return store.saved(place / "results/run")[-1].folder
+    return checkpoint_store.list_checkpoints(place / "results/run")[-1].folder
 
 
 def test_an_evaluating_job_that_is_stopped_leaves_nothing_at_work(head, streets, model, tmp_path):
@@ -183,7 +183,7 @@ def test_ctrl_c_in_a_terminal_ends_a_run_of_its_own_cluster_in_order(streets, tm
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    last = store.saved(run)[-1].step
+    last = checkpoint_store.list_checkpoints(run)[-1].step
     assert f"was stopped at step {last}" in said
     assert states(tmp_path) == ["KILLED"]
 

@@ -34,8 +34,8 @@ def finished(head, *words, how=None):
 PLATFORM = "import platform, uuid; print('platform is', platform.__file__); platform.system()"
 LOAD = """
 import numpy as np
-from segray import registry
-from segray.predict import Predictor
+from segray.tracking import registry
+from segray.inference.predictor import Predictor
 folder = registry.fetch("models:/segray@challenger", "sqlite:///{place}/mlflow.db")
 print(Predictor(folder)(np.zeros((96, 96, 3), np.uint8)).shape)
 """

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from segray import config
 from segray.config import Config
-from segray.errors import ConfigError
+from segray.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_config_file_that_is_none_is_named(tmp_path, text):
 @given(st.floats(1e-9, 1), st.integers(1, 64), st.booleans())
 def test_flat_keys_and_yaml_bring_a_config_back(lr, batch, photometric):
     made = config.build({"optim.lr": lr, "train.batch": batch, "data.photometric": photometric})
-    assert config.build(config.flat(made)) == made
+    assert config.build(config.flatten(made)) == made
     assert config.build(yaml.safe_load(yaml.safe_dump(made.model_dump(mode="json")))) == made
 
 

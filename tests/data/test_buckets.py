@@ -3,13 +3,16 @@
 import pyarrow.fs
 import pytest
 
-from segray.data import claim, unfinished
-from segray.data.check import check
-from segray.data.ingest import convert
-from segray.data.schema import read_manifest
-from segray.data.shards import Bounds
-from segray.data.sources import Found, demo
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data import locks
+from segray.data.convert import resume
+from segray.data.convert.convert import convert_dataset
+from segray.data.convert.shards import ShardLimits
+from segray.data.locks import os
+from segray.data.manifest import read_manifest
+from segray.data.sources import demo
+from segray.data.sources.sample import SourceListing
+from segray.data.validate.dataset import validate_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -35,19 +38,19 @@ def place(server, request):
     return f"s3://{name}?endpoint_override={url}", names
 
 
-FOUND = Found(demo.samples(splits={"train": 20, "val": 4}), demo.classes(), absent_ok=True)
-BOUNDS = Bounds(group_rows=2)
+FOUND = SourceListing(demo.demo_samples(splits={"train": 20, "val": 4}), demo.demo_classes(), absent_ok=True)
+BOUNDS = ShardLimits(group_rows=2)
 
 
 def test_a_bucket_gets_the_same_dataset_as_a_folder(place, tmp_path):
     uri, names = place
-    here, there = (convert(FOUND, out, bounds=BOUNDS) for out in (str(tmp_path / "out"), uri))
+    here, there = (convert_dataset(FOUND, out, bounds=BOUNDS) for out in (str(tmp_path / "out"), uri))
     assert there == here == read_manifest(uri)
     assert names() == ["dataset.json", *(shard.path for split in here.splits.values() for shard in split.shards)]
-    found = check(uri)
+    found = validate_dataset(uri)
     assert (found.faults, found.doubts, found.splits["train"].rows) == ([], [], 20)
     with pytest.raises(DataError, match=r"output s3://segray-made/\S+ holds a dataset"):
-        convert(FOUND, uri)
+        convert_dataset(FOUND, uri)
 
 
 def interrupt(_what, done, _total):
@@ -58,29 +61,29 @@ def interrupt(_what, done, _total):
 def test_a_conversion_into_a_bucket_goes_on(place, tmp_path):
     uri, names = place
     with pytest.raises(KeyboardInterrupt):
-        convert(FOUND, uri, bounds=BOUNDS, on_progress=interrupt)
+        convert_dataset(FOUND, uri, bounds=BOUNDS, on_progress=interrupt)
     with pytest.raises(DataError, match="was not finished"):
         read_manifest(uri)
     steps = []
-    made = convert(FOUND, uri, bounds=BOUNDS, on_progress=lambda *step: steps.append(step))
+    made = convert_dataset(FOUND, uri, bounds=BOUNDS, on_progress=lambda *step: steps.append(step))
     assert steps[0][0] == "going on"
     assert steps[0][1] > 10
-    assert made == convert(FOUND, str(tmp_path / "out"), bounds=BOUNDS)
+    assert made == convert_dataset(FOUND, str(tmp_path / "out"), bounds=BOUNDS)
     assert not [name for name in names() if "unfinished" in name]
 
 
 def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten(place, monkeypatch):
     uri, names = place
-    with unfinished.claimed(uri, ["train", "val"]):
-        monkeypatch.setattr(claim.os, "getpid", lambda: 1)
+    with resume.conversion_lock(uri, ["train", "val"]):
+        monkeypatch.setattr(os, "getpid", lambda: 1)
         with pytest.raises(DataError, match=r"was writing s3://segray-made/\S+ less than 60 s ago; wait for it"):
-            convert(FOUND, uri)
+            convert_dataset(FOUND, uri)
         assert len(names()) == 1
-        monkeypatch.setattr(claim, "STALE_S", 0.0)
-        assert convert(FOUND, uri).splits["train"].rows == 20
+        monkeypatch.setattr(locks, "LEASE_TIMEOUT_S", 0.0)
+        assert convert_dataset(FOUND, uri).splits["train"].rows == 20
 
 
 def test_a_server_that_is_gone_is_told(monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(DataError, match=r"output s3://nowhere/made cannot be looked into .*credentials come from"):
-        convert(FOUND, "s3://nowhere/made?endpoint_override=http://127.0.0.1:9")
+        convert_dataset(FOUND, "s3://nowhere/made?endpoint_override=http://127.0.0.1:9")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
+from segray.core.errors import DataError
 from segray.data.images import decode_image, decode_mask, encode_mask
-from segray.data.originals import PILLOWS_MOST_PIXELS, UprightImage, aligned_mask, source_mask, upright_image
-from segray.errors import DataError
+from segray.data.normalize import PILLOW_MAX_PIXELS, NormalizedImage, align_mask, decode_source_mask, normalize_image
 
 RNG = np.random.default_rng(0)
 COLOURS = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (32, 24), interpolation=cv2.INTER_CUBIC)
@@ -33,7 +33,7 @@ def with_orientation(image: Image.Image, orientation: int, format: str = "JPEG")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_plain_images_keep_their_own_bytes(format, mode):
     source = encoded(Image.fromarray(COLOURS).convert(mode), format)
-    stored = upright_image(source, "x")
+    stored = normalize_image(source, "x")
     assert (stored.encoded, stored.height, stored.width) == (source, 24, 32)
     assert (stored.reason, stored.orientation) == ("", 1)
 
@@ -53,7 +53,7 @@ def test_decoded_pixels_are_rgb_and_grey_is_repeated(format):
 def test_rotated_images_are_stored_upright(format, orientation):
     blocks = Image.fromarray(np.kron(RNG.integers(0, 2, (3, 4), np.uint8) * 255, np.ones((8, 8), np.uint8)))
     blocks = blocks.convert("RGB")
-    stored = upright_image(with_orientation(blocks, orientation, format), "x")
+    stored = normalize_image(with_orientation(blocks, orientation, format), "x")
     tagged = Image.open(io.BytesIO(with_orientation(blocks, orientation, "JPEG")))
     expected = np.asarray(ImageOps.exif_transpose(tagged))
     assert stored.orientation == orientation
@@ -69,7 +69,7 @@ def test_an_image_is_turned_whatever_stands_in_its_other_tags():
     source[source.index(b"Exif\0\0") + 29] = 0  # in the tag of the resolution
     with pytest.raises(struct.error):  # Pillow's own way writes all tags anew
         ImageOps.exif_transpose(Image.open(io.BytesIO(source)))
-    stored = upright_image(bytes(source), "x.jpg")
+    stored = normalize_image(bytes(source), "x.jpg")
     assert (stored.orientation, stored.height, stored.width) == (6, 32, 24)
     expected = np.rot90(np.asarray(Image.open(io.BytesIO(source))), -1)
     assert np.array_equal(decode_image(stored.encoded), expected)
@@ -88,19 +88,19 @@ def test_each_odd_image_becomes_8_bit_rgb_or_grey_with_a_reason():
         "16 bits": deep_rgb.tobytes(),
     }
     for reason, source in cases.items():
-        stored = upright_image(source, "x")
+        stored = normalize_image(source, "x")
         assert reason in stored.reason
         assert np.abs(decode_image(stored.encoded).astype(int) - COLOURS).mean() < 8, reason
         assert Image.open(io.BytesIO(stored.encoded)).mode == "RGB"
-    grey = upright_image(encoded(deep, "PNG"), "x")
+    grey = normalize_image(encoded(deep, "PNG"), "x")
     assert "16 bits" in grey.reason
     assert np.array_equal(decode_image(grey.encoded)[..., 0], COLOURS[..., 0])
-    palette = upright_image(encoded(rgb.quantize(16), "PNG"), "x")
+    palette = normalize_image(encoded(rgb.quantize(16), "PNG"), "x")
     assert np.array_equal(decode_image(palette.encoded), np.asarray(rgb.quantize(16).convert("RGB")))
 
 
 def test_stored_png_carries_no_orientation_that_a_reader_could_apply_again():
-    stored = upright_image(with_orientation(Image.fromarray(COLOURS), 6), "x")
+    stored = normalize_image(with_orientation(Image.fromarray(COLOURS), 6), "x")
     assert not Image.open(io.BytesIO(stored.encoded)).getexif()
 
 
@@ -109,31 +109,31 @@ def test_cut_off_images_are_errors_that_name_the_file(format):
     source = encoded(Image.fromarray(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8))), format)
     for damaged in (source[: len(source) // 2], b"", b"no image", source[:30]):
         with pytest.raises(DataError, match=r"train/x\.jpg cannot be read"):
-            upright_image(damaged, "train/x.jpg")
+            normalize_image(damaged, "train/x.jpg")
 
 
 def test_pixel_types_without_an_8_bit_meaning_are_errors():
     with pytest.raises(DataError, match=r"x\.tif has pixels of type F"):
-        upright_image(encoded(Image.fromarray(COLOURS[..., 0].astype(np.float32)), "TIFF"), "x.tif")
+        normalize_image(encoded(Image.fromarray(COLOURS[..., 0].astype(np.float32)), "TIFF"), "x.tif")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     source = encoded(Image.fromarray(COLOURS), "BMP")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"x\.bmp has 768 pixels; expected at most 767"):
-        upright_image(source, "x.bmp", most_pixels=767)
+        normalize_image(source, "x.bmp", most_pixels=767)
     with pytest.raises(DataError, match=r"y\.bmp has 768 pixels; expected at most 767"):
-        source_mask(source, "y.bmp", most_pixels=767)
+        decode_source_mask(source, "y.bmp", most_pixels=767)
     bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     with pytest.raises(DataError, match=r"z\.png has more than 178956970 pixels; expected at most 134217728"):
-        source_mask(bomb, "z.png")
-    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOWS_MOST_PIXELS
+        decode_source_mask(bomb, "z.png")
+    assert 2 * Image.MAX_IMAGE_PIXELS == PILLOW_MAX_PIXELS
 
 
 def test_what_is_no_image_is_told_in_the_same_words_each_time():
     for damaged in (b"", b"no image"):
         with pytest.raises(DataError) as error:
-            upright_image(damaged, "x.jpg")
+            normalize_image(damaged, "x.jpg")
         said = f"x.jpg cannot be read as an image ({len(damaged)} bytes of no known format); replace or remove it."
         assert str(error.value) == said
 
@@ -162,13 +162,13 @@ def test_palette_masks_give_indices_at_every_depth(bits):
     ids = RNG.integers(0, 2**bits, (9, 13)).astype(np.uint8)
     mask = Image.fromarray(ids)
     mask.putpalette(list(RNG.integers(0, 256, 3 * 2**bits)))
-    assert np.array_equal(source_mask(encoded(mask, "PNG", bits=bits), "x"), ids)
+    assert np.array_equal(decode_source_mask(encoded(mask, "PNG", bits=bits), "x"), ids)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey_masks_give_the_stored_numbers_at_every_depth(bits):
     ids = RNG.integers(0, 2**bits, (8, 16)).astype(np.uint16)
-    assert np.array_equal(source_mask(grey_png(ids, bits), "x"), ids)
+    assert np.array_equal(decode_source_mask(grey_png(ids, bits), "x"), ids)
 
 
 def grey_png(ids: np.ndarray, bits: int) -> bytes:
@@ -187,7 +187,7 @@ def grey_png(ids: np.ndarray, bits: int) -> bytes:
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGBA", 4), ("LA", 2)])
 def test_masks_with_several_channels_are_refused(mode, channels):
     with pytest.raises(DataError, match=rf"masks/x\.png is a mask with {channels} channels \({mode}\)"):
-        source_mask(encoded(Image.fromarray(COLOURS).convert(mode), "PNG"), "masks/x.png")
+        decode_source_mask(encoded(Image.fromarray(COLOURS).convert(mode), "PNG"), "masks/x.png")
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -196,26 +196,26 @@ def test_a_mask_is_rotated_exactly_where_its_size_shows_that_it_was_not(orientat
     # Pillow's own rotation of the same numbers is the truth.
     tagged = Image.open(io.BytesIO(with_orientation(Image.fromarray(ids), orientation, "PNG")))
     upright = np.asarray(ImageOps.exif_transpose(tagged))
-    image = UprightImage(b"", 9, 6, orientation, "rotated")
-    assert np.array_equal(aligned_mask(ids, image, "i", "m"), upright)
-    assert np.array_equal(aligned_mask(upright, image, "i", "m"), upright)
+    image = NormalizedImage(b"", 9, 6, orientation, "rotated")
+    assert np.array_equal(align_mask(ids, image, "i", "m"), upright)
+    assert np.array_equal(align_mask(upright, image, "i", "m"), upright)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(6, (7, 7)), (3, (6, 9)), (2, (6, 9))])
 def test_a_rotation_that_the_size_does_not_tell_is_an_error(orientation, size):
-    image = UprightImage(b"", *size, orientation, "rotated")
+    image = NormalizedImage(b"", *size, orientation, "rotated")
     with pytest.raises(DataError, match=f"i has EXIF orientation {orientation}.*m does not tell"):
-        aligned_mask(np.zeros(size, np.uint8), image, "i", "m")
+        align_mask(np.zeros(size, np.uint8), image, "i", "m")
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_different_sizes_are_errors_with_both_sizes(orientation):
-    image = UprightImage(b"", 9, 6, orientation, "")
+    image = NormalizedImage(b"", 9, 6, orientation, "")
     with pytest.raises(DataError, match="m is 5x9 but i is 6x9"):
-        aligned_mask(np.zeros((9, 5), np.uint8), image, "i", "m")
+        align_mask(np.zeros((9, 5), np.uint8), image, "i", "m")
 
 
 def test_an_upright_image_never_turns_its_mask():
-    image = UprightImage(b"", 9, 6, 1, "")
+    image = NormalizedImage(b"", 9, 6, 1, "")
     with pytest.raises(DataError, match="m is 9x6 but i is 6x9"):
-        aligned_mask(np.zeros((6, 9), np.uint8), image, "i", "m")
+        align_mask(np.zeros((6, 9), np.uint8), image, "i", "m")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from segray import checkpoint
-from segray import evaluate as evaluate_module
 from segray.cli import evaluate as cli
+from segray.evaluation import evaluate as evaluate_module
+from segray.models import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
 
@@ -32,7 +32,7 @@ def other(folder, tmp_path):
     made = tmp_path / "other"
     made.mkdir()
     parts = checkpoint.load_config(folder), checkpoint.load_classes(folder), checkpoint.load_meta(folder)
-    checkpoint.contents(model, {}, *parts).write(made)
+    checkpoint.snapshot(model, {}, *parts).write(made)
     return made
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.benchmark.watch import watched
+from benchmarks.memory_monitor import monitor_memory
 from segray.cli import predict as cli
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_the_images(folder, tmp_path):
     for count in (500, 5000):
         source = draw(tmp_path / f"images{count}", count, (96, 128))
         process = subprocess.Popen(command(folder, source, tmp_path / f"out{count}", "--quiet"), env=alone)
-        with watched(process.pid) as peak:
+        with monitor_memory(process.pid) as peak:
             assert process.wait() == 0
         assert len(list((tmp_path / f"out{count}/masks").iterdir())) == count
         peaks.append(peak.memory)

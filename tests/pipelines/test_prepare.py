@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.data.schema import read_manifest
+from segray.data.manifest import read_manifest
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "prepare.py"
 ROWS = 96

@@ -12,10 +12,11 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from segray import checkpoint, registry
-from segray.classes import Classes
 from segray.cli import promote as cli
-from segray.promotion import evidence
+from segray.core.classes import Classes
+from segray.models import checkpoint
+from segray.promotion import measure
+from segray.tracking.registry import download_checkpoint, register_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "promote.py"
 LENIENT = ("--promote.miou_drop", "1", "--promote.class_drop", "1", "--promote.slower", "9")
@@ -28,9 +29,11 @@ def store(folder, streets, empty_store, tmp_path, monkeypatch):
     client = MlflowClient(uri, uri)
     experiment = client.create_experiment("tests", str(tmp_path / "artifacts"))
     for number in range(2):
-        registry.register(client, client.create_run(experiment).info.run_id, _other(folder, tmp_path, number), "s", [])
+        register_checkpoint(
+            client, client.create_run(experiment).info.run_id, _other(folder, tmp_path, number), "s", []
+        )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evidence, "TIMED", 3)  # the script itself takes as many as it should
+    monkeypatch.setattr(measure, "NUM_TIMED_IMAGES", 3)  # the script itself takes as many as it should
 
     def command(*words):
         return list(map(str, [SCRIPT, "--name", "s", "--tracking.uri", uri, "--data", streets, *words]))
@@ -53,7 +56,7 @@ def _other(folder, place, number, classes=None):
     made = place / f"step-{number}"
     made.mkdir()
     settings, meta = checkpoint.load_config(folder), checkpoint.load_meta(folder)
-    checkpoint.contents(model, {}, settings, classes or checkpoint.load_classes(folder), meta).write(made)
+    checkpoint.snapshot(model, {}, settings, classes or checkpoint.load_classes(folder), meta).write(made)
     return made
 
 
@@ -62,7 +65,7 @@ def aliases(store):
 
 
 def served(store):
-    folder = registry.fetch("models:/s@champion", store.uri).parents[1]
+    folder = download_checkpoint("models:/s@champion", store.uri).parents[1]
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -111,7 +114,7 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
     ours = checkpoint.load_classes(folder).names
     other = _other(folder, tmp_path, 7, Classes.named(["lava", *ours[1:]]))
     run_id = store.client.create_run(store.experiment).info.run_id
-    registry.register(store.client, run_id, other, "s", ["champion"])
+    register_checkpoint(store.client, run_id, other, "s", ["champion"])
     words = ["--version", 1, "--split", "val", "--promote.slower", "9", "--dry-run"]
     assert store.run(*words) == 1
     said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.changed_classes '[lava, "

@@ -119,7 +119,7 @@ def test_platform_is_the_standard_library_and_no_script_bears_a_library_name():
 def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
     words = ["model", "--size", 64, "--classes", 3, "--turns", 2, "--json", tmp_path / "rows.json"]
     code = (
-        "import atexit, sys; from segray.cli.benchmark import main\n"
+        "import atexit, sys; from benchmarks.main import main\n"
         "heavy = {'ray', 'mlflow', 'cv2', 'albumentations', 'segray.data'}\n"
         "atexit.register(lambda: print('imported', sorted(heavy & set(sys.modules))))\n"
         "main()"
@@ -135,7 +135,7 @@ def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
 
 
 def test_importing_the_library_does_nothing():
-    code = "import segray.config, segray.model, segray.predict, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
+    code = "import segray.config, segray.model, segray.inference.predictor, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
     found = run("-c", code, cwd=ROOT, PYTHONPATH=str(ROOT / "platform"))
     assert found.returncode == 0, found.stderr
 

@@ -12,8 +12,8 @@ from socket import create_server
 import pytest
 from mlflow.tracking import MlflowClient
 
-from segray import registry
 from segray.cli.serve import main
+from segray.tracking.registry import register_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def store(empty_store, folder, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri, uri)
     run = client.create_run(client.create_experiment("serving", str(tmp_path / "artifacts")))
-    registry.register(client, run.info.run_id, folder, "streets", ["champion"])
+    register_checkpoint(client, run.info.run_id, folder, "streets", ["champion"])
     return uri
 
 

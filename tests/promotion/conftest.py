@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow.tracking import MlflowClient
 
-from segray.promotion import moves
+from segray.promotion import aliases
 
 WRITES = (
     *("create_registered_model", "delete_registered_model", "set_registered_model_alias", "set_model_version_tag"),
@@ -57,7 +57,7 @@ def served():
 
     def look(client):
         assert [model.name for model in client.search_registered_models()] == ["streets"]
-        found = moves.aliases_of(client, "streets")
+        found = aliases.get_aliases(client, "streets")
         return found["previous"], found["champion"], found["challenger"]
 
     return look

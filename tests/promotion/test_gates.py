@@ -5,32 +5,32 @@ from math import nan
 
 import pytest
 
-from segray.comparison import Comparison, Difference
 from segray.config import PromoteConfig
-from segray.metrics.intervals import Interval
-from segray.promotion.gates import Evidence, decide
+from segray.evaluation.compare import Comparison, MetricDelta
+from segray.evaluation.metrics.bootstrap import Interval
+from segray.promotion.gates import ModelMeasurements, evaluate_gates
 
 CLASSES = ("road", "car", "sky")
-OLD = Evidence("1", CLASSES, 0.5, {"road": 0.8, "car": 0.4, "sky": 0.3}, latency_ms=10.0, size_mib=14.0)
-NEW = Evidence("2", CLASSES, 0.6, {"road": 0.8, "car": 0.5, "sky": 0.5}, latency_ms=10.0, size_mib=14.0)
+OLD = ModelMeasurements("1", CLASSES, 0.5, {"road": 0.8, "car": 0.4, "sky": 0.3}, latency_ms=10.0, size_mib=14.0)
+NEW = ModelMeasurements("2", CLASSES, 0.6, {"road": 0.8, "car": 0.5, "sky": 0.5}, latency_ms=10.0, size_mib=14.0)
 ALL = ["stored as trained", "classes", "time for an image", "mean IoU", "every class"]
 
 
 def compared(low=0.05, high=0.15, support=50, **gains):
     found = {"road": 0.0, "car": 0.1, "sky": 0.2} | gains
-    by_class = {name: Difference(0.5 + gain, 0.5, Interval(gain, gain), support) for name, gain in found.items()}
-    whole = Difference(0.6, 0.5, Interval(low, high), support)
+    by_class = {name: MetricDelta(0.5 + gain, 0.5, Interval(gain, gain), support) for name, gain in found.items()}
+    whole = MetricDelta(0.6, 0.5, Interval(low, high), support)
     return Comparison(whole, by_class, whole, ())
 
 
 def refused_by(gates=None, new=NEW, old=OLD, comparison=None):
-    decision = decide(PromoteConfig(**(gates or {})), new, old, comparison or compared())
+    decision = evaluate_gates(PromoteConfig(**(gates or {})), new, old, comparison or compared())
     assert decision.is_passed == (not decision.reasons)
     return [check.gate for check in decision.checks if not check.is_passed]
 
 
 def test_a_better_model_passes_every_gate_and_each_is_told():
-    decision = decide(PromoteConfig(), NEW, OLD, compared())
+    decision = evaluate_gates(PromoteConfig(), NEW, OLD, compared())
     assert decision.is_passed
     assert decision.reasons == []
     assert (decision.challenger, decision.champion) == ("2", "1")
@@ -56,7 +56,7 @@ def test_the_mean_may_be_lower_by_no_more_than_was_allowed_with_confidence(low, 
 
 
 def test_a_gain_that_chance_may_have_made_is_no_gain():
-    decision = decide(PromoteConfig(), NEW, OLD, compared(low=-0.2, high=0.4))
+    decision = evaluate_gates(PromoteConfig(), NEW, OLD, compared(low=-0.2, high=0.4))
     assert decision.reasons == [
         "mean IoU: 0.6000 against 0.5000, gain +0.1000 [-0.2000, +0.4000]; "
         "expected a gain above -0.01 with 95% confidence"
@@ -77,7 +77,7 @@ def test_no_class_may_lose_more_than_was_allowed(gains, is_passed):
 
 
 def test_every_class_that_lost_is_named_worst_first():
-    decision = decide(PromoteConfig(), NEW, OLD, compared(road=-0.1, sky=-0.3))
+    decision = evaluate_gates(PromoteConfig(), NEW, OLD, compared(road=-0.1, sky=-0.3))
     assert decision.reasons == ["every class: sky -0.3000, road -0.1000; expected no class to lose more than 0.05"]
 
 
@@ -93,7 +93,7 @@ def test_every_class_that_lost_is_named_worst_first():
     ],
 )
 def test_a_class_below_its_floor_is_refused(floor, is_passed, said):
-    decision = decide(PromoteConfig(class_floor=floor), NEW)
+    decision = evaluate_gates(PromoteConfig(class_floor=floor), NEW)
     assert decision.is_passed == is_passed
     assert [check.found for check in decision.checks if check.gate == "IoU of each class"] == ([said] if said else [])
 
@@ -107,7 +107,7 @@ def test_a_class_that_was_not_seen_is_below_any_floor(floor):
 def test_of_many_classes_below_ten_are_named_and_the_others_counted():
     names = tuple(f"c{number:02d}" for number in range(150))
     many = replace(NEW, classes=names, iou=dict.fromkeys(names, 0.1))
-    (reason,) = decide(PromoteConfig(class_floor=0.2), many).reasons
+    (reason,) = evaluate_gates(PromoteConfig(class_floor=0.2), many).reasons
     assert "c09 0.1000 and 140 more" in reason
     assert "c10" not in reason
 
@@ -145,7 +145,7 @@ def test_budgets_of_time_and_size(gates, latency_ms, size_mib, refused):
 )
 def test_other_classes_are_refused_unless_all_that_differ_are_named(names, changed, found):
     new = replace(NEW, classes=names, iou=dict.fromkeys(names, 0.9))
-    decision = decide(PromoteConfig(changed_classes=changed), new, OLD)
+    decision = evaluate_gates(PromoteConfig(changed_classes=changed), new, OLD)
     (check,) = [check for check in decision.checks if check.gate == "classes"]
     assert check.is_passed == (found in (None, "the same"))
     assert found is None or check.found.replace(", with", " with") == found
@@ -154,13 +154,13 @@ def test_other_classes_are_refused_unless_all_that_differ_are_named(names, chang
 
 
 def test_what_is_not_stored_as_it_was_trained_is_refused_with_what_differs():
-    decision = decide(PromoteConfig(), replace(NEW, differs="its weights are others"), OLD, compared())
+    decision = evaluate_gates(PromoteConfig(), replace(NEW, differs="its weights are others"), OLD, compared())
     assert decision.reasons == ["stored as trained: its weights are others; expected what was registered"]
 
 
 def test_without_a_champion_only_the_challengers_own_gates_are_asked():
     slow = replace(NEW, latency_ms=1000.0)
-    decision = decide(PromoteConfig(class_floor=0.1, latency_ms=5, size_mib=20), slow)
+    decision = evaluate_gates(PromoteConfig(class_floor=0.1, latency_ms=5, size_mib=20), slow)
     assert decision.champion is None
     assert [(check.gate, check.is_passed) for check in decision.checks] == [
         ("stored as trained", True),

@@ -11,20 +11,27 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
-from tests.promotion.conftest import Dying, Killed
 
-from segray import checkpoint, config, registry
-from segray.classes import Classes
-from segray.comparison import compare
-from segray.counting import Counts, ImageTable
-from segray.errors import PromotionError, RegistryError
-from segray.evaluate import Evaluation
-from segray.findings import findings
-from segray.metrics.calibration import NUM_BINS
-from segray.promotion import moves, promote
-from segray.promotion.evidence import Measured
-from segray.promotion.gates import Evidence
-from segray.promotion.promote import Told, Wish, rollback
+from segray import config
+from segray.config.eval import EvalConfig
+from segray.core.classes import Classes
+from segray.core.errors import PromotionError, RegistryError
+from segray.evaluation.compare import compare
+from segray.evaluation.counter import Counts, ImageCounts
+from segray.evaluation.evaluate import Evaluation
+from segray.evaluation.metrics.calibration import NUM_BINS
+from segray.evaluation.results import compute_results
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.promotion import promote
+from segray.promotion.aliases import _claims, apply_change, get_aliases, plan_promotion
+from segray.promotion.audit import PromotionOptions
+from segray.promotion.gates import ModelMeasurements
+from segray.promotion.measure import Measurements
+from segray.promotion.promote import PromotionRequest, rollback
+from segray.tracking import registry
+from segray.tracking.registry import download_checkpoint, register_checkpoint
+from tests.promotion.conftest import Dying, Killed
 
 CLASSES = Classes.named(["road", "car", "sky"])
 ROWS = 30
@@ -46,8 +53,8 @@ def made(tmp_path_factory, empty_store):
         folder.mkdir()
         torch.manual_seed(number)
         meta = checkpoint.Meta(step=number, dataset_digest="d1g", versions={})
-        checkpoint.contents(checkpoint.build_model(settings, CLASSES), {}, settings, CLASSES, meta).write(folder)
-        registry.register(client, run_id, folder, "streets", ["challenger"])
+        checkpoint.snapshot(build_model(settings, CLASSES), {}, settings, CLASSES, meta).write(folder)
+        register_checkpoint(client, run_id, folder, "streets", ["challenger"])
     client.set_registered_model_alias("streets", "champion", "2")
     client.set_registered_model_alias("streets", "previous", "1")
     return place
@@ -59,7 +66,7 @@ def store(made, tmp_path, monkeypatch):
     database = tmp_path / "mlflow.db"
     shutil.copy(made / "mlflow.db", database)
     uri = f"sqlite:///{database}"
-    monkeypatch.setattr(promote, "measure", measured)
+    monkeypatch.setattr(promote, "measure_candidates", measured)
     settings = config.build({"tracking": {"uri": uri, "model": "streets"}})
     return SimpleNamespace(uri=uri, client=MlflowClient(uri, uri), database=database, config=settings)
 
@@ -70,7 +77,7 @@ def counts(right, seed):
     for row in range(ROWS):
         truth, guess = truths.integers(0, 3, 400), random.integers(0, 3, 400)
         own = np.bincount(truth * 3 + np.where(random.random(400) < right, truth, guess), minlength=9).reshape(3, 3)
-        found.images[row] = ImageTable.of(own)
+        found.images[row] = ImageCounts.of(own)
         found.confusion += own
     return found
 
@@ -80,7 +87,7 @@ def evaluation(version, split):
     found, ids = counts(RIGHT[version], int(version)), {row: f"{split}/{row}" for row in range(ROWS)}
     return Evaluation(
         counts=found,
-        found=findings(found, CLASSES.names, ids, count=100),
+        found=compute_results(found, CLASSES.names, ids, count=100),
         ids=ids,
         classes=CLASSES,
         split=split,
@@ -89,25 +96,33 @@ def evaluation(version, split):
         root="/data/streets",
         dataset_digest="t3st",
         step=int(version),
-        settings=config.EvalConfig(),
+        settings=EvalConfig(),
     )
 
 
 def evidence(version, found):
-    return Evidence(version, CLASSES.names, found.found.scores.miou, found.found.scores.iou, 10.0, 14.0)
+    return ModelMeasurements(version, CLASSES.names, found.found.scores.miou, found.found.scores.iou, 10.0, 14.0)
 
 
 def measured(challenger, champion, _config, _root, split, _workers):
     ours = evaluation(challenger.version, split)
     if champion is None:
-        return Measured(evidence(challenger.version, ours), None, None, ours, None)
+        return Measurements(evidence(challenger.version, ours), None, None, ours, None)
     theirs = evaluation(champion.version, split)
     comparison = compare(ours.counts, theirs.counts, CLASSES.names, ours.ids, count=100)
-    return Measured(evidence(challenger.version, ours), evidence(champion.version, theirs), comparison, ours, theirs)
+    return Measurements(
+        evidence(challenger.version, ours), evidence(champion.version, theirs), comparison, ours, theirs
+    )
 
 
 def promoted(store, version=None, said=None, **told):
-    wish = Wish(version, "/data/streets", "test", Told(store.config.promote, **told), is_dry=store.config.name == "dry")
+    wish = PromotionRequest(
+        version,
+        "/data/streets",
+        "test",
+        PromotionOptions(store.config.promote, **told),
+        is_dry=store.config.name == "dry",
+    )
     return promote.promote(store.config, wish, (said if said is not None else []).append, patience_s=0)
 
 
@@ -117,7 +132,7 @@ def back(store, said=None, **more):
 
 def aliases(store):
     assert [model.name for model in store.client.search_registered_models()] == ["streets"]
-    found = moves.aliases_of(store.client, "streets")
+    found = get_aliases(store.client, "streets")
     return found["previous"], found["champion"], found["challenger"]
 
 
@@ -199,7 +214,7 @@ def dump(store):
 
 
 def test_a_dry_run_leaves_an_interrupted_promotion_to_others(store):
-    moves._claims(store.client, moves.promotion("streets", moves.aliases_of(store.client, "streets"), "3"))
+    _claims(store.client, plan_promotion("streets", get_aliases(store.client, "streets"), "3"))
     before, said = dump(store), []
     store.config = store.config.model_copy(update={"name": "dry"})
     promoted(store, said=said)
@@ -233,7 +248,7 @@ def test_a_rollback_serves_again_what_was_served_byte_for_byte(store):
 
 
 def content(store):
-    folder = registry.fetch("models:/streets@champion", store.uri).parents[1]
+    folder = download_checkpoint("models:/streets@champion", store.uri).parents[1]
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -256,14 +271,14 @@ def _killed_everywhere(store, monkeypatch, command, after, verdict):
         store.database.write_bytes(start)
         with monkeypatch.context() as patched:
             dying = Dying(client, last)
-            patched.setattr(registry, "connected", lambda *_, dying=dying: dying)
+            patched.setattr(registry, "connect_mlflow", lambda *_, dying=dying: dying)
             try:
                 command()
                 is_over = True
             except Killed:
-                assert moves.aliases_of(client, "streets")["champion"] in {"2", after[1]}
+                assert get_aliases(client, "streets")["champion"] in {"2", after[1]}
         if not is_over:
-            _repeat(command, is_done=moves.aliases_of(client, "streets")["champion"] == after[1])
+            _repeat(command, is_done=get_aliases(client, "streets")["champion"] == after[1])
         assert aliases(store) == after, last
         moved = [tags["segray.decision"] for tags in audits(store) if tags["segray.moved"] == "yes"]
         assert moved == [verdict], last
@@ -280,10 +295,10 @@ def _repeat(command, is_done):
 
 
 def test_what_was_interrupted_is_carried_out_and_not_measured_again(store, monkeypatch):
-    plan = moves.promotion("streets", moves.aliases_of(store.client, "streets"), "3")
+    plan = plan_promotion("streets", get_aliases(store.client, "streets"), "3")
     with pytest.raises(Killed):
-        moves.carry_out(Dying(store.client, 3), plan)
-    monkeypatch.setattr(promote, "measure", lambda *_: pytest.fail("measured"))
+        apply_change(Dying(store.client, 3), plan)
+    monkeypatch.setattr(promote, "measure_candidates", lambda *_: pytest.fail("measured"))
     said = []
     outcome = promoted(store, said=said)
     assert (outcome.is_finished, outcome.is_moved) == (True, True)
@@ -293,10 +308,10 @@ def test_what_was_interrupted_is_carried_out_and_not_measured_again(store, monke
 
 def test_a_promotion_that_others_overtake_is_told_and_kept_as_not_moved(store, monkeypatch):
     def overtaken(*words):
-        moves.carry_out(store.client, moves.promotion("streets", moves.aliases_of(store.client, "streets"), "1"))
+        apply_change(store.client, plan_promotion("streets", get_aliases(store.client, "streets"), "1"))
         return measured(*words)
 
-    monkeypatch.setattr(promote, "measure", overtaken)
+    monkeypatch.setattr(promote, "measure_candidates", overtaken)
     with pytest.raises(PromotionError, match="champion 2 before, previous 2, champion 1 now"):
         promoted(store)
     assert aliases(store) == ("2", "1", "3")
@@ -322,7 +337,7 @@ def test_what_is_not_there_is_told_with_what_is(store, model, version, said):
 
 
 def test_a_version_without_files_is_not_gone_back_to(store, monkeypatch):
-    monkeypatch.setattr(registry.packing.checkpoint, "META", "deleted.json")
+    monkeypatch.setattr(checkpoint, "META", "deleted.json")
     with pytest.raises(RegistryError, match="models:/streets/1 cannot be fetched: .* holds no whole checkpoint"):
         back(store)
     assert aliases(store) == ("1", "2", "3")
@@ -338,14 +353,14 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
 
 
 def test_a_champion_whose_files_are_gone_is_replaced_only_by_force(store, monkeypatch):
-    fetch, said = registry.fetch, []
+    fetch, said = download_checkpoint, []
 
     def fetched(reference, uri):
         if reference.endswith("/2"):
             raise RegistryError("its files are gone.")
         return fetch(reference, uri)
 
-    monkeypatch.setattr(registry, "fetch", fetched)
+    monkeypatch.setattr(registry, "download_checkpoint", fetched)
     with pytest.raises(RegistryError, match=r"cannot be compared with: its files are gone\. --force promotes without"):
         promoted(store)
     assert aliases(store) == ("1", "2", "3")

@@ -14,17 +14,20 @@ import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from segray import checkpoint, config, registry
+from segray import config
 from segray.config import EvalConfig, ServeConfig
 from segray.data.images import decode_image
 from segray.data.sources import demo
-from segray.predict import Predictor
-from segray.serving.desk import Desk
-from segray.serving.house import open_house
-from segray.serving.segmenter import Segmenter
-from segray.serving.shelf import Shelf
-from segray.serving.watcher import Watcher
-from segray.serving.web import app_of
+from segray.inference.predictor import Predictor
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.serving.controller import VersionController
+from segray.serving.gateway import Gateway
+from segray.serving.model_cache import ModelCache
+from segray.serving.replica import Replica
+from segray.serving.routes import build_app
+from segray.serving.server import running_server
+from segray.tracking.registry import register_checkpoint
 
 MODEL = "streets"
 TOKEN = "a-token-of-thirty-two-characters"
@@ -46,14 +49,14 @@ class Store:
     def add(self, seed, *aliases):
         """Registers a version drawn with a seed, and returns its number."""
         torch.manual_seed(seed)
-        settings, classes = config.build({"data.crop": 64}), demo.classes()
-        model = checkpoint.build_model(settings, classes)
+        settings, classes = config.build({"data.crop": 64}), demo.demo_classes()
+        model = build_model(settings, classes)
         folder = self.place / f"checkpoint-{len(self._predictors)}"
         folder.mkdir()
         meta = checkpoint.Meta(step=7, metrics={"val/miou": 0.5}, dataset_digest="d1", versions={})
-        checkpoint.contents(model, {}, settings, classes, meta).write(folder)
+        checkpoint.snapshot(model, {}, settings, classes, meta).write(folder)
         run_id = self.client.create_run(self._experiment).info.run_id
-        number = registry.register(self.client, run_id, folder, MODEL, list(aliases))
+        number = register_checkpoint(self.client, run_id, folder, MODEL, list(aliases))
         self._predictors[number], self._folders[number] = Predictor(folder), folder
         return number
 
@@ -106,9 +109,9 @@ class Served:
 
     def __init__(self, store, settings, token=None):
         self.store, self.settings = store, settings
-        self.watcher = Watcher(settings, Shelf(MODEL, store.uri, store.place / "served"))
-        self.replica = Segmenter(settings, "cpu", self.watcher, "r1")
-        self.desk = Desk(settings, self.replica, self.watcher, token and sha256(token.encode()).digest(), "f1")
+        self.watcher = VersionController(settings, ModelCache(MODEL, store.uri, store.place / "served"))
+        self.replica = Replica(settings, "cpu", self.watcher, "r1")
+        self.desk = Gateway(settings, self.replica, self.watcher, token and sha256(token.encode()).digest(), "f1")
 
     async def ready(self):
         await self.watcher.begin()
@@ -128,7 +131,7 @@ async def served(store, token=None, **settings):
     """All of it, ready, with `client` to ask it."""
     found = Served(store, ServeConfig(poll_s=0.05, **settings), token)
     await found.ready()
-    transport = httpx.ASGITransport(app_of(found.desk), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(build_app(found.desk), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://segray") as found.client:
         try:
             yield found
@@ -150,5 +153,5 @@ def house(ray_cluster, tmp_path_factory, empty_store):
     serve = {"port": port, "replicas": 2, "most_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
     tracking = {"uri": store.uri, "model": MODEL}
     settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
-    with open_house(settings, print) as served:
+    with running_server(settings, print) as served:
         yield served, store, settings

@@ -9,26 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segray import checkpoint, registry
-from segray.classes import Classes
 from segray.config import ServeConfig
+from segray.core.classes import Classes
+from segray.core.errors import RegistryError, SegrayError, ServingError
 from segray.data.images import decode_mask
-from segray.errors import RegistryError, SegrayError, ServingError
-from segray.registry import DIGEST_TAG
-from segray.registry.packing import digest
-from segray.serving.house import at_start
-from segray.serving.requests import Asked
-from segray.serving.segmenter import Segmenter, agreed
-from segray.serving.shelf import Shelf
-from segray.serving.version import Loaded
-from segray.serving.watcher import Report, Watcher
+from segray.models import checkpoint
+from segray.serving.controller import StatusReport, VersionController
+from segray.serving.model_cache import ModelCache
+from segray.serving.model_version import LoadedModel
+from segray.serving.replica import Replica, count_agreeing_pixels
+from segray.serving.requests import ResponseOptions
+from segray.serving.server import load_initial_version
+from segray.tracking import registry
+from segray.tracking.package import package_digest
+from segray.tracking.registry import DIGEST_TAG
 
 from .conftest import MODEL, Served, Store, picture, served
 
 
 async def mask(found, body):
     """The version that answers an image, and its mask."""
-    answer = await found.replica.segment(body, Asked())
+    answer = await found.replica.segment(body, ResponseOptions())
     return answer.version, decode_mask(answer.body)
 
 
@@ -88,7 +89,7 @@ def spoilt(store, how):
     elif how == "of another variant":
         settings = file.with_name("config.json")
         settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
-        store.client.set_model_version_tag(MODEL, number, DIGEST_TAG, digest(file.parent))
+        store.client.set_model_version_tag(MODEL, number, DIGEST_TAG, package_digest(file.parent))
     return number
 
 
@@ -151,9 +152,9 @@ def test_a_replica_that_cannot_load_the_champion_takes_the_last_that_was_good(st
         async with served(store) as found:
             store.set("champion", number)
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
-            late = Segmenter(found.settings, "cpu", found.watcher, "r2")
+            late = Replica(found.settings, "cpu", found.watcher, "r2")
             await late.begin()
-            return (await late.segment(picture(), Asked())).version
+            return (await late.segment(picture(), ResponseOptions())).version
 
     assert asyncio.run(run()) == "1"
 
@@ -172,7 +173,9 @@ def test_without_any_good_version_a_replica_does_not_start(store):
 
 def test_a_watcher_does_not_start_without_a_version(store):
     async def run():
-        await Watcher(ServeConfig(alias="staging"), Shelf(MODEL, store.uri, store.place / "served")).begin()
+        await VersionController(
+            ServeConfig(alias="staging"), ModelCache(MODEL, store.uri, store.place / "served")
+        ).begin()
 
     with pytest.raises(SegrayError, match="staging"):
         asyncio.run(run())
@@ -223,14 +226,14 @@ def test_without_canary_or_shadow_the_challenger_is_not_even_loaded(store):
 
 def test_versions_agree_by_the_names_of_their_classes():
     ours, theirs = Classes.named(["road", "car", "sky"]), Classes.named(["sky", "road", "tree"])
-    found = agreed(np.array([[0, 1, 2, 2]]), ours, np.array([[1, 0, 0, 2]]), theirs)
+    found = count_agreeing_pixels(np.array([[0, 1, 2, 2]]), ours, np.array([[1, 0, 0, 2]]), theirs)
     assert found == 2  # road is road, sky is sky; a tree is no class of ours
 
 
 def test_a_version_is_fetched_again_if_its_number_means_another_one(tmp_path, empty_store):
     made = Store(tmp_path / "anew", empty_store)
     made.add(0)
-    shelf = Shelf(MODEL, made.uri, tmp_path / "served")
+    shelf = ModelCache(MODEL, made.uri, tmp_path / "served")
     first = shelf.version("1")
     made.client.delete_registered_model(MODEL)
     assert made.add(5) == "1"
@@ -257,19 +260,19 @@ def test_only_what_is_needed_is_kept(store):
 )
 def test_what_is_not_there_is_refused_with_what_is(store, alias, model, said):
     with pytest.raises(RegistryError, match=said):
-        at_start(model, store.uri, ServeConfig(alias=alias), store.place / "served")
+        load_initial_version(model, store.uri, ServeConfig(alias=alias), store.place / "served")
 
 
 def test_a_registry_that_is_away_at_the_start_is_asked_a_few_times(store):
     with pytest.raises(RegistryError, match="127.0.0.1:9 does not answer .* tried 4 times"):
-        at_start(MODEL, "http://127.0.0.1:9", ServeConfig(), store.place / "served")
+        load_initial_version(MODEL, "http://127.0.0.1:9", ServeConfig(), store.place / "served")
 
 
 def test_a_version_without_files_is_refused_before_anything_starts(store):
     number = spoilt(store, "gone")
     store.set("champion", number)
     with pytest.raises(RegistryError, match=f"{MODEL}/{number} cannot be fetched"):
-        at_start(MODEL, store.uri, ServeConfig(), store.place / "served")
+        load_initial_version(MODEL, store.uri, ServeConfig(), store.place / "served")
 
 
 def test_what_somebody_counted_who_is_gone_still_counts(store, monkeypatch):
@@ -278,19 +281,19 @@ def test_what_somebody_counted_who_is_gone_still_counts(store, monkeypatch):
     async def run():
         async with served(store) as found:
             await found.until(lambda state: state.serving == ("1",))
-            await found.watcher.check_in(Report("gone", {key: 3}, serving="1"))
+            await found.watcher.check_in(StatusReport("gone", {key: 3}, serving="1"))
             assert (await found.watcher.state()).serving == ("1", "1")
-            monkeypatch.setattr("segray.serving.watcher.LOST_S", -1.0)
+            monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", -1.0)
             await found.watcher.state()
-            monkeypatch.setattr("segray.serving.watcher.LOST_S", 15.0)
-            await found.watcher.check_in(Report("new", {key: 4}))
+            monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", 15.0)
+            await found.watcher.check_in(StatusReport("new", {key: 4}))
             return await found.watcher.state()
 
     assert asyncio.run(run()).counts[key] == 7
 
 
 def test_large_images_share_no_forward_pass(store, monkeypatch):
-    monkeypatch.setattr("segray.serving.version.BATCH_PIXELS", 48 * 80 * 3)
+    monkeypatch.setattr("segray.serving.model_version.BATCH_PIXELS", 48 * 80 * 3)
 
     async def run():
         async with served(store, batch=8) as found:
@@ -326,7 +329,7 @@ def test_a_forward_pass_that_hangs_is_bad_health(store, monkeypatch):
         found = Served(store, ServeConfig())
         await found.ready()
         found.replica.check_health()
-        monkeypatch.setattr("segray.serving.segmenter.HANGS_S", 0.0)
+        monkeypatch.setattr("segray.serving.replica.FORWARD_TIMEOUT_S", 0.0)
         found.replica.check_health()
         found.replica._batcher.begun = 0.0
         with pytest.raises(ServingError, match="forward pass"):
@@ -340,11 +343,11 @@ def test_who_was_only_slow_is_not_counted_twice(store, monkeypatch):
 
     async def run():
         async with served(store) as found:
-            await found.watcher.check_in(Report("slow", {key: 3}))
-            monkeypatch.setattr("segray.serving.watcher.LOST_S", -1.0)
+            await found.watcher.check_in(StatusReport("slow", {key: 3}))
+            monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", -1.0)
             await found.watcher.state()
-            monkeypatch.setattr("segray.serving.watcher.LOST_S", 15.0)
-            await found.watcher.check_in(Report("slow", {key: 5}))
+            monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", 15.0)
+            await found.watcher.check_in(StatusReport("slow", {key: 5}))
             return await found.watcher.state()
 
     assert asyncio.run(run()).counts[key] == 5
@@ -354,8 +357,8 @@ def test_a_replica_checks_in_while_it_loads(store, monkeypatch):
     async def run():
         async with served(store) as found:
             await found.until(lambda state: state.serving == ("1",))
-            go, load = threading.Event(), Loaded.__init__
-            monkeypatch.setattr(Loaded, "__init__", lambda *given: (go.wait(10), load(*given))[1])
+            go, load = threading.Event(), LoadedModel.__init__
+            monkeypatch.setattr(LoadedModel, "__init__", lambda *given: (go.wait(10), load(*given))[1])
             store.set("champion", "2")
             await found.until(lambda state: state.wanted.champion == "2")
             heard = [report for _, report in found.watcher._reports.values() if report.serving]
@@ -371,11 +374,11 @@ def test_a_replica_checks_in_while_it_loads(store, monkeypatch):
 
 
 def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch):
-    shelf = Shelf(MODEL, store.uri, store.place / "served")
+    shelf = ModelCache(MODEL, store.uri, store.place / "served")
     shelf.version("1")
     store.client.set_model_version_tag(MODEL, "1", "note", str(time.time()))
     with ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(registry, "fetch", lambda *_: pytest.fail("fetched again"))
+        monkeypatch.setattr(registry, "download_checkpoint", lambda *_: pytest.fail("fetched again"))
         found = list(pool.map(shelf.version, ["1"] * 4))
     assert all(one.files == found[0].files for one in found)
     assert "note" in found[0].tags
@@ -384,12 +387,12 @@ def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch
 def test_a_file_that_was_attached_to_a_version_travels_with_it(store):
     number = store.add(5)
     weights_of(store, number).with_name("model.onnx").write_bytes(b"onnx")
-    assert Shelf(MODEL, store.uri, store.place / "served").version(number).files["model.onnx"] == b"onnx"
+    assert ModelCache(MODEL, store.uri, store.place / "served").version(number).files["model.onnx"] == b"onnx"
 
 
 @pytest.mark.parametrize("part", [checkpoint.CONFIG, checkpoint.WEIGHTS])
 def test_a_kept_version_that_lost_a_file_is_fetched_again(store, part):
-    shelf = Shelf(MODEL, store.uri, store.place / "served")
+    shelf = ModelCache(MODEL, store.uri, store.place / "served")
     first = shelf.version("1")
     next((store.place / "served").rglob(part)).unlink()
     assert shelf.version("1").files == first.files
@@ -415,9 +418,9 @@ def test_a_new_watcher_learns_the_good_version_from_who_serves_it_and_keeps_it(s
         async with served(store) as found:
             store.set("champion", number)
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
-            anew = Watcher(found.settings, Shelf(MODEL, store.uri, store.place / "served"))
+            anew = VersionController(found.settings, ModelCache(MODEL, store.uri, store.place / "served"))
             await anew.begin()
-            await anew.check_in(Report("r1", {}, serving="1"))
+            await anew.check_in(StatusReport("r1", {}, serving="1"))
             return (await anew.state()).wanted.good, (await anew.version("1")).number
 
     assert asyncio.run(run()) == ("1", "1")

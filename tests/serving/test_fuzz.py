@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from segray.benchmark.watch import watched
+from benchmarks.memory_monitor import monitor_memory
 
 from .conftest import KNOWN, picture
 
@@ -97,7 +97,7 @@ async def fuzzed(url, draw, bodies=BODIES):
 
 
 def memory():
-    with watched(os.getpid()) as peak:
+    with monitor_memory(os.getpid()) as peak:
         asyncio.run(asyncio.sleep(1.0))
     return peak.memory / 2**20
 

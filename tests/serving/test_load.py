@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from segray.benchmark.load import Masks, Plan, put
+from benchmarks.load_generator import LoadPlan, MaskChecker, apply_load
 
 from .conftest import KNOWN, picture
 
@@ -21,7 +21,7 @@ BODIES = [
 def loaded(plan, known=None):
     """What becomes of a plan, from a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(put, plan, Masks(known) if known else None).result()
+        return pool.submit(apply_load, plan, MaskChecker(known) if known else None).result()
 
 
 def version(url):
@@ -35,8 +35,8 @@ def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_nobody(house
     place, store, _ = house
     url, bodies = f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES]
     known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
-    loaded(Plan(url, bodies, 16, 4.0))
-    saturated = loaded(Plan(url, bodies, 16, 8.0)).rate
+    loaded(LoadPlan(url, bodies, 16, 4.0))
+    saturated = loaded(LoadPlan(url, bodies, 16, 8.0)).rate
 
     set_at = {}
 
@@ -48,7 +48,7 @@ def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_nobody(house
 
     with ThreadPoolExecutor(1) as pool:
         promoting = pool.submit(promote)
-        load = loaded(Plan(url, bodies, CLIENTS, SECONDS, rate=saturated / 2), known)
+        load = loaded(LoadPlan(url, bodies, CLIENTS, SECONDS, rate=saturated / 2), known)
         promoting.result()
     answered = [(load.begun + one.sent + one.seconds, one.version) for one in load.samples]
     delays = {

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import ray
 
-from segray.benchmark.load import Masks, Plan, put
+from benchmarks.load_generator import LoadPlan, MaskChecker, apply_load
+from segray.core.errors import ConfigError, ServingError
 from segray.data.images import decode_image, decode_mask
 from segray.data.sources import demo
-from segray.errors import ConfigError, ServingError
-from segray.serving.house import open_house
+from segray.serving.server import running_server
 
 from . import browser
 from .conftest import KNOWN, TOKEN, picture
@@ -37,9 +37,9 @@ def loaded(house, seconds, meanwhile):
     """What became of requests of mixed sizes while something was done, each answer compared with its version's mask."""
     place, store, _ = house
     known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
-    plan = Plan(f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
+    plan = LoadPlan(f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
     with ThreadPoolExecutor(1) as pool:
-        going = pool.submit(put, plan, Masks(known))
+        going = pool.submit(apply_load, plan, MaskChecker(known))
         told = meanwhile()
         return going.result(), told
 
@@ -109,12 +109,12 @@ def test_it_listens_where_it_was_told_to_and_wants_the_token(house):
 
 def test_a_second_server_is_refused_before_it_disturbs_the_first(house):
     place, _, settings = house
-    with pytest.raises(ConfigError, match=f"serve.port {settings.serve.port}"), open_house(settings, print):
+    with pytest.raises(ConfigError, match=f"serve.port {settings.serve.port}"), running_server(settings, print):
         pass
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     other = settings.model_copy(update={"serve": settings.serve.model_copy(update={"port": port})})
-    with pytest.raises(ServingError, match="runs Ray Serve already"), open_house(other, print):
+    with pytest.raises(ServingError, match="runs Ray Serve already"), running_server(other, print):
         pass
     assert json.loads(asked(place.url, "/readyz"))["ready"]
 
@@ -125,7 +125,10 @@ def test_a_token_that_is_none_is_refused(house, tmp_path, token):
     file = tmp_path / "token"
     file.write_text(token)
     serve = settings.serve.model_copy(update={"token_file": str(file)})
-    with pytest.raises(ConfigError, match="openssl"), open_house(settings.model_copy(update={"serve": serve}), print):
+    with (
+        pytest.raises(ConfigError, match="openssl"),
+        running_server(settings.model_copy(update={"serve": serve}), print),
+    ):
         pass
 
 
@@ -164,7 +167,7 @@ def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
             return seen, legend, timing, saved, page.fetched, page.complaints
 
     seen, legend, timing, saved, fetched, complaints = asyncio.run(visit())
-    mask, classes = store.mask("1", body), demo.classes()
+    mask, classes = store.mask("1", body), demo.demo_classes()
     bare, covered = (np.array(seen[share][1], np.uint8).reshape(96, 160, 4)[..., :3] for share in (0.0, 1.0))
     assert [seen[share][0] for share in (0.0, 1.0)] == [0, 100]
     assert np.array_equal(covered, np.array(classes.palette, np.uint8)[mask])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from segray.tracking.journal import JOURNAL, Journal, Tail
+from segray.tracking.journal import JOURNAL, Journal, JournalReader
 
 
 def test_a_tail_reads_whole_lines_once_and_goes_on_from_its_offset(tmp_path):
     journal = Journal(tmp_path)
-    tail = Tail(journal.path)
+    tail = JournalReader(journal.path)
     assert list(tail.read()) == []
     journal.write("metrics", step=1)
     with journal.path.open("a") as file:
@@ -19,13 +19,13 @@ def test_a_tail_reads_whole_lines_once_and_goes_on_from_its_offset(tmp_path):
     assert list(tail.read()) == []
     with journal.path.open("a") as file:
         file.write('ep": 2}\n')
-    assert [record["step"] for record in Tail(journal.path, tail.offset).read()] == [2]
+    assert [record["step"] for record in JournalReader(journal.path, tail.offset).read()] == [2]
 
 
 def test_records_of_many_writers_do_not_mix(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda step: Journal(tmp_path).write("metrics", step=step, pad="y" * 3000), range(200)))
-    assert sorted(record["step"] for record in Tail(Journal(tmp_path).path).read()) == list(range(200))
+    assert sorted(record["step"] for record in JournalReader(Journal(tmp_path).path).read()) == list(range(200))
 
 
 def test_half_a_record_is_passed_over_and_the_next_one_is_whole(tmp_path):

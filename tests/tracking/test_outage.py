@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray.tracking.journal import Journal
-from segray.train.report import JournalReports
+from segray.training.reporting import JournalCallback
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[2] / "pipelines"
 STEPS = 200
 SPY = """
 import sys
-from segray.losses import cross_entropy
+from segray.training.losses.build import cross_entropy
 
 def loss(outputs, batch, *, ignore_id, normaliser=None):
     with open("FILE", "w") as file:
@@ -108,7 +108,7 @@ def test_what_a_server_that_died_for_good_lacks_is_synchronised_later(serve, tmp
 
 def test_the_controllers_callback_takes_under_five_milliseconds(tmp_path):
     values = {f"val/iou/{number}": 0.5 for number in range(170)}
-    callback, times = JournalReports(str(tmp_path)), []
+    callback, times = JournalCallback(str(tmp_path)), []
     for step in range(1, 2001):
         begun = time.perf_counter()
         callback.after_report(None, [{"step": step, "recent": [(step - 1, values), (step, values)]}], None)

@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray import config
-from segray.tune.sweep import sweep
+from segray.tune.sweep import run_sweep
 
 
 @pytest.fixture(scope="session")
@@ -69,4 +69,4 @@ def swept(ray_cluster, streets, tmp_path_factory, empty_store):
             },
         }
     )
-    return sweep(made, say=said.append, watch=views.append), Path(folder), views[0]
+    return run_sweep(made, say=said.append, watch=views.append), Path(folder), views[0]

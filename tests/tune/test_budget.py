@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from segray import config
-from segray.tune.outlook import Outlook
-from segray.tune.policies import policy_of
-from segray.tune.search import search_of
-from segray.tune.sweep import View, spent
-from segray.tune.sweeping import Sweeping
-from segray.tune.trials import State, Trial
+from segray.tune.controller import SweepController
+from segray.tune.estimate import SweepEstimate
+from segray.tune.schedulers.build import build_scheduler
+from segray.tune.search import build_search
+from segray.tune.sweep import SweepView, exhausted_budget
+from segray.tune.trial import State, Trial
 
 
 def view(budget, trials, hours=0.0):
     tune = {"space": {"optim.lr": {"choice": [1e-3, 1e-4]}}, "budget": budget}
     made = config.build({"train.workers": 2, "tune": tune})
-    sweeping = Sweeping(policy_of(made), search_of(made), 9, made.tune.metric, trials)
-    return View(made, Path(), Outlook(9, 1, 9, 9, None, None), sweeping, lambda: hours * 3600)
+    sweeping = SweepController(build_scheduler(made), build_search(made), 9, made.tune.metric, trials)
+    return SweepView(made, Path(), SweepEstimate(9, 1, 9, 9, None, None), sweeping, lambda: hours * 3600)
 
 
 def trials(**states):
@@ -42,9 +42,9 @@ def trials(**states):
     ],
 )
 def test_it_is_told_when_it_is_spent(budget, there, hours, told):
-    assert spent(view(budget, there, hours), 0) == told
+    assert exhausted_budget(view(budget, there, hours), 0) == told
 
 
 def test_what_failed_at_an_earlier_start_may_be_mended():
-    assert spent(view({}, trials(failed=6)), 2) is None
-    assert spent(view({}, trials(failed=7)), 2) is not None
+    assert exhausted_budget(view({}, trials(failed=6)), 2) is None
+    assert exhausted_budget(view({}, trials(failed=7)), 2) is not None

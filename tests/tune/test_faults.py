@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segray import checkpoint, config
-from segray.errors import ResumeError, TrainingError
+from segray import config
+from segray.core.errors import ResumeError, TrainingError
+from segray.models import checkpoint
 from segray.tracking.journal import Journal
-from segray.train.fit import fit
-from segray.tune.sweep import sweep
-from segray.tune.trials import State
+from segray.training.fit import fit
+from segray.tune.sweep import run_sweep
+from segray.tune.trial import State
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def test_all_variants_run_as_trials(settings):
         tune__space={"model.variant": {"choice": ["b0", "b1", "b2", "b3", "b4", "b5"]}},
         tune__trials=6,
     )
-    result = sweep(made, say=quiet)
+    result = run_sweep(made, say=quiet)
     assert [trial.state for trial in result.trials] == [State.FINISHED] * 6
     parameters = [checkpoint.load_config(run_of(result, number)).model.variant for number in range(6)]
     assert parameters == ["b0", "b1", "b2", "b3", "b4", "b5"]
@@ -48,7 +49,7 @@ def test_all_variants_run_as_trials(settings):
 
 def test_the_winner_trained_again_by_its_file_has_its_score(settings, tmp_path):
     made = settings(train__steps=8, train__workers=2, tune__scheduler="asha", tune__grace=2, tune__reduction=2)
-    result = sweep(made, say=quiet)
+    result = run_sweep(made, say=quiet)
     again = config.load([Path(result.config)], {"results": str(tmp_path / "again")})
     found = fit(again, say=quiet)
     assert found.scores.miou == result.best.best
@@ -58,7 +59,7 @@ def test_the_winner_trained_again_by_its_file_has_its_score(settings, tmp_path):
 
 
 def test_runs_with_other_seeds_tell_mean_and_deviation_and_are_registered(settings, runs_of, tmp_path):
-    result = sweep(settings(tune__seeds=2), say=quiet)
+    result = run_sweep(settings(tune__seeds=2), say=quiet)
     assert len(set(result.seeds)) == 2
     assert result.mean == pytest.approx(sum(result.seeds) / 2)
     assert result.deviation == pytest.approx(abs(result.seeds[0] - result.seeds[1]) / math.sqrt(2))
@@ -70,7 +71,7 @@ def test_runs_with_other_seeds_tell_mean_and_deviation_and_are_registered(settin
 
 HUNGRY = """
 import torch
-from segray.losses import cross_entropy
+from segray.training.losses.build import cross_entropy
 
 
 def loss(outputs, batch, *, ignore_id, normaliser=None):
@@ -94,7 +95,7 @@ def hungry(plugins, monkeypatch):
 
 def test_out_of_memory_halves_the_images_at_once_and_later_trials_know(settings, hungry):
     made = settings(loss__terms=hungry("hungry_two", 2), train__steps=2, tune__concurrent=1)
-    result = sweep(made, say=quiet)
+    result = run_sweep(made, say=quiet)
     assert [trial.state for trial in result.trials] == [State.FINISHED] * 2
     assert [checkpoint.load_config(run_of(result, number)).train.accumulate for number in (0, 1)] == [2, 2]
     first, second = ([one["kind"] for one in Journal(run_of(result, number)).records()] for number in (0, 1))
@@ -105,7 +106,7 @@ def test_out_of_memory_halves_the_images_at_once_and_later_trials_know(settings,
 def test_when_all_trials_fail_the_reasons_are_grouped(settings, hungry, runs_of, tmp_path):
     made = settings(loss__terms=hungry("hungry_none", 0), train__batch=1, train__steps=2)
     with pytest.raises(TrainingError) as failed:
-        sweep(made, say=quiet)
+        run_sweep(made, say=quiet)
     told = str(failed.value).splitlines()
     assert told[0] == "all 2 trials failed:"
     assert told[1].startswith("  2 x (trial 0, 1): a cpu worker has no memory for 1 images of 32 px at once")
@@ -116,7 +117,7 @@ def test_when_all_trials_fail_the_reasons_are_grouped(settings, hungry, runs_of,
 
 def test_rows_that_cannot_be_read_are_why_trials_fail(settings, spoilt, runs_of, tmp_path):
     with pytest.raises(TrainingError) as failed:
-        sweep(settings(data__root=str(spoilt), data__bad_rows="fail", train__steps=40), say=quiet)
+        run_sweep(settings(data__root=str(spoilt), data__bad_rows="fail", train__steps=40), say=quiet)
     told = str(failed.value).splitlines()
     assert told[0] == "all 2 trials failed:"
     assert told[1].startswith("  2 x (trial 0, 1): ")
@@ -138,7 +139,7 @@ def test_the_worst_of_a_population_goes_on_from_the_best(settings, runs_of, tmp_
         tune__resample=0.0,
         tune__quantile=0.4,
     )
-    result = sweep(made, say=quiet)
+    result = run_sweep(made, say=quiet)
     assert [trial.state for trial in result.trials] == [State.FINISHED] * 3
     rewound = {
         trial.number: [one for one in Journal(run_of(result, trial.number)).records() if one["kind"] == "rewound"]
@@ -241,21 +242,23 @@ def test_ctrl_c_ends_a_sweep_in_order_and_it_goes_on(command, runs_of, tmp_path)
 
 
 def test_a_budget_ends_a_sweep(settings):
-    result = sweep(settings(tune__budget={"trials": 1}, tune__concurrent=1), say=quiet)
+    result = run_sweep(settings(tune__budget={"trials": 1}, tune__concurrent=1), say=quiet)
     assert result.ended == "tune.budget.trials, 1, have come to an end"
     assert [trial.state for trial in result.trials] == [State.FINISHED]
-    again = sweep(settings(tune__budget={"trials": 2}, tune__concurrent=1), resume=result.folder, say=quiet)
+    again = run_sweep(settings(tune__budget={"trials": 2}, tune__concurrent=1), resume=result.folder, say=quiet)
     assert [trial.state for trial in again.trials] == [State.FINISHED] * 2
     assert again.ended in (None, "tune.budget.trials, 2, have come to an end")
 
 
 def test_a_sweep_of_another_space_is_not_gone_on_with(settings):
-    result = sweep(settings(train__steps=2, tune__trials=1, tune__space={"optim.lr": {"choice": [1e-3]}}), say=quiet)
+    result = run_sweep(
+        settings(train__steps=2, tune__trials=1, tune__space={"optim.lr": {"choice": [1e-3]}}), say=quiet
+    )
     other = settings(train__steps=2, tune__space={"optim.lr": {"choice": [1e-3, 1e-2]}})
     with pytest.raises(
         ResumeError, match=r"is a sweep of other settings:\n  tune.space.optim.lr.choice: \[0.001\] so far"
     ):
-        sweep(other, resume=result.folder, say=quiet)
+        run_sweep(other, resume=result.folder, say=quiet)
     same = settings(train__steps=2, tune__trials=1, tune__space={"optim.lr": {"choice": [1e-3]}})
     with pytest.raises(ResumeError, match="a sweep that is finished"):
-        sweep(same, resume=result.folder, say=quiet)
+        run_sweep(same, resume=result.folder, say=quiet)

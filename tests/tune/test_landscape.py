@@ -8,13 +8,13 @@ from statistics import median
 
 import pytest
 
-from segray.errors import ConfigError
-from segray.tune import engine
-from segray.tune.engine import Actors
-from segray.tune.policies import policy_of
-from segray.tune.search import search_of
-from segray.tune.sweeping import Sweeping
-from segray.tune.trials import State
+from segray.core.errors import ConfigError
+from segray.tune import ray_tune
+from segray.tune.controller import SweepController
+from segray.tune.ray_tune import TrialRunners
+from segray.tune.schedulers.build import build_scheduler
+from segray.tune.search import build_search
+from segray.tune.trial import State
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def landscape(ray_cluster, plugins, monkeypatch):
 def searched(landscape, folder, seed, **over):
     """Returns how far the best trial's end is from the optimum's, and the share of all steps that were made."""
     made = landscape.settings(**{"tune.seed": seed} | over)
-    sweeping = Sweeping(policy_of(made), search_of(made), made.tune.trials, made.tune.metric)
+    sweeping = SweepController(build_scheduler(made), build_search(made), made.tune.trials, made.tune.metric)
 
     def task(trial):
         return json.dumps(
@@ -36,7 +36,7 @@ def searched(landscape, folder, seed, **over):
         )
 
     told = []
-    why = engine.run(sweeping, Actors(landscape.Planted, 1, task), folder, told.append)
+    why = ray_tune.run_tune(sweeping, TrialRunners(landscape.Planted, 1, task), folder, told.append)
     assert why is None
     assert len(sweeping.trials) == made.tune.trials
     assert {trial.number for trial in told} == set(range(made.tune.trials))
@@ -53,8 +53,8 @@ def test_a_trial_that_cannot_be_trained_fails_alone(landscape, tmp_path):
         return json.dumps({"number": trial.number, "values": trial.values, "step": 990, "every": 10, "seed": 0})
 
     made = landscape.settings(**{"tune.trials": 3, "tune.search": "random", "tune.scheduler": "none"})
-    sweeping = Sweeping(policy_of(made), search_of(made), 3, made.tune.metric)
-    assert engine.run(sweeping, Actors(landscape.Planted, 2, task), tmp_path, [].append) is None
+    sweeping = SweepController(build_scheduler(made), build_search(made), 3, made.tune.metric)
+    assert ray_tune.run_tune(sweeping, TrialRunners(landscape.Planted, 2, task), tmp_path, [].append) is None
     assert [trial.state for trial in sweeping.trials] == [State.FINISHED, State.FAILED, State.FINISHED]
     assert sweeping.trials[1].why == "no crop of 100"
 
@@ -64,13 +64,13 @@ def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscap
         return json.dumps({"number": trial.number, "values": trial.values, "step": 0, "every": 1, "seed": 0})
 
     made = landscape.settings(**{"tune.trials": 2, "tune.search": "random", "tune.scheduler": "none"})
-    sweeping, told = Sweeping(policy_of(made), search_of(made), 2, made.tune.metric), []
+    sweeping, told = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metric), []
 
     def spent():
         return "enough" if any(trial.step >= 5 for trial in sweeping.trials) else None
 
-    actors = Actors(landscape.Planted, 1, task)
-    assert engine.run(sweeping, actors, tmp_path, lambda trial: told.append(trial.state), spent) == "enough"
+    actors = TrialRunners(landscape.Planted, 1, task)
+    assert ray_tune.run_tune(sweeping, actors, tmp_path, lambda trial: told.append(trial.state), spent) == "enough"
     assert (told[0], told[-1]) == (State.RUNNING, State.WAITING)
     assert sweeping.trials[0].seconds >= 5 * landscape.SECONDS
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segray import config
-from segray.tune.search import Known, search_of
-from segray.tune.trials import State, Trial
+from segray.tune.search import PriorTrial, build_search
+from segray.tune.trial import State, Trial
 
 SPACE = {
     "optim.lr": {"loguniform": [1e-5, 1e-1]},
@@ -25,7 +25,7 @@ def goodness(values):
 
 
 def searched(made, number, known=()):
-    search, trials = search_of(made, known), []
+    search, trials = build_search(made, known), []
     for index in range(number):
         values = search.suggest(index, trials)
         if values is None:
@@ -38,7 +38,7 @@ def searched(made, number, known=()):
 def test_the_next_is_a_function_of_seed_and_trials(search):
     made = settings(search=search, seed=3)
     trials = searched(made, 15)
-    assert [search_of(made).suggest(n, trials[:n]) for n in range(15)] == [trial.values for trial in trials]
+    assert [build_search(made).suggest(n, trials[:n]) for n in range(15)] == [trial.values for trial in trials]
     assert searched(settings(search=search, seed=4), 15) != trials
 
 
@@ -53,7 +53,7 @@ def test_what_is_suggested_lies_in_the_space(search):
 def test_a_grid_has_every_combination_once():
     over = {"space": {"data.flip": {"choice": [0, 1]}, "data.crop": {"choice": [32, 64, 96]}}, "search": "grid"}
     made, found = settings(**over), []
-    search = search_of(made)
+    search = build_search(made)
     while (values := search.suggest(len(found), [])) is not None:
         found.append(tuple(values.values()))
     assert sorted(found) == [(flip, crop) for flip in (0, 1) for crop in (32, 64, 96)]
@@ -74,7 +74,7 @@ def test_what_is_minimised_is_searched_for_the_least():
         trials = searched(settings(search="random"), 60)
         for trial in trials:
             trial.curve = {100: sign * goodness(trial.values)}
-        drawn = [search_of(settings(metric=metric, seed=seed)).suggest(60, trials) for seed in range(16)]
+        drawn = [build_search(settings(metric=metric, seed=seed)).suggest(60, trials) for seed in range(16)]
         return float(np.mean([goodness(values) for values in drawn]))
 
     # A trial's curve is the higher the better, whatever the metric: that of a loss is below zero.
@@ -85,12 +85,13 @@ def test_a_trial_that_failed_teaches_nothing():
     made = settings()
     trials = searched(made, 15)
     failed = Trial(15, trials[0].values, State.FAILED, {100: 1.0})
-    assert search_of(made).suggest(16, [*trials, failed]) == search_of(made).suggest(16, trials)
+    assert build_search(made).suggest(16, [*trials, failed]) == build_search(made).suggest(16, trials)
 
 
 def test_an_earlier_sweep_spares_the_start():
     known = [
-        Known(trial.values, {"val/miou": goodness(trial.values)}) for trial in searched(settings(search="random"), 30)
+        PriorTrial(trial.values, {"val/miou": goodness(trial.values)})
+        for trial in searched(settings(search="random"), 30)
     ]
     cold = np.mean([goodness(one.values) for one in searched(settings(), 8)])
     warm = np.mean([goodness(one.values) for one in searched(settings(), 8, known)])
@@ -103,7 +104,7 @@ def test_several_objectives_are_searched():
     for trial in trials:
         trial.others = {"cost/parameters": 1e6}
     trials[2].others = {}  # not known yet
-    assert search_of(made).suggest(3, trials) is not None
+    assert build_search(made).suggest(3, trials) is not None
 
 
 def test_who_was_stopped_counts_with_what_it_would_have_ended_at():
@@ -115,13 +116,13 @@ def test_who_was_stopped_counts_with_what_it_would_have_ended_at():
         curve = {step: level * (1 - np.exp(-step / time)) for step in steps}
         trials.append(Trial(number, values, State.PAUSED, curve))
     assert trials[0].value < trials[1].value + 0.1
-    drawn = [search_of(settings(seed=seed)).suggest(30, trials)["loss.terms"] for seed in range(12)]
+    drawn = [build_search(settings(seed=seed)).suggest(30, trials)["loss.terms"] for seed in range(12)]
     assert drawn.count(["cross_entropy"]) > 8
 
 
 def test_trials_that_run_already_are_not_suggested_again():
     made = settings(seed=1)
     trials = searched(made, 15)
-    alone = search_of(made).suggest(15, trials)
+    alone = build_search(made).suggest(15, trials)
     running = [Trial(15 + place, alone, State.RUNNING) for place in range(6)]
-    assert search_of(made).suggest(15, [*trials, *running]) != alone
+    assert build_search(made).suggest(15, [*trials, *running]) != alone

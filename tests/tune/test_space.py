@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segray import config
-from segray.errors import ConfigError
+from segray.core.errors import ConfigError
 from segray.tune import space
 from segray.tune.space import Dimension
 
@@ -42,19 +42,19 @@ def settings(of, **over):
 )
 def test_what_cannot_be_searched_is_refused_by_name(written, told):
     with pytest.raises(ConfigError) as refused:
-        space.check(settings(written))
+        space.validate_space(settings(written))
     assert told in str(refused.value)
 
 
 def test_combinations_that_cannot_be_trained_are_refused():
     of = {"train.batch": {"choice": [2, 16]}, "train.accumulate": {"choice": [1, 8]}}
     with pytest.raises(ConfigError, match=r"train.batch 2, train.accumulate 8, which cannot be trained"):
-        space.check(settings(of))
+        space.validate_space(settings(of))
 
 
 def test_what_can_be_trained_together_need_not_be_alone():
     of = {"train.batch": {"choice": [32, 64]}, "train.accumulate": {"choice": [1, 16]}}
-    space.check(settings(of, train__batch=8))
+    space.validate_space(settings(of, train__batch=8))
 
 
 def test_a_grid_that_explodes_is_counted():
@@ -64,13 +64,13 @@ def test_a_grid_that_explodes_is_counted():
         "train.seed": {"choice": [*range(9)]},
     }
     with pytest.raises(ConfigError, match=r"the grid has 54 points \(3 model.variant x 2 data.crop x 9 train.seed\)"):
-        space.check(settings(of, tune__search="grid"))
-    space.check(settings(of, tune__search="grid", tune__trials=54))
+        space.validate_space(settings(of, tune__search="grid"))
+    space.validate_space(settings(of, tune__search="grid", tune__trials=54))
 
 
 def test_a_grid_of_numbers_is_refused():
     with pytest.raises(ConfigError, match=r"tune.space.optim.lr is 0.1 to 1; a grid has choices alone"):
-        space.check(settings({"optim.lr": {"uniform": [0.1, 1]}}, tune__search="grid"))
+        space.validate_space(settings({"optim.lr": {"uniform": [0.1, 1]}}, tune__search="grid"))
 
 
 def test_the_file_of_the_readme_is_searched():
@@ -80,13 +80,13 @@ def test_the_file_of_the_readme_is_searched():
         "loss.terms": {"choice": [["cross_entropy"], ["ohem", {"dice": 0.5}]]},
     }
     made = settings(of)
-    space.check(made)
+    space.validate_space(made)
     assert [str(one) for one in space.dimensions(made)] == [
         "1e-05 to 0.001 (log)",
         "b0, b5",
         "['cross_entropy'], ['ohem', {'dice': 0.5}]",
     ]
-    trial = space.of_trial(made, {"optim.lr": 5e-4, "loss.terms": ["ohem", {"dice": 0.5}]})
+    trial = space.apply_values(made, {"optim.lr": 5e-4, "loss.terms": ["ohem", {"dice": 0.5}]})
     assert (trial.optim.lr, trial.loss.weighted(), trial.tune.space) == (5e-4, {"ohem": 1.0, "dice": 0.5}, {})
 
 
@@ -116,9 +116,9 @@ def test_whole_numbers_are_all_as_likely():
 
 def test_what_is_drawn_is_decided_by_seed_and_number():
     of = space.dimensions(settings({"optim.lr": {"loguniform": [1e-5, 1]}, "data.crop": {"choice": [32, 64, 96]}}))
-    drawn = [space.drawn(of, 1, number) for number in range(50)]
-    assert drawn == [space.drawn(of, 1, number) for number in range(50)]
-    assert drawn != [space.drawn(of, 2, number) for number in range(50)]
+    drawn = [space.sample(of, 1, number) for number in range(50)]
+    assert drawn == [space.sample(of, 1, number) for number in range(50)]
+    assert drawn != [space.sample(of, 2, number) for number in range(50)]
     assert len({values["optim.lr"] for values in drawn}) == 50
     assert {values["data.crop"] for values in drawn} == {32, 64, 96}
     below = sum(values["optim.lr"] < 10**-2.5 for values in drawn)

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from segray import checkpoint, config, registry
-from segray.tune.trials import State
+from segray import config
+from segray.models import checkpoint
+from segray.tracking.registry import MlflowClient, download_checkpoint
+from segray.tune.trial import State
 
 
 def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
@@ -53,7 +55,7 @@ def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, r
 def test_every_validation_is_there_once(swept, runs_of):
     result, folder, _ = swept
     _, trials = runs_of(f"sqlite:///{folder}/mlflow.db")
-    client = registry.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     for trial in result.trials:
         history = client.get_metric_history(trials[f"trial-{trial.number:03d}"].info.run_id, "val/miou")
         assert sorted(one.step for one in history) == sorted(trial.curve)
@@ -73,7 +75,7 @@ def test_the_best_settings_are_a_file_that_train_takes(swept, tmp_path):
 
 def test_the_best_checkpoint_is_the_challenger(swept):
     result, folder, _ = swept
-    fetched = registry.fetch("models:/segray@challenger", f"sqlite:///{folder}/mlflow.db")
+    fetched = download_checkpoint("models:/segray@challenger", f"sqlite:///{folder}/mlflow.db")
     assert result.version == "1"
     assert checkpoint.load_weights(fetched).keys() == checkpoint.load_weights(Path(result.checkpoint)).keys()
     assert checkpoint.load_meta(fetched) == checkpoint.load_meta(Path(result.checkpoint))
@@ -88,6 +90,6 @@ def test_the_report_shows_every_trial(swept):
     for name in ("curves", "parallel", "front"):
         with Image.open(Path(result.report).parent / f"{name}.png") as picture:
             assert picture.width > 600
-    client = registry.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     kept = {file.path for file in client.list_artifacts(result.run_id, "report")}
     assert {"report/index.html", "report/curves.png", "report/parallel.png"} <= kept

@@ -10,34 +10,35 @@ from typing import Any, NoReturn
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from segray import config, places
-from segray.config import Config
-from segray.config.promotion import Floors, Names
-from segray.config.schema import ClassWeights, Terms, Transforms
-from segray.config.tuning import Objectives, Space
-from segray.errors import INTERRUPTED, ConfigError, SegrayError
-from segray.interrupts import heed
-from segray.quiet import quieten
+from segray import config
+from segray.config import Config, paths
+from segray.config.data import Transforms
+from segray.config.loss import ClassWeights, Terms
+from segray.config.promote import ClassFloors, ClassNames
+from segray.config.tune import Objectives, Space
+from segray.core.errors import EXIT_INTERRUPTED, ConfigError, SegrayError
+from segray.core.logging import silence_libraries
+from segray.core.signals import raise_on_sigterm
 
-BASE_VARIABLE = "SEGRAY_CONFIG"
+CONFIG_VARIABLE = "SEGRAY_CONFIG"
 
 
-def end(command: Callable[[], None]) -> NoReturn:
+def run_command(command: Callable[[], None]) -> NoReturn:
     """Runs a command and ends the process: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
-    quieten()
-    heed()
+    silence_libraries()
+    raise_on_sigterm()
     try:
         command()
     except SegrayError as error:
-        print(f"error: {places.masked(str(error))}", file=sys.stderr)
+        print(f"error: {paths.redact(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """An argument parser whose mistakes are ours: one line, exit code 2."""
 
     def __init__(self, description: str, with_config: bool = False) -> None:
@@ -81,15 +82,15 @@ class Parser(argparse.ArgumentParser):
             if rest:
                 self.error(f"{rest[0]} is not a flag of this command")
             return flags, Config()
-        common = os.environ.get(BASE_VARIABLE)
+        common = os.environ.get(CONFIG_VARIABLE)
         files = [*([Path(common)] if common else []), *base(flags), *flags.config]
-        return flags, config.load(files, dotted(rest))
+        return flags, config.load(files, parse_dotted_flags(rest))
 
     def _check_json(self, file: Path | None) -> None:
         """Refuses a file that could not be written hours later, or would be lost with a job's working directory."""
         if file is None:
             return
-        places.absolute("--json", str(file))
+        paths.absolute_path("--json", str(file))
         if not file.absolute().parent.is_dir() or file.is_dir():
             self.error(f"--json is {file}, which cannot be written; expected a file in a folder that exists")
 
@@ -106,7 +107,7 @@ class Parser(argparse.ArgumentParser):
 
 def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
-    if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives, Floors, Names):
+    if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives, ClassFloors, ClassNames):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -117,7 +118,7 @@ def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     )
 
 
-def dotted(argv: Sequence[str]) -> dict[str, Any]:
+def parse_dotted_flags(argv: Sequence[str]) -> dict[str, Any]:
     """Returns `--optim.lr 6e-5 --data.root=DIR` as {"optim.lr": "6e-5", "data.root": "DIR"}.
 
     A flag without a value means true; `none` is none. Values stay text: the fields coerce them.

@@ -9,36 +9,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segray.cli.command import Parser, end
-from segray.cli.terminal import terminal
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cluster.doctor.results import CheckResult, Severity, max_severity
 from segray.config import Config
-from segray.doctor.examine import examine
-from segray.doctor.verdicts import Level, Verdict, worst
-from segray.errors import ClusterError
+from segray.core.errors import ClusterError
+from segray.training.diagnose import diagnose_cluster
 
-STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+STYLES = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "red"}
 
 
 def main() -> None:
     """Runs the command."""
-    end(_doctor)
+    run_command(_doctor)
 
 
 def _doctor() -> None:
-    parser = Parser(
+    parser = CommandParser(
         "Looks into a cluster, and whether the run or sweep of a config would work there.", with_config=True
     )
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts for programs")
     parser.add_argument("--quiet", action="store_true", help="print the verdicts alone")
     flags, config = parser.parse()
-    console = terminal()
+    console = make_console()
     with console.status("") as status:
-        verdicts = examine(_with_data(flags, config), (lambda _line: None) if flags.quiet else status.update)
+        verdicts = diagnose_cluster(_with_data(flags, config), (lambda _line: None) if flags.quiet else status.update)
     _show(console, verdicts)
     if flags.json:
         flags.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
-    wrong = [verdict.check for verdict in verdicts if verdict.level is Level.FAIL]
+    wrong = [verdict.check for verdict in verdicts if verdict.level is Severity.FAIL]
     if wrong:
         raise ClusterError(f"a run would not work here: {', '.join(wrong)}.")
 
@@ -49,7 +49,7 @@ def _with_data(flags: Namespace, config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
 
 
-def _show(console: Console, verdicts: list[Verdict]) -> None:
+def _show(console: Console, verdicts: list[CheckResult]) -> None:
     """Prints a line for each check, and below those that are not in order what to do."""
     table = Table(show_edge=False, pad_edge=False, header_style="", box=None)
     for title in ("", "check", "found"):
@@ -59,6 +59,8 @@ def _show(console: Console, verdicts: list[Verdict]) -> None:
         level = Text(verdict.level, STYLES[verdict.level])
         table.add_row(level, Text(verdict.check), Text(verdict.found + fix))
     console.print(table)
-    summary = {Level.OK: "all in order", Level.WARN: "a run would work; see above", Level.FAIL: ""}[worst(verdicts)]
+    summary = {Severity.OK: "all in order", Severity.WARN: "a run would work; see above", Severity.FAIL: ""}[
+        max_severity(verdicts)
+    ]
     if summary:
         console.print(f"\n{summary}.", highlight=False)

@@ -6,28 +6,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray import checkpoint, models, places, report
-from segray.cli.command import Parser, end
-from segray.cli.tables import show_comparison, show_findings
-from segray.cli.terminal import terminal
-from segray.comparison import Comparison
-from segray.errors import ConfigError, DataError, RegistryError, SegrayError, listing
-from segray.evaluate import Evaluation, compared, evaluate, metrics, summary
-from segray.report.page import Against
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.tables import print_comparison, print_results
+from segray.config import paths
+from segray.core.errors import ConfigError, DataError, RegistryError, SegrayError, format_list
+from segray.evaluation.compare import Comparison
+from segray.evaluation.evaluate import Evaluation, compare_evaluations, evaluate, evaluation_to_dict, flat_metrics
+from segray.evaluation.report.page import Baseline
+from segray.evaluation.report.write import prepare_output_dir, write_report
+from segray.models import checkpoint
 from segray.tracking import evaluations
+from segray.tracking.references import resolve_checkpoint
 
 
 def main() -> None:
     """Runs the command."""
-    end(_evaluate)
+    run_command(_evaluate)
 
 
 def _evaluate() -> None:
     flags, config = _parser().parse()
-    root = places.absolute("data.root", flags.data or config.data.root)
+    root = paths.absolute_path("data.root", flags.data or config.data.root)
     asked = config.eval.model_copy(update={"calibration": True}) if flags.report else config.eval
     slices = dict(_slice(text) for text in flags.slice)
-    folder, other = (model and models.folder_of(model, config) for model in (flags.model, flags.against))
+    folder, other = (model and resolve_checkpoint(model, config) for model in (flags.model, flags.against))
     _check(flags, folder, other)
 
     groups = dict([_slice(flags.group_by)]) if flags.group_by else None
@@ -35,21 +38,21 @@ def _evaluate() -> None:
     def evaluated(one: Path) -> Evaluation:
         return evaluate(one, root, flags.split, flags.workers, config.train.device, asked, slices, groups)
 
-    evaluation, console = evaluated(folder), terminal()
-    show_findings(
+    evaluation, console = evaluated(folder), make_console()
+    print_results(
         console,
         f"{flags.model} on {flags.split}, {evaluation.rows} images",
         evaluation.found,
         "groups" if groups else "images",
     )
-    comparison = compared(evaluation, evaluated(other)) if other else None
+    comparison = compare_evaluations(evaluation, evaluated(other)) if other else None
     if comparison:
-        show_comparison(console, comparison, flags.model, flags.against)
+        print_comparison(console, comparison, flags.model, flags.against)
     _write_json(flags, evaluation, comparison)
     files = _report(console, flags, evaluation, folder, comparison)
-    _log(console, evaluation, flags.model, folder, places.tracking_uri(config), files)
+    _log(console, evaluation, flags.model, folder, paths.tracking_uri(config), files)
     if evaluation.bad_rows:
-        count, lines = len(evaluation.bad_rows), listing(evaluation.bad_rows)
+        count, lines = len(evaluation.bad_rows), format_list(evaluation.bad_rows)
         raise SegrayError(f"{count} rows could not be read and were left out:{lines}")
 
 
@@ -58,7 +61,7 @@ def _check(flags: argparse.Namespace, folder: Path, other: Path | None) -> None:
     if flags.workers is not None and flags.workers < 1:
         raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
     if flags.report:
-        report.claim(flags.report)
+        prepare_output_dir(flags.report)
     for one in filter(None, (folder, other)):
         checkpoint.load_meta(one)
     if other and checkpoint.load_classes(other).names != checkpoint.load_classes(folder).names:
@@ -69,13 +72,13 @@ def _write_json(flags: argparse.Namespace, evaluation: Evaluation, comparison: C
     against = {"against": {"model": flags.against, **comparison.as_json()}} if comparison else {}
     if flags.json:
         try:
-            flags.json.write_text(json.dumps(summary(evaluation) | against, indent=2))
+            flags.json.write_text(json.dumps(evaluation_to_dict(evaluation) | against, indent=2))
         except OSError as error:
             raise DataError(f"--json {flags.json} cannot be written ({error}).") from error
 
 
-def _parser() -> Parser:
-    parser = Parser("Evaluates a model on a split of a prepared dataset.", with_config=True)
+def _parser() -> CommandParser:
+    parser = CommandParser("Evaluates a model on a split of a prepared dataset.", with_config=True)
     known = "checkpoint folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/model"
     parser.add_argument("--model", required=True, metavar="MODEL", help=known)
     parser.add_argument("--against", metavar="MODEL", help="another model, to be compared with on the same rows")
@@ -97,8 +100,8 @@ def _report(
     """Writes the page, if it is wanted, and returns its files."""
     if not flags.report:
         return ()
-    against = Against(flags.against, comparison) if comparison else None
-    written = report.write(flags.model, evaluation, folder, flags.report, against)
+    against = Baseline(flags.against, comparison) if comparison else None
+    written = write_report(flags.model, evaluation, folder, flags.report, against)
     console.print(f"report  {written.page}", highlight=False, soft_wrap=True)
     return written.page, *written.figures
 
@@ -107,20 +110,20 @@ def _log(console: Console, evaluation: Evaluation, model: str, folder: Path, uri
     """Writes the evaluation beside the model's training; where that fails, the scores are not lost for it."""
     given = {"model": model, "data": evaluation.root, "dataset_digest": evaluation.dataset_digest}
     settings = {f"eval.{name}": str(value) for name, value in evaluation.settings.model_dump().items()}
-    entry = evaluations.Entry(
+    entry = evaluations.EvaluationEntry(
         name=f"evaluation of {evaluation.split}",
         step=evaluation.step,
-        metrics=metrics(evaluation),
+        metrics=flat_metrics(evaluation),
         params=given | {"split": evaluation.split} | settings,
-        summary=summary(evaluation),
+        summary=evaluation_to_dict(evaluation),
         files=files,
     )
     try:
-        run_id = evaluations.log(entry, model, folder, uri)
+        run_id = evaluations.log_evaluation(entry, model, folder, uri)
     except RegistryError as error:
         console.print(f"not logged: {error}")
         return
-    told = f"{places.masked(uri)} run {run_id}" if run_id else "not logged: the model's training run is not known there"
+    told = f"{paths.redact(uri)} run {run_id}" if run_id else "not logged: the model's training run is not known there"
     console.print(f"mlflow  {told}", highlight=False, soft_wrap=True)
 
 

@@ -7,40 +7,41 @@ from typing import Any
 
 from rich.console import Console
 
-from segray import checkpoint, models, places
-from segray.cli.command import Parser, end
-from segray.cli.counting import counting
-from segray.cli.terminal import terminal
-from segray.config import Config
-from segray.data.schema import digest_of
-from segray.errors import ConfigError, SegrayError, listing
-from segray.predict import Predictor
-from segray.predictions.inputs import Inputs
-from segray.predictions.outputs import FORMATS, Outputs
-from segray.predictions.record import Done
-from segray.predictions.sources import find
-from segray.predictions.worker import Work, segmented_here
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.progress import progress_reporter
+from segray.config import Config, paths
+from segray.core.errors import ConfigError, SegrayError, format_list
+from segray.data.storage import content_hash
+from segray.inference.batch.inputs import Inputs
+from segray.inference.batch.outputs import FORMATS, Outputs
+from segray.inference.batch.progress import ChunkResult
+from segray.inference.batch.sources import open_inputs
+from segray.inference.batch.worker import BatchTask, segment_locally
+from segray.inference.predictor import Predictor
+from segray.models import checkpoint
+from segray.tracking.references import resolve_checkpoint
 
 
 def main() -> None:
     """Runs the command."""
-    end(_predict)
+    run_command(_predict)
 
 
 def _predict() -> None:
     flags, config = _parser().parse()
-    out, source = places.absolute("--out", flags.out), places.absolute("--source", flags.source)
+    out, source = paths.absolute_path("--out", flags.out), paths.absolute_path("--source", flags.source)
     _check(flags, source, out)
-    folder = models.folder_of(flags.model, config)
+    folder = resolve_checkpoint(flags.model, config)
     step = checkpoint.load_meta(folder).step
     predictor = Predictor(folder, config=checkpoint.load_config(folder).looked_at(config.eval))
-    inputs = find(source, flags.split)
+    inputs = open_inputs(source, flags.split)
     outputs = Outputs(out, predictor.classes, flags.format, flags.overlay, flags.probabilities)
-    work = Work(predictor, inputs.are_upright, outputs)
-    console = terminal(flags.quiet)
+    work = BatchTask(predictor, inputs.are_upright, outputs)
+    console = make_console(flags.quiet)
     began = monotonic()
     if inputs.is_single:
-        done = segmented_here(inputs, work, config.train.device)
+        done = segment_locally(inputs, work, config.train.device)
     else:
         done = _on_cluster(inputs, work, _about(flags, folder, step, predictor), flags.workers, config, console)
     _show(console, inputs, done, out, monotonic() - began)
@@ -48,11 +49,11 @@ def _predict() -> None:
         count, were = len(done.problems), "image could not be segmented and was"
         if count > 1:
             were = "images could not be segmented and were"
-        raise SegrayError(f"{count} {were} left out:{listing(done.problems)}")
+        raise SegrayError(f"{count} {were} left out:{format_list(done.problems)}")
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "Segments images and writes their masks, on Ray; a single image at once. A job that was cut off goes on when\n"
         "its command is given again.",
         with_config=True,
@@ -76,7 +77,7 @@ def _check(flags: argparse.Namespace, source: str, out: str) -> None:
         raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
     if not flags.out or not flags.source:
         raise ConfigError("--out and --source name nothing; expected a folder, and what is to be segmented.")
-    ends = [one if places.is_uri(one) else str(Path(one).resolve()) for one in (out, source)]
+    ends = [one if paths.is_uri(one) else str(Path(one).resolve()) for one in (out, source)]
     if Path(ends[0]).is_relative_to(ends[1]) or Path(ends[1]).is_relative_to(ends[0]):
         raise ConfigError(f"--out {out} and --source {source} lie in each other; choose another folder.")
 
@@ -86,7 +87,7 @@ def _about(flags: argparse.Namespace, folder: Path, step: int, predictor: Predic
     return {
         "model": flags.model,
         "step": step,
-        "weights": digest_of((folder / checkpoint.WEIGHTS).read_bytes()),
+        "weights": content_hash((folder / checkpoint.WEIGHTS).read_bytes()),
         "classes": list(predictor.classes.names),
         "short_side": predictor.config.data.short_side,
         "settings": predictor.config.eval.model_dump(mode="json"),
@@ -97,15 +98,15 @@ def _about(flags: argparse.Namespace, folder: Path, step: int, predictor: Predic
 
 
 def _on_cluster(
-    inputs: Inputs, work: Work, about: dict[str, Any], workers: int | None, config: Config, console: Console
-) -> Done:
-    from segray.predictions.run import run  # noqa: PLC0415 Ray takes half a second to import, which one image need not
+    inputs: Inputs, work: BatchTask, about: dict[str, Any], workers: int | None, config: Config, console: Console
+) -> ChunkResult:
+    from segray.inference.batch.job import run_batch_job  # noqa: PLC0415 Ray takes half a second to import, which one image need not
 
-    with counting(console) as show:
-        return run(inputs, work, about, workers, config.train.device, show)
+    with progress_reporter(console) as show:
+        return run_batch_job(inputs, work, about, workers, config.train.device, show)
 
 
-def _show(console: Console, inputs: Inputs, done: Done, out: str, seconds: float) -> None:
+def _show(console: Console, inputs: Inputs, done: ChunkResult, out: str, seconds: float) -> None:
     if not inputs.is_single:
         console.print(f"{done.images} images in {seconds:.0f} s, start included", highlight=False)
     if inputs.left_out:

@@ -9,56 +9,57 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray import cluster, places
-from segray.classes import Classes, read_names
-from segray.cli import check
-from segray.cli.command import Parser, end
-from segray.cli.counting import counting
-from segray.cli.terminal import terminal
-from segray.data import splitting
-from segray.data.columns import joined
-from segray.data.ingest import convert
-from segray.data.labels import read_renaming
-from segray.data.originals import PILLOWS_MOST_PIXELS
-from segray.data.schema import LEFT_OUT, Manifest
-from segray.data.shards import Bounds
-from segray.data.sources import SOURCES, Found
-from segray.data.sources.sample import NOT_SPLIT
-from segray.errors import DataError, SegrayError, nearest
-from segray.reference import factory, is_reference
+from segray.cli import validate
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.progress import progress_reporter
+from segray.cluster.connect import connect
+from segray.config import paths
+from segray.core.classes import Classes, read_class_names
+from segray.core.errors import DataError, SegrayError, did_you_mean
+from segray.core.imports import import_callable, is_import_path
+from segray.data.convert import splits
+from segray.data.convert.convert import convert_dataset
+from segray.data.convert.labels import read_class_map
+from segray.data.convert.metadata import add_columns
+from segray.data.convert.shards import ShardLimits
+from segray.data.manifest import SKIPPED_LIST, Manifest
+from segray.data.normalize import PILLOW_MAX_PIXELS
+from segray.data.sources.formats import SOURCES
+from segray.data.sources.sample import UNSPLIT, SourceListing
 
 
 def main() -> None:
     """Runs the command: to convert, or with --check to look at what was converted."""
     is_check = any(word.split("=")[0] == "--check" for word in sys.argv)
-    end(check.run if is_check else _prepare)
+    run_command(validate.run_validation if is_check else _prepare)
 
 
 def _prepare() -> None:
     flags, _ = _parser().parse()
-    console = terminal(flags.quiet)
-    if not 0 < flags.max_pixels <= PILLOWS_MOST_PIXELS:
-        raise DataError(f"--max-pixels is {flags.max_pixels}; expected 1 to {PILLOWS_MOST_PIXELS}.")
-    out = places.absolute("--out", flags.out)
-    renaming = read_renaming(flags.map) if flags.map else None
+    console = make_console(flags.quiet)
+    if not 0 < flags.max_pixels <= PILLOW_MAX_PIXELS:
+        raise DataError(f"--max-pixels is {flags.max_pixels}; expected 1 to {PILLOW_MAX_PIXELS}.")
+    out = paths.absolute_path("--out", flags.out)
+    renaming = read_class_map(flags.map) if flags.map else None
     found = _found(flags)
-    cluster.connect()
-    with counting(console) as show:
-        manifest = convert(
+    connect()
+    with progress_reporter(console) as show:
+        manifest = convert_dataset(
             found,
             out,
             ignore_ids=flags.ignore_id,
             renaming=renaming,
             on_bad=flags.on_bad,
-            bounds=Bounds(image_pixels=flags.max_pixels),
+            bounds=ShardLimits(image_pixels=flags.max_pixels),
             source={"format": flags.format, "source": flags.source or "", "command": shlex.join(sys.argv)},
             on_progress=show,
         )
     _show(console, flags.out, manifest)
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "Converts images and masks to a dataset of parquet shards, on Ray. A conversion that was cut off goes on when\n"
         "its command is given again. With --check DIR it looks at a dataset instead: see --check DIR --help."
     )
@@ -72,35 +73,35 @@ def _parser() -> Parser:
     ignored = "id in the source's masks that is not trained on; nor is 255, or 65535 from 256 classes on"
     parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignored)
     split = "shares of train, val and test, or of train and val, e.g. 0.8/0.1/0.1, instead of the source's splits"
-    parser.add_argument("--split", type=splitting.fractions, metavar="SHARES", help=split)
+    parser.add_argument("--split", type=splits.parse_fractions, metavar="SHARES", help=split)
     group = "with --split: samples in whose id the first group of this is the same stay together, e.g. '^(.*)_'"
     parser.add_argument("--group-by", metavar="REGEX", help=group)
     bad = "what samples that cannot be used become: an error that lists all (default), or a list beside the dataset"
     parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help=bad)
     facts = "CSV of further columns by id, such as id,camera,city, by which scores can be sliced"
     parser.add_argument("--columns", type=Path, metavar="FILE", help=facts)
-    pixels = f"a larger image is not decoded (default: {Bounds.image_pixels}, most: {PILLOWS_MOST_PIXELS})"
-    parser.add_argument("--max-pixels", type=int, default=Bounds.image_pixels, metavar="N", help=pixels)
+    pixels = f"a larger image is not decoded (default: {ShardLimits.image_pixels}, most: {PILLOW_MAX_PIXELS})"
+    parser.add_argument("--max-pixels", type=int, default=ShardLimits.image_pixels, metavar="N", help=pixels)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
 
-def _found(flags: argparse.Namespace) -> Found:
+def _found(flags: argparse.Namespace) -> SourceListing:
     """Returns what the source holds, in the splits and with the names that the flags ask for."""
     if flags.group_by is not None and flags.split is None:
         raise DataError("--group-by needs --split, such as 0.8/0.1/0.1.")
-    found = _listed(flags.format, flags.source and places.absolute("--source", flags.source))
+    found = _listed(flags.format, flags.source and paths.absolute_path("--source", flags.source))
     if not found.samples:
         return found  # which is told with what does not fit
     if flags.split is not None:
-        found = replace(found, samples=splitting.split(found.samples, flags.split, flags.group_by))
-    elif found.samples[0].split == NOT_SPLIT:
+        found = replace(found, samples=splits.assign_splits(found.samples, flags.split, flags.group_by))
+    elif found.samples[0].split == UNSPLIT:
         raise DataError(f"{flags.source} has no splits; give --split 0.8/0.1/0.1, perhaps with --group-by.")
     if flags.columns is not None:
-        found = replace(found, samples=joined(found.samples, flags.columns))
+        found = replace(found, samples=add_columns(found.samples, flags.columns))
     if flags.classes is None:
         return found
-    classes = Classes.named(read_names(flags.classes))
+    classes = Classes.named(read_class_names(flags.classes))
     if found.lookup is not None and found.classes is not None and classes.num_classes != found.classes.num_classes:
         raise DataError(
             f"--classes names {classes.num_classes} classes, but format {flags.format} has "
@@ -121,7 +122,7 @@ def _check_order(ours: Classes, theirs: Classes | None) -> None:
         )
 
 
-def _listed(name: str, source: str | None) -> Found:
+def _listed(name: str, source: str | None) -> SourceListing:
     """Returns what a source finds; what one of our own formats cannot read is the source's fault, not a defect."""
     find = _source(name)
     try:
@@ -129,17 +130,17 @@ def _listed(name: str, source: str | None) -> Found:
     except SegrayError:
         raise
     except Exception as error:
-        if is_reference(name):
+        if is_import_path(name):
             raise
         raise DataError(f"{source} cannot be read as format {name} ({type(error).__name__}: {error}).") from error
 
 
-def _source(name: str) -> Callable[[str | None], Found]:
-    if is_reference(name):
-        return factory("--format", name, DataError)
+def _source(name: str) -> Callable[[str | None], SourceListing]:
+    if is_import_path(name):
+        return import_callable("--format", name, DataError)
     if name not in SOURCES:
         expected = f"expected one of {', '.join(SOURCES)}, or module:function"
-        raise DataError(f"--format is {name}; {expected}{nearest(name, SOURCES) or '.'}")
+        raise DataError(f"--format is {name}; {expected}{did_you_mean(name, SOURCES) or '.'}")
     return SOURCES[name]
 
 
@@ -153,7 +154,7 @@ def _show(console: Console, out: str, manifest: Manifest) -> None:
     if manifest.normalised:
         console.print(f"{len(manifest.normalised)} images were re-encoded as PNG; the manifest lists them.")
     if manifest.left_out:
-        console.print(f"{manifest.left_out} samples were left out; {out}/{LEFT_OUT} lists them and why.")
+        console.print(f"{manifest.left_out} samples were left out; {out}/{SKIPPED_LIST} lists them and why.")
     console.print(f"dataset  {out}  {manifest.classes.num_classes} classes, digest {manifest.digest}", highlight=False)
     console.print(f"next     python pipelines/prepare.py --check {shlex.quote(out)}", highlight=False)
     console.print(f"         python pipelines/train.py --data {shlex.quote(out)}", highlight=False)

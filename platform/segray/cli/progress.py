@@ -1,17 +1,21 @@
 """A run's progress on the terminal, read from its journal: a bar for a person, plain lines for a log."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 from time import monotonic
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from segray.tracking.journal import JOURNAL, Record, Tail
+from segray.tracking.journal import JOURNAL, JournalReader, Record
 
 POLL_S = 0.3
+
 LINE_S = 10.0
 
 
@@ -41,10 +45,10 @@ class TrainingProgress:
 
     def watch(self, folder: Path) -> None:
         """Starts following the journal in a run's folder."""
-        self._thread = threading.Thread(target=self._follow, args=(Tail(folder / JOURNAL),), daemon=True)
+        self._thread = threading.Thread(target=self._follow, args=(JournalReader(folder / JOURNAL),), daemon=True)
         self._thread.start()
 
-    def _follow(self, tail: Tail) -> None:
+    def _follow(self, tail: JournalReader) -> None:
         stopped = False
         while not stopped:
             stopped = self._stopped.wait(POLL_S)  # and once more after the end, for the last records
@@ -75,7 +79,7 @@ class TrainingProgress:
             return "-:--"
         since, first = self._first
         rate = (record["step"] - first) / max(now - since, 1e-9)
-        return duration((self._steps - record["step"]) / rate) if rate > 0 else "-:--"
+        return format_duration((self._steps - record["step"]) / rate) if rate > 0 else "-:--"
 
 
 def _bar(console: Console) -> Progress:
@@ -99,8 +103,76 @@ def _validation(values: dict[str, Any]) -> str:
     return f"val mIoU {values['val/miou']:.4f}  aAcc {values['val/aacc']:.4f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+Show = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress_reporter(console: Console) -> Iterator[Show]:
+    """Yields what is called with what is being done, the images done and the images in all."""
+    if console.is_terminal:
+        with _rate_bar(console) as bar:
+            yield _moving(bar)
+    else:
+        yield _Lines(console)
+
+
+class _Rate(ProgressColumn):
+    """Images a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} a second, left")
+
+
+def _rate_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _moving(bar: Progress) -> Show:
+    task = bar.add_task("starting", total=None)
+
+    def show(what: str, done: int, total: int) -> None:
+        if what != bar.tasks[0].description:  # another speed: what is there already came at once
+            bar.reset(task, description=what, completed=done, total=total)
+        bar.update(task, completed=done, total=total)
+
+    return show
+
+
+class _Lines:
+    """A line now and then, none of work that is soon done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._what = ""
+        self._began, self._first, self._printed = 0.0, 0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = monotonic()
+        if what != self._what:
+            self._what, self._began, self._first, self._printed = what, 0.0, done, now
+        if done > self._first and not self._began:  # what took the start is no part of the rate
+            self._began, self._first = now, done
+        if now - self._printed >= LINE_S and done > self._first:
+            self._printed = now
+            rate = (done - self._first) / (now - self._began)
+            left = _format_count((total - done) / rate)
+            self._console.print(f"{what} {done}/{total} images, {rate:.1f} a second, left {left}", highlight=False)
+
+
+def _format_count(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

@@ -7,23 +7,22 @@ from typing import Any
 
 from rich.console import Console
 
-from segray import places
-from segray.cli.command import Parser, end
-from segray.cli.tables import show_decision, show_places
-from segray.cli.terminal import terminal
-from segray.config import Config
-from segray.errors import ConfigError, DataError, PromotionError, listing
-from segray.promotion import record
-from segray.promotion.evidence import Measured
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.tables import print_decision, print_paths
+from segray.config import Config, paths
+from segray.core.errors import ConfigError, DataError, PromotionError, format_list
+from segray.promotion import audit
+from segray.promotion.aliases import CHAMPION, PREVIOUS
+from segray.promotion.audit import PromotionOptions
 from segray.promotion.gates import Decision
-from segray.promotion.moves import CHAMPION, PREVIOUS
-from segray.promotion.promote import Outcome, Wish, promote, rollback
-from segray.promotion.record import Told
+from segray.promotion.measure import Measurements
+from segray.promotion.promote import PromotionRequest, PromotionResult, promote, rollback
 
 
 def main() -> None:
     """Runs the command."""
-    end(_promote)
+    run_command(_promote)
 
 
 def _promote() -> None:
@@ -31,14 +30,14 @@ def _promote() -> None:
     _check(flags)
     if flags.name:
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"model": flags.name})})
-    console = terminal()
+    console = make_console()
     outcome = _rolled_back(flags, config, console) if flags.rollback else _promoted(flags, config, console)
     _write_json(flags, config, outcome)
     _show_outcome(console, flags, config, outcome)
     if outcome.plan is None and outcome.decision is not None:
         raise PromotionError(
             f"version {outcome.decision.challenger} of {config.tracking.model} is refused:"
-            f"{listing(outcome.decision.reasons)}"
+            f"{format_list(outcome.decision.reasons)}"
         )
 
 
@@ -55,8 +54,8 @@ def _check(flags: argparse.Namespace) -> None:
         raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
 
 
-def _parser() -> Parser:
-    parser = Parser("Has a registered model served, if it passes the gates.", with_config=True)
+def _parser() -> CommandParser:
+    parser = CommandParser("Has a registered model served, if it passes the gates.", with_config=True)
     parser.add_argument("--name", metavar="NAME", help="short for --tracking.model NAME")
     parser.add_argument("--version", type=int, metavar="N", help="version to promote (default: the challenger)")
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
@@ -70,35 +69,35 @@ def _parser() -> Parser:
     return parser
 
 
-def _told(flags: argparse.Namespace, config: Config) -> Told:
-    return Told(config.promote, flags.force, flags.reason)
+def _told(flags: argparse.Namespace, config: Config) -> PromotionOptions:
+    return PromotionOptions(config.promote, flags.force, flags.reason)
 
 
-def _promoted(flags: argparse.Namespace, config: Config, console: Console) -> Outcome:
-    root = places.absolute("data.root", flags.data or config.data.root)
+def _promoted(flags: argparse.Namespace, config: Config, console: Console) -> PromotionResult:
+    root = paths.absolute_path("data.root", flags.data or config.data.root)
     version = None if flags.version is None else str(flags.version)
-    wish = Wish(version, root, flags.split, _told(flags, config), flags.dry_run, flags.workers)
+    wish = PromotionRequest(version, root, flags.split, _told(flags, config), flags.dry_run, flags.workers)
 
-    def show(measured: Measured, decision: Decision) -> None:
+    def show(measured: Measurements, decision: Decision) -> None:
         evaluation = measured.evaluation
-        show_decision(console, decision, evaluation.split, evaluation.rows)
+        print_decision(console, decision, evaluation.split, evaluation.rows)
         if evaluation.bad_rows:
             console.print(f"{len(evaluation.bad_rows)} rows could not be read and were left out.", highlight=False)
 
     return promote(config, wish, console.print, show)
 
 
-def _rolled_back(flags: argparse.Namespace, config: Config, console: Console) -> Outcome:
+def _rolled_back(flags: argparse.Namespace, config: Config, console: Console) -> PromotionResult:
     return rollback(config, console.print, flags.reason, flags.dry_run)
 
 
-def _show_outcome(console: Console, flags: argparse.Namespace, config: Config, outcome: Outcome) -> None:
+def _show_outcome(console: Console, flags: argparse.Namespace, config: Config, outcome: PromotionResult) -> None:
     name, plan, rows = config.tracking.model, outcome.plan, dict[str, str]()
     if plan is not None:
         rows["champion"] = f"models:/{name}/{plan.wanted[CHAMPION]}"
         rows["previous"] = f"models:/{name}/{plan.wanted[PREVIOUS]}" if plan.wanted[PREVIOUS] else "none"
     if outcome.audit is not None:
-        rows["mlflow"] = f"{places.masked(places.tracking_uri(config))} run {outcome.audit}"
+        rows["mlflow"] = f"{paths.redact(paths.tracking_uri(config))} run {outcome.audit}"
     if flags.dry_run:
         would = "would move" if plan else "would not move"
         console.print(f"dry run: nothing was written; the aliases {would}.", highlight=False)
@@ -106,10 +105,10 @@ def _show_outcome(console: Console, flags: argparse.Namespace, config: Config, o
         passed = "all gates were passed" if outcome.decision.is_passed else "against the gates"
         console.print(f"forced, {passed}: {flags.reason}", highlight=False)
     if rows:
-        show_places(console, rows)
+        print_paths(console, rows)
 
 
-def _write_json(flags: argparse.Namespace, config: Config, outcome: Outcome) -> None:
+def _write_json(flags: argparse.Namespace, config: Config, outcome: PromotionResult) -> None:
     if not flags.json:
         return
     found: dict[str, Any] = {
@@ -122,7 +121,7 @@ def _write_json(flags: argparse.Namespace, config: Config, outcome: Outcome) -> 
         "decision": None,
     }
     if outcome.measured is not None and outcome.decision is not None:
-        found["decision"] = record.as_json(outcome.measured, outcome.decision, _told(flags, config))
+        found["decision"] = audit.decision_to_dict(outcome.measured, outcome.decision, _told(flags, config))
     try:
         flags.json.write_text(json.dumps(found, indent=2))
     except OSError as error:

@@ -5,38 +5,38 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from segray.cli.command import Parser, end
-from segray.cli.tables import show_places
-from segray.cli.terminal import terminal
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.tables import print_paths
 from segray.config import Config, build, merge
-from segray.serving.house import open_house, watch
-from segray.serving.watcher import State
+from segray.serving.controller import ServingState
+from segray.serving.server import follow_state, running_server
 
 
 def main() -> None:
     """Runs the command."""
-    end(_serve)
+    run_command(_serve)
 
 
 def _serve() -> None:
     flags, config = _parser().parse()
     config = _laid(config, flags)
-    console = terminal()
-    with open_house(config, lambda line: console.print(line, highlight=False)) as place:
+    console = make_console()
+    with running_server(config, lambda line: console.print(line, highlight=False)) as place:
         model = f"{config.tracking.model}, version {place.version} by the alias {config.serve.alias}"
         rows = {
             "serving": model,
             "at": place.url,
             "on": f"{place.device}, {config.serve.replicas} to {place.most} replicas",
         }
-        show_places(console, rows)
+        print_paths(console, rows)
         with suppress(KeyboardInterrupt):  # how serving ends
-            watch(Telling(console, place.version))
+            follow_state(StateLogger(console, place.version))
     console.print("ended.")
 
 
-def _parser() -> Parser:
-    parser = Parser("Serves a registered model.", with_config=True)
+def _parser() -> CommandParser:
+    parser = CommandParser("Serves a registered model.", with_config=True)
     parser.add_argument("--name", metavar="MODEL", help="short for --tracking.model MODEL")
     parser.add_argument("--alias", metavar="ALIAS", help="short for --serve.alias ALIAS")
     parser.add_argument("--canary", type=float, metavar="SHARE", help="short for --serve.canary SHARE")
@@ -54,14 +54,14 @@ def _laid(config: Config, flags: argparse.Namespace) -> Config:
     return build(merge(config.model_dump(), given))
 
 
-class Telling:
+class StateLogger:
     """Prints what changes: the version that answers, replicas, and what a person should look into."""
 
     def __init__(self, console: Console, version: str) -> None:
         self._console, self._version = console, version
         self._problems: tuple[str, ...] = ()
 
-    def __call__(self, state: State) -> None:
+    def __call__(self, state: ServingState) -> None:
         """Prints what is new in a state."""
         if state.version is not None and state.version != self._version:
             self._say(f"version {state.version} answers, after {self._version}.")

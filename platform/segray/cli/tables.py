@@ -6,13 +6,14 @@ from math import isnan
 from rich.console import Console
 from rich.table import Table
 
-from segray.comparison import Comparison, Difference
-from segray.findings import Findings
-from segray.metrics import Scores
-from segray.metrics.intervals import Interval
+from segray.evaluation.compare import Comparison, MetricDelta
+from segray.evaluation.metrics.bootstrap import Interval
+from segray.evaluation.metrics.scores import Scores
+from segray.evaluation.results import EvaluationResults
 from segray.promotion.gates import Decision
 
-MOST_IMAGES = 3
+MAX_IMAGES = 3
+
 SPELT = {
     "mdice": "mDice",
     "mprecision": "mPrecision",
@@ -23,7 +24,7 @@ SPELT = {
 }
 
 
-def show_scores(console: Console, title: str, scores: Scores) -> None:
+def print_scores(console: Console, title: str, scores: Scores) -> None:
     """Prints IoU by class and the means."""
     console.print(title, style="bold", highlight=False)
     console.print(_by_class(scores, {}))
@@ -31,7 +32,7 @@ def show_scores(console: Console, title: str, scores: Scores) -> None:
     _show_notes(console, scores)
 
 
-def show_findings(console: Console, title: str, found: Findings, drawn: str = "images") -> None:
+def print_results(console: Console, title: str, found: EvaluationResults, drawn: str = "images") -> None:
     """Prints scores by class with their intervals over what was drawn, the means, and what else was counted."""
     scores, (low, high) = found.scores, found.miou_interval
     console.print(title, style="bold", highlight=False)
@@ -49,7 +50,7 @@ def show_findings(console: Console, title: str, found: Findings, drawn: str = "i
     _show_notes(console, scores)
 
 
-def show_comparison(console: Console, found: Comparison, ours: str, theirs: str) -> None:
+def print_comparison(console: Console, found: Comparison, ours: str, theirs: str) -> None:
     """Prints what a model gained over another, by class and image, and the verdict."""
     table = Table(show_edge=False, pad_edge=False, header_style="")
     table.add_column("class")
@@ -66,12 +67,12 @@ def show_comparison(console: Console, found: Comparison, ours: str, theirs: str)
         highlight=False,
     )
     for title, images in (("most gained", found.better), ("most lost", found.worse)):
-        for image in images[:MOST_IMAGES]:
+        for image in images[:MAX_IMAGES]:
             console.print(f"  {title}  {image.id}  {image.theirs:.4f} -> {image.ours:.4f}", highlight=False)
     console.print(found.verdict(ours, theirs), style="bold", highlight=False)
 
 
-def show_decision(console: Console, decision: Decision, split: str, rows: int) -> None:
+def print_decision(console: Console, decision: Decision, split: str, rows: int) -> None:
     """Prints what was decided of a challenger, a line for each gate."""
     against = f"against champion {decision.champion}" if decision.champion else "no champion to compare with"
     console.print(f"version {decision.challenger} on {split}, {rows} images, {against}", style="bold", highlight=False)
@@ -83,7 +84,7 @@ def show_decision(console: Console, decision: Decision, split: str, rows: int) -
     console.print(table)
 
 
-def _gain(one: Difference) -> tuple[str, str, str, str]:
+def _gain(one: MetricDelta) -> tuple[str, str, str, str]:
     figures = [None if isnan(value) else value for value in (one.ours, one.theirs)]
     if None in figures:
         return _number(figures[0]), _number(figures[1]), "-", ""
@@ -95,7 +96,7 @@ def _gain(one: Difference) -> tuple[str, str, str, str]:
     )
 
 
-def _spelt_gain(one: Difference) -> str:
+def _spelt_gain(one: MetricDelta) -> str:
     return f"{one.gain:+.4f} [{one.interval.low:+.4f}, {one.interval.high:+.4f}]"
 
 
@@ -140,7 +141,7 @@ def _show_notes(console: Console, scores: Scores) -> None:
         console.print(f"predicted but never true, counted as 0: {', '.join(scores.without_truth)}")
 
 
-def show_places(console: Console, rows: dict[str, str]) -> None:
+def print_paths(console: Console, rows: dict[str, str]) -> None:
     """Prints names and places, one a line, never cut or wrapped so that they can be copied."""
     width = max(len(name) for name in rows)
     for name, place in rows.items():

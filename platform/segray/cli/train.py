@@ -8,24 +8,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.checkpoint import CONFIG
-from segray.cli.command import Parser, end
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
 from segray.cli.progress import TrainingProgress
-from segray.cli.tables import show_places, show_scores
-from segray.cli.terminal import terminal
-from segray.train.fit import Result, fit
-from segray.train.resume import AUTO
+from segray.cli.tables import print_paths, print_scores
+from segray.models.checkpoint import CONFIG
+from segray.training.fit import TrainResult, fit
+from segray.training.resume import AUTO
 
-EVALUATE = ("python", "pipelines/evaluate.py")
+NEXT_COMMAND = ("python", "pipelines/evaluate.py")
 
 
 def main() -> None:
     """Runs the command."""
-    end(_train)
+    run_command(_train)
 
 
 def _train() -> None:
-    parser = Parser("Trains SegFormer on a prepared dataset and registers the best checkpoint.", with_config=True)
+    parser = CommandParser(
+        "Trains SegFormer on a prepared dataset and registers the best checkpoint.", with_config=True
+    )
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
@@ -40,8 +42,8 @@ def _train() -> None:
     flags, config = parser.parse(base=_stored)
     if flags.data:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
-    console = terminal()
-    quiet = terminal(quiet=True) if flags.quiet else console
+    console = make_console()
+    quiet = make_console(quiet=True) if flags.quiet else console
     with TrainingProgress(quiet, config.train.steps) as progress:
         result = fit(
             config,
@@ -62,20 +64,20 @@ def _stored(flags: Namespace) -> list[Path]:
     return [file for file in (Path(flags.resume) / CONFIG, Path(flags.resume).parent / CONFIG) if file.exists()][:1]
 
 
-def _show(console: Console, result: Result, root: str) -> None:
+def _show(console: Console, result: TrainResult, root: str) -> None:
     console.print()
-    show_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
+    print_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
     model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
     reference = f"models:/{result.model}/{result.version}" if result.version else result.checkpoint
     console.print()
-    show_places(
+    print_paths(
         console,
         {
             "run": result.folder,
             "checkpoint": result.checkpoint,
             "mlflow": f"{result.tracking_uri} run {result.run_id or 'not uploaded'}",
             "model": model,
-            "next": shlex.join([*EVALUATE, "--model", reference, "--data", root, "--split", "test"]),
+            "next": shlex.join([*NEXT_COMMAND, "--model", reference, "--data", root, "--split", "test"]),
         },
     )
     console.print(f"\nval mIoU {result.scores.miou:.4f}", highlight=False)

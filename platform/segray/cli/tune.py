@@ -8,23 +8,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.checkpoint import CONFIG
-from segray.cli.command import Parser, end
-from segray.cli.sweeping import SweepProgress, show_result
-from segray.cli.tables import show_places
-from segray.cli.terminal import terminal
-from segray.train.resume import AUTO
-from segray.tune.after import Result
-from segray.tune.sweep import sweep
+from segray.cli.command import CommandParser, run_command
+from segray.cli.console import make_console
+from segray.cli.sweep_view import SweepProgress, print_result
+from segray.cli.tables import print_paths
+from segray.models.checkpoint import CONFIG
+from segray.training.resume import AUTO
+from segray.tune.finalize import SweepResult
+from segray.tune.sweep import run_sweep
 
 
 def main() -> None:
     """Runs the command."""
-    end(_tune)
+    run_command(_tune)
 
 
 def _tune() -> None:
-    parser = Parser("Searches settings, stops bad trials early, and registers the best model.", with_config=True)
+    parser = CommandParser("Searches settings, stops bad trials early, and registers the best model.", with_config=True)
     parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
@@ -34,11 +34,11 @@ def _tune() -> None:
     flags, config = parser.parse(base=_stored)
     if flags.data:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
-    console = terminal()
-    quiet = terminal(quiet=True) if flags.quiet else console
+    console = make_console()
+    quiet = make_console(quiet=True) if flags.quiet else console
 
     with SweepProgress(quiet) as progress:
-        result = sweep(
+        result = run_sweep(
             config,
             resume=flags.resume,
             say=lambda line: quiet.print(line, highlight=False),
@@ -56,11 +56,11 @@ def _stored(flags: Namespace) -> list[Path]:
     return [file for file in (Path(flags.resume) / CONFIG,) if file.exists()]
 
 
-def _show(console: Console, result: Result) -> None:
-    show_result(console, result)
+def _show(console: Console, result: SweepResult) -> None:
+    print_result(console, result)
     model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
     console.print()
-    show_places(
+    print_paths(
         console,
         {
             "sweep": result.folder,
@@ -73,7 +73,7 @@ def _show(console: Console, result: Result) -> None:
     )
 
 
-def _plain(result: Result) -> dict[str, object]:
+def _plain(result: SweepResult) -> dict[str, object]:
     """Returns a result as JSON has it."""
     trials = [
         {

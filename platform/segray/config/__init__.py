@@ -1,19 +1,17 @@
 """The configuration: one tree of settings, four uses. See `schema` for the settings, `load` for their origins."""
 
-from segray.config.load import build, explain, flat, load, merge
-from segray.config.promotion import PromoteConfig
-from segray.config.schema import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    TrackingConfig,
-    TrainConfig,
-)
-from segray.config.serving import ServeConfig
-from segray.config.tuning import TuneConfig
+from segray.config.data import DataConfig
+from segray.config.eval import EvalConfig
+from segray.config.load import build, flatten, format_errors, load, merge
+from segray.config.loss import LossConfig
+from segray.config.model import ModelConfig
+from segray.config.optim import OptimConfig
+from segray.config.promote import PromoteConfig
+from segray.config.root import Config
+from segray.config.serve import ServeConfig
+from segray.config.tracking import TrackingConfig
+from segray.config.train import TrainConfig
+from segray.config.tune import TuneConfig
 
 __all__ = [
     "Config",
@@ -28,8 +26,8 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "build",
-    "explain",
-    "flat",
+    "format_errors",
+    "flatten",
     "load",
     "merge",
 ]

@@ -9,11 +9,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from segray.config.schema import Config
-from segray.errors import ConfigError, listing
+from segray.config.root import Config
+from segray.core.errors import ConfigError, format_list
 
 
-def flat(config: BaseModel) -> dict[str, Any]:
+def flatten(config: BaseModel) -> dict[str, Any]:
     """Returns every setting under its dotted key, in order of declaration."""
     return dict(_flatten(config.model_dump(mode="json")))
 
@@ -84,13 +84,13 @@ def build(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(merge({}, tree))
     except ValidationError as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(format_errors(error)) from error
 
 
-def explain(error: ValidationError) -> str:
+def format_errors(error: ValidationError) -> str:
     """Returns pydantic's errors as our own: `optim.lr is -1; expected greater than 0.`, a line each."""
     lines = [_explain_one(details) for details in error.errors()]
-    return lines[0] if len(lines) == 1 else f"{len(lines)} settings cannot be used:{listing(lines)}"
+    return lines[0] if len(lines) == 1 else f"{len(lines)} settings cannot be used:{format_list(lines)}"
 
 
 def _explain_one(details: ErrorDetails) -> str:
@@ -106,7 +106,7 @@ def _explain_one(details: ErrorDetails) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    known = [*flat(Config()), *Config.model_fields]
+    known = [*flatten(Config()), *Config.model_fields]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # `lr` or `learning.lr` for `optim.lr`: compare the last part alone
         leaf = key.rsplit(".", 1)[-1]

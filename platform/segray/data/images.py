@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.errors import DataError
+from segray.core.errors import DataError
 
 Pixels = NDArray[np.uint8]
+
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 # OpenCV's flags for reduced reading name grey ones; the flag for colour decides.
@@ -19,7 +20,8 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-DEEP_GREY = {"I;16", "I;16L", "I;16B"}
+
+MODES_16BIT = {"I;16", "I;16L", "I;16B"}
 """Pillow's modes of 16 bits."""
 
 
@@ -60,7 +62,7 @@ def decode_mask(encoded: bytes) -> Mask:
     try:
         image = Image.open(io.BytesIO(encoded))
         if image.mode in {"L", "I;16"}:
-            return ids_of(image)
+            return mask_array(image)
         found = f"a {image.mode} image"
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes.
         raise DataError(f"{len(encoded)} bytes of a mask column are no mask; convert the dataset again.") from error
@@ -76,7 +78,7 @@ def encode_mask(mask: Mask) -> bytes:
     return encoded.tobytes()
 
 
-def ids_of(image: Image.Image) -> Mask:
+def mask_array(image: Image.Image) -> Mask:
     """Returns the ids (H, W) of a one-channel image, as they are."""
     pixels = np.asarray(image)
-    return pixels.astype(np.uint16) if image.mode in DEEP_GREY else pixels.astype(np.uint8)
+    return pixels.astype(np.uint16) if image.mode in MODES_16BIT else pixels.astype(np.uint8)

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from segray.comparison import LEAST_SUPPORT, Comparison
 from segray.config import PromoteConfig
+from segray.evaluation.compare import MIN_SAMPLES, Comparison
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 """Classes that a reason names; how many more there are is told."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ModelMeasurements:
     """What was measured of a version.
 
     Attributes:
@@ -38,7 +38,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Check:
+class GateResult:
     """A gate, and how it was passed or not.
 
     Attributes:
@@ -66,7 +66,7 @@ class Decision:
 
     challenger: str
     champion: str | None
-    checks: tuple[Check, ...]
+    checks: tuple[GateResult, ...]
 
     @property
     def is_passed(self) -> bool:
@@ -81,8 +81,11 @@ class Decision:
         ]
 
 
-def decide(
-    gates: PromoteConfig, challenger: Evidence, champion: Evidence | None = None, comparison: Comparison | None = None
+def evaluate_gates(
+    gates: PromoteConfig,
+    challenger: ModelMeasurements,
+    champion: ModelMeasurements | None = None,
+    comparison: Comparison | None = None,
 ) -> Decision:
     """Returns whether a challenger may be served.
 
@@ -100,12 +103,12 @@ def decide(
     return Decision(challenger.version, champion.version if champion else None, tuple(checks))
 
 
-def _parity(challenger: Evidence) -> Check:
+def _parity(challenger: ModelMeasurements) -> GateResult:
     found = challenger.differs or "the same files, and the same masks"
-    return Check("stored as trained", not challenger.differs, found, "what was registered")
+    return GateResult("stored as trained", not challenger.differs, found, "what was registered")
 
 
-def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
+def _floors(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
     floors = gates.class_floor
     if not floors:
         return
@@ -117,14 +120,14 @@ def _floors(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
     closest = sorted(above, key=lambda name: above[name])
     below = [name for name in closest if above[name] < 0]
     found = _listed([f"{name} {_iou(challenger, name)}" for name in below or closest[:1]])
-    yield Check("IoU of each class", not below, found, expected)
+    yield GateResult("IoU of each class", not below, found, expected)
 
 
 def _above(iou: float | None, floor: float) -> float:
     return -inf if iou is None else iou - floor
 
 
-def _iou(challenger: Evidence, name: str) -> str:
+def _iou(challenger: ModelMeasurements, name: str) -> str:
     if name not in challenger.classes:
         return "is no class of the model"
     iou = challenger.iou.get(name)
@@ -132,20 +135,20 @@ def _iou(challenger: Evidence, name: str) -> str:
 
 
 def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    return ", ".join(found[:MOST_NAMED]) + more
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    return ", ".join(found[:MAX_NAMED]) + more
 
 
-def _budgets(gates: PromoteConfig, challenger: Evidence) -> Iterator[Check]:
+def _budgets(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
     if gates.latency_ms is not None:
         is_fast = challenger.latency_ms <= gates.latency_ms
-        yield Check("latency", is_fast, f"{challenger.latency_ms:.1f} ms", f"at most {gates.latency_ms:g} ms")
+        yield GateResult("latency", is_fast, f"{challenger.latency_ms:.1f} ms", f"at most {gates.latency_ms:g} ms")
     if gates.size_mib is not None:
         is_small = challenger.size_mib <= gates.size_mib
-        yield Check("size", is_small, f"{challenger.size_mib:.1f} MiB", f"at most {gates.size_mib:g} MiB")
+        yield GateResult("size", is_small, f"{challenger.size_mib:.1f} MiB", f"at most {gates.size_mib:g} MiB")
 
 
-def _classes(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> Check:
+def _classes(gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements) -> GateResult:
     gone = sorted(set(champion.classes) - set(challenger.classes))
     new = sorted(set(challenger.classes) - set(champion.classes))
     is_moved = not gone and not new and challenger.classes != champion.classes
@@ -156,33 +159,33 @@ def _classes(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> 
     expected = "the champion's" + (", in its order" if is_moved else "")
     if not is_passed and not is_moved:
         expected += f", or promote.changed_classes '[{', '.join([*gone, *new])}]'"
-    return Check("classes", is_passed, found, expected)
+    return GateResult("classes", is_passed, found, expected)
 
 
-def _latency(gates: PromoteConfig, challenger: Evidence, champion: Evidence) -> Iterator[Check]:
+def _latency(gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements) -> Iterator[GateResult]:
     if gates.slower is not None:
         ratio = challenger.latency_ms / champion.latency_ms
         found = (
             f"{ratio:.2f} times the champion's ({challenger.latency_ms:.1f} ms against {champion.latency_ms:.1f} ms)"
         )
-        yield Check("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times")
+        yield GateResult("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times")
 
 
-def _miou(gates: PromoteConfig, comparison: Comparison) -> Check:
+def _miou(gates: PromoteConfig, comparison: Comparison) -> GateResult:
     gained = comparison.miou
     low, high = gained.interval
     found = f"{gained.ours:.4f} against {gained.theirs:.4f}, gain {gained.gain:+.4f} [{low:+.4f}, {high:+.4f}]"
-    is_told = gained.support >= LEAST_SUPPORT
+    is_told = gained.support >= MIN_SAMPLES
     expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
     if not is_told:
-        found, expected = f"{found} of {gained.support} images", f"{expected}, and {LEAST_SUPPORT} images or more"
-    return Check("mean IoU", is_told and low > -gates.miou_drop, found, expected)
+        found, expected = f"{found} of {gained.support} images", f"{expected}, and {MIN_SAMPLES} images or more"
+    return GateResult("mean IoU", is_told and low > -gates.miou_drop, found, expected)
 
 
-def _no_class(gates: PromoteConfig, comparison: Comparison) -> Check:
+def _no_class(gates: PromoteConfig, comparison: Comparison) -> GateResult:
     gains = {name: one.gain for name, one in comparison.iou.items() if isfinite(one.gain)}
     worse = {name: gain for name, gain in gains.items() if gain < -gates.class_drop}
     lost = sorted(worse or gains, key=lambda name: gains[name])[: max(1, len(worse))]
     found = _listed([f"{name} {gains[name]:+.4f}" for name in lost]) or "no class can be compared"
     expected = f"no class to lose more than {gates.class_drop:g}"
-    return Check("every class", bool(gains) and not worse, found, expected)
+    return GateResult("every class", bool(gains) and not worse, found, expected)

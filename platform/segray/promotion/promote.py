@@ -7,22 +7,30 @@ from dataclasses import dataclass, replace
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from segray import places, registry
-from segray.config import Config
-from segray.errors import RegistryError
-from segray.promotion import moves, record
-from segray.promotion.evidence import Candidate, Measured, measure
-from segray.promotion.gates import Decision, decide
-from segray.promotion.moves import CHAMPION, PREVIOUS, Aliases, Plan
-from segray.promotion.record import Told
-from segray.registry import CHALLENGER, DIGEST_TAG, MISSING, UNAVAILABLE
+from segray.config import Config, paths
+from segray.core.errors import RegistryError
+from segray.promotion import aliases
+from segray.promotion.aliases import CHAMPION, PREVIOUS, AliasChange, Aliases
+from segray.promotion.audit import PromotionOptions, record_decision, record_rollback
+from segray.promotion.gates import Decision, evaluate_gates
+from segray.promotion.measure import Candidate, Measurements, measure_candidates
+from segray.tracking.client import UNAVAILABLE, connect_mlflow, error_summary
+from segray.tracking.registry import (
+    CHALLENGER,
+    DIGEST_TAG,
+    NOT_FOUND,
+    available_hint,
+    download_checkpoint,
+    resolve_version,
+)
 
 Say = Callable[[str], None]
-Show = Callable[[Measured, Decision], None]
+
+Show = Callable[[Measurements, Decision], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class PromotionRequest:
     """What is to be promoted.
 
     Attributes:
@@ -37,13 +45,13 @@ class Wish:
     version: str | None
     root: str
     split: str
-    told: Told
+    told: PromotionOptions
     is_dry: bool = False
     workers: int | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PromotionResult:
     """What became of it.
 
     Attributes:
@@ -55,17 +63,21 @@ class Outcome:
         is_finished: whether it was an interrupted one that was carried out.
     """
 
-    plan: Plan | None
+    plan: AliasChange | None
     decision: Decision | None = None
-    measured: Measured | None = None
+    measured: Measurements | None = None
     audit: str | None = None
     is_moved: bool = False
     is_finished: bool = False
 
 
 def promote(
-    config: Config, wish: Wish, say: Say, show: Show = lambda *_: None, patience_s: float = moves.PATIENCE_S
-) -> Outcome:
+    config: Config,
+    wish: PromotionRequest,
+    say: Say,
+    show: Show = lambda *_: None,
+    patience_s: float = aliases.PATIENCE_S,
+) -> PromotionResult:
     """Has a version served, if it passes the gates or is forced to; the champion is kept to go back to.
 
     Args:
@@ -80,27 +92,27 @@ def promote(
         PromotionError: somebody else promoted meanwhile.
         UserError: the version cannot be evaluated on the data.
     """
-    name, uri = config.tracking.model, places.tracking_uri(config)
+    name, uri = config.tracking.model, paths.tracking_uri(config)
     client, finished, found = _begun(name, uri, wish.is_dry, say, patience_s)
     version = wish.version or found[CHALLENGER]
     if finished is not None and finished.what == "promotion" and version in (None, found[CHAMPION]):
-        return Outcome(finished, is_moved=True, is_finished=True)
+        return PromotionResult(finished, is_moved=True, is_finished=True)
     if version is None:
-        raise RegistryError(f"{name} has no {CHALLENGER}; name a version{registry.known(client, f'models:/{name}')}")
-    plan = moves.promotion(name, found, version)
+        raise RegistryError(f"{name} has no {CHALLENGER}; name a version{available_hint(client, f'models:/{name}')}")
+    plan = aliases.plan_promotion(name, found, version)
     challenger = _candidate(client, uri, name, version)
     champion = _champion(client, uri, name, found[CHAMPION], wish.told.is_forced, say)
-    measured = measure(challenger, champion, config, wish.root, wish.split, wish.workers)
-    decision = decide(wish.told.gates, measured.challenger, measured.champion, measured.comparison)
+    measured = measure_candidates(challenger, champion, config, wish.root, wish.split, wish.workers)
+    decision = evaluate_gates(wish.told.gates, measured.challenger, measured.champion, measured.comparison)
     show(measured, decision)
     if wish.is_dry:
-        return Outcome(plan if decision.is_passed or wish.told.is_forced else None, decision, measured)
+        return PromotionResult(plan if decision.is_passed or wish.told.is_forced else None, decision, measured)
     with _asking(uri):
-        audit = record.decided(client, name, challenger, measured, decision, wish.told)
+        audit = record_decision(client, name, challenger, measured, decision, wish.told)
         if not (decision.is_passed or wish.told.is_forced):
-            return Outcome(None, decision, measured, audit)
-        moves.carry_out(client, replace(plan, audit=audit))
-    return Outcome(plan, decision, measured, audit, is_moved=True)
+            return PromotionResult(None, decision, measured, audit)
+        aliases.apply_change(client, replace(plan, audit=audit))
+    return PromotionResult(plan, decision, measured, audit, is_moved=True)
 
 
 def rollback(
@@ -108,8 +120,8 @@ def rollback(
     say: Say,
     reason: str | None = None,
     is_dry: bool = False,
-    patience_s: float = moves.PATIENCE_S,
-) -> Outcome:
+    patience_s: float = aliases.PATIENCE_S,
+) -> PromotionResult:
     """Has the version before served again.
 
     Args:
@@ -123,42 +135,44 @@ def rollback(
         RegistryError: no such model, no version before or without its files, or the store does not answer.
         PromotionError: somebody else promoted meanwhile.
     """
-    name, uri = config.tracking.model, places.tracking_uri(config)
+    name, uri = config.tracking.model, paths.tracking_uri(config)
     client, finished, found = _begun(name, uri, is_dry, say, patience_s)
     if finished is not None and finished.what == "rollback":
-        return Outcome(finished, is_moved=True, is_finished=True)
-    plan = moves.rollback(name, found)
+        return PromotionResult(finished, is_moved=True, is_finished=True)
+    plan = aliases.plan_rollback(name, found)
     back = _candidate(client, uri, name, str(plan.wanted[CHAMPION]))
     if is_dry:
-        return Outcome(plan)
+        return PromotionResult(plan)
     with _asking(uri):
-        audit = record.rolled_back(client, name, back, found[CHAMPION], reason)
-        moves.carry_out(client, replace(plan, audit=audit))
-    return Outcome(plan, audit=audit, is_moved=True)
+        audit = record_rollback(client, name, back, found[CHAMPION], reason)
+        aliases.apply_change(client, replace(plan, audit=audit))
+    return PromotionResult(plan, audit=audit, is_moved=True)
 
 
-def _begun(name: str, uri: str, is_dry: bool, say: Say, patience_s: float) -> tuple[MlflowClient, Plan | None, Aliases]:
+def _begun(
+    name: str, uri: str, is_dry: bool, say: Say, patience_s: float
+) -> tuple[MlflowClient, AliasChange | None, Aliases]:
     """Returns a client, what was left to do by an interrupted promotion and is done now, and the aliases."""
-    client = registry.connected(uri, f"model {name}")
+    client = connect_mlflow(uri, f"model {name}")
     with _asking(uri):
         finished = _repaired(client, name, is_dry, say, patience_s)
         try:
-            return client, finished, moves.aliases_of(client, name)
+            return client, finished, aliases.get_aliases(client, name)
         except MlflowException as error:
-            if error.error_code != MISSING:
+            if error.error_code != NOT_FOUND:
                 raise
-            raise RegistryError(f"there is no model {name}{registry.known(client, f'models:/{name}')}") from error
+            raise RegistryError(f"there is no model {name}{available_hint(client, f'models:/{name}')}") from error
 
 
-def _repaired(client: MlflowClient, name: str, is_dry: bool, say: Say, patience_s: float) -> Plan | None:
-    plan = moves.left(client, name)
+def _repaired(client: MlflowClient, name: str, is_dry: bool, say: Say, patience_s: float) -> AliasChange | None:
+    plan = aliases.pending_change(client, name)
     if plan is None:
         return None
     if is_dry:
         say(f"a {plan.what} of {name} is under way or was interrupted; the next one without --dry-run looks after it.")
         return None
     say(f"a {plan.what} of {name} is under way or was interrupted; waiting for it up to {patience_s:g} s.")
-    finished = moves.repair(client, name, patience_s)
+    finished = aliases.recover(client, name, patience_s)
     if finished is not None:
         told = f"{CHAMPION} is {finished.wanted[CHAMPION]}, {PREVIOUS} {finished.wanted[PREVIOUS] or 'none'}"
         say(f"the interrupted {finished.what} was carried out: {told}.")
@@ -167,9 +181,9 @@ def _repaired(client: MlflowClient, name: str, is_dry: bool, say: Say, patience_
 
 def _candidate(client: MlflowClient, uri: str, name: str, version: str) -> Candidate:
     reference = f"models:/{name}/{version}"
-    folder = registry.fetch(reference, uri)
+    folder = download_checkpoint(reference, uri)
     with _asking(uri):
-        found = registry.resolve(client, reference)
+        found = resolve_version(client, reference)
     return Candidate(version, folder, found.tags.get(DIGEST_TAG), found.run_id or None)
 
 
@@ -195,6 +209,6 @@ def _asking(uri: str) -> Iterator[None]:
         yield
     except UNAVAILABLE as error:
         raise RegistryError(
-            f"MLflow at {places.masked(uri)} does not answer as it should: {registry.first_line(error)}; repeat the "
+            f"MLflow at {paths.redact(uri)} does not answer as it should: {error_summary(error)}; repeat the "
             "command: what was begun is carried out."
         ) from error

@@ -9,11 +9,12 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
+
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Computed(Generic[Result]):
+class BatchResult(Generic[Result]):
     """What became of an item.
 
     Attributes:
@@ -33,9 +34,9 @@ class _Waiting(Generic[Item, Result]):
 
     since: float
     item: Item
-    future: asyncio.Future[Computed[Result]]
+    future: asyncio.Future[BatchResult[Result]]
 
-    def told(self, found: Computed[Result] | Exception) -> None:
+    def told(self, found: BatchResult[Result] | Exception) -> None:
         if self.future.done():  # gave up
             return
         if isinstance(found, Exception):
@@ -69,9 +70,9 @@ class Batcher(Generic[Item, Result]):
         """Items that wait."""
         return sum(map(len, self._lines.values()))
 
-    async def __call__(self, kind: Hashable, item: Item, is_urgent: bool = True) -> Computed[Result]:
+    async def __call__(self, kind: Hashable, item: Item, is_urgent: bool = True) -> BatchResult[Result]:
         """Returns what becomes of an item; who is cancelled meanwhile leaves the line."""
-        future: asyncio.Future[Computed[Result]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
         line = self._lines.setdefault((not is_urgent, kind), deque())
         line.append(_Waiting(perf_counter(), item, future))
         if self._task is None:
@@ -107,7 +108,7 @@ class Batcher(Generic[Item, Result]):
             self.begun = None
         seconds = perf_counter() - begun
         for one, result in zip(taken, results, strict=True):
-            one.told(Computed(result, seconds, len(taken)))
+            one.told(BatchResult(result, seconds, len(taken)))
 
     async def _apart(self, kind: Hashable, taken: Sequence[_Waiting[Item, Result]], error: Exception) -> None:
         """Computes each by itself: what one of them caused is not for the others to suffer."""

@@ -12,18 +12,19 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from segray.config import ServeConfig
-from segray.serving.desk import Desk
-from segray.serving.segmenter import Segmenter
-from segray.serving.shelf import Shelf
-from segray.serving.watcher import Watcher
-from segray.serving.web import app_of
+from segray.serving.controller import VersionController
+from segray.serving.gateway import Gateway
+from segray.serving.model_cache import ModelCache
+from segray.serving.replica import Replica
+from segray.serving.routes import build_app
 
 WATCHER, SEGMENTER, FRONT = "watcher", "segmenter", "front"
-SPARE = 64
+
+EXTRA_REQUESTS = 64
 """Requests beyond the limit that a front still hears, to send them away or to say how it is."""
 
 
-class Remote:
+class DeploymentClient:
     """The methods of a deployment, as if it were here."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
@@ -45,40 +46,40 @@ class Remote:
         return call
 
 
-class WatcherDeployment(Watcher):
+class ControllerDeployment(VersionController):
     """The watcher."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, settings: ServeConfig, model: str, uri: str, kept: str
     ) -> None:
-        super().__init__(settings, Shelf(model, uri, Path(kept)))
+        super().__init__(settings, ModelCache(model, uri, Path(kept)))
         await self.begin()
 
 
-class SegmenterDeployment(Segmenter):
+class ReplicaDeployment(Replica):
     """A replica of the model."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, settings: ServeConfig, device: str, watcher: DeploymentHandle
     ) -> None:
-        super().__init__(settings, device, Remote(watcher), _name())
+        super().__init__(settings, device, DeploymentClient(watcher), _name())
         await self.begin()
 
 
-class FrontDeployment:
+class GatewayDeployment:
     """A front."""
 
     def __init__(
         self, settings: ServeConfig, replicas: DeploymentHandle, watcher: DeploymentHandle, token: bytes | None
     ) -> None:
-        self._desk = Desk(settings, Remote(replicas), Remote(watcher), token, _name())
+        self._desk = Gateway(settings, DeploymentClient(replicas), DeploymentClient(watcher), token, _name())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         self._desk.begin()
-        return app_of(self._desk)
+        return build_app(self._desk)
 
 
-def application(
+def build_application(
     settings: ServeConfig, model: str, uri: str, kept: str, device: str, most: int, token: bytes | None
 ) -> Application:
     """Returns what Ray Serve is to run.
@@ -94,9 +95,9 @@ def application(
     """
     light: dict[str, Any] = {"num_cpus": 0}
     heavy = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.threads}
-    watcher = serve.deployment(WatcherDeployment, name=WATCHER, ray_actor_options=light, max_ongoing_requests=1000)
+    watcher = serve.deployment(ControllerDeployment, name=WATCHER, ray_actor_options=light, max_ongoing_requests=1000)
     replicas = serve.deployment(
-        SegmenterDeployment,
+        ReplicaDeployment,
         name=SEGMENTER,
         ray_actor_options=heavy,
         max_ongoing_requests=2 * settings.batch,
@@ -105,10 +106,10 @@ def application(
         **_scale(settings, most),
     )
     front = serve.deployment(
-        serve.ingress()(FrontDeployment),
+        serve.ingress()(GatewayDeployment),
         name=FRONT,
         ray_actor_options=light,
-        max_ongoing_requests=settings.at_once + SPARE,
+        max_ongoing_requests=settings.at_once + EXTRA_REQUESTS,
         graceful_shutdown_timeout_s=settings.time_limit_s,
     )
     watching = watcher.bind(settings, model, uri, kept)

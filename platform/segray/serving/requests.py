@@ -8,18 +8,20 @@ from typing import Literal
 from PIL import Image
 
 from segray.config import ServeConfig
-from segray.errors import SegrayError
+from segray.core.errors import SegrayError
 
-FORMATS = {"image/jpeg": ("JPEG", "MPO"), "image/png": ("PNG",), "image/webp": ("WEBP",)}
+IMAGE_TYPES = {"image/jpeg": ("JPEG", "MPO"), "image/png": ("PNG",), "image/webp": ("WEBP",)}
 """Media types that are taken, and what Pillow calls them; a telephone's MPO is a JPEG with another behind it."""
+
 MIB = 2**20
 
 Output = Literal["mask", "overlay", "json"]
-Part = Literal["polygons", "rle", "mask", "colours"]
+
+IncludeField = Literal["polygons", "rle", "mask", "colours"]
 """What a JSON answer may hold beside the classes' shares."""
 
 
-class RefusedError(SegrayError):
+class RequestError(SegrayError):
     """A request that is not answered, and why.
 
     Args:
@@ -31,12 +33,12 @@ class RefusedError(SegrayError):
         super().__init__(reason)
         self.status = status
 
-    def __reduce__(self) -> tuple[type["RefusedError"], tuple[str, int]]:
-        return RefusedError, (str(self), self.status)
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[str, int]]:
+        return RequestError, (str(self), self.status)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResponseOptions:
     """How an answer is to look.
 
     Attributes:
@@ -46,42 +48,42 @@ class Asked:
     """
 
     output: Output = "mask"
-    include: frozenset[Part] = frozenset()
+    include: frozenset[IncludeField] = frozenset()
     opacity: float = 0.5
 
 
-def check_length(length: int, limits: ServeConfig) -> None:
+def validate_length(length: int, limits: ServeConfig) -> None:
     """Refuses a body that is too long, given how many bytes of it are known of.
 
     Raises:
         RefusedError: it is.
     """
     if length > limits.most_mib * MIB:
-        raise RefusedError(f"the request has more than {limits.most_mib:g} MiB; expected at most so many.", 413)
+        raise RequestError(f"the request has more than {limits.most_mib:g} MiB; expected at most so many.", 413)
 
 
-def check_image(encoded: bytes, limits: ServeConfig, name: str = "the image") -> None:
+def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image") -> None:
     """Refuses what is no image of a known format, or a larger one than is taken; only its header is read.
 
     Raises:
         RefusedError: it is such.
     """
     kind, width, height = _header(encoded, name)
-    if kind not in {one for known in FORMATS.values() for one in known}:
-        raise RefusedError(f"{name} is {kind}; expected {', '.join(FORMATS)}.", 415)
+    if kind not in {one for known in IMAGE_TYPES.values() for one in known}:
+        raise RequestError(f"{name} is {kind}; expected {', '.join(IMAGE_TYPES)}.", 415)
     if width * height > limits.most_pixels:
-        raise RefusedError(f"{name} is {width}x{height}; expected at most {limits.most_pixels} pixels.", 413)
+        raise RequestError(f"{name} is {width}x{height}; expected at most {limits.most_pixels} pixels.", 413)
 
 
 def _header(encoded: bytes, name: str) -> tuple[str, int, int]:
     if not encoded:
-        raise RefusedError(f"{name} has no bytes; expected a JPEG, PNG or WebP.")
+        raise RequestError(f"{name} has no bytes; expected a JPEG, PNG or WebP.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes: ours are the limits that count
             image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError as error:
-        raise RefusedError(f"{name} has too many pixels.", 413) from error
+        raise RequestError(f"{name} has too many pixels.", 413) from error
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
-        raise RefusedError(f"{name} cannot be read as an image; expected a whole JPEG, PNG or WebP.") from error
+        raise RequestError(f"{name} cannot be read as an image; expected a whole JPEG, PNG or WebP.") from error
     return image.format or "of no known format", image.width, image.height

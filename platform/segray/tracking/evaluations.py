@@ -12,18 +12,20 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
-from segray import places, registry
-from segray.errors import RegistryError
-from segray.quiet import quieten
-from segray.registry import UNAVAILABLE
-from segray.tracking.upload import MOST_METRICS, STATE, metric_keys
+from segray.config import paths
+from segray.core.errors import RegistryError
+from segray.core.logging import silence_libraries
+from segray.tracking.client import UNAVAILABLE, error_summary
+from segray.tracking.registry import resolve_version
+from segray.tracking.uploader import MAX_METRICS, STATE_FILE, mlflow_metric_names
 
 KIND_TAG = "segray.kind"
+
 EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
-class Entry:
+class EvaluationEntry:
     """What is written of an evaluation.
 
     Attributes:
@@ -43,7 +45,7 @@ class Entry:
     files: tuple[Path, ...] = field(default=())
 
 
-def log(entry: Entry, reference: str, folder: Path, uri: str) -> str | None:
+def log_evaluation(entry: EvaluationEntry, reference: str, folder: Path, uri: str) -> str | None:
     """Writes an evaluation below the training run of its model; returns its run's id, or none where that is unknown.
 
     Args:
@@ -55,7 +57,7 @@ def log(entry: Entry, reference: str, folder: Path, uri: str) -> str | None:
     Raises:
         RegistryError: the store does not answer.
     """
-    quieten()
+    silence_libraries()
     run_id = None
     try:
         parent = _training_run(uri, reference, folder)
@@ -72,35 +74,35 @@ def log(entry: Entry, reference: str, folder: Path, uri: str) -> str | None:
             with suppress(*UNAVAILABLE):  # it may be the very server that is gone
                 client.set_terminated(run_id, "FAILED")
         raise RegistryError(
-            f"MLflow at {places.masked(uri)} does not take the evaluation: {registry.first_line(error)}"
+            f"MLflow at {paths.redact(uri)} does not take the evaluation: {error_summary(error)}"
         ) from error
     return run_id
 
 
 def _training_run(uri: str, reference: str, folder: Path) -> str | None:
     if reference.startswith("models:/"):
-        return str(registry.resolve(MlflowClient(uri, uri), reference).run_id) or None
+        return str(resolve_version(MlflowClient(uri, uri), reference).run_id) or None
     if reference.startswith("runs:/"):
         return reference.removeprefix("runs:/").split("/")[0]
-    file = folder.parent / STATE
+    file = folder.parent / STATE_FILE
     state = json.loads(file.read_text()) if file.exists() else {}
-    return state.get("run_id") if state.get("uri") == places.masked(uri) else None
+    return state.get("run_id") if state.get("uri") == paths.redact(uri) else None
 
 
-def _write(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    write_figures(client, run_id, entry.step, entry.metrics, entry.params)
+def _write(client: MlflowClient, run_id: str, entry: EvaluationEntry) -> None:
+    log_metrics_and_params(client, run_id, entry.step, entry.metrics, entry.params)
     client.log_dict(run_id, dict(entry.summary), "evaluation.json")
     for file in entry.files:
         client.log_artifact(run_id, str(file), "report")
 
 
-def write_figures(
+def log_metrics_and_params(
     client: MlflowClient, run_id: str, step: int, metrics: Mapping[str, float], params: Mapping[str, str]
 ) -> None:
     """Writes metrics, as many at a time as MLflow takes, and params of a run."""
     now = get_current_time_millis()
-    named = zip(metric_keys(list(metrics)), metrics.values(), strict=True)
+    named = zip(mlflow_metric_names(list(metrics)), metrics.values(), strict=True)
     entities = [Metric(key, value, now, step) for key, value in named]
-    for first in range(0, len(entities), MOST_METRICS):
-        client.log_batch(run_id, metrics=entities[first : first + MOST_METRICS])
+    for first in range(0, len(entities), MAX_METRICS):
+        client.log_batch(run_id, metrics=entities[first : first + MAX_METRICS])
     client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])

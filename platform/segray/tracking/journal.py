@@ -16,6 +16,7 @@ from typing import Any, Literal
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
+
 Kind = Literal[
     "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became"
 ]
@@ -47,7 +48,7 @@ class Journal:
 
     def records(self) -> list[Record]:
         """Returns all that was appended."""
-        return list(Tail(self.path).read())
+        return list(JournalReader(self.path).read())
 
     def last_step(self) -> int:
         """Returns the step of the last metrics, 0 if there are none, or that the run was set back to since."""
@@ -60,7 +61,7 @@ class Journal:
         return last
 
 
-class Tail:
+class JournalReader:
     """Reads a journal from an offset on, whole lines only, while others append.
 
     Attributes:

@@ -13,16 +13,17 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from segray.config import Config
-from segray.tune.space import Dimension, Values, dimensions, drawn, grid
-from segray.tune.trials import State, Trial, sign_of
+from segray.tune.space import Dimension, Values, dimensions, grid, sample
+from segray.tune.trial import State, Trial, objective_sign
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-STARTUP = 10
+
+NUM_STARTUP_TRIALS = 10
 """Trials at random before the search learns from them."""
 
 
 @dataclass(frozen=True)
-class Known:
+class PriorTrial:
     """What an earlier sweep found: settings, and what they ended at, by metric.
 
     Attributes:
@@ -46,27 +47,27 @@ class Search(Protocol):
         """
 
 
-def search_of(settings: Config, known: Sequence[Known] = ()) -> Search:
+def build_search(settings: Config, known: Sequence[PriorTrial] = ()) -> Search:
     """Returns the search of a sweep."""
     space, tune = dimensions(settings), settings.tune
     if tune.search == "grid":
-        return Grid(space)
+        return GridSearch(space)
     if tune.search == "random":
-        return Random(space, tune.seed)
-    return Tpe(space, tune.seed, settings.train.steps, tune.metric, known)
+        return RandomSearch(space, tune.seed)
+    return TpeSearch(space, tune.seed, settings.train.steps, tune.metric, known)
 
 
-class Random:
+class RandomSearch:
     """Draws independently."""
 
     def __init__(self, space: tuple[Dimension, ...], seed: int) -> None:
         self._space, self._seed = space, seed
 
     def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
-        return drawn(self._space, self._seed, number)
+        return sample(self._space, self._seed, number)
 
 
-class Grid:
+class GridSearch:
     """Takes every combination of choices."""
 
     def __init__(self, space: tuple[Dimension, ...]) -> None:
@@ -76,7 +77,7 @@ class Grid:
         return self._points[number] if number < len(self._points) else None
 
 
-class Tpe:
+class TpeSearch:
     """Optuna's tree-structured Parzen estimator, over all settings together.
 
     A trial that was stopped or waits counts with what its curve is expected to end at.
@@ -90,7 +91,12 @@ class Tpe:
     """
 
     def __init__(
-        self, space: tuple[Dimension, ...], seed: int, last: int, metrics: Sequence[str], known: Sequence[Known] = ()
+        self,
+        space: tuple[Dimension, ...],
+        seed: int,
+        last: int,
+        metrics: Sequence[str],
+        known: Sequence[PriorTrial] = (),
     ) -> None:
         self._space, self._seed, self._last, self._metrics = space, seed, last, tuple(metrics)
         self._distributions = {dimension.key: distribution(dimension) for dimension in space}
@@ -101,9 +107,9 @@ class Tpe:
             seed=(self._seed * 1_000_003 + number) % 2**32,
             multivariate=True,
             constant_liar=True,
-            n_startup_trials=STARTUP,
+            n_startup_trials=NUM_STARTUP_TRIALS,
         )
-        directions = [MAXIMIZE if sign_of(name) > 0 else MINIMIZE for name in self._metrics]
+        directions = [MAXIMIZE if objective_sign(name) > 0 else MINIMIZE for name in self._metrics]
         study = optuna.create_study(directions=directions, sampler=sampler)
         study.add_trials([*self._known, *(self._told(trial) for trial in trials if trial.state is not State.FAILED)])
         asked = study.ask(self._distributions).params
@@ -112,7 +118,7 @@ class Tpe:
     def _told(self, trial: Trial) -> FrozenTrial:
         if trial.state in (State.RUNNING, State.WAITING) or not trial.curve:
             return self._frozen(trial.values, None)
-        expected = trial.forecast(trial.step, self._last) * sign_of(self._metrics[0])
+        expected = trial.forecast(trial.step, self._last) * objective_sign(self._metrics[0])
         others = [trial.others.get(name) for name in self._metrics[1:]]
         if any(value is None for value in others):
             return self._frozen(trial.values, None)

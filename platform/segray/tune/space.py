@@ -10,15 +10,25 @@ import numpy as np
 
 from segray import config
 from segray.config import Config
-from segray.errors import ConfigError, nearest
+from segray.core.errors import ConfigError, did_you_mean
 
 Values = dict[str, Any]
 """Settings by dotted key."""
 
-FIXED: tuple[str, ...] = ("name", "results", "tracking.", "tune.", "train.steps", "train.val_every", "train.workers")
-FIXED += ("train.min_workers", "train.device", "data.root", "data.val_split")
+NOT_TUNABLE: tuple[str, ...] = (
+    "name",
+    "results",
+    "tracking.",
+    "tune.",
+    "train.steps",
+    "train.val_every",
+    "train.workers",
+)
+
+NOT_TUNABLE += ("train.min_workers", "train.device", "data.root", "data.val_split")
 """What must be alike in all trials, so that they can be compared, and placed."""
-MOST_CORNERS, MOST_DRAWN = 1024, 256
+
+MAX_CORNERS, MAX_DRAWN = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ def dimensions(settings: Config) -> tuple[Dimension, ...]:
     return tuple(Dimension(key, kind, tuple(values)) for key, kind, values in found)
 
 
-def drawn(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
+def sample(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
     """Returns settings at random: of a seed and a number always the same."""
     shares = np.random.default_rng([seed, number]).random(len(space))
     return {dimension.key: dimension.at(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
@@ -102,7 +112,7 @@ def grid(space: tuple[Dimension, ...]) -> Iterator[Values]:
         yield dict(zip(keys, values, strict=True))
 
 
-def of_trial(settings: Config, values: Mapping[str, Any]) -> Config:
+def apply_values(settings: Config, values: Mapping[str, Any]) -> Config:
     """Returns the settings of a trial: those of the sweep, with its own values.
 
     Raises:
@@ -111,7 +121,7 @@ def of_trial(settings: Config, values: Mapping[str, Any]) -> Config:
     return config.build(config.merge(settings.model_dump(mode="json", exclude={"tune"}), values))
 
 
-def check(settings: Config) -> None:
+def validate_space(settings: Config) -> None:
     """Refuses a space that cannot be searched.
 
     Raises:
@@ -121,12 +131,12 @@ def check(settings: Config) -> None:
     space = dimensions(settings)
     if not space:
         raise ConfigError("tune.space is empty; expected settings to vary, e.g. optim.lr: {loguniform: [1e-5, 1e-3]}.")
-    known = config.flat(settings.model_copy(update={"tune": config.TuneConfig()}))
+    known = config.flatten(settings.model_copy(update={"tune": config.TuneConfig()}))
     for dimension in space:
         _check_key(dimension.key, known)
     if settings.tune.search == "grid":
         _check_grid(space, settings.tune.trials)
-    inside = (drawn(space, settings.tune.seed, number) for number in range(MOST_DRAWN))
+    inside = (sample(space, settings.tune.seed, number) for number in range(MAX_DRAWN))
     for values in itertools.chain(_corners(space), inside):
         _check_values(settings, values)
 
@@ -134,12 +144,12 @@ def check(settings: Config) -> None:
 def _check_key(key: str, known: Mapping[str, Any]) -> None:
     if key not in known:
         leaves = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = nearest(key, known)
+        near = did_you_mean(key, known)
         leaf = key.rsplit(".", 1)[-1]
         if not near and leaf in leaves:
             near = f"; did you mean '{leaves[leaf]}'?"
         raise ConfigError(f"tune.space names {key}, which is not a setting{near or '.'}")
-    if key.startswith(FIXED):
+    if key.startswith(NOT_TUNABLE):
         raise ConfigError(f"tune.space names {key}, which must be the same in all trials; set it for the sweep.")
 
 
@@ -153,7 +163,7 @@ def _check_values(settings: Config, values: Values) -> None:
 
 def _refusal(settings: Config, values: Values) -> ConfigError | None:
     try:
-        of_trial(settings, values)
+        apply_values(settings, values)
     except ConfigError as error:
         return error
     return None
@@ -178,9 +188,9 @@ def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:
 def _corners(space: tuple[Dimension, ...]) -> Iterator[Values]:
     """Yields the combinations of ends and choices, or as many at random as are quickly tried."""
     count = math.prod(len(dimension.values) for dimension in space)
-    if count <= MOST_CORNERS:
+    if count <= MAX_CORNERS:
         yield from grid(space)
         return
     choose = np.random.default_rng(0)
-    for _ in range(MOST_CORNERS):
+    for _ in range(MAX_CORNERS):
         yield {one.key: one.values[int(choose.integers(len(one.values)))] for one in space}

@@ -9,41 +9,44 @@ from time import monotonic
 import ray
 from ray import tune as ray_tune
 
-from segray import checkpoint, places
-from segray.config import Config
-from segray.data import fetch
-from segray.data.fetch import Shared
-from segray.data.pieces import Source
-from segray.data.schema import Manifest
-from segray.errors import CheckpointError, StoppedError, TrainingError
-from segray.tracking.family import Family
+from segray.config import Config, paths
+from segray.core.errors import CheckpointError, RunStoppedError, TrainingError
+from segray.data import prefetch
+from segray.data.manifest import Manifest
+from segray.data.prefetch import SharedSplit
+from segray.data.reader import SplitReader
+from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal
-from segray.tracking.upload import Uploading
-from segray.train.fit import new_pulse
-from segray.train.part import Part
-from segray.tune import after, engine, lookup, outcome, space
-from segray.tune.engine import Actors
-from segray.tune.memory import Memory
-from segray.tune.outlook import Outlook, outlook
-from segray.tune.policies import policy_of
-from segray.tune.record import folder_of
-from segray.tune.running import Running, Task
-from segray.tune.search import search_of
-from segray.tune.starting import Begun, begin
-from segray.tune.sweeping import Sweeping
-from segray.tune.trials import COST, State, Trial
-from segray.tune.warm import earlier
+from segray.tracking.sweep_uploader import SweepUploader
+from segray.tracking.uploader import UploadThread
+from segray.training.fit import create_heartbeat_actor
+from segray.training.trial_context import TrialContext
+from segray.tune import finalize, objectives, results, space
+from segray.tune.accumulation import AccumulationTable
+from segray.tune.controller import SweepController
+from segray.tune.estimate import SweepEstimate, estimate_sweep
+from segray.tune.journal import trial_dir
+from segray.tune.ray_tune import TrialRunners, run_tune
+from segray.tune.schedulers.build import build_scheduler
+from segray.tune.search import build_search
+from segray.tune.setup import PreparedSweep, prepare_sweep
+from segray.tune.trial import COST, State, Trial
+from segray.tune.trial_actor import TrialActor, TrialTask
+from segray.tune.warm_start import load_prior_trials
 
 OUTCOME_TAG = "segray.outcome"
-MOST_SHARED = 0.3
+
+MAX_STORE_FRACTION = 0.3
 """Share of a node's object store that the data may take."""
-MOST_FAILED = 5
+
+MAX_EARLY_FAILURES = 5
 """Trials that fail before any is validated end the sweep: the others would fail as they did."""
+
 STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED"}
 
 
 @dataclass(frozen=True)
-class View:
+class SweepView:
     """What there is to see of a sweep while it runs.
 
     Attributes:
@@ -56,18 +59,18 @@ class View:
 
     config: Config
     folder: Path
-    outlook: Outlook
-    sweeping: Sweeping
+    outlook: SweepEstimate
+    sweeping: SweepController
     spent_s: Callable[[], float]
 
 
-def sweep(
+def run_sweep(
     config: Config,
     *,
     resume: str | None = None,
     say: Callable[[str], None] = print,
-    watch: Callable[[View], None] = lambda _view: None,
-) -> after.Result:
+    watch: Callable[[SweepView], None] = lambda _view: None,
+) -> finalize.SweepResult:
     """Tries settings, and returns the best with what was made of them.
 
     Args:
@@ -81,62 +84,64 @@ def sweep(
         TrainingError: every trial failed; the reasons are told.
         StoppedError: it was interrupted; `resume` goes on.
     """
-    begun = begin(config, resume, earlier, say)
+    begun = prepare_sweep(config, resume, load_prior_trials, say)
     with begun.lock, _uploaded(begun, say) as family, _told_how_to_go_on(begun):
         why = _search(begun, say, watch)
-        result = after.finish(begun, why, say)
+        result = finalize.finalize_sweep(begun, why, say)
         begun.record.journal.write("end", status="FINISHED", cut_short=why)
-    return after.with_version(result, family)
+    return finalize.with_registered_version(result, family)
 
 
 @contextmanager
-def _told_how_to_go_on(begun: Begun) -> Iterator[None]:
+def _told_how_to_go_on(begun: PreparedSweep) -> Iterator[None]:
     """Has who stops a sweep, whatever it was at, hear what goes on with it."""
     try:
         yield
-    except (KeyboardInterrupt, StoppedError) as error:
-        raise StoppedError(
+    except (KeyboardInterrupt, RunStoppedError) as error:
+        raise RunStoppedError(
             f"sweep {begun.folder.name} was stopped; it goes on with --resume {begun.folder}."
         ) from error
 
 
 @contextmanager
-def _uploaded(begun: Begun, say: Callable[[str], None]) -> Iterator[Family]:
+def _uploaded(begun: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
     """Uploads the journals beside the trials, and ends the sweep's own if it was no success."""
-    family = Family(begun.folder, begun.tracking_uri, say)
-    uploading = Uploading(family, say)
+    family = SweepUploader(begun.folder, begun.tracking_uri, say)
+    uploading = UploadThread(family, say)
     uploading.start()
     try:
         yield family
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED"
         begun.record.journal.write("end", status=status)
         raise
     finally:
         if not uploading.finish():
-            uri = places.masked(begun.tracking_uri)
+            uri = paths.redact(begun.tracking_uri)
             say(f"what {uri} lacks is uploaded later by `segray tracking sync {begun.folder}`.")
 
 
-def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], None]) -> str | None:
+def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[SweepView], None]) -> str | None:
     """Runs the trials, and returns why that ended before all were over, if it did."""
     config, record = begun.config, begun.record
     began = monotonic()
-    sweeping = Sweeping(
-        policy_of(config),
-        search_of(config, begun.known),
+    sweeping = SweepController(
+        build_scheduler(config),
+        build_search(config, begun.known),
         config.tune.most_trials,
         config.tune.metric,
         begun.trials,
         record.suggested,
     )
-    crew, why, failed_before = Crew(begun, sweeping), None, _failed(begun.trials)
+    crew, why, failed_before = TrialManager(begun, sweeping), None, _failed(begun.trials)
     try:
         if not sweeping.is_over:
-            expected = outlook(config, begun.manifest, begun.slots)
-            view = View(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
+            expected = estimate_sweep(config, begun.manifest, begun.slots)
+            view = SweepView(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
             watch(view)
-            why = engine.run(sweeping, crew.actors(say), begun.folder, crew.became, lambda: spent(view, failed_before))
+            why = run_tune(
+                sweeping, crew.actors(say), begun.folder, crew.became, lambda: exhausted_budget(view, failed_before)
+            )
         sweeping.close(why or "not among the best")
         if why is None:  # otherwise a larger budget goes on with them
             for trial in sweeping.trials:
@@ -145,9 +150,9 @@ def _search(begun: Begun, say: Callable[[str], None], watch: Callable[[View], No
         for trial in sweeping.trials:
             crew.close(trial)
     failed = _failed(sweeping.trials)
-    if failed and outcome.best_of(sweeping.trials) is None:
+    if failed and results.best_trial(sweeping.trials) is None:
         told = "all" if failed == len(sweeping.trials) else f"{failed} of"
-        raise TrainingError(f"{told} {len(sweeping.trials)} trials failed:{outcome.reasons(sweeping.trials)}")
+        raise TrainingError(f"{told} {len(sweeping.trials)} trials failed:{results.failure_reasons(sweeping.trials)}")
     return why
 
 
@@ -155,7 +160,7 @@ def _failed(trials: Sequence[Trial]) -> int:
     return sum(trial.state is State.FAILED for trial in trials)
 
 
-def spent(view: View, failed_before: int) -> str | None:
+def exhausted_budget(view: SweepView, failed_before: int) -> str | None:
     """Returns what of a sweep's budget is spent, none if nothing is.
 
     Args:
@@ -164,7 +169,7 @@ def spent(view: View, failed_before: int) -> str | None:
     """
     budget, trials = view.config.tune.budget, view.sweeping.trials
     failed = _failed(trials) - failed_before
-    if failed >= MOST_FAILED and not any(trial.curve for trial in trials):
+    if failed >= MAX_EARLY_FAILURES and not any(trial.curve for trial in trials):
         return f"{failed} trials failed, and none was ever validated"
     if budget.hours is not None and view.spent_s() >= budget.hours * 3600:
         return f"tune.budget.hours, {budget.hours:g}, are spent"
@@ -172,13 +177,13 @@ def spent(view: View, failed_before: int) -> str | None:
         return f"tune.budget.trials, {budget.trials}, have come to an end"
     workers = view.config.train.workers
     if budget.gpu_hours is not None:
-        hours = outcome.cost_of(trials, view.config.train.steps, workers).worker_hours
+        hours = results.sweep_cost(trials, view.config.train.steps, workers).worker_hours
         if hours >= budget.gpu_hours:
             return f"tune.budget.gpu_hours, {budget.gpu_hours:g}, are spent"
     return None
 
 
-class Crew:
+class TrialManager:
     """What a sweep's trials are run by, and what is written down of them.
 
     Args:
@@ -186,40 +191,40 @@ class Crew:
         sweeping: its trials.
     """
 
-    def __init__(self, begun: Begun, sweeping: Sweeping) -> None:
+    def __init__(self, begun: PreparedSweep, sweeping: SweepController) -> None:
         self._begun, self._sweeping = begun, sweeping
-        self._memory = Memory()
+        self._memory = AccumulationTable()
         self._costs: dict[str, dict[str, float]] = {}
         for trial in sweeping.trials:
             self._learn(trial)
 
-    def actors(self, say: Callable[[str], None]) -> Actors:
+    def actors(self, say: Callable[[str], None]) -> TrialRunners:
         """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
-        begun, bell = self._begun, new_pulse()
-        data = shared(begun.config, begun.manifest, say)
-        part = Part(begun.key, 0, begun.slots.placement, begun.tracking_uri, data, bell)
-        trainable: type[Running] = ray_tune.with_parameters(Running, part=part)
+        begun, bell = self._begun, create_heartbeat_actor()
+        data = preload_splits(begun.config, begun.manifest, say)
+        part = TrialContext(begun.key, 0, begun.slots.placement, begun.tracking_uri, data, bell)
+        trainable: type[TrialActor] = ray_tune.with_parameters(TrialActor, part=part)
 
         def stop(why: str, interrupted: bool) -> None:
             say(f"{why}: each trial at work keeps a checkpoint of its step.")
-            bell.stop.remote(places.job_wait_s() if interrupted else None)
+            bell.stop.remote(paths.job_stop_timeout_s() if interrupted else None)
 
-        return Actors(trainable, begun.slots.count, self.task, stop)
+        return TrialRunners(trainable, begun.slots.count, self.task, stop)
 
     def task(self, trial: Trial) -> str:
         """Returns what an actor is to do for a trial, as text."""
         begun = self._begun
-        config = space.of_trial(begun.config, trial.values)
-        folder = folder_of(begun.folder, trial.number)
+        config = space.apply_values(begun.config, trial.values)
+        folder = trial_dir(begun.folder, trial.number)
         config = config.model_copy(update={"name": folder.name, "results": str(begun.folder)})
         if trial.parts is None:
             trial.parts = self._memory.parts(config)
         config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": trial.parts})})
         trial.others |= self._costs_of(config)
-        donor = None if trial.copies is None else str(folder_of(begun.folder, trial.copies))
+        donor = None if trial.copies is None else str(trial_dir(begun.folder, trial.copies))
         is_moved = begun.config.tune.scheduler == "pbt"
         moved = tuple(one.key for one in space.dimensions(begun.config)) if is_moved else ()
-        return Task(trial.number, trial.step, config, moved, donor).spelt()
+        return TrialTask(trial.number, trial.step, config, moved, donor).spelt()
 
     def became(self, trial: Trial) -> None:
         """Writes down that a trial was started or has ended its part."""
@@ -228,7 +233,7 @@ class Crew:
 
     def close(self, trial: Trial) -> None:
         """Ends a trial's run in its journal, whoever died before doing so, and says what became of it."""
-        run = folder_of(self._begun.folder, trial.number)
+        run = trial_dir(self._begun.folder, trial.number)
         if not (run / JOURNAL).exists():
             return
         journal = Journal(run)
@@ -246,35 +251,35 @@ class Crew:
 
     def _learn(self, trial: Trial) -> None:
         """Notes in how many parts a trial's steps had to be computed."""
-        run = folder_of(self._begun.folder, trial.number)
+        run = trial_dir(self._begun.folder, trial.number)
         try:
             config = checkpoint.load_config(run)
         except CheckpointError:  # it has not begun
             return
         trial.parts = config.train.accumulate
-        if trial.parts > space.of_trial(self._begun.config, trial.values).train.accumulate:
+        if trial.parts > space.apply_values(self._begun.config, trial.values).train.accumulate:
             self._memory.learned(config)
 
     def _costs_of(self, config: Config) -> dict[str, float]:
         """Returns what a trial's model costs, where the sweep looks for that."""
         begun = self._begun
-        wanted = tuple(name for name in begun.config.tune.metric if name in lookup.COSTS)
+        wanted = tuple(name for name in begun.config.tune.metric if name in objectives.COSTS)
         key = f"{config.model.model_dump_json()} {config.data.crop}"
         if wanted and key not in self._costs:
-            self._costs[key] = lookup.cost_of(config, begun.manifest.classes, wanted, begun.slots.placement)
+            self._costs[key] = objectives.measure_costs(config, begun.manifest.classes, wanted, begun.slots.placement)
         return self._costs.get(key, {})
 
 
-def shared(config: Config, manifest: Manifest, say: Callable[[str], None]) -> dict[str, Shared]:
+def preload_splits(config: Config, manifest: Manifest, say: Callable[[str], None]) -> dict[str, SharedSplit]:
     """Returns the rows of both splits in the cluster's memory, or nothing, where they do not fit."""
     splits = {name: manifest.split(name) for name in (config.data.train_split, config.data.val_split)}
     size = sum(shard.bytes for split in splits.values() for shard in split.shards)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-    room = MOST_SHARED * min(stores, default=0)
+    room = MAX_STORE_FRACTION * min(stores, default=0)
     if size > room:
         say(
             f"the data, {size / 2**20:.0f} MiB, is read by each trial: a node's object store has {room / 2**20:.0f} "
             "MiB for it."
         )
         return {}
-    return {name: fetch.share(Source(config.data.root, split)) for name, split in splits.items()}
+    return {name: prefetch.share_split(SplitReader(config.data.root, split)) for name, split in splits.items()}

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray import config
-from segray.data.augment import Augment
+from segray.core.errors import DataError
+from segray.data.augment.augmenter import Augmenter
 from segray.data.augment.crop import PAD_COLOUR
 from segray.data.images import decode_image
-from segray.errors import DataError
 
 
 def settings_of(**data):
@@ -28,7 +28,7 @@ def plain(**data):
 @pytest.fixture
 def crops(encoded):
     def make(data, image, mask, seeds, ignore_id=255):
-        augment, row = Augment(data, ignore_id), encoded(image, mask)
+        augment, row = Augmenter(data, ignore_id), encoded(image, mask)
         return [augment([row], seed) for seed in seeds]
 
     return make
@@ -47,7 +47,7 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
     scene, encoded, height, width, seed, short_side, class_crops, kind
 ):
     image, mask = scene(height, width)
-    augment = Augment(settings_of(crop=96, short_side=short_side, class_crops=class_crops), 255)
+    augment = Augmenter(settings_of(crop=96, short_side=short_side, class_crops=class_crops), 255)
     crop = augment([encoded(image, mask, kind)], seed)
     assert crop[0].shape == (96, 96, 3)
     assert crop[0].dtype == np.uint8
@@ -68,9 +68,9 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
     image = np.stack([mask * 40 + 10] * 3, axis=-1).astype(np.uint8)
     rows = encoded(image, mask, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 100), encoded(image, mask)
     sizes = []
-    watched = "segray.data.augment.crop.decode_image"
+    watched = "segray.data.images.decode_image"
     monkeypatch.setattr(watched, lambda found, step: sizes.append(step) or decode_image(found, step))
-    augment = Augment(plain(crop=64, short_side=short_side), 255)
+    augment = Augmenter(plain(crop=64, short_side=short_side), 255)
     for seed in range(10):
         small, whole = (augment([row], seed) for row in rows)
         assert np.array_equal(small[1], whole[1])
@@ -80,7 +80,7 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
 
 def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, encoded):
     row = encoded(*scene(120, 160))
-    augment = Augment(settings_of(crop=64, mosaic=0.3, cut_mix=0.3), 255)
+    augment = Augmenter(settings_of(crop=64, mosaic=0.3, cut_mix=0.3), 255)
 
     def crop(seed, augment=augment):
         return augment([row] * (1 + augment.companions(seed)), seed)
@@ -160,17 +160,17 @@ def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
 
 
 def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
-    augment, row = Augment(settings_of(crop=64, mosaic=1.0), 255), encoded(*scene(64, 64))
+    augment, row = Augmenter(settings_of(crop=64, mosaic=1.0), 255), encoded(*scene(64, 64))
     with pytest.raises(DataError, match="no image") as raised:
         augment([row, row, (b"nothing", row[1]), row], 0)
     assert raised.value.index == 2
     with pytest.raises(DataError, match="no mask"):
-        Augment(settings_of(crop=64), 255)([(row[0], b"nothing")], 0)
+        Augmenter(settings_of(crop=64), 255)([(row[0], b"nothing")], 0)
 
 
 def test_a_blank_crop_teaches_nothing():
     for ignore_id, dtype in ((255, np.uint8), (65535, np.uint16)):
-        image, mask = Augment(settings_of(crop=32), ignore_id).blank()
+        image, mask = Augmenter(settings_of(crop=32), ignore_id).blank()
         assert image.shape == (32, 32, 3)
         assert (mask == ignore_id).all()
         assert mask.dtype == dtype
@@ -182,4 +182,4 @@ def test_an_image_and_a_mask_of_two_sizes_are_refused(scene, encoded):
         row = encoded(image, mask, kind)
         for data in (settings_of(crop=64), settings_of(crop=64, augment=["ScaledCrop"])):
             with pytest.raises(DataError, match="the image is 100x100 and its mask 400x400"):
-                Augment(data, 255)([row], 0)
+                Augmenter(data, 255)([row], 0)

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from segray.data.convert.convert import convert_dataset
 from segray.data.images import decode_mask
-from segray.data.ingest import convert
 
 SIZE = (4, 6)
 
@@ -46,7 +46,7 @@ def converted(ray_cluster, tmp_path):
     del ray_cluster
 
     def run(found, **options):
-        manifest = convert(found, str(tmp_path / "out"), **options)
+        manifest = convert_dataset(found, str(tmp_path / "out"), **options)
         shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
         rows = [row for path in shards for row in pq.read_table(tmp_path / "out" / path).to_pylist()]
         return manifest.classes.names, {row["id"]: decode_mask(row["mask"]).tolist() for row in rows}

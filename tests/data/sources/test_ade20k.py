@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segray.data.sources import SOURCES
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources.formats import SOURCES
 
 LABELS = np.array([[0, 1, 2, 3, 149, 150]] * 4)
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from segray.data.ingest import convert
-from segray.data.sources import SOURCES
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.convert.convert import convert_dataset
+from segray.data.sources.formats import SOURCES
 
 IDS = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [0] * 6, [11] * 6]
 KNOWN = [[255 if index == 11 else index for index in row] for row in IDS]
@@ -69,7 +69,7 @@ def test_the_real_class_shares_are_those_of_a_direct_count(tmp_path, ray_cluster
         images = sorted((root / split).iterdir())
         lines = [f"/SegNet/CamVid/{split}/{one.name} /SegNet/CamVid/{split}annot/{one.stem}.png\n" for one in images]
         (root / f"{split}.txt").write_text("".join(lines))
-    manifest = convert(SOURCES["camvid"](str(root)), str(tmp_path / "out"))
+    manifest = convert_dataset(SOURCES["camvid"](str(root)), str(tmp_path / "out"))
     for split, known in manifest.splits.items():
         masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (root / f"{split}annot").iterdir()]
         counts = sum(np.bincount(mask.reshape(-1), minlength=12) for mask in masks)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segray.data.sources import SOURCES
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources.formats import SOURCES
 
 LABEL_IDS = np.array(
     [[0, 3, 7, 8, 11, 12], [13, 17, 19, 20, 21, 22], [23, 24, 25, 26, 27, 28], [31, 32, 33, 29, 30, 4]]

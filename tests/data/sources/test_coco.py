@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from segray.data.sources import SOURCES, coco
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources import coco
+from segray.data.sources.formats import SOURCES
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 92, "name": "banner"}]
 HEIGHT, WIDTH = 4, 6

@@ -8,21 +8,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from segray.core.errors import DataError
 from segray.data.images import decode_image, decode_mask
-from segray.data.originals import upright_image
-from segray.data.sources import SOURCES, demo
-from segray.errors import DataError
+from segray.data.normalize import normalize_image
+from segray.data.sources import demo
+from segray.data.sources.formats import SOURCES
 
 IGNORE = 255
 
 
 def test_a_sample_is_a_function_of_seed_split_and_index():
-    first = demo.samples(splits={"train": 5})[3]
+    first = demo.demo_samples(splits={"train": 5})[3]
     bytes_of = (first.read_image(), first.read_mask())
-    again = pickle.loads(pickle.dumps(demo.samples(splits={"val": 2, "train": 4})[5]))
+    again = pickle.loads(pickle.dumps(demo.demo_samples(splits={"val": 2, "train": 4})[5]))
     # Another picture in between, so that nothing remembered answers.
-    other = demo.samples(seed=1, splits={"train": 4})[3]
-    val = demo.samples(splits={"val": 4})[3]
+    other = demo.demo_samples(seed=1, splits={"train": 4})[3]
+    val = demo.demo_samples(splits={"val": 4})[3]
     assert other.read_image() != bytes_of[0]
     assert val.read_image() != bytes_of[0]
     assert again.id == first.id
@@ -30,10 +31,10 @@ def test_a_sample_is_a_function_of_seed_split_and_index():
 
 
 def test_samples_are_small_jpegs_with_masks_of_the_declared_ids():
-    names = demo.classes().names
-    for sample in demo.samples(splits={"test": 6}):
+    names = demo.demo_classes().names
+    for sample in demo.demo_samples(splits={"test": 6}):
         image, mask = sample.read_image(), decode_mask(sample.read_mask())
-        assert not upright_image(image, "x").reason
+        assert not normalize_image(image, "x").reason
         assert decode_image(image).shape == (*mask.shape, 3)
         assert set(np.unique(mask)) <= {*range(len(names)), IGNORE}
         assert (mask == IGNORE).mean() < 0.05
@@ -50,7 +51,7 @@ def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Pixel features (N, 5), colour and position, and ids (N,) of all of val and every fourth row of train."""
     found = {}
     for split, every in (("train", 4), ("val", 1)):
-        samples = [sample for sample in demo.samples() if sample.split == split][::every]
+        samples = [sample for sample in demo.demo_samples() if sample.split == split][::every]
         images = np.stack([decode_image(sample.read_image()) for sample in samples])
         masks = np.stack([decode_mask(sample.read_mask()) for sample in samples])
         rows, columns = np.indices(masks.shape)[1:]
@@ -61,7 +62,7 @@ def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def miou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    classes = range(len(demo.classes().names))
+    classes = range(len(demo.demo_classes().names))
     unions = [np.sum((predicted == index) | (truth == index)) for index in classes]
     hits = [np.sum((predicted == index) & (truth == index)) for index in classes]
     return float(np.mean(np.divide(hits, unions)))
@@ -86,6 +87,6 @@ def test_colour_and_position_of_a_pixel_score_at_most_035(splits):
 
 def test_classes_are_imbalanced_and_each_occurs_in_each_split(splits):
     for _, ids in splits.values():
-        shares = np.bincount(ids, minlength=len(demo.classes().names)) / len(ids)
+        shares = np.bincount(ids, minlength=len(demo.demo_classes().names)) / len(ids)
         assert 0.005 < shares.min() < 0.05
         assert shares.max() > 0.25

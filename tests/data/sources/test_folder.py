@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from segray.data.sources import SOURCES, folder
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources import folder
+from segray.data.sources.formats import SOURCES
 
 
 def make(root: Path, layout: tuple[str, str], names: dict[str, list[str]]) -> Path:
@@ -21,7 +22,7 @@ def make(root: Path, layout: tuple[str, str], names: dict[str, list[str]]) -> Pa
 
 
 def problems(root: Path) -> str:
-    return "\n".join(folder.find(str(root)).problems)
+    return "\n".join(folder.list_samples(str(root)).problems)
 
 
 @pytest.mark.parametrize("layout", [("images", "masks"), ("img_dir", "ann_dir")])
@@ -39,7 +40,7 @@ def test_both_layouts_give_the_pairs_of_each_split_in_a_fixed_order(tmp_path, la
 def test_a_relative_folder_is_read_from_any_working_directory(tmp_path, monkeypatch):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     monkeypatch.chdir(tmp_path)
-    (sample,) = pickle.loads(pickle.dumps(folder.find(".").samples))
+    (sample,) = pickle.loads(pickle.dumps(folder.list_samples(".").samples))
     monkeypatch.chdir("/")
     assert sample.read_image() == b"images/train/a"
 
@@ -49,31 +50,31 @@ def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
     (tmp_path / "images" / "train" / ".DS_Store").touch()
     (tmp_path / "images" / "train" / "Thumbs.db").touch()
     (tmp_path / "images" / ".cache").mkdir()
-    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["train/a"]
+    assert [sample.id for sample in folder.list_samples(str(tmp_path)).samples] == ["train/a"]
 
 
 def test_names_come_from_classes_txt_where_there_is_one(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
-    assert folder.find(str(tmp_path)).classes is None
+    assert folder.list_samples(str(tmp_path)).classes is None
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
-    assert folder.find(str(tmp_path)).classes.names == ("sky", "road")
+    assert folder.list_samples(str(tmp_path)).classes.names == ("sky", "road")
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=f"source folder {tmp_path}/nowhere does not exist"):
-        folder.find(str(tmp_path / "nowhere"))
+        folder.list_samples(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="needs --source DIR"):
-        folder.find(None)
+        folder.list_samples(None)
 
 
 def test_a_folder_without_the_layout_says_what_it_holds(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError, match="holds pictures; expected images/ and masks/ or img_dir/ and ann_dir/"):
-        folder.find(str(tmp_path))
+        folder.list_samples(str(tmp_path))
     for side in ("images", "masks"):
         (tmp_path / side).mkdir()
     with pytest.raises(DataError, match="images has no split"):
-        folder.find(str(tmp_path))
+        folder.list_samples(str(tmp_path))
 
 
 def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
@@ -117,7 +118,7 @@ def test_files_that_would_be_lost_are_errors(tmp_path, name, message):
 
 def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
-    (sample,) = folder.find(str(tmp_path)).samples
+    (sample,) = folder.list_samples(str(tmp_path)).samples
     (tmp_path / "masks" / "train" / "a.png").unlink()
     with pytest.raises(DataError, match=f"{tmp_path}/masks/train/a.png cannot be read"):
         sample.read_mask()
@@ -128,10 +129,10 @@ def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
         (tmp_path / side).mkdir()
         for stem in ("a", "b", "c"):
             (tmp_path / side / (stem + suffix)).touch()
-    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["all/a", "all/b", "all/c"]
+    assert [sample.id for sample in folder.list_samples(str(tmp_path)).samples] == ["all/a", "all/b", "all/c"]
     (tmp_path / "val.txt").write_text("b\n\n")
     (tmp_path / "train.txt").write_text("images/c.jpg\r\na\n")
-    assert [sample.id for sample in folder.find(str(tmp_path)).samples] == ["train/c", "train/a", "val/b"]
+    assert [sample.id for sample in folder.list_samples(str(tmp_path)).samples] == ["train/c", "train/a", "val/b"]
     (tmp_path / "val.txt").write_text("b\na\nd\nb\n")
     for part in (
         "a is in train.txt already; expected it once",
@@ -148,7 +149,7 @@ def test_links_may_lead_about_the_source_but_not_out_of_it(tmp_path):
     (root / "images/train/a.jpg").rename(root / "a.jpg")
     (root / "images/train/a.jpg").symlink_to(root / "a.jpg")
     (tmp_path / "link").symlink_to(root)
-    (image, _) = (sample.read_image() for sample in folder.find(str(tmp_path / "link")).samples)
+    (image, _) = (sample.read_image() for sample in folder.list_samples(str(tmp_path / "link")).samples)
     assert image == b"images/train/a"
     (root / "a.jpg").unlink()
     (root / "images/val/b.jpg").unlink()
@@ -168,6 +169,6 @@ def test_a_name_that_is_no_utf8_is_listed_so_that_it_can_be_read(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     for side, suffix in (("images", b".jpg"), ("masks", b".png")):
         Path(os.fsdecode(os.fsencode(tmp_path / side / "train") + b"/\xff" + suffix)).touch()
-    (image, mask) = folder.find(str(tmp_path)).problems
+    (image, mask) = folder.list_samples(str(tmp_path)).problems
     assert "\\udcff.jpg': a name that is no UTF-8" in image
     assert (image + mask).encode()

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segray.data.sources import SOURCES, huggingface
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources import huggingface
+from segray.data.sources.formats import SOURCES
 
 ROWS = {"train": 5, "validation": 2}
 

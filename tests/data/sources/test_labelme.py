@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segray.data.sources import SOURCES
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources.formats import SOURCES
 
 
 def shape(label, points, kind="polygon"):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from segray.classes import Classes
 from segray.cli import prepare
-from segray.errors import DataError
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.data.sources.formats import SOURCES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "formats.md"
 
@@ -44,7 +45,7 @@ def test_what_a_format_of_ours_cannot_read_is_no_defect_and_what_one_of_theirs_c
     def broken(_source):
         raise KeyError("images")
 
-    monkeypatch.setitem(prepare.SOURCES, "voc", broken)
+    monkeypatch.setitem(SOURCES, "voc", broken)
     with pytest.raises(DataError, match=r"cannot be read as format voc \(KeyError: 'images'\)"):
         prepare._listed("voc", str(tmp_path))
     sys.modules[module] = type(sys)(module)

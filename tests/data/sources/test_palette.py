@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segray.data.sources import SOURCES
-from segray.errors import DataError
+from segray.core.errors import DataError
+from segray.data.sources.formats import SOURCES
 
 COLOURS = {"road": (128, 64, 128), "car": (0, 0, 142), "Void": (0, 0, 0)}
 MASK = [[COLOURS["road"], COLOURS["car"], COLOURS["Void"]] * 2] * 4

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segray.classes import default_palette
-from segray.data.sources import SOURCES
+from segray.core.classes import default_palette
+from segray.data.sources.formats import SOURCES
 
 IDS = [[0, 1, 2, 15, 20, 255]] * 4
 

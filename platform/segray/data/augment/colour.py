@@ -12,7 +12,9 @@ import numpy as np
 from segray.data.images import Pixels
 
 BRIGHTNESS = 32
+
 CONTRAST = SATURATION = (0.5, 1.5)
+
 HUE_DEGREES = 36
 
 
@@ -35,7 +37,7 @@ class Distortion:
     hue: int
 
 
-def draw_distortion(random: Random) -> Distortion:
+def sample_distortion(random: Random) -> Distortion:
     """Returns a distortion in the published ranges; contrast comes before or after the colours by a coin."""
     return Distortion(
         brightness=random.randint(-BRIGHTNESS, BRIGHTNESS) if random.random() < 0.5 else 0,
@@ -46,7 +48,7 @@ def draw_distortion(random: Random) -> Distortion:
     )
 
 
-def distorted(image: Pixels, distortion: Distortion) -> Pixels:
+def apply_distortion(image: Pixels, distortion: Distortion) -> Pixels:
     """Returns the image (H, W, 3) uint8 RGB with its colours distorted; values outside 0..255 are clipped."""
     image = _brightened(image, distortion.brightness)
     if distortion.contrast_first:

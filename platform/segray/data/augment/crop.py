@@ -11,16 +11,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.data.augment.sizes import resize_image, resize_mask
+from segray.core.errors import DataError
 from segray.data.images import Mask, Pixels, decode_image, is_jpeg
-from segray.errors import DataError
+from segray.data.resize import resize_image, resize_mask
 
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
 
 CROP_TRIES = 10
+
 GRID = 128  # the shares of a window's classes are counted on a grid of about so many points a side
+
 SEEN = 512  # pixels of a class are looked for among so many a side
+
 REDUCTIONS = (8, 4, 2)
 
 
@@ -64,7 +67,7 @@ class Window:
     reduction: int
 
 
-def draw_window(rule: CropRule, mask: Mask, random: Random) -> Window:
+def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
     """Returns the window of an image, given its mask (H, W)."""
     height, width = mask.shape
     scale = random.uniform(*rule.scale)
@@ -137,11 +140,11 @@ def crop_encoded(rule: CropRule, window: Window, encoded: bytes, mask: Mask) -> 
     """
     reduction = window.reduction if is_jpeg(encoded) else 1
     image = decode_image(encoded, reduction)
-    check_sizes(image, mask, reduction)
+    require_same_size(image, mask, reduction)
     return crop_image(rule, window, image, reduction)
 
 
-def check_sizes(image: Pixels, mask: Mask, reduction: int = 1) -> None:
+def require_same_size(image: Pixels, mask: Mask, reduction: int = 1) -> None:
     """Refuses an image (decoded at 1/`reduction` of its size) that is not as large as its mask.
 
     Raises:

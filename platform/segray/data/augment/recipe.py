@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 
 from segray.config import DataConfig
-from segray.data.augment.colour import distorted, draw_distortion
-from segray.data.augment.crop import CropRule, crop_encoded, crop_mask, draw_window
+from segray.data.augment.colour import apply_distortion, sample_distortion
+from segray.data.augment.crop import CropRule, crop_encoded, crop_mask, sample_window
 from segray.data.images import Mask, Pixels, decode_mask
 
 
-class Recipe:
+class SegFormerRecipe:
     """Makes a training crop of a row: encoded image, encoded mask and seed to (crop, crop, 3) and (crop, crop).
 
     The seed alone decides every draw, so a row's crop does not depend on the rank, thread or node that makes it.
@@ -20,7 +20,7 @@ class Recipe:
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
         self._flip, self._photometric = config.flip, config.photometric
-        self._rule = crop_rule(config, ignore_id)
+        self._rule = crop_rule_from_config(config, ignore_id)
 
     def __call__(self, image: bytes, mask: bytes, seed: int) -> tuple[Pixels, Mask]:
         """Returns the crop of the row, image uint8 RGB.
@@ -30,16 +30,16 @@ class Recipe:
         """
         random = Random(seed)
         ids = decode_mask(mask)
-        window = draw_window(self._rule, ids, random)
+        window = sample_window(self._rule, ids, random)
         pixels, ids = crop_encoded(self._rule, window, image, ids), crop_mask(self._rule, window, ids)
         if random.random() < self._flip:
             pixels, ids = np.asarray(cv2.flip(pixels, 1), np.uint8), cv2.flip(ids, 1)
         if self._photometric:
-            pixels = distorted(pixels, draw_distortion(random))
+            pixels = apply_distortion(pixels, sample_distortion(random))
         return pixels, ids
 
 
-def crop_rule(config: DataConfig, ignore_id: int) -> CropRule:
+def crop_rule_from_config(config: DataConfig, ignore_id: int) -> CropRule:
     """Returns the rule of the settings."""
     return CropRule(
         crop=config.crop,

@@ -2,32 +2,42 @@
 
 from pathlib import Path
 
-from segray.classes import Classes
-from segray.data.originals import IMAGE_SUFFIXES
-from segray.data.sources.files import Collected, by_stem, lines, matched, root_of, there
-from segray.data.sources.sample import Found
-from segray.errors import DataError
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.data.normalize import IMAGE_SUFFIXES
+from segray.data.sources.files import (
+    SampleCollector,
+    by_stem,
+    match_stems,
+    read_lines,
+    require_path,
+    require_source_dir,
+)
+from segray.data.sources.sample import SourceListing
 
 LAYOUT = "images/training/, annotations/training/, the same of validation, and objectInfo150.txt"
+
 SPLITS = {"training": "train", "validation": "val"}
+
 NAMES = "objectInfo150.txt"
+
 NUM_CLASSES = 150
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the pairs of training and validation; the label 0, other objects, is not counted.
 
     Raises:
         DataError: there is no such folder, its names are missing, or files lack a partner; all of those are listed.
     """
-    root = root_of("ade20k", source, LAYOUT)
-    images, masks = there(root / "images", LAYOUT), there(root / "annotations", LAYOUT)
-    classes = Classes.named(_names(there(root / NAMES, LAYOUT)))
-    collected = Collected(root)
+    root = require_source_dir("ade20k", source, LAYOUT)
+    images, masks = require_path(root / "images", LAYOUT), require_path(root / "annotations", LAYOUT)
+    classes = Classes.named(_names(require_path(root / NAMES, LAYOUT)))
+    collected = SampleCollector(root)
     for folder, split in SPLITS.items():
         image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collected.problems)
         mask_of = by_stem(masks / folder, (".png",), "a mask", collected.problems)
-        for stem in matched(image_of, mask_of, (images / folder, masks / folder), collected.problems):
+        for stem in match_stems(image_of, mask_of, (images / folder, masks / folder), collected.problems):
             collected.add(split, stem, image_of[stem], mask_of[stem])
     lookup: dict[int, int | None] = {0: None} | {label: label - 1 for label in range(1, NUM_CLASSES + 1)}
     return collected.found(classes, lookup, absent_ok=True)
@@ -35,7 +45,7 @@ def find(source: str | None) -> Found:
 
 def _names(file: Path) -> list[str]:
     """Returns the first name of each class: `1  0.1576  11664  1172  1  wall`, after a line of headings."""
-    rows = [line.split("\t") for line in lines(file)][1:]
+    rows = [line.split("\t") for line in read_lines(file)][1:]
     if [row[0].strip() for row in rows] != [str(number) for number in range(1, NUM_CLASSES + 1)]:
         raise DataError(
             f"{file} holds {len(rows)} classes; expected {NUM_CLASSES}, numbered from 1, in columns set apart by tabs."

@@ -2,45 +2,62 @@
 
 from pathlib import Path
 
-from segray.classes import Classes
-from segray.data.sources.files import USUAL_SPLITS, Collected, Reading, by_stem, lines, matched, present, root_of
-from segray.data.sources.palette import coloured, read_palette
-from segray.data.sources.sample import NOT_SPLIT, Found
-from segray.errors import DataError
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.data.sources.files import (
+    USUAL_SPLITS,
+    MaskReader,
+    SampleCollector,
+    by_stem,
+    describe_dir,
+    match_stems,
+    read_lines,
+    require_source_dir,
+)
+from segray.data.sources.palette import list_coloured, read_palette
+from segray.data.sources.sample import UNSPLIT, SourceListing
 
 TUTORIAL = "train.txt, train/ and trainannot/, the same of val and test"
+
 PUBLISHED = "701_StillsRaw_full/, LabeledApproved_full/ and label_colors.txt"
+
 LAYOUT = f"{TUTORIAL}; or {PUBLISHED}"
+
 NAMES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+
 PALETTE = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
 )
+
 UNLABELLED = len(NAMES)
+
 STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
+
 MASK = "_L"
+
 VOID = "Void"
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the pairs of the layout that is there.
 
     Raises:
         DataError: there is neither, or files are missing; all of those are listed.
     """
-    root = root_of("camvid", source, LAYOUT)
+    root = require_source_dir("camvid", source, LAYOUT)
     if (root / "train.txt").exists():
         return _tutorial(root)
     if (root / LABELS).is_dir() and (root / STILLS).is_dir():
-        return coloured(read_palette(root / COLOURS), [VOID], lambda reading: _published(root, reading))
-    raise DataError(f"source folder {root} holds {present(root)}; expected {LAYOUT}.")
+        return list_coloured(read_palette(root / COLOURS), [VOID], lambda reading: _published(root, reading))
+    raise DataError(f"source folder {root} holds {describe_dir(root)}; expected {LAYOUT}.")
 
 
-def _tutorial(root: Path) -> Found:
+def _tutorial(root: Path) -> SourceListing:
     """The lists name `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: the names alone are of use."""
-    collected = Collected(root)
+    collected = SampleCollector(root)
     for split in USUAL_SPLITS:
-        for line in lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:
+        for line in read_lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:
             image, _, mask = line.partition(" ")
             files = root / split / Path(image).name, root / f"{split}annot" / Path(mask or image).name
             collected.add(split, Path(image).stem, *files)
@@ -48,11 +65,11 @@ def _tutorial(root: Path) -> Found:
     return collected.found(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
 
 
-def _published(root: Path, reading: Reading) -> Collected:
-    collected = Collected(root, reading)
+def _published(root: Path, reading: MaskReader) -> SampleCollector:
+    collected = SampleCollector(root, reading)
     images = by_stem(root / STILLS, (".png",), "a still", collected.problems)
     labels = by_stem(root / LABELS, (".png",), "a mask", collected.problems)
     masks = {stem.removesuffix(MASK): path for stem, path in labels.items()}
-    for stem in matched(images, masks, (root / STILLS, root / LABELS), collected.problems, MASK):
-        collected.add(NOT_SPLIT, stem, images[stem], masks[stem])
+    for stem in match_stems(images, masks, (root / STILLS, root / LABELS), collected.problems, MASK):
+        collected.add(UNSPLIT, stem, images[stem], masks[stem])
     return collected

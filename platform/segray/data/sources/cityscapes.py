@@ -5,10 +5,17 @@ The 19 classes that are evaluated, and their colours, are those of the cityscape
 
 from pathlib import Path
 
-from segray.classes import Classes
-from segray.data.sources.files import Collected, in_order, is_litter, matched, root_of, there
-from segray.data.sources.sample import Found
-from segray.errors import DataError
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.data.sources.files import (
+    SampleCollector,
+    is_junk_file,
+    match_stems,
+    require_path,
+    require_source_dir,
+    sort_splits,
+)
+from segray.data.sources.sample import SourceListing
 
 CLASSES = {
     "road": (7, (128, 64, 128)),
@@ -32,32 +39,39 @@ CLASSES = {
     "bicycle": (33, (119, 11, 32)),
 }
 """By name: the id in labelIds, and the colour."""
+
 LABEL_IDS = range(34)
-UNTRAINED = 255
+
+IGNORED_IDS = 255
+
 LAYOUT = "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/"
+
 IMAGE = "_leftImg8bit"
+
 LABELS = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
+
 DUMMY = "test"  # its masks are published without labels
+
 UNLABELLED = {DUMMY, "train_extra", "demoVideo"}
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the pairs of the splits in gtFine: of labelIds where they are, else of labelTrainIds.
 
     Raises:
         DataError: there is no such folder, or an image lacks its mask; all such files are listed.
     """
-    root = root_of("cityscapes", source, LAYOUT)
-    images, masks = (there(root / name, LAYOUT) for name in ("leftImg8bit", "gtFine"))
+    root = require_source_dir("cityscapes", source, LAYOUT)
+    images, masks = (require_path(root / name, LAYOUT) for name in ("leftImg8bit", "gtFine"))
     ending = _ending(masks)
-    collected = Collected(root)
+    collected = SampleCollector(root)
     for folder in sorted(path for path in images.iterdir() if path.is_dir() and path.name not in UNLABELLED):
         if not (masks / folder.name).is_dir():
             collected.problems.append(f"{folder}: a split without masks; expected {masks / folder.name}")
-    for split in in_order(path.name for path in masks.iterdir() if path.is_dir() and path.name != DUMMY):
+    for split in sort_splits(path.name for path in masks.iterdir() if path.is_dir() and path.name != DUMMY):
         image_of = _by_frame(images / split, IMAGE)
         mask_of = _by_frame(masks / split, ending)
-        for frame in matched(image_of, mask_of, (images / split, masks / split), collected.problems, ending):
+        for frame in match_stems(image_of, mask_of, (images / split, masks / split), collected.problems, ending):
             city = {"city": image_of[frame].parent.name}
             collected.add(split, frame, image_of[frame], mask_of[frame], columns=city)
     classes = Classes(names=tuple(CLASSES), palette=tuple(colour for _, colour in CLASSES.values()))
@@ -66,7 +80,7 @@ def find(source: str | None) -> Found:
 
 def _by_frame(folder: Path, ending: str) -> dict[str, Path]:
     """Returns the files of a split's cities by `city/frame`."""
-    found = sorted(path for path in folder.glob(f"*/*{ending}.png") if not is_litter(path))
+    found = sorted(path for path in folder.glob(f"*/*{ending}.png") if not is_junk_file(path))
     return {f"{path.parent.name}/{path.stem.removesuffix(ending)}": path for path in found}
 
 
@@ -80,6 +94,6 @@ def _ending(masks: Path) -> str:
 def _lookup(ending: str) -> dict[int, int | None]:
     """Returns the train id of each id in the masks; the others are not evaluated."""
     if ending == LABELS[1]:
-        return {train: train for train in range(len(CLASSES))} | {UNTRAINED: None}
+        return {train: train for train in range(len(CLASSES))} | {IGNORED_IDS: None}
     known: dict[int, int | None] = dict.fromkeys(LABEL_IDS)
     return known | {label: train for train, (label, _) in enumerate(CLASSES.values())}

@@ -17,48 +17,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.classes import Classes, default_palette
-from segray.data.originals import check_size, rgb_pixels
-from segray.data.sources.files import Collected, File, Reading, root_of, there
-from segray.data.sources.sample import Found, Ids, Json
-from segray.errors import DataError
+from segray.core.classes import Classes, default_palette
+from segray.core.errors import DataError
+from segray.data.normalize import decode_rgb, require_mask_size
+from segray.data.sources.files import MaskReader, SampleCollector, SourceFile, require_path, require_source_dir
+from segray.data.sources.sample import Ids, Json, SourceListing
 
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
+
 YEAR = re.compile(r"_?\d{4}$")
+
 BACKGROUND = "background"
-MOST_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
+
+MAX_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
 """The largest category id, and what stands in a mask for the background and for what is not counted."""
 
 
-def find_panoptic(source: str | None) -> Found:
+def list_panoptic(source: str | None) -> SourceListing:
     """Returns images with their panoptic segments as classes; what belongs to no segment is not counted."""
     return _find("panoptic", source)
 
 
-def find_stuff(source: str | None) -> Found:
+def list_stuff(source: str | None) -> SourceListing:
     """Returns images with their stuff annotations as classes; what has none is not counted."""
     return _find("stuff", source)
 
 
-def find_instances(source: str | None) -> Found:
+def list_instances(source: str | None) -> SourceListing:
     """Returns images with their instances as classes after `background`, id 0; crowds are not counted."""
     return _find("instances", source)
 
 
-def _find(kind: str, source: str | None) -> Found:
+def _find(kind: str, source: str | None) -> SourceListing:
     """Returns what all JSON files of a kind hold together.
 
     Raises:
         DataError: there is no such folder or file, one cannot be read, or files it names are missing.
     """
     layout = LAYOUT.format(kind=kind)
-    root = root_of(f"coco-{kind}", source, layout)
+    root = require_source_dir(f"coco-{kind}", source, layout)
     files = sorted(
-        there(root / "annotations", layout).glob(f"{kind}_*.json"), key=lambda path: ("val" in path.stem, path)
+        require_path(root / "annotations", layout).glob(f"{kind}_*.json"), key=lambda path: ("val" in path.stem, path)
     )
     if not files:
         raise DataError(f"{root / 'annotations'} holds no {kind}_*.json; expected {layout}.")
-    collected, categories = Collected(root), dict[int, str]()
+    collected, categories = SampleCollector(root), dict[int, str]()
     for file in files:
         try:
             content = json.loads(file.read_bytes())
@@ -71,9 +74,9 @@ def _find(kind: str, source: str | None) -> Found:
 
 
 def _check_categories(root: Path, categories: dict[int, str]) -> None:
-    strange = [key for key in categories if not 0 <= key <= MOST_CATEGORY]
+    strange = [key for key in categories if not 0 <= key <= MAX_CATEGORY]
     if strange:
-        raise DataError(f"{root} has the category {strange[0]}; expected ids from 0 to {MOST_CATEGORY}.")
+        raise DataError(f"{root} has the category {strange[0]}; expected ids from 0 to {MAX_CATEGORY}.")
     twice = [name for name, count in Counter([BACKGROUND, *categories.values()]).items() if count > 1]
     if twice:
         raise DataError(
@@ -90,7 +93,7 @@ def _classes(categories: dict[int, str], with_background: bool) -> tuple[Classes
     return Classes(names=names, palette=palette), lookup | ({EMPTY: 0} if with_background else {}) | {VOID: None}
 
 
-def _collect(kind: str, file: Path, content: Json, collected: Collected) -> None:
+def _collect(kind: str, file: Path, content: Json, collected: SampleCollector) -> None:
     """Adds the images of a file, each with the annotations that name it."""
     folder = file.stem.removeprefix(f"{kind}_")
     split = YEAR.sub("", folder)
@@ -114,16 +117,16 @@ def _collect(kind: str, file: Path, content: Json, collected: Collected) -> None
         collected.add(split, name, path, *make(file, image, annotations))
 
 
-def _segments(file: Path, _image: Json, annotations: list[Json]) -> tuple[Path, Reading, None]:
+def _segments(file: Path, _image: Json, annotations: list[Json]) -> tuple[Path, MaskReader, None]:
     (annotation, *_) = annotations
     packed = _packed(annotation["segments_info"], ("id", "category_id"))
-    return file.with_suffix("") / annotation["file_name"], partial(Segments, packed=packed), None
+    return file.with_suffix("") / annotation["file_name"], partial(PanopticMask, packed=packed), None
 
 
-def _shapes(file: Path, image: Json, annotations: list[Json], on_background: bool) -> tuple[Path, Reading, int]:
+def _shapes(file: Path, image: Json, annotations: list[Json], on_background: bool) -> tuple[Path, MaskReader, int]:
     name, size = f"{file}, image {image['id']}", (int(image["height"]), int(image["width"]))
     packed = _packed(annotations, ("segmentation", "category_id", "area", "iscrowd"))
-    return file, partial(Shapes, image=name, size=size, packed=packed, on_background=on_background), len(packed)
+    return file, partial(AnnotationMask, image=name, size=size, packed=packed, on_background=on_background), len(packed)
 
 
 def _packed(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
@@ -133,7 +136,7 @@ def _packed(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Segments:
+class PanopticMask:
     """A panoptic PNG, whose colours are R + 256 G + 65536 B = id of a segment.
 
     Attributes:
@@ -141,7 +144,7 @@ class Segments:
         packed: its segments' ids and categories.
     """
 
-    file: File
+    file: SourceFile
     packed: bytes
 
     def __call__(self) -> Ids:
@@ -150,7 +153,7 @@ class Segments:
         Raises:
             DataError: the file is no image, or holds a segment that the JSON does not know.
         """
-        pixels = rgb_pixels(self.file.read(), self.file.path).astype(np.int32)
+        pixels = decode_rgb(self.file.read(), self.file.path).astype(np.int32)
         present, at = np.unique(pixels @ np.array([1, 256, 65536], np.int32), return_inverse=True)
         known = {0: VOID} | dict(self._segments())
         unknown = [segment for segment in present.tolist() if segment not in known]
@@ -169,7 +172,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class AnnotationMask:
     """Polygons and RLE of an image, to be painted: the smaller ones on top of the larger.
 
     Attributes:
@@ -181,7 +184,7 @@ class Shapes:
             counted.
     """
 
-    file: File
+    file: SourceFile
     image: str
     size: tuple[int, int]
     packed: bytes
@@ -193,7 +196,7 @@ class Shapes:
         Raises:
             DataError: a segmentation cannot be read.
         """
-        check_size(*self.size, self.image)
+        require_mask_size(*self.size, self.image)
         ids = np.full(self.size, EMPTY if self.on_background else VOID, np.uint16)
         for value, inside in self._regions():
             ids[inside] = value
@@ -212,7 +215,7 @@ class Shapes:
 
 def _category(annotation: Json) -> int:
     found = int(annotation["category_id"])
-    if not 0 <= found <= MOST_CATEGORY:
+    if not 0 <= found <= MAX_CATEGORY:
         raise ValueError(f"category_id {found}")
     return found
 

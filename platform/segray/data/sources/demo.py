@@ -5,19 +5,21 @@ from functools import lru_cache, partial
 import cv2
 import numpy as np
 
-from segray.classes import Classes
+from segray.core.classes import Classes
+from segray.core.errors import DataError
 from segray.data.images import encode_mask
-from segray.data.sources import street
-from segray.data.sources.sample import Found, Sample
-from segray.errors import DataError
+from segray.data.sources.sample import SourceListing, SourceSample
+from segray.data.sources.street.camera import PALETTE
+from segray.data.sources.street.scene import draw_street
 
 SPLITS = {"train": 320, "val": 60, "test": 60}
 
 _JPEG_QUALITY = 92
+
 _USUAL_BYTES = 16_000
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the demo's samples and classes.
 
     Raises:
@@ -25,21 +27,21 @@ def find(source: str | None) -> Found:
     """
     if source is not None:
         raise DataError(f"format demo draws its images and reads no --source; leave out --source {source}.")
-    return Found(samples(), classes())
+    return SourceListing(demo_samples(), demo_classes())
 
 
-def classes() -> Classes:
+def demo_classes() -> Classes:
     """Returns the names and colours of what is drawn."""
-    return Classes(names=tuple(street.PALETTE), palette=tuple(street.PALETTE.values()))
+    return Classes(names=tuple(PALETTE), palette=tuple(PALETTE.values()))
 
 
-def samples(seed: int = 0, splits: dict[str, int] | None = None) -> tuple[Sample, ...]:
+def demo_samples(seed: int = 0, splits: dict[str, int] | None = None) -> tuple[SourceSample, ...]:
     """Returns so many samples for each split; each is a function of seed, split and index alone."""
     return tuple(_sample(seed, split, index) for split, rows in (splits or SPLITS).items() for index in range(rows))
 
 
-def _sample(seed: int, split: str, index: int) -> Sample:
-    return Sample(
+def _sample(seed: int, split: str, index: int) -> SourceSample:
+    return SourceSample(
         split=split,
         id=f"{split}/street_{index:05d}",
         image=f"image {index} of demo split {split}",
@@ -62,7 +64,7 @@ def _mask(seed: int, split: str, index: int) -> bytes:
 @lru_cache(maxsize=1)
 def _pair(seed: int, split: str, index: int) -> tuple[bytes, bytes]:
     """Returns the JPEG and the PNG of a street; remembered, because image and mask are asked for in turn."""
-    pixels, ids = street.draw(np.random.default_rng([seed, *split.encode(), index]))
+    pixels, ids = draw_street(np.random.default_rng([seed, *split.encode(), index]))
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)
     return jpeg.tobytes(), encode_mask(ids)

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
-from segray.classes import Classes
-from segray.data.schema import digest_of
-from segray.data.sources.sample import Encoded, Found, Sample
-from segray.errors import DataError, is_text
+from segray.core.classes import Classes
+from segray.core.errors import DataError, is_encodable
+from segray.data.sources.sample import Encoded, SourceListing, SourceSample
+from segray.data.storage import content_hash
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
 USUAL_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class File:
+class SourceFile:
     """A file as it was when it was listed; it is read where the conversion runs, perhaps on another machine.
 
     Attributes:
@@ -29,7 +30,7 @@ class File:
     time: int
 
     @classmethod
-    def at(cls, path: Path) -> "File":
+    def at(cls, path: Path) -> "SourceFile":
         """Returns the file as it is now; OSError where there is none."""
         found = path.stat()
         return cls(str(path), found.st_size, found.st_mtime_ns)
@@ -56,7 +57,7 @@ class File:
         return content
 
 
-def root_of(kind: str, source: str | None, layout: str) -> Path:
+def require_source_dir(kind: str, source: str | None, layout: str) -> Path:
     """Returns the source's folder, absolute.
 
     Args:
@@ -77,24 +78,24 @@ def root_of(kind: str, source: str | None, layout: str) -> Path:
     return root
 
 
-def there(path: Path, layout: str) -> Path:
+def require_path(path: Path, layout: str) -> Path:
     """Returns a path that has to exist.
 
     Raises:
         DataError: it does not; the message says what lies there instead, and what was expected.
     """
     if not path.exists():
-        raise DataError(f"{path} is missing; {path.parent} holds {present(path.parent)}; expected {layout}.")
+        raise DataError(f"{path} is missing; {path.parent} holds {describe_dir(path.parent)}; expected {layout}.")
     return path
 
 
-def present(folder: Path) -> str:
+def describe_dir(folder: Path) -> str:
     """Returns the names in a folder, for people."""
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names)[:200] or "nothing"
 
 
-def lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Returns the lines of a text file that hold anything.
 
     Raises:
@@ -106,17 +107,17 @@ def lines(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read ({error}); expected a list, an entry a line.") from error
 
 
-def is_litter(path: Path) -> bool:
+def is_junk_file(path: Path) -> bool:
     """Returns whether a file is hidden, or one that a file manager left."""
     return path.name.startswith(".") or path.name in {"Thumbs.db", "desktop.ini"}
 
 
-Reading = Callable[[File], Callable[[], Encoded]]
+MaskReader = Callable[[SourceFile], Callable[[], Encoded]]
 """Makes of a mask's file what returns the mask; a dataclass, so that shards are made anew where its fields change."""
 
 
 @dataclass
-class Collected:
+class SampleCollector:
     """Samples, and what does not fit, both gathered to the end so that all of it is said at once.
 
     Attributes:
@@ -127,8 +128,8 @@ class Collected:
     """
 
     root: Path
-    reading: Reading | None = None
-    samples: list[Sample] = field(default_factory=list)
+    reading: MaskReader | None = None
+    samples: list[SourceSample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _folders: dict[Path, Path] = field(default_factory=dict)
 
@@ -138,7 +139,7 @@ class Collected:
         stem: str,
         image: Path,
         mask: Path,
-        reading: Reading | None = None,
+        reading: MaskReader | None = None,
         mask_bytes: int | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
@@ -160,7 +161,7 @@ class Collected:
         reading = reading or self.reading
         read_mask = reading(labels) if reading else labels.read
         self.samples.append(
-            Sample(
+            SourceSample(
                 split=split,
                 id=f"{split}/{stem}",
                 image=str(image),
@@ -173,15 +174,15 @@ class Collected:
             )
         )
 
-    def _file(self, path: Path, what: str) -> File | None:
-        if not is_text(str(path)):
+    def _file(self, path: Path, what: str) -> SourceFile | None:
+        if not is_encodable(str(path)):
             self.problems.append(f"{str(path)!a}: a name that is no UTF-8; rename it")
             return None
         try:
             if not self._is_inside(path):
                 self.problems.append(f"{path}: leaves the source, to {path.resolve()}; copy the {what} into it")
             elif path.is_file():
-                return File.at(path)
+                return SourceFile.at(path)
             else:
                 found = "a link to nothing" if path.is_symlink() else "missing"
                 self.problems.append(f"{path}: {found}; expected the {what} there")
@@ -201,14 +202,14 @@ class Collected:
 
     def found(
         self, classes: Classes | None, lookup: Mapping[int, int | None] | None = None, *, absent_ok: bool = False
-    ) -> Found:
+    ) -> SourceListing:
         """Returns the samples and problems, with what the ids mean (see Found)."""
-        return Found(tuple(self.samples), classes, lookup, absent_ok, tuple(self.problems))
+        return SourceListing(tuple(self.samples), classes, lookup, absent_ok, tuple(self.problems))
 
 
 def _version_of(read_mask: Callable[[], Encoded]) -> str:
     """Returns what changes with all that a reader of masks holds, such as the order of its colours."""
-    return digest_of(repr(read_mask).encode("utf-8", "surrogateescape")) if is_dataclass(read_mask) else ""
+    return content_hash(repr(read_mask).encode("utf-8", "surrogateescape")) if is_dataclass(read_mask) else ""
 
 
 def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str]) -> dict[str, Path]:
@@ -224,8 +225,8 @@ def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str
         problems.append(f"{folder}: folder is missing; expected the split's files there")
         return {}
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if not is_litter(path)):
-        if not is_text(path.name):
+    for path in sorted(path for path in folder.iterdir() if not is_junk_file(path)):
+        if not is_encodable(path.name):
             problems.append(f"{folder}/{path.name!a}: a name that is no UTF-8; rename it")
         elif not path.exists():
             problems.append(f"{path}: a link to nothing; expected a file")
@@ -238,7 +239,7 @@ def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str
     return found
 
 
-def matched(
+def match_stems(
     images: dict[str, Path], masks: dict[str, Path], folders: tuple[Path, Path], problems: list[str], ending: str = ""
 ) -> list[str]:
     """Returns the stems that both have, in order.
@@ -257,7 +258,7 @@ def matched(
     return sorted(images.keys() & masks.keys())
 
 
-def in_order(splits: Iterable[str]) -> list[str]:
+def sort_splits(splits: Iterable[str]) -> list[str]:
     """Returns split names: the usual three first and in this order, others by name."""
     names = set(splits)
     return [name for name in USUAL_SPLITS if name in names] + sorted(names - set(USUAL_SPLITS))

@@ -20,36 +20,45 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from segray.classes import Classes
-from segray.data.schema import RESERVED
-from segray.data.sources.files import Collected, File, in_order, is_litter, root_of
-from segray.data.sources.sample import Found, Sample
-from segray.errors import DataError, is_text
+from segray.core.classes import Classes
+from segray.core.errors import DataError, is_encodable
+from segray.data.manifest import RESERVED_COLUMNS
+from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file, require_source_dir, sort_splits
+from segray.data.sources.sample import SourceListing, SourceSample
 
 LAYOUT = "<split>-*.parquet (also under data/), or <split>/data-*.arrow as saved by `datasets`"
+
 IMAGES = ("image", "pixel_values", "img")
+
 LABELS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
+
 NAMES = "id2label.json"
+
 PARQUET = re.compile(r"([A-Za-z]\w*?)(-\d.*)?")
+
 VALIDATION = "validation"  # the hub's name of what is `val` elsewhere
+
 HUBS_SPLITS = {"train", VALIDATION, "val", "test"}
+
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+
 FACTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+
 AT_ONCE = 64  # rows of an arrow file that are held together
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the rows of every split; names come from an id2label.json beside them, if there is one.
 
     Raises:
         DataError: there are no such files, they are of several configurations, or have no column of images or labels.
     """
-    root = root_of("huggingface", source, LAYOUT)
+    root = require_source_dir("huggingface", source, LAYOUT)
     files = _files(root)
     if not files:
         raise DataError(f"{root} holds neither; expected {LAYOUT}.")
-    collected = Collected(root)
-    for split in in_order(files):
+    collected = SampleCollector(root)
+    for split in sort_splits(files):
         _collect(split, files[split], collected)
     return collected.found(_classes(root / NAMES))
 
@@ -58,7 +67,7 @@ def _files(root: Path) -> dict[str, list[Path]]:
     """Returns the files of each split, in order."""
     found = defaultdict[str, list[Path]](list)
     configurations = set[Path]()
-    for path in sorted(path for path in [*root.glob("*.parquet"), *root.glob("*/*.parquet")] if not is_litter(path)):
+    for path in sorted(path for path in [*root.glob("*.parquet"), *root.glob("*/*.parquet")] if not is_junk_file(path)):
         match = PARQUET.fullmatch(path.stem)
         name = match[1] if match else path.stem
         if path.parent in (root, root / "data"):
@@ -82,13 +91,13 @@ def _check_files(root: Path, found: dict[str, list[Path]], configurations: set[P
         raise DataError(f"{root} holds val and {VALIDATION}; expected one of them; move the other away.")
 
 
-def _collect(split: str, paths: list[Path], collected: Collected) -> None:
+def _collect(split: str, paths: list[Path], collected: SampleCollector) -> None:
     count = 0
     for path in paths:
         try:
-            if not is_text(str(path)):
+            if not is_encodable(str(path)):
                 raise DataError(f"{str(path)!a}: a name that is no UTF-8; rename it")
-            cells = _table(File.at(path))
+            cells = _table(SourceFile.at(path))
         except OSError as error:
             collected.problems.append(f"{path}: cannot be read ({error.strerror}); expected a table")
             continue
@@ -107,7 +116,7 @@ def _collect(split: str, paths: list[Path], collected: Collected) -> None:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableFile:
     """A file of rows.
 
     Attributes:
@@ -116,21 +125,21 @@ class Table:
         columns: of each row what the others say, those of text, whole numbers and truth values.
     """
 
-    file: File
+    file: SourceFile
     places: list[tuple[tuple[str, str | None], tuple[str, str | None]]]
     columns: list[dict[str, str]]
 
 
-def _table(file: File) -> Table:
+def _table(file: SourceFile) -> TableFile:
     columns = [_column(file, _schema(file), names) for names in (IMAGES, LABELS)]
     images, labels = ([(column, path) for path in _paths(file, column)] for column in columns)
-    return Table(file, list(zip(images, labels, strict=True)), _facts(file))
+    return TableFile(file, list(zip(images, labels, strict=True)), _facts(file))
 
 
-def _facts(file: File) -> list[dict[str, str]]:
+def _facts(file: SourceFile) -> list[dict[str, str]]:
     """Returns of each row what its columns of text, whole numbers and truth values say."""
     schema = _schema(file)
-    names = [name for name in schema.names if _is_fact(schema.field(name).type) and name not in RESERVED]
+    names = [name for name in schema.names if _is_fact(schema.field(name).type) and name not in RESERVED_COLUMNS]
     rows = range(sum(_groups(file)))
     values = {
         name: [cell for group in range(len(_groups(file))) for cell in _texts(file, group, name)] for name in names
@@ -142,13 +151,15 @@ def _is_fact(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in FACTS)
 
 
-def _texts(file: File, group: int, name: str) -> list[str | None]:
+def _texts(file: SourceFile, group: int, name: str) -> list[str | None]:
     found: list[str | None] = _cells(file, group, name).cast(pa.string()).to_pylist()
     return found
 
 
-def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int, columns: dict[str, str]) -> Sample:
-    return Sample(
+def _sample(
+    split: str, name: str, image: "ImageCell", label: "ImageCell", size_bytes: int, columns: dict[str, str]
+) -> SourceSample:
+    return SourceSample(
         split=split,
         id=name,
         image=str(image),
@@ -161,7 +172,7 @@ def _sample(split: str, name: str, image: "Cell", label: "Cell", size_bytes: int
     )
 
 
-def _column(file: File, schema: pa.Schema, wanted: tuple[str, ...]) -> str:
+def _column(file: SourceFile, schema: pa.Schema, wanted: tuple[str, ...]) -> str:
     for name in wanted:
         if name in schema.names and _is_picture(schema.field(name).type):
             return name
@@ -188,7 +199,7 @@ def _classes(file: Path) -> Classes | None:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ImageCell:
     """An image or a label in a table.
 
     Attributes:
@@ -198,10 +209,10 @@ class Cell:
         beside: the file that holds the bytes, where the table does not.
     """
 
-    file: File
+    file: SourceFile
     row: int
     column: str
-    beside: File | None
+    beside: SourceFile | None
 
     def __str__(self) -> str:
         return f"{self.file.path}, row {self.row}, column {self.column}"
@@ -222,10 +233,10 @@ class Cell:
         return bytes(cell["bytes"])
 
 
-def _cell(file: File, row: int, column: str, path: str | None) -> Cell:
+def _cell(file: SourceFile, row: int, column: str, path: str | None) -> ImageCell:
     """Returns a cell; DataError where it is empty, or its path leads to nothing that may be read."""
     if path is None:
-        return Cell(file, row, column, None)
+        return ImageCell(file, row, column, None)
     place = f"{file.path}, row {row}, column {column}"
     if not path:
         raise DataError(f"{place} is empty")
@@ -233,13 +244,13 @@ def _cell(file: File, row: int, column: str, path: str | None) -> Cell:
     try:
         beside = (folder / path).resolve()
         if beside.is_relative_to(folder):
-            return Cell(file, row, column, File.at(beside))
+            return ImageCell(file, row, column, SourceFile.at(beside))
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{place} holds no bytes, and {path!r} beside it cannot be read ({error})") from error
     raise DataError(f"{place} holds no bytes, and its path {path!r} leaves the folder; copy the image into it")
 
 
-def _paths(file: File, column: str) -> list[str | None]:
+def _paths(file: SourceFile, column: str) -> list[str | None]:
     """Returns the path in each cell that holds no bytes, and none for one that does; where all do, none is read."""
     found: list[str | None] = []
     for group, (rows, is_full) in enumerate(zip(_groups(file), _full_groups(file, column), strict=True)):
@@ -258,7 +269,7 @@ def _has_paths(kind: pa.DataType) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _full_groups(file: File, column: str) -> tuple[bool, ...]:
+def _full_groups(file: SourceFile, column: str) -> tuple[bool, ...]:
     """Returns of each part whether no cell lacks its bytes, as far as is known without reading them."""
     with _readable(file):
         if not _is_parquet(file):
@@ -272,13 +283,13 @@ def _full_groups(file: File, column: str) -> tuple[bool, ...]:
 
 
 @lru_cache(maxsize=64)
-def _schema(file: File) -> pa.Schema:
+def _schema(file: SourceFile) -> pa.Schema:
     with _readable(file):
         return pq.read_schema(file.path) if _is_parquet(file) else _arrow(file).schema
 
 
 @lru_cache(maxsize=64)
-def _groups(file: File) -> tuple[int, ...]:
+def _groups(file: SourceFile) -> tuple[int, ...]:
     """Returns the rows of each part that is read at once."""
     with _readable(file):
         if _is_parquet(file):
@@ -289,9 +300,9 @@ def _groups(file: File) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=2)  # images and labels of a part; rows are asked for in order
-def _cells(file: File, group: int, column: str) -> pa.ChunkedArray:
+def _cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
     with _readable(file):
-        if File.at(Path(file.path)) != file:
+        if SourceFile.at(Path(file.path)) != file:
             raise DataError(f"{file.path} has changed since the conversion began; convert again.")
         if _is_parquet(file):
             with pq.ParquetFile(file.path) as opened:
@@ -301,18 +312,18 @@ def _cells(file: File, group: int, column: str) -> pa.ChunkedArray:
     return table[column]
 
 
-def _arrow(file: File) -> pa.Table:
+def _arrow(file: SourceFile) -> pa.Table:
     """Returns a table that `datasets` saved, mapped into memory rather than read."""
     with pa.memory_map(file.path) as mapped:
         return pa.ipc.open_stream(mapped).read_all()
 
 
-def _is_parquet(file: File) -> bool:
+def _is_parquet(file: SourceFile) -> bool:
     return file.path.endswith(".parquet")
 
 
 @contextmanager
-def _readable(file: File) -> Iterator[None]:
+def _readable(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged in one way or another

@@ -9,24 +9,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segray.classes import Classes, default_palette, read_names
-from segray.data.originals import check_size, source_mask
-from segray.data.sources.files import Collected, File, in_order, is_litter, root_of
-from segray.data.sources.sample import NOT_SPLIT, Found, Ids, Json
-from segray.errors import DataError
+from segray.core.classes import Classes, default_palette, read_class_names
+from segray.core.errors import DataError
+from segray.data.normalize import decode_source_mask, require_mask_size
+from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file, require_source_dir, sort_splits
+from segray.data.sources.sample import UNSPLIT, Ids, Json, SourceListing
 
 LAYOUT = "<split>/*.json, each with its image beside it; labels.txt names the classes in order"
+
 BACKGROUND, IGNORED = "_background_", "__ignore__"
+
 LABELS = "labels.txt"
+
 VOID = 65535
+
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "point": 1, "mask": 2}
 """The kinds of shapes, and the fewest points of each."""
+
 SHAPE = ("label", "points", "shape_type", "mask")
+
 FARTHEST = 2**20
 """Pixels from the corner at which a point is a mistake."""
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the images with a JSON; classes are those of labels.txt, else the labels in order of their names.
 
     The background is class 0, `_background_`; what is labelled `__ignore__` is not counted. Shapes are drawn in the
@@ -35,8 +41,8 @@ def find(source: str | None) -> Found:
     Raises:
         DataError: there is no such folder, or a JSON or its image cannot be used; all of those are listed.
     """
-    root = root_of("labelme", source, LAYOUT)
-    collected = Collected(root)
+    root = require_source_dir("labelme", source, LAYOUT)
+    collected = SampleCollector(root)
     files = _files(root)
     for file in sorted(set(root.glob("*.json")) - set(files)):
         collected.problems.append(f"{file}: lies beside the folders of the splits; expected it in one of them")
@@ -49,19 +55,19 @@ def find(source: str | None) -> Found:
         else:
             images[file] = file.parent / content["imagePath"].replace("\\", "/")
             labels |= {shape["label"] for shape in content["shapes"]}
-    listed = read_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
+    listed = read_class_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
     names = (BACKGROUND, *(name for name in listed if name not in (BACKGROUND, IGNORED)))
     for file, image in images.items():
-        split = file.parent.name if file.parent != root else NOT_SPLIT
-        collected.add(split, file.stem, image, file, partial(Drawing, names=names))
+        split = file.parent.name if file.parent != root else UNSPLIT
+        collected.add(split, file.stem, image, file, partial(PolygonMask, names=names))
     classes = Classes(names=names, palette=((0, 0, 0), *default_palette(len(names) - 1)))
     return collected.found(classes, absent_ok=True)
 
 
 def _files(root: Path) -> list[Path]:
-    splits = in_order(path.parent.name for path in root.glob("*/*.json") if not is_litter(path))
+    splits = sort_splits(path.parent.name for path in root.glob("*/*.json") if not is_junk_file(path))
     folders = [root / split for split in splits] or [root]
-    return [file for folder in folders for file in sorted(folder.glob("*.json")) if not is_litter(file)]
+    return [file for folder in folders for file in sorted(folder.glob("*.json")) if not is_junk_file(file)]
 
 
 def _read(content: bytes) -> Json:
@@ -78,7 +84,7 @@ def _read(content: bytes) -> Json:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PolygonMask:
     """A mask made of a LabelMe file's shapes.
 
     Attributes:
@@ -86,7 +92,7 @@ class Drawing:
         names: of the classes, in the order of their ids.
     """
 
-    file: File
+    file: SourceFile
     names: tuple[str, ...]
 
     def __call__(self) -> Ids:
@@ -99,7 +105,7 @@ class Drawing:
             content = _read(self.file.read())
         except ValueError as error:
             raise DataError(f"{self.file.path} is no LabelMe file ({error})") from error
-        check_size(content["imageHeight"], content["imageWidth"], self.file.path)
+        require_mask_size(content["imageHeight"], content["imageWidth"], self.file.path)
         known = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
         canvas = Image.new("I", (content["imageWidth"], content["imageHeight"]), 0)
         for shape in content["shapes"]:
@@ -147,7 +153,7 @@ class Drawing:
 
     def _stencil(self, encoded: str | None) -> Image.Image:
         try:
-            pixels = source_mask(b64decode(encoded or "", validate=True), f"{self.file.path}, a mask in it")
+            pixels = decode_source_mask(b64decode(encoded or "", validate=True), f"{self.file.path}, a mask in it")
         except ValueError as error:
             raise DataError(f"{self.file.path} has a mask that is not in base64 ({error})") from error
         return Image.fromarray((pixels > 0).astype(np.uint8) * 255)

@@ -9,16 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.classes import Classes, Colour
-from segray.data.originals import rgb_pixels
+from segray.core.classes import Classes, Colour
+from segray.core.errors import DataError
+from segray.data.normalize import decode_rgb
 from segray.data.sources import folder
-from segray.data.sources.files import Collected, File, Reading, lines, root_of, there
-from segray.data.sources.sample import Found, Ids
-from segray.errors import DataError
+from segray.data.sources.files import (
+    MaskReader,
+    SampleCollector,
+    SourceFile,
+    read_lines,
+    require_path,
+    require_source_dir,
+)
+from segray.data.sources.sample import Ids, SourceListing
 
 PALETTE = "palette.txt"
+
 LAYOUT = f"{folder.LAYOUT} (masks in RGB) and {PALETTE} (`R G B name`, a class a line)"
+
 IGNORED = ("ignore", "void", "unlabelled", "unlabeled")
+
 LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)")
 
 
@@ -31,7 +41,7 @@ class ColourMask:
         colours: the colour of each id, in order.
     """
 
-    file: File
+    file: SourceFile
     colours: tuple[Colour, ...]
 
     def __call__(self) -> Ids:
@@ -40,7 +50,7 @@ class ColourMask:
         Raises:
             DataError: it is no image, or holds another colour; the first pixel of one is named.
         """
-        pixels = rgb_pixels(self.file.read(), self.file.path)
+        pixels = decode_rgb(self.file.read(), self.file.path)
         keys, ids = _table(self.colours)
         packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
         at = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
@@ -64,19 +74,21 @@ def _table(colours: tuple[Colour, ...]) -> tuple[NDArray[np.int32], NDArray[np.u
     return packed[order], order.astype(np.uint16)
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns the pairs; a colour named ignore, void or unlabelled is not counted.
 
     Raises:
         DataError: there is no such folder, its palette cannot be read, or files lack a partner; all are listed.
     """
-    root = root_of("palette", source, LAYOUT)
-    palette = read_palette(there(root / PALETTE, LAYOUT))
+    root = require_source_dir("palette", source, LAYOUT)
+    palette = read_palette(require_path(root / PALETTE, LAYOUT))
     ignored = [name for name in palette if name.lower() in IGNORED]
-    return coloured(palette, ignored, lambda reading: folder.pairs(root, reading))
+    return list_coloured(palette, ignored, lambda reading: folder.list_pairs(root, reading))
 
 
-def coloured(palette: Mapping[str, Colour], ignored: Iterable[str], collect: Callable[[Reading], Collected]) -> Found:
+def list_coloured(
+    palette: Mapping[str, Colour], ignored: Iterable[str], collect: Callable[[MaskReader], SampleCollector]
+) -> SourceListing:
     """Returns what a source of coloured masks holds.
 
     Args:
@@ -100,7 +112,7 @@ def read_palette(file: Path) -> dict[str, Colour]:
         DataError: a line is none, or names or colours stand there twice.
     """
     found: dict[str, Colour] = {}
-    for number, line in enumerate(lines(file), 1):
+    for number, line in enumerate(read_lines(file), 1):
         match = LINE.fullmatch(line)
         colour = tuple(int(part) for part in match.groups()[:3]) if match else (256,)
         if match is None or max(colour) > 255:

@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.classes import Classes
+from segray.core.classes import Classes
 
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
+
 Encoded = bytes | Ids
 """A mask: an image file's bytes, of one channel; or its ids (H, W), where they are made of something else."""
 
 Json = dict[str, Any]
 
-NOT_SPLIT = "all"
+UNSPLIT = "all"
 """The split of a source that knows none."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class SourceSample:
     """One image and its mask, not yet read.
 
     Attributes:
@@ -46,7 +47,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceListing:
     """Everything a source holds.
 
     Attributes:
@@ -58,7 +59,7 @@ class Found:
         problems: a line for each file that does not fit, such as an image without a mask.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[SourceSample, ...]
     classes: Classes | None
     lookup: Mapping[int, int | None] | None = None
     absent_ok: bool = False

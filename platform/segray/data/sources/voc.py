@@ -2,32 +2,34 @@
 
 from pathlib import Path
 
-from segray.classes import Classes, default_palette
-from segray.data.sources.files import Collected, in_order, lines, root_of, there
-from segray.data.sources.sample import Found
+from segray.core.classes import Classes, default_palette
+from segray.data.sources.files import SampleCollector, read_lines, require_path, require_source_dir, sort_splits
+from segray.data.sources.sample import SourceListing
 
 LAYOUT = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
+
 NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
 UNION = "trainval"
 
 
-def find(source: str | None) -> Found:
+def list_samples(source: str | None) -> SourceListing:
     """Returns what the lists name, `trainval`, which is both others, left out; the border, 255, is not counted.
 
     Raises:
         DataError: there is no such folder, or a list names what is missing; all of that is listed.
     """
-    root = root_of("voc", source, LAYOUT)
-    images, masks = there(root / "JPEGImages", LAYOUT), there(root / "SegmentationClass", LAYOUT)
-    lists = {path.stem: path for path in there(root / "ImageSets" / "Segmentation", LAYOUT).glob("*.txt")}
+    root = require_source_dir("voc", source, LAYOUT)
+    images, masks = require_path(root / "JPEGImages", LAYOUT), require_path(root / "SegmentationClass", LAYOUT)
+    lists = {path.stem: path for path in require_path(root / "ImageSets" / "Segmentation", LAYOUT).glob("*.txt")}
     if {"train", "val"} <= lists.keys():
         lists.pop(UNION, None)
-    collected, split_of = Collected(root), dict[str, str]()
-    for split in in_order(lists):
-        for stem in (str(Path(line)) for line in lines(lists[split])):
+    collected, split_of = SampleCollector(root), dict[str, str]()
+    for split in sort_splits(lists):
+        for stem in (str(Path(line)) for line in read_lines(lists[split])):
             if split == "test" and not (masks / f"{stem}.png").exists():
                 continue  # the test split is published without masks
             if stem in split_of:

@@ -6,19 +6,19 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from segray.pages.plots import BLUE, INK, LINE, RED, SOFT, TITLE, plot
-from segray.tune.importance import Importance
-from segray.tune.outcome import values_of
+from segray.core.plots import BLUE, INK, LINE, RED, SOFT, TITLE, new_axes
+from segray.tune.report.importance import Importance
+from segray.tune.results import objective_values
 from segray.tune.space import Dimension
-from segray.tune.trials import State, Trial, sign_of
+from segray.tune.trial import State, Trial, objective_sign
 
-MOST_NAMED = 12
+MAX_NAMED = 12
 
 
-def curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figure:
+def plot_curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figure:
     """Returns each trial's curve; a dot where it was stopped, a cross where it failed, the best one strong."""
-    figure, axes = plot(9, 4.2)
-    sign = sign_of(metric)
+    figure, axes = new_axes(9, 4.2)
+    sign = objective_sign(metric)
     for trial in sorted(trials, key=lambda one: one is best):
         if not trial.curve:
             continue
@@ -34,9 +34,9 @@ def curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figu
     return figure
 
 
-def parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
+def plot_parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
     """Returns the settings as axes beside each other, and the metric as the last; a line a trial."""
-    figure, axes = plot(1.9 * (len(space) + 1) + 1, 4.2)
+    figure, axes = new_axes(1.9 * (len(space) + 1) + 1, 4.2)
     known = [trial for trial in trials if trial.best is not None]
     found = [trial.best or 0.0 for trial in known]
     low, high = min(found), max(found)
@@ -49,7 +49,7 @@ def parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, m
         )
     for place, dimension in enumerate(space):
         _axis(axes, place, _ticks(dimension))
-    sign = sign_of(metric)
+    sign = objective_sign(metric)
     _axis(axes, len(space), {0.0: f"{sign * low:.3f}", 1.0: f"{sign * high:.3f}"})
     axes.set_xticks(range(len(space) + 1), [*(one.key for one in space), metric], fontsize=9, color=INK)
     axes.set(xlim=(-0.3, len(space) + 0.5), ylim=(-0.08, 1.08), yticks=[])
@@ -60,7 +60,7 @@ def parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, m
 def _ticks(dimension: Dimension) -> dict[float, str]:
     """Returns what is written at which share of an axis."""
     if dimension.is_choice:
-        return {dimension.share_of(value): str(value)[:14] for value in dimension.values[:MOST_NAMED]}
+        return {dimension.share_of(value): str(value)[:14] for value in dimension.values[:MAX_NAMED]}
     low, high = dimension.values
     return {0.0: f"{low:.3g}", 0.5: f"{dimension.at(0.5):.3g}", 1.0: f"{high:.3g}"}
 
@@ -71,9 +71,9 @@ def _axis(axes: Axes, place: int, ticks: dict[float, str]) -> None:
         axes.text(place + 0.03, share, text, fontsize=8, color=SOFT, va="center")
 
 
-def importance(found: Sequence[Importance]) -> Figure:
+def plot_importance(found: Sequence[Importance]) -> Figure:
     """Returns how much each setting mattered, with the spread."""
-    figure, axes = plot(8, 1 + 0.4 * len(found))
+    figure, axes = new_axes(8, 1 + 0.4 * len(found))
     names = [one.key for one in found][::-1]
     axes.barh(names, [one.share for one in found][::-1], color=BLUE, height=0.6)
     for place, one in enumerate(reversed(found)):
@@ -84,10 +84,10 @@ def importance(found: Sequence[Importance]) -> Figure:
     return figure
 
 
-def front(trials: Sequence[Trial], best: Sequence[Trial], metrics: Sequence[str]) -> Figure:
+def plot_front(trials: Sequence[Trial], best: Sequence[Trial], metrics: Sequence[str]) -> Figure:
     """Returns the first two metrics of each trial, and those that are not beaten in both joined."""
-    figure, axes = plot(6.5, 4.4)
-    points = {trial.number: found for trial in trials if (found := values_of(trial, metrics)) is not None}
+    figure, axes = new_axes(6.5, 4.4)
+    points = {trial.number: found for trial in trials if (found := objective_values(trial, metrics)) is not None}
     axes.scatter([point[1] for point in points.values()], [point[0] for point in points.values()], color=BLUE, s=18)
     chosen = sorted(points[trial.number] for trial in best)
     axes.plot([point[1] for point in chosen], [point[0] for point in chosen], color=RED, linewidth=1.4, marker="o")

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from segray.data.sources.street.things import LEAVES, Thing
-from segray.data.sources.street.view import (
+from segray.data.sources.street.camera import (
     BUILDING,
     DARK,
     FAR_M,
@@ -13,20 +12,25 @@ from segray.data.sources.street.view import (
     SKY,
     VEGETATION,
     Paint,
-    Street,
-    along,
-    facing,
-    flat,
+    StreetScene,
+    facing_rect,
+    ground_rect,
+    side_rect,
 )
+from segray.data.sources.street.objects import LEAVES, StreetObject
 
 _SKIES = np.array([(136, 170, 212), (176, 186, 200), (206, 210, 214), (214, 180, 150), (120, 134, 170)], np.float64)
+
 _ASPHALT = np.array([(92, 92, 96), (110, 108, 108), (76, 78, 84), (128, 126, 124)], np.float64)
+
 _SLABS = np.array([(168, 160, 148), (150, 148, 145), (186, 178, 164), (140, 132, 124)], np.float64)
+
 _WALLS = np.concatenate([GREYS, [(158, 104, 84), (190, 160, 120), (206, 196, 172), (170, 126, 96)]])
+
 _PANES = np.concatenate([DARK, [(170, 190, 210), (230, 200, 130)]])
 
 
-def paint_sky(street: Street) -> None:
+def paint_sky(street: StreetScene) -> None:
     """Fills the picture with a sky that changes from top to bottom."""
     top, bottom = street.pick(_SKIES, 10), street.pick(_SKIES, 10)
     share = np.linspace(0, 1, len(street.pixels))[:, None, None]
@@ -34,7 +38,7 @@ def paint_sky(street: Street) -> None:
     street.ids[:] = SKY
 
 
-def paint_ground(street: Street) -> None:
+def paint_ground(street: StreetScene) -> None:
     """Paints the slabs up to the horizon, grass on some of them, and the road in the middle."""
     rng, kerb = street.rng, street.kerb_m
     asphalt = street.pick(_ASPHALT, 8)
@@ -49,7 +53,7 @@ def paint_ground(street: Street) -> None:
     _paint_markings(street, np.full(3, rng.uniform(170, 225)))
 
 
-def houses(street: Street) -> list[Thing]:
+def houses(street: StreetScene) -> list[StreetObject]:
     """Returns the houses along both sides, with gaps, and some at the end of the street."""
     rng = street.rng
     found = []
@@ -66,29 +70,29 @@ def houses(street: Street) -> list[Thing]:
     return found
 
 
-def _strip(street: Street, left: float, right: float, colour: Paint, class_id: int) -> None:
-    street.fill(flat(left, right, 0.8, FAR_M * 4), colour, class_id)
+def _strip(street: StreetScene, left: float, right: float, colour: Paint, class_id: int) -> None:
+    street.fill(ground_rect(left, right, 0.8, FAR_M * 4), colour, class_id)
 
 
-def _paint_joints(street: Street, colour: Paint) -> None:
+def _paint_joints(street: StreetScene, colour: Paint) -> None:
     size = street.rng.uniform(0.7, 1.2)
     for side in (-1, 1):
         inner, outer = side * street.kerb_m, side * (street.wall_m + 2)
-        street.tile((flat(inner, outer, near, near + 0.07) for near in np.arange(2, 26, size)), colour)
+        street.tile((ground_rect(inner, outer, near, near + 0.07) for near in np.arange(2, 26, size)), colour)
         offsets = inner + side * np.arange(size, 5, size)
-        street.tile((flat(right, right + 0.05, 2, 40) for right in offsets), colour)
+        street.tile((ground_rect(right, right + 0.05, 2, 40) for right in offsets), colour)
 
 
-def _paint_markings(street: Street, colour: Paint) -> None:
+def _paint_markings(street: StreetScene, colour: Paint) -> None:
     rng, kerb = street.rng, street.kerb_m
-    street.tile((flat(-0.09, 0.09, near, near + 3) for near in np.arange(rng.uniform(1.5, 4), 60, 6)), colour)
+    street.tile((ground_rect(-0.09, 0.09, near, near + 3) for near in np.arange(rng.uniform(1.5, 4), 60, 6)), colour)
     if rng.random() < 0.35:
         near = rng.uniform(4, 12)
         stripes = np.arange(-kerb + 0.3, kerb - 0.5, 1.1)
-        street.tile((flat(left, left + 0.55, near, near + 3) for left in stripes), colour)
+        street.tile((ground_rect(left, left + 0.55, near, near + 3) for left in stripes), colour)
 
 
-def _house(street: Street, right: float, near: float, far: float) -> Thing:
+def _house(street: StreetScene, right: float, near: float, far: float) -> StreetObject:
     rng = street.rng
     up, colour = rng.uniform(4.5, 15), street.pick(_WALLS)
     glass = street.pick(_PANES)
@@ -98,10 +102,10 @@ def _house(street: Street, right: float, near: float, far: float) -> Thing:
 
     def paint() -> None:
         paint_front()
-        street.fill(along(right, 0, up, near, far), colour, BUILDING)
+        street.fill(side_rect(right, 0, up, near, far), colour, BUILDING)
         street.tile(
             (
-                along(right, bottom, bottom + floor * 0.55, start, start + pitch / 2)
+                side_rect(right, bottom, bottom + floor * 0.55, start, start + pitch / 2)
                 for bottom in np.arange(0.9, up - 1.6, floor)
                 for start in np.arange(near + 0.6, far - 1, pitch)
             ),
@@ -111,14 +115,14 @@ def _house(street: Street, right: float, near: float, far: float) -> Thing:
     return far, paint
 
 
-def _front(street: Street, left: float, right: float, ahead: float, up: float, colour: Paint) -> Thing:
+def _front(street: StreetScene, left: float, right: float, ahead: float, up: float, colour: Paint) -> StreetObject:
     glass = street.pick(_PANES)
 
     def paint() -> None:
-        street.fill(facing(left, right, 0, up, ahead), colour, BUILDING)
+        street.fill(facing_rect(left, right, 0, up, ahead), colour, BUILDING)
         street.tile(
             (
-                facing(start, start + 1.1, bottom, bottom + 1.5, ahead)
+                facing_rect(start, start + 1.1, bottom, bottom + 1.5, ahead)
                 for bottom in np.arange(0.9, up - 1.6, 2.8)
                 for start in np.arange(left + 0.7, right - 1.2, 2.4)
             ),

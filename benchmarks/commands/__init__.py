@@ -1,0 +1,1 @@
+"""The subcommands of `pipelines/benchmark.py`, one module each."""

@@ -1,0 +1,44 @@
+"""`benchmark batch`: the largest batch that a device trains."""
+
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import max_batch
+from benchmarks.commands.shared import add_benchmark_flags, make_logger, print_case, require_positive, write_json
+from benchmarks.max_batch import MaxBatchReport
+from segray.cli.command import CommandParser
+from segray.config import Config
+from segray.core.errors import ConfigError
+
+
+def run(argv: Sequence[str]) -> None:
+    """Searches and shows."""
+    parser = CommandParser("Finds the largest batch that a device trains with these settings.", with_config=True)
+    parser.add_argument("--classes", type=int, default=150, help="classes (default: 150)")
+    parser.add_argument("--most", type=int, default=512, help="images that are not exceeded (default: 512)")
+    add_benchmark_flags(parser, "batch")
+    flags, config = parser.parse(argv)
+    require_positive(flags, "classes", "most")
+    report = max_batch.run_benchmark(config, flags.classes, _device(config), flags.most, make_logger(flags))
+    make_logger(flags)("")
+    print_case(report.machine, report.case)
+    _show(report, config)
+    write_json(flags, report)
+
+
+def _device(config: Config) -> torch.device:
+    wanted = config.train.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, and torch finds no GPU here; use --train.device cpu.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _show(report: MaxBatchReport, config: Config) -> None:
+    peak, budget = (f"{value / 2**30:.1f} GiB" for value in (report.peaks[report.largest], report.budget))
+    beyond = "no more were tried" if report.too_many is None else f"{report.too_many} do not fit"
+    print(f"{report.largest} images fit on a worker ({peak} of {budget}); {beyond}")
+    train = config.train
+    share = -(-train.batch // train.workers)
+    parts = -(-share // report.largest)
+    print(f"--train.batch {train.batch} --train.workers {train.workers} need --train.accumulate {parts}")

@@ -1,0 +1,27 @@
+"""`benchmark evaluate`: a split's scores, beside a plain loop."""
+
+from collections.abc import Sequence
+
+from benchmarks import evaluation
+from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
+from segray.cli.command import CommandParser
+from segray.config import paths
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and shows."""
+    parser = CommandParser(
+        "Measures the evaluation of a split beside transformers' model in a plain loop with torchmetrics.",
+        with_config=True,
+    )
+    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_argument("--split", default="val", help="to evaluate on (default: val)")
+    add_common(parser, "evaluate", turns=3)
+    flags, config = parser.parse(argv)
+    require_positive(flags, "turns")
+    root = paths.absolute_path("data.root", flags.data or config.data.root)
+    evaluation.require_local(root)
+    report = evaluation.run_benchmark(root, flags.split, config, flags.turns, make_logger(flags))
+    print_case(report.machine, report.case)
+    print_rows(report.rows)
+    write_json(flags, report)

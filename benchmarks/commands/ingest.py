@@ -1,0 +1,68 @@
+"""`benchmark ingest`: our stream beside a DataLoader and a bare loop."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ray
+
+from benchmarks import data_loading
+from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
+from benchmarks.datasets import write_resized_dataset
+from benchmarks.loaders import LoaderTask
+from segray.cli.command import CommandParser
+from segray.cluster.connect import available_cpus, connect
+from segray.config import build, paths
+from segray.core.errors import ConfigError
+from segray.data.manifest import read_manifest
+
+TENFOLD = 10
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and shows."""
+    flags = _parser().parse(argv)[0]
+    require_positive(flags, "rows", "size", "crop", "batch", "images", "turns", "cores")
+    build({"data.crop": flags.crop})
+    if "RAY_ADDRESS" in os.environ:
+        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
+    say = make_logger(flags)
+    with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        load, tenfold = _loads(flags, Path(folder), say)
+        report = data_loading.run_benchmark(load, tenfold, flags.turns, say)
+    say("")
+    print_case(report.machine, report.case)
+    print_rows(report.rows)
+    write_json(flags, report)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("Measures how fast training batches come from parquet: turns in one run, on the same rows.")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset the rows are taken from")
+    parser.add_argument("--split", default="train", help="its split (default: train)")
+    parser.add_argument("--size", type=int, metavar="PX", help="make them square JPEGs of this side (default: as is)")
+    parser.add_argument("--rows", type=int, default=2000, help="rows to read, repeated if need be (default: 2000)")
+    parser.add_argument("--crop", type=int, default=512, metavar="PX", help="side of the crops (default: 512)")
+    parser.add_argument("--batch", type=int, default=16, help="crops of a batch (default: 16)")
+    parser.add_argument("--images", type=int, default=2000, help="images of a turn (default: 2000)")
+    parser.add_argument("--cores", type=int, help="processes or threads each may use (default: all)")
+    parser.add_argument("--tenfold", action="store_true", help="memory with ten times the rows, too")
+    add_common(parser, "ingest", turns=5)
+    return parser
+
+
+def _loads(flags: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[LoaderTask, LoaderTask | None]:
+    """Returns what is measured, on data sets written for it; the cluster that writes them is gone afterwards."""
+    root = paths.absolute_path("--data", flags.data)
+    read_manifest(root).split(flags.split)
+    cores = flags.cores or available_cpus()
+    loads = []
+    connect()
+    for rows in [flags.rows, flags.rows * TENFOLD] if flags.tenfold else [flags.rows]:
+        say(f"writing {rows} rows ...")
+        source = write_resized_dataset(root, flags.split, flags.size, rows, folder / str(rows))
+        loads.append(LoaderTask(source, flags.crop, flags.batch, max(2, flags.images // flags.batch), cores))
+    ray.shutdown()
+    return loads[0], loads[1] if flags.tenfold else None

@@ -1,0 +1,36 @@
+"""`benchmark prepare`: a conversion beside a bare loop that reads, hashes and counts."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import conversion
+from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
+from segray.cli.command import CommandParser
+from segray.cluster.connect import available_cpus, connect
+from segray.config import paths
+from segray.core.errors import ConfigError
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and shows."""
+    parser = CommandParser("Measures how fast images and masks become a dataset: turns in one run, on the same files.")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset the images are taken from")
+    parser.add_argument("--images", type=int, default=20_000, help="files to convert (default: 20000)")
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help="their side (default: 256)")
+    add_common(parser, "prepare", turns=3)
+    flags, _ = parser.parse(argv)
+    require_positive(flags, "images", "size", "turns")
+    if "RAY_ADDRESS" in os.environ:
+        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
+    say = make_logger(flags)
+    with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        say(f"writing {flags.images} images and masks ...")
+        root = paths.absolute_path("--data", flags.data)
+        found = conversion.write_pairs(root, flags.size, flags.images, Path(folder) / "source")
+        connect()
+        report = conversion.run_benchmark(found, Path(folder), available_cpus(), flags.turns, say)
+    print_case(report.machine, report.case)
+    print_rows(report.rows)
+    write_json(flags, report)

@@ -1,0 +1,73 @@
+"""What all benchmarks share: flags, the table of rows, the file for programs."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.interleave import Row
+from segray.cli.command import CommandParser
+from segray.config import paths
+from segray.core.errors import ConfigError
+
+
+def add_common(parser: CommandParser, what: str, turns: int) -> None:
+    """Adds the flags of a benchmark that takes turns."""
+    parser.add_argument("--turns", type=int, default=turns, help=f"turns that each gets (default: {turns})")
+    add_benchmark_flags(parser, what)
+
+
+def add_benchmark_flags(parser: CommandParser, what: str) -> None:
+    """Adds the flags that every benchmark has, and what it measures to the command's name."""
+    parser.prog = f"{parser.prog} {what}"
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
+    parser.add_argument("--quiet", action="store_true", help="print the result alone")
+
+
+def require_positive(flags: argparse.Namespace, *names: str) -> None:
+    """Refuses counts below one.
+
+    Raises:
+        ConfigError: one is; it is named.
+    """
+    for name in names:
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; expected at least 1.")
+
+
+def make_logger(flags: argparse.Namespace) -> Callable[[str], None]:
+    """Returns what prints a line, or does not where --quiet was given."""
+
+    def say(line: str) -> None:
+        if not flags.quiet:
+            print(line, flush=True)
+
+    return say
+
+
+def print_case(machine: dict[str, Any], case: dict[str, Any]) -> None:
+    """Prints what was measured on what."""
+    for parts in (case, machine):
+        print(", ".join(f"{name} {value}" for name, value in parts.items()))
+    print()
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints the rows as a table."""
+    names = max(len("measure"), *(len(row.measure) for row in rows))
+    peers = max(len("peer"), *(len(row.peer) for row in rows))
+    print(f"{'measure':<{names}}{'segray':>16}  {'peer':<{peers}}{'theirs':>16}{'ratio':>9}")
+    for row in rows:
+        ours, theirs = (f"{value:.4g} {row.unit}" for value in (row.ours, row.theirs))
+        print(f"{row.measure:<{names}}{ours:>16}  {row.peer:<{peers}}{theirs:>16}{row.ratio:>8.2f}x")
+
+
+def write_json(flags: argparse.Namespace, report: Any) -> None:
+    """Writes a report, and the command it comes from, where --json says."""
+    if flags.json:
+        command = paths.redact(shlex.join(["python", *sys.argv]))
+        flags.json.write_text(json.dumps({"command": command} | asdict(report), indent=2))

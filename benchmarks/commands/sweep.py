@@ -1,0 +1,36 @@
+"""`benchmark sweep`: a sweep beside the same runs one after another."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import sweep
+from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
+from segray.cli.command import CommandParser
+from segray.config import paths
+from segray.core.errors import ConfigError
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures and shows."""
+    parser = CommandParser("Measures what a sweep adds to the runs it consists of, on this machine's CPUs.")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset to train on")
+    parser.add_argument("--trials", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--steps", type=int, default=60, help="of a trial (default: 60)")
+    parser.add_argument("--crop", type=int, default=96, metavar="PX", help="(default: 96)")
+    add_common(parser, "sweep", turns=1)
+    flags, _ = parser.parse(argv)
+    require_positive(flags, "trials", "steps", "crop", "turns")
+    if "RAY_ADDRESS" in os.environ:
+        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
+    settings = {
+        "data": {"root": paths.absolute_path("--data", flags.data), "crop": flags.crop},
+        "optim": {"warmup_steps": 1},
+        "train": {"steps": flags.steps, "batch": 8, "workers": 2, "log_every": 1, "val_every": flags.steps},
+    }
+    with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        report = sweep.run_benchmark(settings, flags.trials, Path(folder), make_logger(flags))
+    print_case(report.machine, report.case)
+    print_rows(report.rows)
+    write_json(flags, report)

@@ -1,0 +1,60 @@
+"""Data sets of a given size to measure on: rows of a real one, at one size, as often as it takes."""
+
+from functools import lru_cache, partial
+from pathlib import Path
+
+import cv2
+
+from segray.data.convert.convert import convert_dataset
+from segray.data.images import decode_image, decode_mask, encode_mask
+from segray.data.manifest import read_manifest
+from segray.data.reader import SplitReader
+from segray.data.resize import resize_image, resize_mask
+from segray.data.sources.sample import SourceListing, SourceSample
+
+SPLIT = "train"
+
+JPEG_QUALITY = 92
+
+USUAL_BYTES = 60_000
+
+MAX_ROWS = 256  # of the original; what is read is what counts, not that it differs
+
+
+def write_resized_dataset(root: str, split: str, size: int | None, rows: int, out: Path) -> SplitReader:
+    """Writes `rows` rows of a data set as square JPEGs and masks of `size` px, and returns where to read them.
+
+    Without a size they stay as they are. Needs a connected Ray cluster.
+
+    Raises:
+        DataError: there is no such data set or split, or no room.
+    """
+    manifest = read_manifest(root)
+    kinds = min(rows, manifest.split(split).rows, MAX_ROWS)
+    samples = []
+    for number in range(rows):
+        image, mask = (partial(_part, root, split, size, kinds, number % kinds, part) for part in (0, 1))
+        name = f"{SPLIT}/{number:07d}"
+        samples.append(SourceSample(SPLIT, name, name, name, USUAL_BYTES, image, mask))
+    convert_dataset(SourceListing(tuple(samples), manifest.classes, absent_ok=True), str(out))
+    return SplitReader(str(out), read_manifest(str(out)).split(SPLIT))
+
+
+def _part(root: str, split: str, size: int | None, kinds: int, index: int, part: int) -> bytes:
+    return load_encoded(root, split, size, kinds)[index][part]
+
+
+@lru_cache(maxsize=1)
+def load_encoded(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
+    """Returns the encoded images and masks of the first rows, read once by each process."""
+    source = SplitReader(root, read_manifest(root).split(split))
+    groups = sorted(set(source.group_of(range(kinds)).tolist()))
+    table = source.read(groups)
+    pairs = zip(table["image"].to_pylist()[:kinds], table["mask"].to_pylist()[:kinds], strict=True)
+    return [pair if size is None else _at_size(*pair, size) for pair in pairs]
+
+
+def _at_size(image: bytes, mask: bytes, size: int) -> tuple[bytes, bytes]:
+    pixels = cv2.cvtColor(resize_image(decode_image(image), size, size), cv2.COLOR_RGB2BGR)
+    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return jpeg.tobytes(), encode_mask(resize_mask(decode_mask(mask), size, size))

@@ -1,0 +1,106 @@
+"""A split's scores, beside the loop people write: transformers' model, one image after the other, and torchmetrics."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from benchmarks import machine
+from benchmarks.interleave import BenchmarkReport, time_row
+from benchmarks.peers import to_transformers
+from segray.cluster.connect import connect
+from segray.config import Config
+from segray.core.errors import DataError, ModelError
+from segray.data.images import decode_image, decode_mask
+from segray.data.manifest import read_manifest
+from segray.data.reader import SplitReader
+from segray.data.resize import resize_for_model
+from segray.evaluation.evaluate import evaluate
+from segray.evaluation.metrics.confusion import Confusion
+from segray.inference.timing import time_call
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.models.segformer.model import MEAN, STD, SegFormer
+
+PEER = "transformers + torchmetrics"
+
+MAX_DIFFERENT = 1e-3
+"""Share of the pixels that may be counted elsewhere; a model that has learned nothing has many near ties."""
+
+
+def run_benchmark(root: str, split: str, config: Config, turns: int, say: Callable[[str], None]) -> BenchmarkReport:
+    """Returns ours beside the peer's loop, both from the shards to the confusion matrix.
+
+    The cluster is there before; how long its start takes is said.
+
+    Raises:
+        ModelError: torchmetrics or transformers is missing, or the two count otherwise.
+    """
+    manifest = read_manifest(root)
+    source = SplitReader(root, manifest.split(split))
+    torch.manual_seed(0)
+    model = build_model(config, manifest.classes)
+    say("starting the cluster ...")
+    started = perf_counter()
+    connect()
+    say(f"started in {perf_counter() - started:.1f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        meta = checkpoint.Meta(step=0, metrics={}, confusion=[], dataset_digest=manifest.digest, versions={})
+        checkpoint.snapshot(model, {}, config, manifest.classes, meta).write(Path(folder))
+        found: dict[str, Confusion] = {}
+
+        def ours() -> None:
+            found["ours"] = evaluate(Path(folder), root, split).counts.confusion
+
+        def theirs() -> None:
+            found["theirs"] = _loop(model, source, config, manifest.classes.num_classes, manifest.classes.ignore_id)
+
+        series: list[list[float]] = [[], []]
+        for turn in range(turns):
+            say(f"turn {turn + 1} of {turns} ...")
+            for times, one in zip(series, (ours, theirs), strict=True):
+                times.append(time_call(one, torch.device("cpu")))
+    differs = np.abs(found["ours"] - found["theirs"]).sum() / 2 / found["theirs"].sum()
+    if differs > MAX_DIFFERENT:
+        raise ModelError(f"the two count {differs:.1e} of the pixels elsewhere: there is nothing to compare.")
+    case: dict[str, str | int] = {"data": root, "split": split, "images": source.split.rows}
+    case |= {"variant": config.model.variant, "counted_elsewhere": f"{differs:.1e}", "turns": turns}
+    return BenchmarkReport(
+        machine.describe_machine(torch.device("cpu")), case, [time_row("split", PEER, series[0], series[1], "s")]
+    )
+
+
+def _loop(model: SegFormer, source: SplitReader, config: Config, num_classes: int, ignore_id: int) -> Confusion:
+    try:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # noqa: PLC0415 - a peer's, no dependency
+    except ImportError as error:
+        raise ModelError(f"the peer's loop needs torchmetrics ({error}); pip install torchmetrics.") from error
+    peer = to_transformers(model).eval()
+    counted = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_id, validate_args=False)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    for shard in source.split.shards:
+        table = pq.read_table(Path(source.root, shard.path), columns=["image", "mask"])
+        for image, mask in zip(table["image"], table["mask"], strict=True):
+            pixels = resize_for_model(decode_image(image.as_py()), config.data.short_side, config.eval.align)
+            truth = torch.from_numpy(decode_mask(mask.as_py()).astype(np.int64))
+            with torch.inference_mode():
+                logits = peer(pixel_values=(torch.from_numpy(pixels).permute(2, 0, 1)[None] - mean) / std).logits
+                full = F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False)
+                counted.update(full.argmax(1), truth[None])
+    matrix: Confusion = counted.compute().numpy()
+    return matrix
+
+
+def require_local(root: str) -> None:
+    """Refuses data in a store: the peer's loop reads files.
+
+    Raises:
+        DataError: it is in one.
+    """
+    if "://" in root:
+        raise DataError(f"data.root is {root}; expected a folder: the peer's loop reads files.")

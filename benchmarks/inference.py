@@ -1,0 +1,182 @@
+"""From images to class ids at full size beside a peer's: latency, images a second and memory, by mode and batch.
+
+The peer is transformers' model with the same weights, used as its documentation does: scores resized to the image's
+size, then the largest taken; windows added up at the image's size; the mirror image's probabilities averaged.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import quantiles
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import machine, memory
+from benchmarks.interleave import BenchmarkReport, Row, rate_row, time_row
+from benchmarks.peers import DTYPES, OURS, TRANSFORMERS, to_transformers
+from segray.core.errors import ModelError
+from segray.inference.segment import InferenceConfig, segment
+from segray.inference.timing import time_interleaved
+from segray.models.segformer.model import MEAN, STD, build_segformer
+
+MODES = ("whole", "slide", "flip", "scales")
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Those of the paper's multi-scale test."""
+
+MAX_DIFFERENT = 1e-3
+"""Share of the pixels of a whole image whose class may differ; random weights leave many near ties."""
+
+Segment = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class InferenceCase:
+    """What is measured.
+
+    Attributes:
+        variant: "b0" to "b5".
+        height, width: of the images, px.
+        batch: images at once.
+        mode: of MODES.
+        crop: side of a window, px; the stride is three quarters of it.
+        classes: K.
+        device: "cpu" or "cuda".
+        dtype: of the forward pass.
+    """
+
+    variant: str
+    height: int
+    width: int
+    batch: int
+    mode: str
+    crop: int
+    classes: int
+    device: str
+    dtype: str
+
+    @property
+    def how(self) -> InferenceConfig:
+        """The mode as our inference spells it."""
+        is_slide = self.mode == "slide"
+        return InferenceConfig(
+            crop=self.crop if is_slide else None,
+            stride=self.crop * 3 // 4 if is_slide else 0,
+            windows=4 if is_slide else 1,
+            scales=SCALES if self.mode == "scales" else (1.0,),
+            flip=self.mode in {"flip", "scales"},
+            dtype=DTYPES[self.dtype],
+        )
+
+    def images(self) -> Tensor:
+        """Returns the images (B, 3, H, W) uint8, the same at every call."""
+        made = torch.Generator().manual_seed(1)
+        return torch.randint(0, 256, (self.batch, 3, self.height, self.width), dtype=torch.uint8, generator=made)
+
+
+def run_benchmark(cases: list[InferenceCase], turns: int, say: Callable[[str], None]) -> BenchmarkReport:
+    """Returns ours beside transformers' in every case.
+
+    Raises:
+        ModelError: the two do not find the same, or transformers or the device is missing.
+    """
+    first = cases[0]
+    if first.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("--device is cuda, and torch finds no GPU here; use --device cpu.")
+    rows = [row for case in cases for row in _rows(case, turns, say)]
+    known = asdict(replace(first, batch=0)) | {"turns": turns}
+    described = {name: value for name, value in known.items() if name not in {"batch", "mode"}}
+    return BenchmarkReport(machine.describe_machine(torch.device(first.device)), described, rows)
+
+
+def _rows(case: InferenceCase, turns: int, say: Callable[[str], None]) -> Iterator[Row]:
+    device, label = torch.device(case.device), f"{case.mode}, batch {case.batch}"
+    say(f"{label}, {turns} turns each ...")
+    contenders = [contender(name, case) for name in (OURS, TRANSFORMERS)]
+    _check_agreed(contenders, case)
+    ours, theirs = time_interleaved(contenders, turns, device)
+    yield time_row(f"{label}: p50", TRANSFORMERS, ours, theirs, "s")
+    yield replace(time_row(f"{label}: p95", TRANSFORMERS, [_p95(ours)], [_p95(theirs)], "s"), turns=turns)
+    rates = [[case.batch / seconds for seconds in series] for series in (ours, theirs)]
+    yield rate_row(f"{label}: images", TRANSFORMERS, rates[0], rates[1], "1/s")
+    del contenders
+    if memory.can_measure(device):
+        peaks = [[_peak_alone(name, case) / 2**20] for name in (OURS, TRANSFORMERS)]
+        yield time_row(f"{label}: memory", TRANSFORMERS, peaks[0], peaks[1], "MiB")
+
+
+def _p95(series: list[float]) -> float:
+    return quantiles(series, n=20, method="inclusive")[-1] if len(series) > 1 else series[0]
+
+
+def _check_agreed(contenders: list[Segment], case: InferenceCase) -> None:
+    """Refuses to compare what does not find the same; windows are blended otherwise, and may differ more."""
+    if case.mode != "whole" or case.dtype != "float32":
+        return
+    ours, theirs = (one() for one in contenders)
+    differs = float((ours != theirs).float().mean())
+    if differs > MAX_DIFFERENT:
+        raise ModelError(
+            f"the two find another class in {differs:.1e} of the pixels; expected at most {MAX_DIFFERENT:.0e}: "
+            "there is nothing to compare."
+        )
+
+
+def _peak_alone(name: str, case: InferenceCase) -> int:
+    with memory.fresh_process() as pool:
+        return pool.submit(_peak, name, case, torch.get_num_threads()).result()
+
+
+def _peak(name: str, case: InferenceCase, threads: int) -> int:
+    torch.set_num_threads(threads)
+    contender(name, replace(case, height=64, width=64, batch=1, crop=64))()  # what is made once
+    return memory.peak_added_bytes(contender(name, case), torch.device(case.device))
+
+
+def contender(name: str, case: InferenceCase) -> Segment:
+    """Returns what makes class ids (B, H, W) of the case's images, with the weights that are always drawn."""
+    torch.manual_seed(0)
+    ours = build_segformer(case.variant, case.classes).eval()
+    images, size = case.images().to(case.device), (case.height, case.width)
+    if name == OURS:
+        return partial(segment, ours.to(case.device), images, size, case.how)
+    return partial(_theirs, to_transformers(ours).eval().to(case.device), images, case)
+
+
+@torch.inference_mode()
+def _theirs(model: nn.Module, images: Tensor, case: InferenceCase) -> Tensor:
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    how, size = case.how, (case.height, case.width)
+
+    def scores(pixels: Tensor, at: tuple[int, int]) -> Tensor:
+        with torch.autocast(case.device, how.dtype, enabled=how.dtype is not torch.float32):
+            logits = model(pixel_values=pixels).logits
+        return F.interpolate(logits.float(), at, mode="bilinear", align_corners=False)
+
+    pixels = (images - mean) / std
+    if how.crop is not None:
+        return _added_up(partial(scores, at=(how.crop, how.crop)), pixels, how, case.classes).argmax(1)
+    total = torch.zeros(len(images), case.classes, *size, device=images.device)
+    for scale in how.scales:
+        resized = [-(-int(side * scale) // 32) * 32 for side in size]
+        scaled = pixels if scale == 1.0 else F.interpolate(pixels, resized, mode="bilinear", align_corners=False)
+        for flips in (False, True) if how.flip else (False,):
+            found = scores(scaled.flip(-1) if flips else scaled, size)
+            total += (found.flip(-1) if flips else found).softmax(1) if len(how.scales) > 1 or how.flip else found
+    return total.argmax(1)
+
+
+def _added_up(scores: Callable[[Tensor], Tensor], pixels: Tensor, how: InferenceConfig, classes: int) -> Tensor:
+    """Returns the mean of the windows' scores at full size, a window at a time."""
+    crop = how.crop or 0
+    total = torch.zeros(len(pixels), classes, *pixels.shape[-2:], device=pixels.device)
+    hits = torch.zeros(1, 1, *pixels.shape[-2:], device=pixels.device)
+    tops, lefts = (sorted({*range(0, side - crop, how.stride), side - crop}) for side in pixels.shape[-2:])
+    for top in tops:
+        for left in lefts:
+            part = (..., slice(top, top + crop), slice(left, left + crop))
+            total[part] += scores(pixels[part])
+            hits[part] += 1
+    return total / hits

@@ -1,0 +1,194 @@
+"""What makes training batches of the same parquet: our stream, a torch DataLoader, and a bare loop.
+
+Each lives in a process of its own, takes its turns there, and says how long the first batch and the whole pass took.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from time import perf_counter
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from benchmarks.memory_monitor import PeakMemory, monitor_memory
+from segray import config
+from segray.cluster.connect import connect
+from segray.data.augment.augmenter import Augmenter
+from segray.data.augment.crop import PAD_COLOUR
+from segray.data.images import decode_mask
+from segray.data.loader import LoaderResources, shuffle_window_steps, training_batches
+from segray.data.reader import COLUMNS, SplitReader
+from segray.data.sampler import EpochPlan, row_seed
+
+IGNORE_ID = 255
+
+
+@dataclass(frozen=True)
+class LoaderTask:
+    """What every contender has to do in a turn.
+
+    Attributes:
+        source: the rows, in a local folder.
+        crop: side of the crops in px.
+        batch: crops of a batch.
+        batches: of a turn.
+        cores: processes or threads each may use.
+    """
+
+    source: SplitReader
+    crop: int
+    batch: int
+    batches: int
+    cores: int
+
+
+@dataclass(frozen=True)
+class PassTiming:
+    """One turn: seconds to the first batch, and to the last."""
+
+    first_s: float
+    all_s: float
+
+
+Turn = Callable[[int], PassTiming]
+
+
+@contextmanager
+def segray_loader(load: LoaderTask) -> Iterator[Turn]:
+    """Gives our stream's turns: turn n continues where turn n-1 ended."""
+    connect()
+    plan = EpochPlan(load.source.group_rows(), load.batch, 0, shuffle_window_steps(load.source, load.batch))
+    augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
+    means = LoaderResources(read_cpus=load.cores / 2, threads=load.cores)
+
+    def turn(number: int) -> PassTiming:
+        start = number * load.batches
+        slots = range(load.batch)
+        return _timed(lambda: training_batches(load.source, plan, slots, start, start + load.batches, augment, means))
+
+    try:
+        yield turn
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def torch_dataloader(load: LoaderTask) -> Iterator[Turn]:
+    """Gives the turns of the DataLoader that a user would write instead: rows in memory, as many workers."""
+    rows = ParquetRows(load.source, load.crop)
+    sampler = RandomSampler(rows, replacement=True, num_samples=load.batches * load.batch)
+    # "fork" is what a user gets on Linux; this process was spawned, and would hand that on.
+    loader: DataLoader[tuple[Any, Any]] = DataLoader(
+        rows, batch_size=load.batch, sampler=sampler, num_workers=load.cores, multiprocessing_context="fork"
+    )
+    yield lambda number: _timed(lambda: iter(loader))
+
+
+class ParquetRows(Dataset[tuple[Any, Any]]):
+    """A map-style data set, as the torch tutorial has it: crops (3, S, S) and masks (S, S), uint8.
+
+    Args:
+        source: the rows; they are held in memory.
+        crop: S.
+    """
+
+    def __init__(self, source: SplitReader, crop: int) -> None:
+        self.table = _table(source)
+        self.pipeline = A.Compose(
+            [
+                A.RandomScale((-0.5, 1.0), p=1),
+                A.PadIfNeeded(crop, crop, border_mode=cv2.BORDER_CONSTANT, fill=PAD_COLOUR, fill_mask=IGNORE_ID),
+                A.RandomCrop(crop, crop),
+                A.HorizontalFlip(),
+                A.ColorJitter(p=0.5),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        encoded = np.frombuffer(self.table["image"][index].as_py(), np.uint8)
+        image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        mask = decode_mask(self.table["mask"][index].as_py())
+        made = self.pipeline(image=image, mask=mask)
+        return np.ascontiguousarray(made["image"].transpose(2, 0, 1)), made["mask"]
+
+
+@contextmanager
+def plain_loop(load: LoaderTask) -> Iterator[Turn]:
+    """Gives the turns of a loop that only decodes and augments, as ours does, rows it has in memory."""
+    fresh = get_context("spawn")
+    with ProcessPoolExecutor(load.cores, fresh, initializer=_prepare, initargs=(load,)) as pool:
+        list(pool.map(_loop, range(load.cores), [load.batch] * load.cores))  # started, and warm
+        rows = [load.batches * load.batch // load.cores] * load.cores
+
+        def turn(number: int) -> PassTiming:
+            start = perf_counter()
+            list(pool.map(_loop, [number * load.cores + part for part in range(load.cores)], rows))
+            return PassTiming(0.0, perf_counter() - start)
+
+        yield turn
+
+
+_of_process: dict[str, Any] = {}
+
+
+def _prepare(load: LoaderTask) -> None:
+    cv2.setNumThreads(1)
+    augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
+    _of_process.update(table=_table(load.source), augment=augment)
+
+
+def _loop(seed: int, rows: int) -> None:
+    table, augment = _of_process["table"], _of_process["augment"]
+    for number in np.random.default_rng(seed).integers(0, table.num_rows, rows).tolist():
+        row = table["image"][number].as_py(), table["mask"][number].as_py()
+        augment([row], row_seed(seed, 0, number))
+
+
+def _table(source: SplitReader) -> pa.Table:
+    shards = [f"{source.root}/{shard.path}" for shard in source.split.shards]
+    return pa.concat_tables(pq.read_table(shard, columns=COLUMNS, memory_map=True) for shard in shards)
+
+
+def _timed(begin: Callable[[], Iterator[Any]]) -> PassTiming:
+    start = perf_counter()
+    batches = begin()
+    next(batches)
+    first = perf_counter() - start
+    for _ in batches:
+        pass
+    return PassTiming(first, perf_counter() - start)
+
+
+CONTENDERS: dict[str, Callable[[LoaderTask], AbstractContextManager[Turn]]] = {
+    "segray": segray_loader,
+    "dataloader": torch_dataloader,
+    "bare_loop": plain_loop,
+}
+
+
+def serve_turns(name: str, load: LoaderTask, pipe: Any) -> None:
+    """Takes turns as the other end of the pipe asks for them, until it sends none; runs in a process of its own.
+
+    A question is the number of the turn and whether to watch the memory meanwhile, which slows it down.
+    """
+    cv2.setNumThreads(1)  # rows are worked on side by side, not the pixels of one
+    with CONTENDERS[name](load) as turn:
+        pipe.send("ready")
+        while (question := pipe.recv()) is not None:
+            number, watching = question
+            with monitor_memory(os.getpid()) if watching else nullcontext(PeakMemory()) as peak:
+                taken = turn(number)
+            pipe.send((taken, peak))

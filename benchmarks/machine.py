@@ -1,0 +1,55 @@
+"""What a measurement ran on, and how fast that multiplies matrices."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from segray.inference.timing import time_call
+
+PACKAGES = ("segray", "torch", "transformers")
+
+MATRIX = {"cpu": 2048, "cuda": 8192}
+
+TRIES = 5
+
+
+def describe_machine(device: torch.device) -> dict[str, str | int]:
+    """Returns the machine's parts and the versions of what ran on it."""
+    found: dict[str, str | int] = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = str(torch.version.cuda)
+    return found | {name: known for name in PACKAGES if (known := _version(name))}
+
+
+def _cpu() -> str:
+    """Returns the processor's name where the system tells it."""
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the multiply-accumulates per second of the fastest of a few square matrix products."""
+    size = MATRIX.get(device.type, 2048)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    return size**3 / min(time_call(lambda: left @ right, device) for _ in range(TRIES))

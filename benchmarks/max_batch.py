@@ -1,0 +1,156 @@
+"""The largest batch that a device trains: the settings' own steps, tried in processes that may run out of memory."""
+
+import os
+import resource
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from benchmarks import machine
+from benchmarks.memory import can_measure, fresh_process, peak_added_bytes
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.core.errors import ModelError
+from segray.models.build import build_model
+from segray.training.engine.train_state import build_train_state
+from segray.training.losses.build import build_loss
+
+STEPS = 2  # the optimiser's state is there from the second on
+
+SHARE = 0.9  # of the memory that is free: other parts of a worker need some too
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory")
+
+
+@dataclass(frozen=True)
+class MaxBatchReport:
+    """What was found.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was trained.
+        peaks: bytes of the batches that fit, by images.
+        too_many: images of the smallest batch that was tried and does not fit; none if all did.
+        budget: bytes there were.
+    """
+
+    machine: dict[str, str | int]
+    case: dict[str, str | int | bool]
+    peaks: dict[int, int]
+    too_many: int | None
+    budget: int
+
+    @property
+    def largest(self) -> int:
+        """Images of the largest batch that fits."""
+        return max(self.peaks)
+
+
+def run_benchmark(
+    config: Config, num_classes: int, device: torch.device, most: int, say: Callable[[str], None]
+) -> MaxBatchReport:
+    """Returns the batches that fit, in doublings and then in halves of what is between.
+
+    Args:
+        config: what is trained; its accumulation is not.
+        num_classes: K.
+        device: to train on.
+        most: images that are not exceeded.
+        say: called with what was tried.
+
+    Raises:
+        ModelError: not even one image fits, a step fails for another reason, or the system does not tell what it took.
+    """
+    if not can_measure(device):
+        raise ModelError("what a step takes on this CPU is not told by its system; expected Linux, or a GPU.")
+    budget, peaks = _budget(device), dict[int, int]()
+    single = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
+
+    def fits(images: int) -> bool:
+        peak = _tried(single, num_classes, images, device, budget)
+        say(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / 2**30:.2f} GiB"))
+        if peak is not None:
+            peaks[images] = peak
+        return peak is not None
+
+    too_many = smallest_failing(fits, most)
+    if not peaks:
+        raise ModelError(
+            f"not even one image of {config.data.crop} x {config.data.crop} fits in {budget / 2**30:.1f} GiB; "
+            f"use --model.checkpointing true, a smaller data.crop or a smaller model.variant."
+        )
+    return MaxBatchReport(machine.describe_machine(device), _described(config, num_classes), peaks, too_many, budget)
+
+
+def smallest_failing(fits: Callable[[int], bool], most: int) -> int | None:
+    """Returns the smallest count that does not fit, within a sixteenth; none if `most` does.
+
+    Where n fits, all smaller ones do.
+    """
+    good, tried = 0, 1
+    while fits(tried):
+        good = tried
+        if tried == most:
+            return None
+        tried = min(2 * tried, most)
+    while tried - good > max(1, good // 16):
+        middle = (good + tried) // 2
+        good, tried = (middle, tried) if fits(middle) else (good, middle)
+    return tried
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available * SHARE)
+
+
+def _tried(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
+    """Returns the peak bytes of a few steps, or none if they do not fit."""
+    try:
+        with fresh_process() as pool:
+            return pool.submit(_peak, config, num_classes, images, device, budget).result()
+    except BrokenProcessPool:
+        return None  # the system ended it
+
+
+def _peak(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
+    if device.type == "cpu":
+        # Ours fails when it takes too much, before the system ends whom it likes.
+        held = psutil.Process(os.getpid()).memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (held + budget, held + budget))
+    try:
+        return peak_added_bytes(lambda: _train(config, num_classes, images, device), device)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+            return None
+        raise ModelError(f"a step of {images} images fails: {error}") from error
+
+
+def _train(config: Config, num_classes: int, images: int, device: torch.device) -> None:
+    classes = Classes.named([f"class_{k}" for k in range(num_classes)])
+    trained = build_train_state(config, build_model(config, classes), device)
+    loss = build_loss(config.loss, num_classes, [1] * num_classes)
+    size = (config.data.crop, config.data.crop)
+    batch = {
+        "image": torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8),
+        "mask": torch.randint(0, num_classes, (images, *size)),
+        "row": torch.arange(images),
+    }
+    for _ in trained.steps(trained.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
+        pass
+
+
+def _described(config: Config, num_classes: int) -> dict[str, str | int | bool]:
+    return {
+        "variant": config.model.variant,
+        "crop": config.data.crop,
+        "classes": num_classes,
+        "precision": config.train.precision,
+        "checkpointing": config.model.checkpointing,
+        "ema": config.train.ema > 0,
+        "aux_head": config.model.aux_head,
+    }

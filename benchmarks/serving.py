@@ -1,0 +1,209 @@
+"""Serving beside a bare loop of the Predictor and MLflow's own server: one version, the same cores."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from socket import create_server
+from statistics import median
+from time import perf_counter, sleep
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks import machine
+from benchmarks.interleave import BenchmarkReport, Row, rate_row
+from benchmarks.load_generator import LoadPlan, LoadResult, apply_load
+from benchmarks.memory_monitor import monitor_memory
+from segray.cluster.connect import available_cpus
+from segray.config import Config
+from segray.core.errors import ServingError
+from segray.data.images import decode_image, encode_mask
+from segray.inference.predictor import Predictor
+from segray.serving.server import running_server
+from segray.tracking.registry import download_checkpoint
+
+CLIENTS = 16
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+STARTS_S = 120.0
+
+IMAGES = 8
+
+
+@dataclass(frozen=True)
+class ServingBenchmark:
+    """What is measured.
+
+    Attributes:
+        sizes: sides of the images, px.
+        seconds: of a turn.
+        turns: of each.
+        requests: of the long run, whose memory is watched; none leaves it out.
+    """
+
+    sizes: Sequence[int]
+    seconds: float
+    turns: int
+    requests: int
+
+
+def run_benchmark(config: Config, version: str, asked: ServingBenchmark, say: Callable[[str], None]) -> BenchmarkReport:
+    """Returns images a second of ours beside the peers', the time of requests at half of that, and memory.
+
+    Args:
+        config: of serving; one replica for each core, so that all have the same.
+        version: of the model.
+        asked: what is measured.
+        say: called with what is being measured.
+    """
+    uri, name = str(config.tracking.uri), config.tracking.model
+    folder = download_checkpoint(f"models:/{name}/{version}", uri)
+    rows = list[Row]()
+    case: dict[str, str | int] = {"model": name, "version": version, "clients": CLIENTS, "turns": asked.turns}
+    with running_server(config, say) as place, _mlflow(name, version, uri) as theirs, _alone() as pool:
+        loop = pool.submit(_loaded, folder, available_cpus())
+        loop.result()
+        for size in asked.sizes:
+            say(f"images of {size}x{size} ...")
+            images = [_jpeg(size, seed) for seed in range(IMAGES)]
+            rows += _beside(f"{place.url}/v1/segment", theirs, pool, images, size, asked)
+            saturated = rows[-1].ours
+            calm = _half(f"{place.url}/v1/segment", images, saturated, asked.seconds)
+            case |= {f"p50_{size}_ms": round(calm.quantile_ms(0.5)), f"p95_{size}_ms": round(calm.quantile_ms(0.95))}
+            case |= {f"failed_{size}": len(calm.failed)}
+        if asked.requests:
+            case |= _long(f"{place.url}/v1/segment", asked, say)
+    return BenchmarkReport(machine.describe_machine(torch.device("cpu")), case, rows)
+
+
+def _beside(
+    ours: str, theirs: str, pool: ProcessPoolExecutor, images: Sequence[bytes], size: int, asked: ServingBenchmark
+) -> list[Row]:
+    """Returns the rows of one size, each contender warm, in turns."""
+    bodies = [(image, JPEG) for image in images]
+    wrapped = [(_wrapped(image), {"Content-Type": "application/json"}) for image in images]
+
+    def by(url: str, what: Sequence[tuple[bytes, dict[str, str]]]) -> float:
+        with _alone() as one:
+            load = one.submit(apply_load, LoadPlan(url, what, CLIENTS, asked.seconds)).result()
+        if load.failed:
+            raise ServingError(f"{url} answered {load.failed[0].status}: {load.failed[0].said}")
+        return load.rate
+
+    contenders: list[Callable[[], float]] = [
+        lambda: by(ours, bodies),
+        lambda: pool.submit(_loop, images, asked.seconds).result(),
+        lambda: by(theirs, wrapped),
+    ]
+    for contender in contenders:
+        contender()
+    series = list(zip(*([contender() for contender in contenders] for _ in range(asked.turns)), strict=True))
+    named = zip(("bare Predictor loop", "mlflow models serve"), series[1:], strict=True)
+    return [rate_row(f"serve_requests {size}x{size}", peer, series[0], rates, "/s") for peer, rates in named]
+
+
+def _half(url: str, images: Sequence[bytes], saturated: float, seconds: float) -> LoadResult:
+    """Returns a load of half of what saturates, by many clients."""
+    plan = LoadPlan(url, [(image, JPEG) for image in images], 100, max(seconds, 20.0), rate=saturated / 2)
+    with _alone() as pool:
+        return pool.submit(apply_load, plan).result()
+
+
+def _long(url: str, asked: ServingBenchmark, say: Callable[[str], None]) -> dict[str, str | int]:
+    """Returns how memory and latency moved over many requests of mixed sizes, a tenth at a time."""
+    bodies = [(_jpeg(size, seed), JPEG) for seed in range(IMAGES) for size in (64, 96, 128, 192, 256)]
+    held, slow = list[int](), list[int]()
+    for tenth in range(10):
+        with monitor_memory(os.getpid()) as peak, _alone() as pool:
+            load = pool.submit(apply_load, LoadPlan(url, bodies, CLIENTS, 3600.0, most=asked.requests // 10)).result()
+        held.append(peak.memory // 2**20)
+        slow.append(round(load.quantile_ms(0.95)))
+        done = (tenth + 1) * asked.requests // 10
+        say(f"{done} requests, {len(load.failed)} failed, p95 {slow[-1]} ms, {held[-1]} MiB at most")
+    return {
+        "requests": asked.requests,
+        "p95_first_tenths_ms": int(median(slow[1:4])),
+        "p95_last_tenths_ms": int(median(slow[-3:])),
+        "memory_first_tenths_mib": int(median(held[1:4])),
+        "memory_last_tenths_mib": int(median(held[-3:])),
+    }
+
+
+@contextmanager
+def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
+    """Serves the version with MLflow's own server, one worker for each core."""
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["models", "serve", "-m", f"models:/{name}/{version}", "--env-manager", "local", "--host", "127.0.0.1"]
+    words += ["--port", str(port), "--workers", str(available_cpus())]
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it looks for uvicorn
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": beside}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _await(f"http://127.0.0.1:{port}/ping", process)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def _await(url: str, process: "subprocess.Popen[bytes]") -> None:
+    began = perf_counter()
+    while perf_counter() - began < STARTS_S and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            sleep(0.5)
+    raise ServingError(f"mlflow models serve does not answer at {url}.")
+
+
+def _alone() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+_HELD: list[Predictor] = []
+
+
+def _loaded(folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _HELD.append(Predictor(folder))
+
+
+def _loop(images: Sequence[bytes], seconds: float) -> float:
+    """Returns images a second from JPEG to PNG, one after the other."""
+    begun, count = perf_counter(), 0
+    while perf_counter() - begun < seconds:
+        encode_mask(_HELD[0](decode_image(images[count % len(images)])))
+        count += 1
+    return count / (perf_counter() - begun)
+
+
+def _jpeg(side: int, seed: int) -> bytes:
+    """Returns an image of soft noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
+    _, encoded = cv2.imencode(".jpg", cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC))
+    return encoded.tobytes()
+
+
+def _wrapped(image: bytes) -> bytes:
+    return json.dumps({"dataframe_records": [{"image": base64.b64encode(image).decode()}]}).encode()

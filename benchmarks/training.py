@@ -1,0 +1,218 @@
+"""The whole platform's training beside a bare loop on tensors in memory, and beside transformers' Trainer."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ray.train import LoggingConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import get_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks import hf_trainer, machine
+from benchmarks.interleave import Row, rate_row
+from segray.cluster.resources import WorkerResources
+from segray.data.augment.augmenter import Augmenter
+from segray.data.loader import Batch, training_batches
+from segray.data.reader import SplitReader
+from segray.data.sampler import rank_slots
+from segray.models.build import build_model
+from segray.training.heartbeat import HeartbeatSender
+from segray.training.losses.build import cross_entropy
+from segray.training.ray_trainer import SegrayTrainer
+from segray.training.reporting import JournalCallback
+from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
+from segray.training.worker import TrainWorker, configure_worker_logging
+
+IN_MEMORY = 4  # batches that the bare loop trains on, over and over
+
+WARM_UP = 5  # steps of a turn that are not counted: what was made ahead meanwhile
+
+FOR_EVER = 1_000_000
+
+FOUND = "found.pt"
+
+PLATFORM, BARE_LOOP, HF_TRAINER = "segray", "bare_loop", "hf_trainer"
+
+PEERS = (BARE_LOOP, HF_TRAINER)
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """What is trained.
+
+    Attributes:
+        job: the run; its steps, validations and checkpoints are not made.
+        steps: of a turn.
+        turns: that each gets, after one that is not counted.
+        peers: besides the platform; of PEERS.
+    """
+
+    job: RunSpec
+    steps: int
+    turns: int
+    peers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What was found.
+
+    Attributes:
+        machine: what it ran on.
+        case: what was trained.
+        rows: the platform beside each peer.
+        phases: shares of a step's time on rank 0, by what is done.
+    """
+
+    machine: dict[str, str | int]
+    case: dict[str, str | int]
+    rows: list[Row]
+    phases: dict[str, float]
+
+
+class PhaseTimer(HeartbeatSender):
+    """A beat that adds up the time of each phase.
+
+    Attributes:
+        seconds: of each phase since the last clearing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(None, 0, 1, 1.0)
+        self._device = device
+        self._now, self._since = "", perf_counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.waits = False
+
+    def __call__(self, phase: str) -> None:
+        """Ends the phase before, and waits for what it left on the device, if it is to."""
+        if self.waits and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = perf_counter()
+        self.seconds[self._now] += now - self._since
+        self._now, self._since = phase, now
+
+
+def run_benchmark(case: TrainingCase) -> TrainingReport:
+    """Returns images a second of both, in turns, in the same workers."""
+    placement = case.job.placement
+    with TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        inside = replace(case, job=replace(case.job, folder=Path(folder)))
+        _trainer(inside, placement, folder).fit()
+        found = torch.load(Path(folder) / FOUND)
+    rates = found["rates"]
+    rows = [rate_row("train_images", peer, rates[PLATFORM], rates[peer], "images/s") for peer in case.peers]
+    whole = sum(found["phases"].values())
+    phases = {name: value / whole for name, value in found["phases"].items()}
+    return TrainingReport(machine.describe_machine(torch.device(placement.device)), _described(case), rows, phases)
+
+
+def _trainer(case: TrainingCase, placement: WorkerResources, folder: str) -> SegrayTrainer:
+    resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
+    return SegrayTrainer(
+        _work,
+        train_loop_config={"case": case, "folder": folder},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="benchmark",
+            storage_path=folder,
+            callbacks=[JournalCallback(folder)],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _described(case: TrainingCase) -> dict[str, str | int]:
+    config = case.job.config
+    return {
+        "variant": config.model.variant,
+        "crop": config.data.crop,
+        "batch": config.train.batch,
+        "decode": config.data.decode,
+        "sampler": config.data.sampler,
+        "log_every": config.train.log_every,
+        "steps_a_turn": case.steps,
+        "placement": str(case.job.placement),
+    }
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """Takes the turns; the function Ray Train runs on every worker."""
+    configure_worker_logging()
+    case: TrainingCase = settings["case"]
+    clock = PhaseTimer(get_device())
+    platform = TrainWorker(case.job, clock).steps()
+    known: dict[str, Callable[[], Callable[[], float]]] = {
+        PLATFORM: lambda: partial(_rate, platform, case),
+        BARE_LOOP: lambda: partial(_rate, _bare_loop(case.job), case),
+        HF_TRAINER: lambda: _peer_trainer(case, settings["folder"]),
+    }
+    contenders = {name: known[name]() for name in (PLATFORM, *case.peers)}
+    rounds = [{name: turn() for name, turn in contenders.items()} for _ in range(case.turns + 1)]
+    rates = {name: [one[name] for one in rounds[1:]] for name in contenders}
+    clock.waits = True
+    list(islice(platform, WARM_UP))
+    clock.seconds.clear()
+    list(islice(platform, case.steps))
+    if get_context().get_world_rank() == 0:
+        torch.save({"rates": rates, "phases": dict(clock.seconds)}, Path(settings["folder"]) / FOUND)
+
+
+def _peer_trainer(case: TrainingCase, folder: str) -> Callable[[], float]:
+    config, manifest = case.job.config, case.job.manifest
+    source = SplitReader(config.data.root, manifest.split(config.data.train_split))
+    ranks = get_context().get_world_size()
+    return hf_trainer.build_hf_run(
+        config, source, manifest.classes.num_classes, ranks, WARM_UP, case.steps, Path(folder) / HF_TRAINER
+    )
+
+
+def _bare_loop(job: RunSpec) -> Iterator[torch.Tensor]:
+    """Yields the loss of each step of what one would write without a platform."""
+    device, classes = get_device(), job.manifest.classes
+    model: nn.Module = build_model(job.config, classes).to(device).train()
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    memory = [{name: value.to(device) for name, value in batch.items()} for batch in islice(_stream(job), IN_MEMORY)]
+    for batch in cycle(memory):
+        loss, _ = cross_entropy(model(batch["image"]), batch, ignore_id=classes.ignore_id)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        yield loss.detach()
+
+
+def _stream(job: RunSpec) -> Iterator[Batch]:
+    config, context = job.config, get_context()
+    source = SplitReader(config.data.root, job.manifest.split(config.data.train_split))
+    slots = rank_slots(context.get_world_rank(), context.get_world_size(), config.train.batch)
+    plan = build_epoch_plan(source, config, job.times)
+    augment = Augmenter(config.data, job.manifest.classes.ignore_id)
+    return training_batches(source, plan, slots, 0, IN_MEMORY, augment, loader_resources(config, job.placement))
+
+
+def _rate(made: Iterator[Any], case: TrainingCase) -> float:
+    """Returns the global batch's images a second of a turn."""
+    list(islice(made, WARM_UP))
+    _wait()
+    start = perf_counter()
+    list(islice(made, case.steps))
+    _wait()
+    return case.steps * case.job.config.train.batch / (perf_counter() - start)
+
+
+def _wait() -> None:
+    if get_device().type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,188 @@
+"""A sweep on the terminal: what it will cost, one live table of its trials, what came of it; plain lines in a log."""
+
+import threading
+from collections.abc import Sequence
+from time import monotonic
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from segray.cli.progress import format_duration
+from segray.tune.finalize import SweepResult
+from segray.tune.space import Values, dimensions
+from segray.tune.sweep import SweepView
+from segray.tune.trial import State, Trial, objective_sign
+
+POLL_S = 0.5
+
+LINE_S = 30.0
+
+MAX_SHOWN = 20
+
+
+def print_estimate(console: Console, view: SweepView) -> None:
+    """Prints what a sweep will do and cost."""
+    config, found = view.config, view.outlook
+    console.print(
+        f"sweep {view.folder.name}: {found.trials} trials of {config.train.steps} steps, {found.at_once} at once",
+        highlight=False,
+    )
+    for dimension in dimensions(config):
+        console.print(f"  {dimension.key:<22} {dimension}", highlight=False)
+    share = found.expected / found.steps
+    console.print(
+        f"  {config.tune.search} search, scheduler {config.tune.scheduler}: about {found.expected:,} of "
+        f"{found.steps:,} steps ({share:.0%})",
+        highlight=False,
+    )
+    if found.hours is not None and found.worker_hours is not None:
+        kind = "hours of all workers together"
+        console.print(
+            f"  about {format_duration(found.hours * 3600)}, {found.worker_hours:.2f} {kind}", highlight=False
+        )
+    budget = {key: value for key, value in config.tune.budget.model_dump().items() if value is not None}
+    if budget:
+        told = ", ".join(f"{key} {value:g}" for key, value in budget.items())
+        console.print(f"  ends at the latest with tune.budget: {told}", highlight=False)
+
+
+class SweepProgress:
+    """Follows the trials of a sweep in a thread of its own, until closed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._told: dict[int, State] = {}
+        self._printed = monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def watch(self, view: SweepView) -> None:
+        """Prints what the sweep will do, and starts following it."""
+        print_estimate(self._console, view)
+        self._thread = threading.Thread(target=self._follow, args=(view,), daemon=True)
+        self._thread.start()
+
+    def _follow(self, view: SweepView) -> None:
+        if not self._console.is_terminal:
+            while not self._stopped.wait(POLL_S):
+                self._tell(view)
+            self._tell(view)
+            return
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            while not self._stopped.wait(POLL_S):
+                live.update(render_table(view), refresh=True)
+        self._console.print(render_table(view))
+
+    def _tell(self, view: SweepView) -> None:
+        """Prints a line for each trial that came to something new, and every so often how far all are."""
+        for trial in list(view.sweeping.trials):
+            if self._told.get(trial.number) != trial.state and trial.state is not State.WAITING:
+                self._told[trial.number] = trial.state
+                self._print(format_trial(view, trial))
+        if monotonic() - self._printed >= LINE_S:
+            self._print(format_progress(view))
+
+    def _print(self, line: str) -> None:
+        self._printed = monotonic()
+        self._console.print(line, highlight=False)
+
+
+def format_trial(view: SweepView, trial: Trial) -> str:
+    """Returns a trial in one line."""
+    metric = view.config.tune.metric[0]
+    value = "" if trial.value is None else f"  {metric} {objective_sign(metric) * trial.value:.4f}"
+    why = f"  ({trial.why})" if trial.why else ""
+    step = f"  step {trial.step}/{view.config.train.steps}" if trial.curve else ""
+    return f"trial {trial.number:>3} {trial.state:<8}{step}{value}  {format_settings(trial.values)}{why}"
+
+
+def format_progress(view: SweepView) -> str:
+    """Returns how far a sweep is, in one line."""
+    trials = view.sweeping.trials
+    counts = {state: sum(trial.state is state for trial in trials) for state in State}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return f"{len(trials)} of {view.outlook.trials} trials: {told}; {_time(view)}"
+
+
+def _time(view: SweepView) -> str:
+    """Returns the time spent, and what is left at the same pace, as far as the scheduler lets that be known."""
+    made = sum(trial.step for trial in view.sweeping.trials)
+    spent = view.spent_s()
+    if not made:
+        return f"{format_duration(spent)} so far"
+    left = max(0.0, spent * (view.outlook.expected / made - 1))
+    return f"{format_duration(spent)} so far, about {format_duration(left)} left"
+
+
+def render_table(view: SweepView) -> Group:
+    """Returns how far a sweep is, and its trials as a table: those at work first, then the best."""
+    return Group(Text(format_progress(view)), _table(view))
+
+
+def _table(view: SweepView) -> Table:
+    metrics, keys = view.config.tune.metric, [one.key for one in dimensions(view.config)]
+    table = Table(show_edge=False, pad_edge=False, header_style="")
+    for name in ("trial", "", "step"):
+        table.add_column(name, justify="right" if name != "" else "left")
+    for name in (*metrics, *keys):
+        table.add_column(name, justify="right")
+    for trial in _shown(view.sweeping.trials):
+        first = None if trial.best is None else objective_sign(metrics[0]) * trial.best
+        found = [first, *(trial.others.get(name) for name in metrics[1:])]
+        table.add_row(
+            str(trial.number),
+            str(trial.state),
+            str(trial.step),
+            *("" if value is None else f"{value:.4g}" for value in found),
+            *(_spelt(trial.values[key]) for key in keys),
+        )
+    return table
+
+
+def _shown(trials: Sequence[Trial]) -> list[Trial]:
+    best = sorted(trials, key=lambda one: (one.state is not State.RUNNING, -(one.best or -1e9)))
+    return best[:MAX_SHOWN]
+
+
+def format_settings(values: Values) -> str:
+    """Returns settings in one line."""
+    return "  ".join(f"{key} {_spelt(value)}" for key, value in values.items())
+
+
+def _spelt(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def print_result(console: Console, result: SweepResult) -> None:
+    """Prints what came of a sweep."""
+    console.print()
+    if result.ended:
+        console.print(f"the sweep ended before all trials were over: {result.ended}.", highlight=False)
+    cost = result.cost
+    console.print(
+        f"{len(result.trials)} trials, {cost.steps:,} of {cost.whole:,} steps ({cost.steps / cost.whole:.0%}), "
+        f"{cost.worker_hours:.2f} hours of all workers together, {cost.saved:.2f} saved by stopping early",
+        highlight=False,
+    )
+    if len(result.front) > 1:
+        numbers = ", ".join(str(trial.number) for trial in result.front)
+        console.print(f"no trial beats {numbers} in every metric", highlight=False)
+    value = objective_sign(result.metric) * (result.best.best or 0.0)
+    best = f"best: trial {result.best.number}  {format_settings(result.best.values)}"
+    console.print(f"{best}  {result.metric} {value:.4f}", highlight=False)
+    if result.mean is not None:
+        deviation = "" if result.deviation is None else f", standard deviation {result.deviation:.4f}"
+        console.print(
+            f"val/miou with {len(result.seeds)} other seeds: mean {result.mean:.4f}{deviation}", highlight=False
+        )

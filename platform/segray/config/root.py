@@ -1,0 +1,108 @@
+"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
+
+`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
+checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from segray.config.base import Settings
+from segray.config.data import DataConfig
+from segray.config.eval import EvalConfig
+from segray.config.loss import LossConfig
+from segray.config.model import ModelConfig
+from segray.config.optim import OptimConfig
+from segray.config.parsers import invalid_setting
+from segray.config.promote import PromoteConfig
+from segray.config.serve import ServeConfig
+from segray.config.tracking import NAME, TrackingConfig
+from segray.config.train import TrainConfig
+from segray.config.tune import TuneConfig
+from segray.core.errors import ConfigError
+
+_OF_THE_RUN = (
+    *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
+    *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
+)
+
+_SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {*_SECTIONS, "data.root", "data.decode", "data.bad_rows", "model.checkpointing"}
+).union(f"train.{name}" for name in _OF_THE_RUN)
+"""Settings and sections that do not decide what is learned, or only when it ends."""
+
+
+class Config(Settings):
+    """Everything a run is determined by."""
+
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    """Name of the run and its folder; none makes a fresh one."""
+    results: str = "results"
+    """Folder that holds the runs; on a cluster one that every node sees."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    tune: TuneConfig = TuneConfig()
+    promote: PromoteConfig = PromoteConfig()
+    serve: ServeConfig = ServeConfig()
+
+    def looked_at(self, asked: EvalConfig | None) -> Self:
+        """Returns a model's own settings with those of evaluation laid over them that were given."""
+        if asked is None:
+            return self
+        given = {name: getattr(asked, name) for name in asked.model_fields_set}
+        laid = self.eval.model_copy(update=given)
+        try:
+            laid.check_windows(self.data.crop)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return self.model_copy(update={"eval": laid})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.eval.check_windows(self.data.crop)
+        if self.train.batch < self.train.workers:
+            raise invalid_setting(
+                "train.batch",
+                self.train.batch,
+                f"at least one image for each of the {self.train.workers} workers",
+            )
+        if self.train.accumulate > self.train.batch // self.train.workers:
+            raise invalid_setting(
+                "train.accumulate",
+                self.train.accumulate,
+                f"at most the {self.train.batch // self.train.workers} images that each worker has of a step",
+            )
+        if self.train.min_workers is not None and self.train.min_workers > self.train.workers:
+            raise invalid_setting(
+                "train.min_workers", self.train.min_workers, f"at most train.workers, {self.train.workers}"
+            )
+        if self.optim.warmup_steps >= self.train.steps:
+            raise invalid_setting(
+                "optim.warmup_steps", self.optim.warmup_steps, f"fewer than train.steps, {self.train.steps}"
+            )
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """Returns the settings that decide what is learned, by dotted key; the others may change as a run goes on."""
+        tree = {
+            section: part
+            for section, part in self.model_dump(mode="json").items()
+            if section not in CHANGEABLE_ON_RESUME
+        }
+        flat = {f"{section}.{name}": value for section, part in tree.items() for name, value in part.items()}
+        return {key: value for key, value in flat.items() if key not in CHANGEABLE_ON_RESUME}
+
+    @property
+    def digest(self) -> str:
+        """Hash over the decisive settings."""
+        return hashlib.blake2b(json.dumps(self.decisive(), sort_keys=True).encode(), digest_size=8).hexdigest()

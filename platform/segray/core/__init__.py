@@ -1,0 +1,1 @@
+"""Errors, class names, signals, logging, HTML and plots: what every other package may import."""

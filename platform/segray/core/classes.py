@@ -1,0 +1,107 @@
+"""What the class ids of a dataset mean: names, colours and the id that is not counted."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from segray.core.errors import DataError
+
+ChannelValue = Annotated[int, Field(ge=0, le=255)]
+
+Colour = tuple[ChannelValue, ChannelValue, ChannelValue]
+
+
+class Classes(BaseModel):
+    """The classes of a dataset.
+
+    Attributes:
+        names: name of class id 0..K-1, unique.
+        palette: RGB colour of class id 0..K-1, 0..255.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.names:
+            raise ValueError("a dataset needs at least one class")
+        strange = [name for name in self.names if not name.strip() or name.encode("utf-8", "replace").decode() != name]
+        if strange:
+            raise ValueError(f"a class is called {strange[0]!a}; expected text")
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ValueError(f"class names must be unique; {', '.join(twice)} stands there twice")
+        if len(self.palette) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names but {len(self.palette)} colours")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes without the ignored one."""
+        return len(self.names)
+
+    @property
+    def ignore_id(self) -> int:
+        """The mask value that is neither trained on nor counted: 255, or 65535 from 256 classes on."""
+        return ignore_id(self.num_classes)
+
+    @classmethod
+    def named(cls, names: list[str] | tuple[str, ...]) -> Self:
+        """Returns classes of these names, coloured with the default palette."""
+        return cls(names=tuple(names), palette=tuple(default_palette(len(names))))
+
+
+def ignore_id(num_classes: int) -> int:
+    """Returns the ignore id of a dataset with that many classes (the largest value of its mask dtype)."""
+    return 255 if num_classes < 256 else 65535
+
+
+def default_palette(num_colours: int) -> list[Colour]:
+    """Returns distinct RGB colours by the bit-interleaving rule of Pascal VOC, black left out."""
+    return [_voc_colour(index) for index in range(1, num_colours + 1)]
+
+
+def _voc_colour(index: int) -> Colour:
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return (channels[0], channels[1], channels[2])
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Returns the class names in a file: one name a line (# starts a comment), or a JSON list.
+
+    Raises:
+        DataError: the file is missing, not text, or holds no name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"classes file {path} cannot be read ({error}); expected one class name a line.") from error
+    if text.lstrip().startswith(("[", "{")):
+        names = _json_names(path, text)
+    else:
+        lines = [line.split("#")[0].strip() for line in text.splitlines()]
+        names = [name for name in lines if name]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"classes file {path} holds {', '.join(twice)} more than once; expected names that differ.")
+    if not names:
+        raise DataError(f"classes file {path} names no class; expected one name a line, class id 0 first.")
+    return names
+
+
+def _json_names(path: Path, text: str) -> list[str]:
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"classes file {path} is no valid JSON list ({error}).") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f'classes file {path} is JSON, but no list of names; expected one such as ["road", "car"].')
+    return list(names)

@@ -1,0 +1,48 @@
+"""Figures as PNGs, for pages, MLflow and papers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+INK, SOFT, LINE, BLUE, RED = "#1d2530", "#5d6b7c", "#c5ccd4", "#2f6fb0", "#dc2626"
+
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
+
+DPI = 130
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Returns a figure of one plot.
+
+    Args:
+        width: inches.
+        height: inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(colors=SOFT, length=0)
+    axes.xaxis.label.set_color(SOFT)
+    axes.yaxis.label.set_color(SOFT)
+    return figure, axes
+
+
+def save_figure(figure: Figure, file: Path) -> Path:
+    """Writes a figure and returns its file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class or image may be called anything, `$` included
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # pages show every script
+        figure.savefig(file, dpi=DPI, facecolor="white")
+    return file

@@ -1,0 +1,171 @@
+"""A dataset that is being made: what is done of it, and who is at it.
+
+It lies in the dataset's own folder, so that a folder and a bucket work alike: shards have their final names at once,
+and `dataset.json`, without which there is no dataset, comes last.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pydantic import TypeAdapter, ValidationError
+
+from segray.core.errors import DataError
+from segray.data.convert.shards import ShardJob, ShardResult
+from segray.data.locks import exclusive_lock
+from segray.data.manifest import MANIFEST, SKIPPED_LIST, Manifest
+from segray.data.storage import (
+    UNFINISHED,
+    credentials_hint,
+    display_path,
+    filesystem,
+    strip_credentials,
+    translate_write_errors,
+    write_atomic,
+)
+
+PROBLEMS = "problems.txt"
+
+LISTS = (SKIPPED_LIST, PROBLEMS)
+
+PARTIAL_OUTPUT = re.compile(rf"[^/]+/part-\d+(-\d+)?\.parquet(\.[0-9a-f]{{8}}\.partial)?|{SKIPPED_LIST}|{PROBLEMS}")
+"""What an earlier try may have left, relative to the root."""
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A job that is done: its digest and what came of it."""
+
+    job: str
+    outcome: ShardResult
+
+
+_RECORD = TypeAdapter(ShardRecord)
+
+
+def load_result(job: ShardJob) -> ShardResult | None:
+    """Returns what came of a job before, if its shards are still there."""
+    fs, root = filesystem(job.root)
+    try:
+        with fs.open_input_stream(_record(root, job)) as file:
+            record = _RECORD.validate_json(file.read())
+    except (OSError, ValidationError):
+        return None
+    shards = record.outcome.shards
+    sizes = [info.size for info in fs.get_file_info([f"{root}/{shard.path}" for shard in shards])]
+    is_whole = sizes == [shard.bytes for shard in shards]
+    return record.outcome if record.job == job.digest and is_whole else None
+
+
+def save_result(job: ShardJob, outcome: ShardResult) -> None:
+    """Writes down what came of a job; not where samples could not be used, which the next try may be able to.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    if outcome.problems:
+        return
+    fs, root = filesystem(job.root)
+    with translate_write_errors(job.root):
+        write_atomic(fs, _record(root, job), _RECORD.dump_json(ShardRecord(job.digest, outcome)))
+
+
+def delete_result(job: ShardJob) -> None:
+    """Removes what was written down of a job: its shards are about to be replaced."""
+    fs, root = filesystem(job.root)
+    with translate_write_errors(job.root), suppress(FileNotFoundError):
+        fs.delete_file(_record(root, job))
+
+
+def write_problems(out: str, lines: Sequence[str]) -> str:
+    """Writes a line each into a file in the folder, until a conversion is finished, and returns its place."""
+    fs, root = filesystem(out)
+    with translate_write_errors(out):
+        write_atomic(fs, f"{root}/{PROBLEMS}", _listed(lines))
+    return display_path(out, PROBLEMS)
+
+
+def _listed(lines: Sequence[str]) -> bytes:
+    """Returns a line each, whatever names hold."""
+    return "".join(f"{' '.join(line.splitlines())}\n" for line in lines).encode("utf-8", "backslashreplace")
+
+
+def _tried(fs: FileSystem, root: str) -> set[str]:
+    """Returns the splits of all tries, which are folders here."""
+    found = fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}", recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{root}/{UNFINISHED}/").split("/")[0] for info in found}
+
+
+def require_empty_output(out: str) -> None:
+    """Refuses a folder or URI that holds anything but a conversion that is not finished.
+
+    Raises:
+        DataError: it does, or it cannot be looked into.
+    """
+    fs, root = filesystem(out)
+    try:
+        kind = fs.get_file_info(root).type
+        if kind == FileType.File:
+            raise DataError(
+                f"output {strip_credentials(out)} is a file; expected a folder that is empty or not there yet."
+            )
+        names = {Path(info.path).name for info in fs.get_file_info(FileSelector(root, allow_not_found=True))}
+    except OSError as error:
+        raise DataError(
+            f"output {strip_credentials(out)} cannot be looked into ({error}){credentials_hint(out)}"
+        ) from error
+    if MANIFEST in names:
+        raise DataError(f"output {strip_credentials(out)} holds a dataset; choose another folder, or remove it first.")
+    if names and UNFINISHED not in names:
+        raise DataError(f"output {strip_credentials(out)} is not empty; choose another folder, or remove it first.")
+
+
+@contextmanager
+def conversion_lock(out: str, splits: Iterable[str]) -> Iterator[None]:
+    """Holds a folder or URI for one conversion; what an earlier one made of it stays.
+
+    Raises:
+        DataError: it cannot be written, or another conversion is at it.
+    """
+    fs, root = filesystem(out)
+    is_local = isinstance(fs, LocalFileSystem)  # a bucket has no folders to be made
+    with ExitStack() as stack:
+        with translate_write_errors(out):
+            for split in splits if is_local else ():
+                Path(root, split).mkdir(parents=True, exist_ok=True)
+                Path(root, UNFINISHED, split).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive_lock(out, "conversion"))
+            if fs.get_file_info(f"{root}/{MANIFEST}").type != FileType.NotFound:  # whoever had it is done
+                fs.delete_dir(f"{root}/{UNFINISHED}")
+                require_empty_output(out)
+        yield
+
+
+def commit_dataset(out: str, manifest: Manifest, left_out: list[str]) -> None:
+    """Makes a dataset of what was written, and removes what does not belong to it.
+
+    Args:
+        out: folder or URI.
+        manifest: of the dataset.
+        left_out: a line for each sample that it does not hold.
+    """
+    fs, root = filesystem(out)
+    kept = {f"{root}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}
+    with translate_write_errors(out):
+        splits = set(manifest.splits) | _tried(fs, root)
+        for info in fs.get_file_info(FileSelector(root, recursive=True)):
+            relative = info.path.removeprefix(root).strip("/")
+            is_ours = PARTIAL_OUTPUT.fullmatch(relative) and (relative in LISTS or relative.split("/")[0] in splits)
+            if is_ours and info.type == FileType.File and info.path not in kept:
+                fs.delete_file(info.path)
+        if left_out:
+            write_atomic(fs, f"{root}/{SKIPPED_LIST}", _listed(left_out))
+        write_atomic(fs, f"{root}/{MANIFEST}", f"{manifest.model_dump_json(indent=1)}\n".encode())
+        fs.delete_dir(f"{root}/{UNFINISHED}")
+
+
+def _record(root: str, job: ShardJob) -> str:
+    return f"{root}/{UNFINISHED}/{job.path}.json"

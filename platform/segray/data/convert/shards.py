@@ -1,0 +1,285 @@
+"""Source samples as parquet shards: how they are cut, and how one shard is checked and written."""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from segray.core.errors import DataError
+from segray.data.convert.labels import LabelMap
+from segray.data.convert.metadata import shard_schema
+from segray.data.images import Mask, encode_mask
+from segray.data.manifest import FORMAT_VERSION, Shard
+from segray.data.normalize import align_mask, decode_source_mask, normalize_image
+from segray.data.sources.sample import SourceSample
+from segray.data.storage import content_hash, display_path, filesystem
+
+MIN_SHARDS = 8
+
+Row = dict[str, Any]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """How large what is written may get.
+
+    Attributes:
+        shard_bytes: from which a shard is closed.
+        group_rows, group_bytes: from which a row group is closed; training holds a row group in memory for every image
+            of a batch.
+        image_pixels: most pixels of an image that is read; a larger one may be a decompression bomb.
+    """
+
+    shard_bytes: int = 128 * 2**20
+    group_rows: int = 16
+    group_bytes: int = 4 * 2**20
+    image_pixels: int = 2**27
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to write, all that a task on any machine needs to know; more than one where it gets too large.
+
+    Attributes:
+        path: of the shard, relative to the root.
+        samples: its rows.
+        root: folder or URI of the dataset.
+        labels: what the masks' ids mean.
+        bounds: of what is written.
+        columns: names of further columns.
+    """
+
+    path: str
+    samples: tuple[SourceSample, ...]
+    root: str
+    labels: LabelMap
+    bounds: ShardLimits
+    columns: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Changes with all that decides what is written."""
+        known = (
+            FORMAT_VERSION,
+            self.path,
+            self.labels.num_classes,
+            sorted(self.labels.lookup.items()),
+            asdict(self.bounds),
+        )
+        samples = ((one.id, one.image, one.mask, one.version, *self.further(one).items()) for one in self.samples)
+        return content_hash(repr(known).encode(), *(repr(one).encode("utf-8", "surrogateescape") for one in samples))
+
+    def further(self, sample: SourceSample) -> dict[str, str | None]:
+        """Returns the further columns of a sample."""
+        return {name: sample.columns.get(name) for name in self.columns}
+
+
+@dataclass
+class ShardResult:
+    """What came of a job.
+
+    Attributes:
+        rows: samples looked at, good or bad.
+        shards: the files written; none where no sample can be used.
+        class_pixels: (K,) pixels of each class.
+        heights, widths: sums over the rows, in pixels.
+        normalised: `id: why` of images that were re-encoded.
+        problems: id and why of each sample that cannot be used.
+        highest_id: the largest id met that the labels know, or do not know, -1 where there is none.
+    """
+
+    rows: int = 0
+    shards: list[Shard] = field(default_factory=list)
+    class_pixels: list[int] = field(default_factory=list)
+    heights: int = 0
+    widths: int = 0
+    normalised: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    highest_id: int = -1
+
+
+def partition_samples(samples: Sequence[SourceSample], bounds: ShardLimits) -> Iterator[tuple[SourceSample, ...]]:
+    """Yields the samples of each shard of one split, in order; the cut depends on nothing but its arguments.
+
+    A shard is at least `shard_bytes`, or an eighth of the split where that is less: a small dataset must keep several
+    machines busy too.
+    """
+    share = -(-len(samples) // MIN_SHARDS)
+    most_rows = -(-share // bounds.group_rows) * bounds.group_rows
+    shard: list[SourceSample] = []
+    size = 0
+    for sample in samples:
+        shard.append(sample)
+        size += sample.size_bytes
+        if len(shard) >= most_rows or size >= bounds.shard_bytes:
+            yield tuple(shard)
+            shard, size = [], 0
+    if shard:
+        yield tuple(shard)
+
+
+def write_shard(job: ShardJob) -> ShardResult:
+    """Writes the shard of a job, one row group in memory at a time, and returns what came of it.
+
+    Raises:
+        DataError: the shard cannot be written; what is wrong with samples stands in the outcome instead.
+    """
+    outcome = ShardResult(class_pixels=[0] * job.labels.num_classes)
+    groups = _groups((row for sample in job.samples if (row := _row(sample, job, outcome))), job.bounds)
+    for number, group in enumerate(groups):
+        path = job.path if number == 0 else job.path.replace(".parquet", f"-{number}.parquet")
+        outcome.shards.append(_write_shard(job, path, chain([group], groups)))
+    return outcome
+
+
+def scan_mask_ids(samples: Sequence[SourceSample], most_pixels: int) -> set[int]:
+    """Returns the ids that occur in the masks; unreadable ones are left for `write` to report."""
+    found: set[int] = set()
+    for sample in samples:
+        try:
+            ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, most_pixels)
+        except DataError:
+            continue
+        found.update(np.flatnonzero(np.bincount(ids.reshape(-1))).tolist())
+    return found
+
+
+def _groups(rows: Iterator[Row], bounds: ShardLimits) -> Iterator[list[Row]]:
+    """Yields the rows of each row group."""
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["image"]) + len(row["mask"])
+        if len(group) == bounds.group_rows or size >= bounds.group_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard:
+    """Writes row groups into a file until it is large enough, or there are no more."""
+    sizes: list[int] = []
+    digests: list[bytes] = []
+    # Images and masks are compressed already; a checksum tells a damaged page from a damaged image.
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    fs, root = filesystem(job.root)
+    try:
+        with _stream(fs, f"{root}/{path}") as file:
+            columns = shard_schema(job.columns)
+            with pq.ParquetWriter(file, columns, write_statistics=["id", "height", "width"], **options) as writer:
+                for group in groups:
+                    writer.write_table(pa.Table.from_pylist(group, columns))
+                    sizes.append(len(group))
+                    digests += [row["digest"].encode() for row in group]
+                    if file.tell() >= job.bounds.shard_bytes:
+                        break
+            size = file.tell()
+    except OSError as error:
+        raise DataError(
+            f"{display_path(job.root, path)} cannot be written ({error}); expected a folder with room that every node of the "
+            "cluster sees."
+        ) from error
+    return Shard(path=path, rows=sum(sizes), bytes=size, row_groups=tuple(sizes), digest=content_hash(*digests))
+
+
+@contextmanager
+def _stream(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """Opens a file to write that gets its name once it is whole: a task that was thought dead may write it too."""
+    if not isinstance(fs, pyarrow.fs.LocalFileSystem):  # an object of a bucket is there once it is whole
+        with fs.open_output_stream(path) as file:
+            yield file
+        return
+    partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with fs.open_output_stream(partial) as file:
+            yield file
+        fs.move(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _row(sample: SourceSample, job: ShardJob, outcome: ShardResult) -> Row | None:
+    """Returns the parquet row of a sample, or nothing after noting its problem."""
+    outcome.rows += 1
+    most_pixels = job.bounds.image_pixels
+    try:
+        image = normalize_image(_read(sample.read_image, sample.image), sample.image, most_pixels)
+        ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, most_pixels)
+        ids = align_mask(ids, image, sample.image, sample.mask)
+        mask, class_pixels = _mapped(ids, job.labels, sample.mask, outcome)
+    except DataError as error:
+        outcome.problems.append((sample.id, str(error)))
+        return None
+    if image.reason:
+        outcome.normalised.append(f"{sample.id}: {image.reason}")
+    outcome.heights += image.height
+    outcome.widths += image.width
+    outcome.class_pixels = (np.array(outcome.class_pixels, np.int64) + class_pixels).tolist()
+    encoded = encode_mask(mask)
+    return {
+        "id": sample.id,
+        "image": image.encoded,
+        "mask": encoded,
+        "height": image.height,
+        "width": image.width,
+        "class_pixels": class_pixels,
+        "digest": content_hash(image.encoded, encoded),
+        **job.further(sample),
+    }
+
+
+def _read(read: Callable[[], T], name: str) -> T:
+    """Returns what a source reads; whatever goes wrong there is told of that sample alone."""
+    try:
+        return read()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tuple[Mask, NDArray[np.int64]]:
+    """Returns the mask in the dataset's ids and dtype, and the pixels of each class (K,).
+
+    Raises:
+        DataError: the mask holds ids that the labels do not know.
+    """
+    counts = np.bincount(ids.reshape(-1))
+    present = np.flatnonzero(counts).tolist()
+    outcome.highest_id = max([outcome.highest_id, *(one for one in present if labels.lookup.get(one, -1) is not None)])
+    unknown = [one for one in present if one not in labels.lookup]
+    if unknown:
+        pixels = ", ".join(f"id {index} ({counts[index]} pixels)" for index in unknown[:10])
+        more = f" and {len(unknown) - 10} more ids" if len(unknown) > 10 else ""
+        raise DataError(f"{name} holds {pixels}{more}; expected ids {labels.expected}")
+    class_pixels = np.zeros(labels.num_classes, np.int64)
+    for index in present:
+        target = labels.lookup[index]
+        if target is not None:
+            class_pixels[target] += counts[index]
+    return _renumbered(ids, {index: labels.lookup[index] for index in present}, labels.ignore_id), class_pixels
+
+
+def _renumbered(ids: Mask, target_of: Mapping[int, int | None], ignore_id: int) -> Mask:
+    """Returns the classes of the ids that are present, in the dataset's dtype."""
+    dtype = np.dtype(np.uint8 if ignore_id <= 255 else np.uint16)
+    classes = {index: ignore_id if target is None else target for index, target in target_of.items()}
+    if ids.dtype == dtype and all(index == one for index, one in classes.items()):
+        return ids
+    table = np.zeros(max(classes) + 1, dtype)
+    table[list(classes)] = list(classes.values())
+    return table[ids]

@@ -1,0 +1,83 @@
+"""Splits by fraction: `0.8/0.1/0.1`, with what belongs together, such as the frames of a video, in one split."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from segray.core.errors import DataError, format_list
+from segray.data.sources.files import USUAL_SPLITS
+from segray.data.sources.sample import SourceSample
+from segray.data.storage import content_hash
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """Returns the share of each split: of train and val, or of train, val and test.
+
+    Raises:
+        DataError: they are not two or three numbers above 0 that make 1.
+    """
+    try:
+        shares = [float(part) for part in text.split("/")]
+    except ValueError:
+        shares = []
+    if len(shares) not in (2, 3) or not all(share > 0 for share in shares) or not abs(sum(shares) - 1) < 1e-6:
+        raise DataError(f"--split is {text}; expected shares of train, val and test that make 1, such as 0.8/0.1/0.1.")
+    return dict(zip(USUAL_SPLITS, shares, strict=False))
+
+
+def assign_splits(
+    samples: Sequence[SourceSample], shares: dict[str, float], group_by: str | None = None
+) -> tuple[SourceSample, ...]:
+    """Returns the samples in new splits; the same samples give the same splits, in whatever order they come.
+
+    Groups are drawn in an order that is as good as random, and each goes to the split that lacks most.
+
+    Args:
+        samples: to be split; the splits they had do not count, but stay in their ids where there were several.
+        shares: of each split.
+        group_by: regular expression that is looked for in an id without its split; samples in which its first group
+            (or all of it, without one) is the same stay together. None keeps none together.
+
+    Raises:
+        DataError: it is no regular expression or does not occur in an id, or a split would stay empty.
+    """
+    bare = {sample.id: sample.id.partition("/")[2] for sample in samples}
+    names = bare if len({sample.split for sample in samples}) == 1 else {name: name for name in bare}
+    groups = _groups(samples, names if group_by is None else bare, group_by)
+    rows = dict.fromkeys(shares, 0)
+    chosen: dict[str, list[SourceSample]] = {name: [] for name in shares}
+    for key in sorted(groups, key=lambda key: content_hash(key.encode("utf-8", "surrogateescape"))):
+        into = max(shares, key=lambda name: shares[name] * len(samples) - rows[name])
+        rows[into] += len(groups[key])
+        chosen[into] += groups[key]
+    empty = [name for name, members in chosen.items() if not members]
+    if empty:
+        raise DataError(
+            f"--split leaves {', '.join(empty)} empty: there are {len(samples)} samples in {len(groups)} groups; "
+            "give larger shares, or --group-by something finer."
+        )
+    return tuple(
+        replace(sample, split=name, id=f"{name}/{names[sample.id]}")
+        for name, members in chosen.items()
+        for sample in sorted(members, key=lambda sample: sample.id)
+    )
+
+
+def _groups(
+    samples: Sequence[SourceSample], names: dict[str, str], group_by: str | None
+) -> dict[str, list[SourceSample]]:
+    try:
+        pattern = re.compile("(.*)" if group_by is None else group_by, re.DOTALL)
+    except re.error as error:
+        raise DataError(f"--group-by is {group_by}, which is no regular expression ({error}).") from error
+    found = {sample.id: pattern.search(names[sample.id]) for sample in samples}
+    strange = [names[name] for name, match in found.items() if match is None]
+    if strange:
+        raise DataError(f"--group-by {group_by} does not occur in {len(strange)} ids:{format_list(strange)}")
+    groups = defaultdict[str, list[SourceSample]](list)
+    for sample in samples:
+        match = found[sample.id]
+        assert match is not None
+        groups[match[1 if pattern.groups else 0] or ""].append(sample)
+    return groups

@@ -1,0 +1,197 @@
+"""The data contract: what a dataset folder holds, its manifest and the columns of its parquet shards."""
+
+import json
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.fs
+from pydantic import BaseModel, ConfigDict, Field
+
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.data.storage import (
+    UNFINISHED,
+    _said,
+    content_hash,
+    credentials_hint,
+    display_path,
+    filesystem,
+    strip_credentials,
+)
+
+MANIFEST = "dataset.json"
+
+SKIPPED_LIST = "left_out.txt"
+"""The list beside it of samples that could not be used."""
+
+FORMAT_VERSION = 1
+
+COLUMNS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("mask", pa.binary(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+    ]
+)
+
+RESERVED_COLUMNS = {*COLUMNS.names, "row", "size", "error"}
+"""No names of further columns."""
+
+
+class _ManifestPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_ManifestPart):
+    """One parquet file.
+
+    Attributes:
+        path: relative to the dataset folder, e.g. `train/part-00000.parquet`.
+        rows: number of rows.
+        bytes: size of the file.
+        row_groups: rows of each row group, in order.
+        digest: content hash over the digests of its rows.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    row_groups: tuple[int, ...]
+    digest: str
+
+
+class Split(_ManifestPart):
+    """The rows of one split, shard after shard.
+
+    Attributes:
+        shards: the files, in order.
+        class_pixels: pixels of each class 0..K-1 over all rows.
+        mean_height, mean_width: mean image size in pixels.
+    """
+
+    shards: tuple[Shard, ...]
+    class_pixels: tuple[int, ...]
+    mean_height: float
+    mean_width: float
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the split."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Manifest(_ManifestPart):
+    """What `dataset.json` holds: everything known about a dataset without opening a shard.
+
+    Attributes:
+        format: version of this layout.
+        classes: names and palette; the ignore id follows from their number.
+        splits: by name (train, val, test ...).
+        source: where the data came from and the command that converted it, for people.
+        normalised: `split/id: why` of images that were re-encoded as PNG at conversion.
+        left_out: samples of the source that could not be used; a list beside the manifest says why.
+        digest: content hash over format, classes and splits.
+    """
+
+    format: int
+    classes: Classes
+    splits: dict[str, Split]
+    source: dict[str, str] = Field(default_factory=dict)
+    normalised: tuple[str, ...] = ()
+    left_out: int = 0
+    digest: str = ""
+
+    def sealed(self) -> Self:
+        """Returns the manifest with its digest set."""
+        return self.model_copy(update={"digest": self.content_digest()})
+
+    def content_digest(self) -> str:
+        """Returns the hash over what the data is; where it came from does not count."""
+        return content_hash(self.model_dump_json(include={"format", "classes", "splits"}).encode())
+
+    def split(self, name: str) -> Split:
+        """Returns a split by name.
+
+        Raises:
+            DataError: there is no such split; the message lists those there are.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"the dataset has no split '{name}'; it has {', '.join(self.splits) or 'none'}; name another with "
+                "--split, data.train_split or data.val_split."
+            )
+        return self.splits[name]
+
+
+def read_manifest(root: str) -> Manifest:
+    """Returns the manifest of the dataset in `root`, a folder or URI, after a look at every shard's size.
+
+    Raises:
+        DataError: no dataset is there, its manifest is damaged, or a shard vanished or changed.
+    """
+    manifest = load_manifest_unverified(root)
+    if manifest.digest != manifest.content_digest():
+        raise DataError(f"{display_path(root, MANIFEST)} was changed by hand (its digest disagrees); convert again.")
+    _check_shards(root, manifest)
+    return manifest
+
+
+def load_manifest_unverified(root: str) -> Manifest:
+    """Returns what `dataset.json` says, be it true or not.
+
+    Raises:
+        DataError: no dataset is there, or its manifest is damaged.
+    """
+    fs, path = filesystem(root)
+    try:
+        with fs.open_input_stream(f"{path}/{MANIFEST}") as file:
+            return _parse(root, file.read())
+    except FileNotFoundError as error:
+        if fs.get_file_info(f"{path}/{UNFINISHED}").type != pyarrow.fs.FileType.NotFound:
+            raise DataError(
+                f"data.root {strip_credentials(root)} holds a conversion that was not finished; give its command once more."
+            ) from error
+        raise DataError(
+            f"data.root {strip_credentials(root)} holds no dataset ({MANIFEST} is missing); "
+            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {strip_credentials(root)}`."
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"data.root {strip_credentials(root)} cannot be read: {_said(error)}{credentials_hint(root)}"
+        ) from error
+
+
+def _parse(root: str, text: bytes) -> Manifest:
+    try:
+        found = json.loads(text)
+        if found.get("format") != FORMAT_VERSION:
+            raise DataError(
+                f"{display_path(root, MANIFEST)} has format {found.get('format')}; expected {FORMAT_VERSION}."
+            )
+        manifest = Manifest.model_validate(found)
+    except (ValueError, AttributeError) as error:  # no JSON, no text, or not what a manifest holds
+        raise DataError(f"{display_path(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
+    return manifest
+
+
+def _check_shards(root: str, manifest: Manifest) -> None:
+    fs, path = filesystem(root)
+    for split in manifest.splits.values():
+        try:
+            infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
+        except OSError as error:
+            raise DataError(
+                f"data.root {strip_credentials(root)} cannot be read: {_said(error)}{credentials_hint(root)}"
+            ) from error
+        for shard, info in zip(split.shards, infos, strict=True):
+            if info.type == pyarrow.fs.FileType.NotFound:
+                raise DataError(f"shard {display_path(root, shard.path)} is missing; convert the dataset again.")
+            if info.size != shard.bytes:
+                raise DataError(
+                    f"shard {display_path(root, shard.path)} is damaged: {info.size} bytes; expected {shard.bytes}; "
+                    "convert the dataset again."
+                )

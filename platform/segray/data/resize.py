@@ -1,0 +1,48 @@
+"""Other sizes: how an image is resized, and at which size it is evaluated."""
+
+from math import ceil
+
+import cv2
+import numpy as np
+
+from segray.data.images import Mask, Pixels
+
+
+def resize_image(image: Pixels, height: int, width: int) -> Pixels:
+    """Returns the image at another size.
+
+    Bilinear as published; below half the size by area, since bilinear would skip pixels there.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * 2 < image.shape[0] or width * 2 < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> Mask:
+    """Returns the mask at another size; every id is that of the nearest pixel, none are mixed."""
+    if mask.shape == (height, width):
+        return mask
+    resized: Mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized
+
+
+def scale_to_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Returns (height, width) scaled so that the shorter of them is `short_side`."""
+    scale = short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def model_input_size(height: int, width: int, short_side: int | None, align: int) -> tuple[int, int]:
+    """Returns the (height, width) an image is evaluated at: its short side set, sides rounded up to `align`."""
+    scale = 1.0 if short_side is None else short_side / min(height, width)
+    # 1e-6: a side that is a multiple already must not be rounded up by floating point.
+    up = [ceil(side * scale / align - 1e-6) * align for side in (height, width)]
+    return up[0], up[1]
+
+
+def resize_for_model(image: Pixels, short_side: int | None, align: int) -> Pixels:
+    """Returns the image at the size it is evaluated at."""
+    height, width = image.shape[:2]
+    return resize_image(image, *model_input_size(height, width, short_side, align))

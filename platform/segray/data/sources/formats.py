@@ -1,0 +1,26 @@
+"""The formats that a dataset can be converted from, one file each; a source lists samples and reads none.
+
+A new format is a function of the folder that --source names, which returns what it found there, and a line in SOURCES.
+"""
+
+from collections.abc import Callable
+
+from segray.data.sources import ade20k, camvid, cityscapes, coco, demo, folder, huggingface, labelme, palette, voc
+from segray.data.sources.sample import SourceListing, SourceSample
+
+__all__ = ["SOURCES", "SourceListing", "SourceSample"]
+
+SOURCES: dict[str, Callable[[str | None], SourceListing]] = {
+    "demo": demo.list_samples,
+    "folder": folder.list_samples,
+    "palette": palette.list_samples,
+    "camvid": camvid.list_samples,
+    "cityscapes": cityscapes.list_samples,
+    "ade20k": ade20k.list_samples,
+    "voc": voc.list_samples,
+    "coco-panoptic": coco.list_panoptic,
+    "coco-stuff": coco.list_stuff,
+    "coco-instances": coco.list_instances,
+    "labelme": labelme.list_samples,
+    "huggingface": huggingface.list_samples,
+}

@@ -1,0 +1,107 @@
+"""The data contract: what a dataset folder holds, its manifest and the columns of its parquet shards."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+from segray.config import paths
+from segray.core.errors import DataError
+
+UNFINISHED = ".unfinished"
+"""The folder beside it of a conversion that is not finished."""
+
+
+def content_hash(*pieces: Any) -> str:
+    """Returns a content hash of the pieces (bytes or buffers), each counted with its length so that borders matter."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)  # a client of a remote store keeps its connections
+def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Returns the filesystem of a folder or URI (local, s3://, gs://) and the folder's path on it.
+
+    Credentials come from the environment; so does another endpoint of S3 (AWS_ENDPOINT_URL), unless the URI names
+    one: `s3://bucket/folder?endpoint_override=http://127.0.0.1:9000`.
+
+    Raises:
+        DataError: the URI's scheme is unknown.
+    """
+    try:
+        if "://" in root:
+            found, path = pyarrow.fs.FileSystem.from_uri(root)
+            return found, path
+        return pyarrow.fs.LocalFileSystem(), root.rstrip("/") or "/"
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{paths.redact(root)} cannot be opened: {paths.redact(str(error))}.") from error
+
+
+def display_path(root: str, path: str) -> str:
+    """Returns where a file of a dataset lies, for people; a URI's options and credentials are left out."""
+    return f"{strip_credentials(root)}/{path}"
+
+
+def strip_credentials(root: str) -> str:
+    """Returns a folder, or a URI without its options and credentials."""
+    scheme, is_uri, rest = root.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if is_uri else root
+
+
+def credentials_hint(root: str) -> str:
+    """Returns what to look at where a store cannot be read: where its credentials come from."""
+    known = {
+        "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role, "
+        "another endpoint from AWS_ENDPOINT_URL; every node of the cluster needs them",
+        "gs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS or the machine's service account; every node of "
+        "the cluster needs them",
+    }
+    scheme, is_uri, _ = root.partition("://")
+    return f"; {known[scheme]}." if is_uri and scheme in known else "."
+
+
+def _said(error: OSError) -> str:
+    """Returns what a store said, on one line."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
+MAX_NAME_BYTES = 240  # bytes
+
+
+@contextmanager
+def translate_write_errors(out: str) -> Iterator[None]:
+    """Makes of what a store says while it is written an error that names it.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"output {strip_credentials(out)} cannot be written ({error}){credentials_hint(out)}"
+        ) from error
+
+
+def write_atomic(fs: FileSystem, path: str, content: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    is_local = isinstance(fs, LocalFileSystem)
+    partial = _partial(path) if is_local else path
+    with fs.open_output_stream(partial) as file:
+        file.write(content)
+    if is_local:
+        fs.move(partial, path)
+
+
+def _partial(path: str) -> str:
+    """Returns what a file is called until it is whole; a name may be as long as a file system takes."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{content_hash(name.encode()) if len(name.encode()) > MAX_NAME_BYTES else name}.partial"

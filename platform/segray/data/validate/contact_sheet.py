@@ -1,0 +1,61 @@
+"""A contact sheet: images of every split with their masks laid over them, and what the colours mean."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from segray.core.classes import Classes
+from segray.core.visualize import BACK, LINE, TEXT, draw_legend, draw_overlay
+from segray.data.images import decode_image, decode_mask
+from segray.data.manifest import Manifest
+from segray.data.reader import SplitReader
+
+CELL = (240, 180)
+
+COLUMNS = 6
+
+PER_SPLIT = 12
+
+
+def save_contact_sheet(root: str, manifest: Manifest, file: Path, per_split: int = PER_SPLIT) -> None:
+    """Writes a PNG of images spread evenly through every split; what cannot be read is a cell that says so."""
+    width = COLUMNS * CELL[0]
+    parts = [
+        _split(SplitReader(root, split), name, manifest.classes, per_split) for name, split in manifest.splits.items()
+    ]
+    parts.append(draw_legend(manifest.classes, width))
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), BACK)
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    sheet.save(file)
+
+
+def _split(source: SplitReader, name: str, classes: Classes, count: int) -> Image.Image:
+    rows = np.unique(np.linspace(0, source.split.rows - 1, min(count, source.split.rows)).round().astype(int)).tolist()
+    height = CELL[1] + LINE
+    part = Image.new("RGB", (COLUMNS * CELL[0], LINE + -(-len(rows) // COLUMNS) * height), BACK)
+    pen = ImageDraw.Draw(part)
+    pen.text((4, 2), f"{name}: {len(rows)} of {source.split.rows} images", TEXT)
+    for number, row in enumerate(rows):
+        left, top = number % COLUMNS * CELL[0], LINE + number // COLUMNS * height
+        try:
+            label, picture = _overlaid(source, row, classes)
+        except Exception:  # damaged in any way: the check says in which
+            pen.text((left + 4, top + CELL[1] // 2), f"row {row} cannot be shown", TEXT)
+            continue
+        picture = ImageOps.pad(picture, (CELL[0] - 4, CELL[1] - 2), color=BACK)
+        part.paste(picture, (left + 2, top))
+        pen.text((left + 4, top + CELL[1]), label[-CELL[0] // 7 :], TEXT)
+    return part
+
+
+def _overlaid(source: SplitReader, row: int, classes: Classes) -> tuple[str, Image.Image]:
+    table = source.read([int(source.group_of([row])[0])])
+    index = table["row"].to_pylist().index(row)
+    image, mask = (table[column][index].as_py() for column in ("image", "mask"))
+    return str(table["id"][index].as_py()), Image.fromarray(
+        draw_overlay(decode_image(image), decode_mask(mask), classes)
+    )

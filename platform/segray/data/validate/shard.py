@@ -1,0 +1,161 @@
+"""One shard held against what the manifest and its own columns say of it; nothing is taken on trust."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileType
+
+from segray.core.errors import DataError
+from segray.data.convert.metadata import shard_schema
+from segray.data.images import decode_mask
+from segray.data.manifest import COLUMNS, Shard
+from segray.data.normalize import PILLOW_MAX_PIXELS, normalize_image
+from segray.data.storage import content_hash, display_path, filesystem
+
+SHARD = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be looked at.
+
+    Attributes:
+        root: folder or URI of the dataset.
+        split: name of the split.
+        shard: what the manifest says.
+        num_classes: K.
+        ignore_id: of the masks.
+    """
+
+    root: str
+    split: str
+    shard: Shard
+    num_classes: int
+    ignore_id: int
+
+
+@dataclass
+class ShardFindings:
+    """What a shard holds.
+
+    Attributes:
+        faults: a line each.
+        rows: id of each row, and content hash of its image.
+        class_pixels: (K,) pixels of each class.
+        class_images: (K,) images that hold the class.
+        ignored: pixels that are not counted.
+        sizes: images of each (width, height).
+    """
+
+    faults: list[str] = field(default_factory=list)
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    class_pixels: list[int] = field(default_factory=list)
+    class_images: list[int] = field(default_factory=list)
+    ignored: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+def inspect_shard(task: ShardTask) -> ShardFindings:
+    """Returns what a shard holds and everything in it that is not as it should be."""
+    seen = ShardFindings(class_pixels=[0] * task.num_classes, class_images=[0] * task.num_classes)
+    name = display_path(task.root, task.shard.path)
+    digests: list[bytes] = []
+    for number, row in _rows(task, name, seen):
+        digests.append(str(row["digest"]).encode())
+        seen.faults += (f"{name}, row {number} ({row['id']}): {fault}" for fault in _row_faults(task, row, seen))
+        seen.rows.append((str(row["id"]), content_hash(row["image"])))
+    if not seen.faults and content_hash(*digests) != task.shard.digest:
+        seen.faults.append(f"{name}: its rows are not those of the manifest (their digests disagree)")
+    return seen
+
+
+def _rows(task: ShardTask, name: str, seen: ShardFindings) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the rows that can be read, with their numbers."""
+    fs, root = filesystem(task.root)
+    if not SHARD.fullmatch(task.shard.path):
+        seen.faults.append(f"{name}: a shard outside its dataset; expected SPLIT/NAME.parquet")
+        return
+    path = f"{root}/{task.shard.path}"
+    info = fs.get_file_info(path)
+    if info.type == FileType.NotFound:
+        seen.faults.append(f"{name}: missing")
+        return
+    if info.size != task.shard.bytes:
+        seen.faults.append(f"{name}: {info.size} bytes; expected {task.shard.bytes}")
+    try:
+        with fs.open_input_file(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+            yield from _read(task, name, file, seen)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        seen.faults.append(f"{name}: cannot be read ({error})")
+
+
+def _read(
+    task: ShardTask, name: str, file: pq.ParquetFile, seen: ShardFindings
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    further = file.schema_arrow.names[len(COLUMNS) :]
+    if not file.schema_arrow.equals(shard_schema(further)):
+        seen.faults.append(f"{name}: columns {_spelt(file.schema_arrow)}; expected {_spelt(COLUMNS)}")
+        return
+    sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+    if sizes != task.shard.row_groups:
+        seen.faults.append(f"{name}: row groups of {sizes} rows; expected {task.shard.row_groups}")
+    number = 0
+    for group, rows in enumerate(sizes):
+        try:
+            yield from enumerate(file.read_row_group(group).to_pylist(), number)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            seen.faults.append(f"{name}: row group {group}, rows {number} to {number + rows - 1}, is damaged ({error})")
+        number += rows
+
+
+def _spelt(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}{'' if field.nullable else ', never null'}" for field in schema)
+
+
+def _row_faults(task: ShardTask, row: dict[str, Any], seen: ShardFindings) -> Iterator[str]:
+    """Yields what is wrong with a row, and counts what it holds."""
+    if content_hash(row["image"], row["mask"]) != row["digest"]:
+        yield "image or mask changed since it was converted (its digest disagrees)"
+    split, _, name = str(row["id"]).partition("/")
+    if split != task.split or not name:
+        yield f"its id is no {task.split}/NAME"
+    size = (row["height"], row["width"])
+    yield from _image_faults(row["image"], size)
+    try:
+        ids = decode_mask(row["mask"])
+    except DataError as error:
+        yield str(error)
+        return
+    if ids.dtype != (np.uint8 if task.ignore_id <= 255 else np.uint16):
+        yield f"its mask has {ids.dtype.itemsize * 8} bits; expected {8 if task.ignore_id <= 255 else 16}"
+    if ids.shape != size:
+        yield f"its mask is {ids.shape[1]}x{ids.shape[0]}; expected {size[1]}x{size[0]}"
+    counts = np.bincount(ids.reshape(-1), minlength=task.ignore_id + 1)
+    strange = [index for index in np.flatnonzero(counts) if index >= task.num_classes and index != task.ignore_id]
+    if strange:
+        yield f"its mask holds the id {strange[0]}; expected 0..{task.num_classes - 1} or {task.ignore_id}"
+    pixels = counts[: task.num_classes]
+    if row["class_pixels"] != pixels.tolist():
+        yield f"class_pixels are {row['class_pixels']}; its mask holds {pixels.tolist()}"
+    seen.class_pixels = (np.array(seen.class_pixels) + pixels).tolist()
+    seen.class_images = (np.array(seen.class_images) + (pixels > 0)).tolist()
+    seen.ignored += int(counts[task.ignore_id])
+    seen.sizes[size[::-1]] += 1
+
+
+def _image_faults(encoded: bytes, size: tuple[int, int]) -> Iterator[str]:
+    try:
+        image = normalize_image(encoded, "its image", PILLOW_MAX_PIXELS)
+    except DataError as error:
+        yield str(error)
+        return
+    if image.reason:
+        yield f"its image is no 8-bit upright JPEG, PNG or WebP ({image.reason})"
+    if (image.height, image.width) != size:
+        yield f"its image is {image.width}x{image.height}; expected {size[1]}x{size[0]}"

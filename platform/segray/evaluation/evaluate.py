@@ -1,0 +1,287 @@
+"""Counting a model's hits and misses on a split, on as many nodes as there are, each row exactly once."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from segray.cluster import resources
+from segray.cluster.connect import connect
+from segray.cluster.exceptions import root_cause
+from segray.cluster.nodes import potential_nodes
+from segray.cluster.resources import WorkerResources
+from segray.config import Config, EvalConfig, paths
+from segray.core.classes import Classes
+from segray.core.errors import ConfigError, DataError, SegrayError
+from segray.data.loader import LoaderResources, evaluation_rows
+from segray.data.manifest import read_manifest
+from segray.data.reader import SplitReader
+from segray.data.sampler import rank_rows
+from segray.evaluation.compare import Comparison, compare
+from segray.evaluation.counter import Counts, CountSpec, accumulate_counts
+from segray.evaluation.results import EvaluationResults, compute_results, results_to_dict
+from segray.inference.segment import InferenceConfig
+from segray.models import checkpoint
+from segray.models.build import build_model
+
+SIZE_SLICE = "size"
+
+UNKNOWN = "-"
+"""The value of a column in rows of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated on what, and the counts.
+
+    Attributes:
+        counts: of all images, and of each.
+        found: what they say.
+        ids: of the rows, by number.
+        groups: of the rows, drawn as one by the bootstrap; none draws images.
+        classes: of model and dataset.
+        split: evaluated split.
+        rows: how many rows were evaluated.
+        bad_rows: why others were not, a line each.
+        root: of the dataset.
+        dataset_digest: of the dataset.
+        step: of the checkpoint.
+        settings: how images were looked at, and what was counted.
+    """
+
+    counts: Counts
+    found: EvaluationResults
+    ids: dict[int, str]
+    classes: Classes
+    split: str
+    rows: int
+    bad_rows: tuple[str, ...]
+    root: str
+    dataset_digest: str
+    step: int
+    settings: EvalConfig
+    groups: dict[int, str] | None = None
+
+
+def evaluate(
+    folder: Path,
+    root: str,
+    split: str,
+    workers: int | None = None,
+    device: str = "auto",
+    asked: EvalConfig | None = None,
+    slices: Mapping[str, str | None] | None = None,
+    groups: Mapping[str, str | None] | None = None,
+) -> Evaluation:
+    """Returns the counts of a checkpoint on a split.
+
+    Args:
+        folder: checkpoint folder.
+        root: dataset folder or URI.
+        split: name of the split.
+        workers: how many tasks share the rows; none takes one a GPU, or one a node.
+        device: "cpu", "cuda" or "auto".
+        asked: settings that differ from those the model was validated with.
+        groups: a column or a regular expression as in slices, by which rows are drawn together by the bootstrap.
+        slices: further scores by the values of a column, or of what a regular expression finds in the ids.
+
+    Raises:
+        CheckpointError: the folder is no whole checkpoint.
+        DataError: no such dataset or split, other classes than the model's, or a damaged shard.
+        CapacityError: the cluster cannot hold the workers.
+        ConfigError: fewer than one worker, or settings that cannot be together.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}; expected at least 1.")
+    meta = checkpoint.load_meta(folder)
+    config, classes = checkpoint.load_config(folder).looked_at(asked), checkpoint.load_classes(folder)
+    manifest = read_manifest(paths.absolute_path("data.root", root))
+    source = SplitReader(paths.absolute_path("data.root", root), manifest.split(split))
+    _check(source.root, split, source, classes, manifest.classes)
+    ids, sliced = slice_labels(source, slices or {})
+    grouping = next(iter(slice_labels(source, groups or {})[1].values()), None)
+    weights = checkpoint.load_model(folder).state_dict()
+    counts, bad_rows = _count(_EvaluationTask(config, classes, weights, source, _placed(workers, device)))
+    if len(bad_rows) == source.split.rows:
+        raise DataError(f"no row of split '{split}' of {source.root} can be read, the first because: {bad_rows[0]}")
+    settings = config.eval
+    return Evaluation(
+        counts=counts,
+        found=compute_results(
+            counts, classes.names, ids, sliced, groups=grouping, absent=settings.absent, beta=settings.beta
+        ),
+        ids=ids,
+        classes=classes,
+        split=split,
+        rows=source.split.rows - len(bad_rows),
+        bad_rows=tuple(bad_rows),
+        root=source.root,
+        dataset_digest=manifest.digest,
+        step=meta.step,
+        settings=settings,
+        groups=grouping,
+    )
+
+
+def _placed(workers: int | None, device: str) -> WorkerResources:
+    connect()
+    nodes = potential_nodes()
+    return resources.allocate_workers(
+        nodes, workers or resources.default_num_workers(nodes, device), device, "--workers"
+    )
+
+
+def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> Comparison:
+    """Returns what one model gained over another.
+
+    Raises:
+        DataError: they were not evaluated on the same rows.
+    """
+    names, absent = ours.classes.names, ours.settings.absent
+    if (ours.dataset_digest, ours.split) != (theirs.dataset_digest, theirs.split):
+        raise DataError("the two models were evaluated on different data; expected one split of one dataset.")
+    return compare(ours.counts, theirs.counts, names, ours.ids, groups=ours.groups, absent=absent)
+
+
+def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns an evaluation for programs: what was evaluated on what, the counts and what they say."""
+    return {
+        "split": evaluation.split,
+        "rows": evaluation.rows,
+        "bad_rows": list(evaluation.bad_rows),
+        "data": evaluation.root,
+        "dataset_digest": evaluation.dataset_digest,
+        "step": evaluation.step,
+        "settings": evaluation.settings.model_dump(mode="json"),
+        "confusion": evaluation.counts.confusion.tolist(),
+        **results_to_dict(evaluation.found),
+    }
+
+
+def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Returns every score under its metric name, e.g. `test/miou`, those that are not defined left out."""
+    found, split = evaluation.found, evaluation.split
+    named = found.scores.all_named(split)
+    named |= {f"{split}/miou_low": found.miou_interval.low, f"{split}/miou_high": found.miou_interval.high}
+    if found.calibration:
+        named |= {f"{split}/ece": found.calibration.ece, f"{split}/mce": found.calibration.mce}
+    for kind, bands in (("boundary", found.boundary), ("trimap", found.trimap)):
+        named |= {f"{split}/{kind}_{width}/miou": band.miou for width, band in bands.items()}
+    for name, values in found.slices.items():
+        named |= {f"{split}/{name}/{value}/miou": scores.miou for value, scores in values.items()}
+    return {name: value for name, value in named.items() if isfinite(value)}
+
+
+def slice_labels(
+    source: SplitReader, slices: Mapping[str, str | None]
+) -> tuple[dict[int, str], dict[str, dict[int, str]]]:
+    """Returns the ids of all rows by their number, and for each slice the value of each row.
+
+    Args:
+        source: the split.
+        slices: by name, a regular expression whose first group (or all of it) is the value, looked for in the id; none
+            takes the column of that name, or `size`, width x height.
+
+    Raises:
+        DataError: there is no such column, or an expression is none or does not occur in an id.
+    """
+    source.check_labels([name for name in slices if _is_column(name, slices)])
+    table = source.columns(["id", "height", "width", *(name for name in slices if _is_column(name, slices))])
+    ids = dict(enumerate(table["id"].to_pylist()))
+    values = {}
+    for name, pattern in slices.items():
+        if pattern is not None:
+            values[name] = {row: _in_id(name, pattern, text) for row, text in ids.items()}
+        elif name == SIZE_SLICE:
+            sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
+            values[name] = {row: f"{width}x{height}" for row, (width, height) in enumerate(sizes)}
+        else:
+            values[name] = {
+                row: UNKNOWN if value is None else str(value) for row, value in enumerate(table[name].to_pylist())
+            }
+    return ids, values
+
+
+def _is_column(name: str, slices: Mapping[str, str | None]) -> bool:
+    return slices[name] is None and name != SIZE_SLICE
+
+
+def _in_id(name: str, pattern: str, text: str) -> str:
+    try:
+        match = re.search(pattern, text)
+    except re.error as error:
+        raise DataError(f"slice {name} is {pattern}, which is no regular expression ({error}).") from error
+    if match is None:
+        raise DataError(f"slice {name}: {pattern} does not occur in the id {text}.")
+    return str(match[1] if match.re.groups else match[0])
+
+
+def _check(root: str, split: str, source: SplitReader, ours: Classes, theirs: Classes) -> None:
+    if source.split.rows == 0:
+        raise DataError(f"split '{split}' of {root} is empty; expected at least one row.")
+    if ours.names != theirs.names:
+        only = sorted(set(ours.names) ^ set(theirs.names))
+        raise DataError(
+            f"the model knows {ours.num_classes} classes and {root} has {theirs.num_classes}; they differ in "
+            f"{', '.join(only) or 'their order'}; evaluate on a dataset with the model's classes."
+        )
+
+
+@dataclass(frozen=True)
+class _EvaluationTask:
+    config: Config
+    classes: Classes
+    weights: dict[str, Tensor]
+    source: SplitReader
+    placement: WorkerResources
+
+    @property
+    def wanted(self) -> CountSpec:
+        """What is to be counted."""
+        settings = self.config.eval
+        return CountSpec(
+            self.classes.num_classes,
+            self.classes.ignore_id,
+            calibration=settings.calibration,
+            boundary=settings.boundary,
+            trimap=settings.trimap,
+            images=True,
+        )
+
+
+def _count(job: _EvaluationTask) -> tuple[Counts, list[str]]:
+    placement = job.placement
+    # The weights travel with the task: another node may not see the folder they came from.
+    shared = ray.put(job)
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, scheduling_strategy="SPREAD")(_count_share)
+    try:
+        parts = ray.get([task.remote(shared, rank) for rank in range(placement.workers)])
+    except RayError as error:
+        raise root_cause(error) or SegrayError(f"evaluation failed: {error}") from error
+    total = Counts.none(job.wanted)
+    for counts, _ in parts:
+        total.add(counts)
+    return total, [line for _, lines in parts for line in lines]
+
+
+def _count_share(job: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
+    placement, bad_rows = job.placement, list[str]()
+    model = build_model(job.config, job.classes)
+    model.load_state_dict(job.weights)
+    rows = evaluation_rows(
+        job.source,
+        rank_rows(rank, placement.workers, job.source.split.rows),
+        job.config.data.short_side,
+        job.config.eval.align,
+        LoaderResources(placement.read_cpus, placement.threads),
+        lambda error: bad_rows.append(str(error)),
+    )
+    model = model.to(torch.device(placement.device))
+    return accumulate_counts(model, rows, job.wanted, placement.threads, InferenceConfig.of(job.config)), bad_rows

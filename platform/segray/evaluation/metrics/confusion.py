@@ -1,0 +1,48 @@
+"""What is counted of a prediction: whole numbers alone, so that sums are the same in any order."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Confusion = NDArray[np.int64]
+"""(K, K): rows are the truth, columns the prediction."""
+
+ClassCounts = NDArray[np.int64]
+"""(..., K, 3): of each class the pixels that are right, that are true and that are predicted."""
+
+CORRECT, TARGET, PREDICTED = range(3)
+
+
+def confusion_matrix(prediction: Tensor, mask: Tensor, num_classes: int, ignore_id: int) -> Tensor:
+    """Returns the counts (K, K) int64: rows are the truth, columns the prediction.
+
+    Args:
+        prediction: class ids 0..K-1, any shape and integer dtype.
+        mask: true class ids of the same shape; pixels with `ignore_id` are not counted.
+        num_classes: K.
+        ignore_id: the mask value that is left out.
+    """
+    valid = mask != ignore_id
+    pairs = mask[valid].long() * num_classes + prediction[valid].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_counts(counts: Confusion) -> ClassCounts:
+    """Returns the (K, 3) table of a confusion matrix (K, K)."""
+    return np.stack([np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)], axis=-1)
+
+
+def class_counts_of_pixels(prediction: Tensor, mask: Tensor, true: Tensor, found: Tensor, num_classes: int) -> Tensor:
+    """Returns the (K, 3) table of some pixels: of those where truth and prediction are to be looked at.
+
+    Args:
+        prediction: class ids 0..K-1.
+        mask: true class ids of the same shape, with any value where `true` is not.
+        true: bool of the same shape; which pixels of the truth count.
+        found: which of the prediction do.
+        num_classes: K.
+    """
+    right = true & found & (mask == prediction)
+    counts = [torch.bincount(ids.long(), minlength=num_classes) for ids in (mask[right], mask[true], prediction[found])]
+    return torch.stack(counts, dim=-1)

@@ -1,0 +1,81 @@
+"""The best, median and worst images of an evaluation: image, truth, prediction and where it is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segray.config import Config
+from segray.data.images import Mask, Pixels, decode_image, decode_mask
+from segray.data.reader import SplitReader
+from segray.data.resize import resize_for_model
+from segray.evaluation.results import ImageScore
+from segray.inference.segment import InferenceConfig, segment
+from segray.models import checkpoint
+
+EACH = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image that is shown.
+
+    Attributes:
+        kind: worst, median or best.
+        score: how well it was segmented.
+        image: (H, W, 3) uint8 RGB.
+        truth, found: (H, W) class ids; the truth holds the ignore id, too.
+    """
+
+    kind: str
+    score: ImageScore
+    image: Pixels
+    truth: Mask
+    found: Mask
+
+
+def select_examples(images: Sequence[ImageScore], each: int = EACH) -> list[tuple[str, ImageScore]]:
+    """Returns the worst, the median and the best of images that are listed worst first, none of them twice."""
+    middle = (len(images) - each) // 2
+    starts = {"worst": 0, "median": middle, "best": len(images) - each}
+    found: dict[int, str] = {}
+    for kind, start in starts.items():
+        for index in range(max(0, start), min(len(images), max(0, start) + each)):
+            found.setdefault(index, kind)
+    return [(kind, images[index]) for index, kind in sorted(found.items())]
+
+
+def segment_examples(folder: Path, config: Config, source: SplitReader, images: Sequence[ImageScore]) -> list[Example]:
+    """Returns the images to be shown, segmented again as they were for the counts.
+
+    Args:
+        folder: checkpoint folder.
+        config: of the model, with the settings of the evaluation.
+        source: the split.
+        images: worst first.
+    """
+    model = checkpoint.load_model(folder).eval()
+    found = []
+    for kind, score in select_examples(images):
+        table = source.read([int(source.group_of([score.row])[0])])
+        index = table["row"].to_pylist().index(score.row)
+        image, truth = decode_image(table["image"][index].as_py()), decode_mask(table["mask"][index].as_py())
+        fitted = resize_for_model(image, config.data.short_side, config.eval.align)
+        images_ = torch.from_numpy(fitted).permute(2, 0, 1)[None]
+        ids = segment(model, images_, truth.shape, InferenceConfig.of(config))[0].numpy()
+        own: Mask = ids.astype(np.uint8) if truth.dtype == np.uint8 else ids.astype(np.uint16)
+        found.append(Example(kind, score, image, truth, own))
+    return found
+
+
+def error_overlay(example: Example, ignore_id: int) -> Pixels:
+    """Returns where a prediction is wrong (H, W, 3): red, on the image in grey; what is not counted is white."""
+    grey = example.image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    shown: NDArray[np.float64] = grey * 0.5 + 60
+    wrong = (example.found != example.truth) & (example.truth != ignore_id)
+    shown[wrong] = shown[wrong] * 0.25 + np.array([220, 38, 38]) * 0.75
+    shown[example.truth == ignore_id] = 255
+    return shown.round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,151 @@
+"""The page's figures as PNGs, for MLflow and for papers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from segray.core import plots
+from segray.core.classes import Classes, Colour
+from segray.core.plots import BLUE, INK, RED, SOFT, TITLE, new_axes
+from segray.core.visualize import colorize
+from segray.evaluation.evaluate import Evaluation
+from segray.evaluation.metrics.calibration import NUM_BINS
+from segray.evaluation.report.examples import Example, error_overlay
+
+MAX_NAMED = 60
+"""Beyond so many classes their names cannot be read beside the confusion matrix."""
+
+EXAMPLE_INCHES = 2.6
+
+
+def save_figures(evaluation: Evaluation, shown: Sequence[Example], folder: Path) -> tuple[Path, ...]:
+    """Writes the figures of an evaluation into a folder and returns them.
+
+    Args:
+        evaluation: its counts and what they say.
+        shown: images.
+        folder: to write into.
+    """
+    drawn = {
+        "classes": plot_by_class(evaluation),
+        "confusion": plot_confusion(evaluation),
+        "images": plot_images(evaluation),
+        "examples": plot_examples(shown, evaluation.classes),
+    }
+    if evaluation.found.calibration:
+        drawn["reliability"] = plot_reliability(evaluation)
+    if evaluation.found.slices:
+        drawn["slices"] = plot_slices(evaluation)
+    return tuple(plots.save_figure(figure, folder / f"{name}.png") for name, figure in drawn.items())
+
+
+def plot_by_class(evaluation: Evaluation) -> Figure:
+    """Returns each class's IoU with its interval, best first."""
+    found, classes = evaluation.found, evaluation.classes
+    there = [(name, iou) for name, iou in found.scores.iou.items() if iou is not None]
+    there.sort(key=lambda one: one[1])
+    figure, axes = new_axes(8, 1 + 0.28 * len(there))
+    colours = dict(zip(classes.names, classes.palette, strict=True))
+    names = [name for name, _ in there]
+    axes.barh(names, [iou for _, iou in there], color=[_rgb(colours[name]) for name in names], height=0.7)
+    for index, (name, iou) in enumerate(there):
+        within = found.iou_intervals[name]
+        if within:
+            axes.plot(within, [index, index], color=INK, linewidth=1.4, marker="|", markersize=6)
+        axes.text(1.02, index, f"{iou:.3f}", va="center", fontsize=9, color=INK)
+    axes.set_xlim(0, 1)
+    low, high = found.miou_interval
+    axes.set_title(f"IoU by class, mean {found.scores.miou:.4f} [{low:.4f}, {high:.4f}]", **TITLE)
+    return figure
+
+
+def plot_confusion(evaluation: Evaluation) -> Figure:
+    """Returns the confusion matrix as shares of its rows, and of its columns."""
+    counts, names = evaluation.counts.confusion, evaluation.classes.names
+    side = 2.5 + 0.22 * min(len(names), MAX_NAMED)
+    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    titles = {1: "where the truth went (rows sum to 1)", 0: "what a prediction was (columns sum to 1)"}
+    for place, (axis, title) in enumerate(titles.items(), 1):
+        axes = figure.add_subplot(1, 2, place)
+        shares = counts / np.maximum(counts.sum(axis=axis, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("prediction", color=SOFT)
+        axes.set_ylabel("truth", color=SOFT)
+        if len(names) <= MAX_NAMED:
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(names)), names, fontsize=7)
+    return figure
+
+
+def plot_reliability(evaluation: Evaluation) -> Figure:
+    """Returns accuracy by confidence; the more pixels, the darker."""
+    known = evaluation.found.calibration
+    assert known is not None
+    figure, axes = new_axes(4.4, 4.4)
+    for index, (accuracy, share) in enumerate(zip(known.accuracy, known.share, strict=True)):
+        if accuracy is not None:
+            left, width = index / NUM_BINS, 0.94 / NUM_BINS
+            axes.bar(left, accuracy, width, align="edge", color=BLUE, alpha=0.25 + 0.75 * share**0.5)
+    axes.plot([0, 1], [0, 1], color=RED, linewidth=1.2, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"reliability, ECE {known.ece:.4f}", **TITLE)
+    return figure
+
+
+def plot_images(evaluation: Evaluation) -> Figure:
+    """Returns how many images reach which mean IoU."""
+    figure, axes = new_axes(6, 3.2)
+    axes.hist([image.miou for image in evaluation.found.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
+    axes.set(xlim=(0, 1), xlabel="mean IoU of an image", ylabel="images")
+    axes.set_title(f"{len(evaluation.found.images)} images", **TITLE)
+    return figure
+
+
+def plot_slices(evaluation: Evaluation) -> Figure:
+    """Returns the mean IoU of each value of each slice."""
+    found = [
+        (f"{name} {value}", scores.miou)
+        for name, values in evaluation.found.slices.items()
+        for value, scores in values.items()
+    ]
+    figure, axes = new_axes(8, 1 + 0.28 * len(found))
+    axes.barh([label for label, _ in found][::-1], [miou for _, miou in found][::-1], color=BLUE, height=0.7)
+    axes.set_xlim(0, 1)
+    axes.set_title("mean IoU by slice", **TITLE)
+    return figure
+
+
+def plot_examples(shown: Sequence[Example], classes: Classes) -> Figure:
+    """Returns a row an image: itself, truth, prediction and errors, and the classes' colours below."""
+    titles = ("image", "truth", "prediction", "errors")
+    height = EXAMPLE_INCHES * 0.8 * len(shown) + 0.25 * (1 + len(classes.names) // 6)
+    figure = Figure(figsize=(4 * EXAMPLE_INCHES, height), layout="constrained")
+    for row, example in enumerate(shown):
+        pictures = (
+            example.image,
+            colorize(example.truth, classes),
+            colorize(example.found, classes),
+            error_overlay(example, classes.ignore_id),
+        )
+        for column, (title, picture) in enumerate(zip(titles, pictures, strict=True)):
+            axes = figure.add_subplot(len(shown), 4, row * 4 + column + 1)
+            axes.imshow(picture)
+            axes.axis("off")
+            score = f"{example.kind}: {example.score.id}, {example.score.miou:.3f}"
+            axes.set_title(title if column else score, loc="left", fontsize=8, color=INK)
+    handles = [_patch(colour) for colour in classes.palette[:MAX_NAMED]]
+    figure.legend(handles, classes.names[:MAX_NAMED], loc="outside lower left", ncols=6, fontsize=7, frameon=False)
+    return figure
+
+
+def _rgb(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = (channel / 255 for channel in colour)
+    return red, green, blue
+
+
+def _patch(colour: Colour) -> Patch:
+    return Patch(facecolor=_rgb(colour), edgecolor="#999", linewidth=0.4)

@@ -1,0 +1,1 @@
+"""A model applied to images. Order of imports: batch, predictor, segment."""

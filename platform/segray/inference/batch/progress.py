@@ -1,0 +1,146 @@
+"""How far a job is: what holds its folder, what it has done, and what it was, so that one that was killed goes on."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from segray.core.errors import DataError, format_list
+from segray.data.locks import exclusive_lock
+from segray.data.storage import UNFINISHED, filesystem, strip_credentials, translate_write_errors, write_atomic
+from segray.inference.batch.outputs import Key, format_key, write_file
+
+SUMMARY, JOB = "predictions.json", "job.json"
+
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What came of a part.
+
+    Attributes:
+        images: that were segmented.
+        problems: why others were not, a line each.
+    """
+
+    images: int
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """Of a job in a folder or bucket.
+
+    Attributes:
+        root: absolute path or URI of the results.
+    """
+
+    root: str
+
+    @contextmanager
+    def claimed(self, job: Mapping[str, Any]) -> Iterator[dict[Key, ChunkResult]]:
+        """Holds the folder for one job, and yields what an earlier try of the same has done.
+
+        Args:
+            job: what decides the results, by name.
+
+        Raises:
+            DataError: it holds something else, or another job; it cannot be written, or is being written.
+        """
+        fs, root = filesystem(self.root)
+        with ExitStack() as stack:
+            with translate_write_errors(self.root):
+                self._check_free(fs, root)
+                if isinstance(fs, LocalFileSystem):
+                    Path(root, UNFINISHED).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive_lock(self.root, "job"))
+                self._check_free(fs, root)  # whoever had it may have finished
+                self._check_same(fs, f"{root}/{UNFINISHED}/{JOB}", job)
+                done = self._done(fs, root)
+            yield done
+
+    def check_no_job(self) -> None:
+        """Refuses a folder that holds a job, finished or not.
+
+        Raises:
+            DataError: it does, or it is a file.
+        """
+        fs, root = filesystem(self.root)
+        with translate_write_errors(self.root):
+            names = self._names(fs, root)
+        if names & {SUMMARY, UNFINISHED}:
+            raise DataError(
+                f"output {strip_credentials(self.root)} holds predictions; choose another folder, or remove it first."
+            )
+
+    def _names(self, fs: FileSystem, root: str) -> set[str]:
+        if fs.get_file_info(root).type == FileType.File:
+            raise DataError(f"output {strip_credentials(self.root)} is a file; expected a folder.")
+        return {Path(info.path).name for info in fs.get_file_info(FileSelector(root, allow_not_found=True))}
+
+    def _check_free(self, fs: FileSystem, root: str) -> None:
+        names = self._names(fs, root)
+        if SUMMARY in names:
+            raise DataError(
+                f"output {strip_credentials(self.root)} holds predictions; choose another folder, or remove it first."
+            )
+        if names and UNFINISHED not in names:
+            raise DataError(
+                f"output {strip_credentials(self.root)} is not empty; choose another folder, or remove it first."
+            )
+
+    def _check_same(self, fs: FileSystem, path: str, job: Mapping[str, Any]) -> None:
+        if fs.get_file_info(path).type == FileType.NotFound:
+            write_atomic(fs, path, json.dumps(job).encode())
+            return
+        with fs.open_input_stream(path) as file:
+            before = json.loads(file.read())
+        now = json.loads(json.dumps(job))
+        differences = [
+            f"{name}: {before.get(name)} then, {now.get(name)} now"
+            for name in now | before
+            if before.get(name) != now.get(name)
+        ]
+        if differences:
+            raise DataError(
+                f"output {strip_credentials(self.root)} holds a job that was not finished and differs in:{format_list(differences)}\n"
+                "choose another folder, or remove it first."
+            )
+
+    def _done(self, fs: FileSystem, root: str) -> dict[Key, ChunkResult]:
+        found = {}
+        for info in fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}/done", allow_not_found=True)):
+            path = PurePosixPath(info.path)
+            if path.suffix == ".json":
+                with fs.open_input_stream(info.path) as file:
+                    record = json.loads(file.read())
+                unit, part = map(int, path.stem.split("-"))
+                found[unit, part] = ChunkResult(record["images"], tuple(record["problems"]))
+        return found
+
+    def note(self, key: Key, done: ChunkResult) -> None:
+        """Writes down what came of a part, whose results are written.
+
+        Raises:
+            DataError: it cannot.
+        """
+        fs, root = filesystem(self.root)
+        with translate_write_errors(self.root):
+            record = json.dumps({"images": done.images, "problems": done.problems})
+            write_file(fs, f"{root}/{UNFINISHED}/done/{format_key(key)}.json", record.encode())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes what was done, and forgets how far it was.
+
+        Raises:
+            DataError: it cannot.
+        """
+        fs, root = filesystem(self.root)
+        with translate_write_errors(self.root):
+            write_atomic(fs, f"{root}/{SUMMARY}", json.dumps({"layout": LAYOUT, **summary}, indent=1).encode())
+            fs.delete_dir(f"{root}/{UNFINISHED}")

@@ -1,0 +1,94 @@
+"""What `predict --source` may be: an image, a folder or bucket of images, a video, parquet, a prepared dataset."""
+
+from pathlib import PurePosixPath
+
+from pyarrow.fs import FileType
+
+from segray.core.errors import DataError
+from segray.data.manifest import MANIFEST, Manifest, Split, read_manifest
+from segray.data.normalize import IMAGE_SUFFIXES
+from segray.data.storage import credentials_hint, filesystem, strip_credentials
+from segray.inference.batch.images import ImageFile, ImageFiles, list_files, require_encodable, result_names
+from segray.inference.batch.inputs import PART_IMAGES, Inputs
+from segray.inference.batch.parquet import list_row_groups
+from segray.inference.batch.video import open_video
+
+PARQUET = ".parquet"
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def open_inputs(source: str, split: str | None = None) -> Inputs:
+    """Returns what a source holds.
+
+    Args:
+        source: an absolute path or URI.
+        split: of a prepared dataset; none takes all.
+
+    Raises:
+        DataError: there is no such source, or nothing in it to be segmented.
+    """
+    fs, path = filesystem(source)
+    require_encodable([source])
+    try:
+        info = fs.get_file_info(path)
+        if info.type == FileType.NotFound:
+            raise DataError(
+                f"source {strip_credentials(source)} does not exist; expected an image, a folder, a video or parquet."
+            )
+        if info.type == FileType.Directory:
+            return _folder(source, split)
+    except OSError as error:
+        raise DataError(
+            f"source {strip_credentials(source)} cannot be looked into ({error}){credentials_hint(source)}"
+        ) from error
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix == PARQUET:
+        return Inputs(strip_credentials(source), list_row_groups(source, [info]), are_upright=False)
+    if suffix in VIDEO_SUFFIXES:
+        return Inputs(strip_credentials(source), [open_video(source, info)], are_upright=True)
+    file = ImageFile(PurePosixPath(path).stem, info)
+    return Inputs(strip_credentials(source), [ImageFiles(source, (file,))], are_upright=False, is_single=True)
+
+
+def _folder(source: str, split: str | None) -> Inputs:
+    fs, root = filesystem(source)
+    infos = sorted(list_files(fs, root), key=lambda info: info.path)
+    if any(info.path == f"{root}/{MANIFEST}" for info in infos):
+        return _dataset(source, read_manifest(source), split)
+    if split is not None:
+        raise DataError(
+            f"--split is {split}, but {strip_credentials(source)} is no prepared dataset; leave the flag out."
+        )
+    files = [info for info in infos if info.type != FileType.Directory and not _is_hidden(info.path.removeprefix(root))]
+    images = [info for info in files if PurePosixPath(info.path).suffix.lower() in IMAGE_SUFFIXES]
+    parquet = [info for info in files if info.path.endswith(PARQUET)]
+    if images and parquet:
+        raise DataError(f"{strip_credentials(source)} holds images and parquet; give one of them as --source.")
+    if parquet:
+        return Inputs(
+            strip_credentials(source),
+            list_row_groups(source, parquet),
+            are_upright=False,
+            left_out=len(files) - len(parquet),
+        )
+    if not images:
+        raise DataError(
+            f"{strip_credentials(source)} holds no image; expected files ending in {' '.join(IMAGE_SUFFIXES)}."
+        )
+    names = result_names([info.path.removeprefix(f"{root}/") for info in images])
+    chosen = [ImageFile(name, info) for name, info in zip(names, images, strict=True)]
+    units = [ImageFiles(source, tuple(chosen[at : at + PART_IMAGES])) for at in range(0, len(chosen), PART_IMAGES)]
+    return Inputs(strip_credentials(source), units, are_upright=False, left_out=len(files) - len(images))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _dataset(source: str, manifest: Manifest, split: str | None) -> Inputs:
+    splits: list[Split] = [manifest.split(split)] if split is not None else list(manifest.splits.values())
+    fs, root = filesystem(source)
+    paths = [f"{root}/{shard.path}" for part in splits for shard in part.shards]
+    units = list_row_groups(source, fs.get_file_info(paths))
+    return Inputs(strip_credentials(source), units, are_upright=True)

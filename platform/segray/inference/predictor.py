@@ -1,0 +1,101 @@
+"""From a checkpoint and an image to a mask: the same path for validation, evaluation and serving."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.core.errors import CapacityError, DataError
+from segray.data.images import Mask
+from segray.data.resize import model_input_size, resize_for_model
+from segray.inference.segment import InferenceConfig, segment, segment_with_probabilities
+from segray.models import checkpoint
+
+MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
+"""An image that is seen with more pixels than the first, and as many times its own as the second, is a sliver."""
+
+
+class Predictor:
+    """Segments images with the model of a checkpoint folder.
+
+    Attributes:
+        config: what the model was trained with; the image is resized and looked at as it was for validation, unless
+            other settings are given.
+        classes: what the ids in a mask mean.
+    """
+
+    config: Config
+    classes: Classes
+
+    def __init__(self, folder: Path | str, device: str = "cpu", config: Config | None = None) -> None:
+        folder = Path(folder)
+        self._model = checkpoint.load_model(folder).eval()
+        self.to(device)
+        self.config = config or checkpoint.load_config(folder)
+        self.classes = checkpoint.load_classes(folder)
+
+    def to(self, device: str) -> Self:
+        """Moves the model to "cpu", "cuda" or, with "auto", to a GPU if there is one; returns itself.
+
+        Raises:
+            CapacityError: there is no GPU.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise CapacityError("device is cuda, and torch finds no GPU here; use cpu or auto.")
+        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._model.to(self._device)
+        return self
+
+    def __call__(self, image: NDArray[np.uint8]) -> Mask:
+        """Returns class ids (H, W), uint8 below 256 classes, else uint16, of an RGB image (H, W, 3) uint8.
+
+        Raises:
+            DataError: the image is none of that kind.
+        """
+        return self.many([image])[0]
+
+    def many(self, images: Sequence[NDArray[np.uint8]], mode: InferenceConfig | None = None) -> list[Mask]:
+        """Returns what a call does for each image, of one forward pass; they have one size.
+
+        Args:
+            images: RGB, (H, W, 3) uint8.
+            mode: how they are looked at; none looks as the settings say.
+
+        Raises:
+            DataError: an image is none of that kind, or their sizes differ.
+        """
+        if len({image.shape for image in images}) != 1:
+            raise DataError(f"{len(images)} images have {len({one.shape for one in images})} sizes; expected one.")
+        fitted = [self._fitted(image) for image in images]
+        ids = segment(
+            self._model, torch.cat([one for one, _ in fitted]), fitted[0][1], mode or InferenceConfig.of(self.config)
+        )
+        return [self._mask(one) for one in ids]
+
+    def with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
+        """Returns what a call does, and the probability of every class, (K, H, W)."""
+        images, size = self._fitted(image)
+        ids, found = segment_with_probabilities(self._model, images, size, InferenceConfig.of(self.config))
+        return self._mask(ids[0]), found[0].cpu().numpy()
+
+    def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
+        """Returns the image as the model takes it, (1, 3, H', W'), and its own size."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB.")
+        settings = self.config
+        height, width = model_input_size(image.shape[0], image.shape[1], settings.data.short_side, settings.eval.align)
+        if height * width > MAX_INPUT_PIXELS and height * width > image.shape[0] * image.shape[1] * MAX_UPSCALE:
+            raise DataError(f"the image is {image.shape[1]}x{image.shape[0]}, and would be seen at {width}x{height}.")
+        fitted = resize_for_model(image, settings.data.short_side, settings.eval.align)
+        images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(self._device)
+        return images, (image.shape[0], image.shape[1])
+
+    def _mask(self, ids: Tensor) -> Mask:
+        found = ids.cpu().numpy()
+        return found.astype(np.uint8) if self.classes.num_classes < 256 else found.astype(np.uint16)

@@ -1,0 +1,1 @@
+"""SegFormer: the encoder, the decode heads, the model and everybody's weights."""

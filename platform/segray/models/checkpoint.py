@@ -1,0 +1,215 @@
+"""The checkpoint folder: weights, training state and what they mean, without a pickle.
+
+    model.safetensors  the weights to use: where training keeps a moving average, that
+    live.safetensors   the weights being trained, where they are others
+    state.pt           optimiser, scale and progress; opens with `weights_only=True`
+    config.json        the whole Config
+    classes.json       names and palette
+    meta.json          step, metrics, counts, dataset digest, versions; written last
+
+A folder without `meta.json` is not a checkpoint: something ended before it was whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.core.errors import CheckpointError, format_list
+from segray.models.build import build_model
+
+FORMAT: Final = 2
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
+    "model.safetensors",
+    "live.safetensors",
+    "state.pt",
+    "config.json",
+    "classes.json",
+    "meta.json",
+)
+
+
+class Meta(BaseModel):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        format: version of the folder's layout.
+        step: optimiser steps made.
+        metrics: of the validation at this step, under their metric names; none if there was none.
+        confusion: the counts (K, K) those metrics came from; rows are the truth.
+        dataset_digest: digest of the manifest trained on.
+        versions: of the libraries that wrote it.
+        files: bytes of each of the other files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[2] = FORMAT
+    step: int
+    metrics: dict[str, float] = {}
+    confusion: list[list[int]] = []
+    dataset_digest: str
+    versions: dict[str, str]
+    files: dict[str, int] = {}
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that decide what a model computes."""
+    found = {}
+    for name in ("segray", "torch", "numpy", "ray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """All that a checkpoint holds, in memory of its own: training may go on while it is written."""
+
+    weights: dict[str, Tensor]
+    live: dict[str, Tensor] | None
+    state: dict[str, Any]
+    config: Config
+    classes: Classes
+    meta: Meta
+
+    def write(self, folder: Path) -> None:
+        """Writes a checkpoint into an existing folder."""
+        save_file(self.weights, folder / WEIGHTS)
+        if self.live is not None:
+            save_file(self.live, folder / LIVE)
+        torch.save(self.state, folder / STATE)
+        (folder / CONFIG).write_text(self.config.model_dump_json(indent=2))
+        (folder / CLASSES).write_text(self.classes.model_dump_json(indent=2))
+        files = {file.name: file.stat().st_size for file in folder.iterdir()}
+        (folder / META).write_text(self.meta.model_copy(update={"files": files}).model_dump_json())
+
+
+def snapshot(
+    model: nn.Module,
+    state: dict[str, Any],
+    config: Config,
+    classes: Classes,
+    meta: Meta,
+    average: nn.Module | None = None,
+) -> CheckpointContents:
+    """Returns copies, on the CPU, of all that makes a checkpoint.
+
+    Args:
+        model: the bare model, not its DDP wrapper.
+        state: tensors, numbers and strings in dicts and lists: what `weights_only=True` can read back.
+        config: the run's Config.
+        classes: what the logits' channels mean.
+        meta: written last.
+        average: the moving average of the model, if training keeps one.
+    """
+    used = model if average is None else average
+    live = None if average is None else _copied(model.state_dict())
+    return CheckpointContents(_copied(used.state_dict()), live, _copied(state), config, classes, meta)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(inner) for inner in value]
+    return value
+
+
+def load_meta(folder: Path) -> Meta:
+    """Returns what the checkpoint in `folder` says of itself.
+
+    Raises:
+        CheckpointError: there is no such folder, it is no checkpoint, or not whole.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder} is no folder; expected one that holds {META}.")
+    if not (folder / META).exists():
+        raise CheckpointError(
+            f"{folder} holds no {META}: it is no checkpoint, or writing it was cut short; name another."
+        )
+    try:
+        return Meta.model_validate_json((folder / META).read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / META} is damaged or of another version ({error}).") from error
+
+
+def verify_files(folder: Path, meta: Meta) -> None:
+    """Raises CheckpointError if a file is missing or of another size than it was written with."""
+    for name, size in meta.files.items():
+        held = (folder / name).stat().st_size if (folder / name).exists() else None
+        if held != size:
+            found = "is not there" if held is None else f"holds {held} bytes"
+            raise CheckpointError(f"{folder / name} {found}, of {size}: the checkpoint is damaged.")
+
+
+def load_config(folder: Path) -> Config:
+    """Returns the Config that a checkpoint was trained with."""
+    return _parsed(Config, folder / CONFIG)
+
+
+def load_classes(folder: Path) -> Classes:
+    """Returns the classes of a checkpoint."""
+    return _parsed(Classes, folder / CLASSES)
+
+
+def _parsed(kind: type[ModelT], file: Path) -> ModelT:
+    try:
+        return kind.model_validate_json(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}); the checkpoint is damaged, or of another version."
+        ) from error
+
+
+def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint, on the CPU: those to use, or those being trained."""
+    file = folder / (LIVE if live and (folder / LIVE).exists() else WEIGHTS)
+    try:
+        weights: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}).") from error
+    return weights
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Returns the training state of a checkpoint, on the CPU."""
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a file that is none of its own is anything
+        raise CheckpointError(f"{folder / STATE} cannot be read ({error}).") from error
+    return state
+
+
+def load_model(folder: Path) -> nn.Module:
+    """Returns the model of a checkpoint with its weights, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: the folder is no whole checkpoint, or its weights do not fit its config.
+    """
+    load_meta(folder)
+    model = build_model(load_config(folder), load_classes(folder))
+    try:
+        model.load_state_dict(load_weights(folder))
+    except RuntimeError as error:
+        misfits = str(error).splitlines()[1:]
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit {CONFIG} beside it:{format_list([line.strip() for line in misfits], 5)}"
+        ) from error
+    return model.eval()

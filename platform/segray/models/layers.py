@@ -1,0 +1,38 @@
+"""Two views of one map: as tokens (B, h, w, C) and as a channels-last image (B, C, h, w)."""
+
+import torch
+from torch import Tensor
+
+
+def tokens_to_map(tokens: Tensor) -> Tensor:
+    """Returns the map (B, h, w, C) seen as a channels-last image (B, C, h, w); no copy."""
+    return tokens.permute(0, 3, 1, 2)
+
+
+def map_to_tokens(image: Tensor) -> Tensor:
+    """Returns the image (B, C, h, w) seen as a map (B, h, w, C); no copy."""
+    return image.permute(0, 2, 3, 1)
+
+
+def bilinear_matrix(out_size: int, in_size: int, like: Tensor) -> Tensor:
+    """Returns the matrix (out, in) of a bilinear resize along one side, align_corners=False.
+
+    Dtype and device are those of `like`.
+    """
+    positions = torch.arange(out_size, dtype=torch.float64)
+    centre = ((positions + 0.5) * (in_size / out_size) - 0.5).clamp_min(0.0)
+    low = centre.long().clamp_max(in_size - 1)
+    high = (low + 1).clamp_max(in_size - 1)
+    fraction = (centre - low).unsqueeze(1)
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    matrix.scatter_add_(1, low.unsqueeze(1), 1.0 - fraction)
+    matrix.scatter_add_(1, high.unsqueeze(1), fraction)
+    return matrix.to(like)
+
+
+def source_rows(rows: slice, out_size: int, in_size: int) -> slice:
+    """Returns the rows of the source that `rows` of the output are mixed from, and at most one more each side."""
+    ratio = in_size / out_size
+    first = int(max((rows.start + 0.5) * ratio - 0.5, 0.0))
+    last = int(max((rows.stop - 0.5) * ratio - 0.5, 0.0))
+    return slice(max(first - 1, 0), min(last + 3, in_size))

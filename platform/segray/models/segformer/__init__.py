@@ -1,0 +1,1 @@
+"""SegFormer. Order of imports: model, heads and encoder, fused_head and mix_ffn, tiling."""

@@ -1,0 +1,193 @@
+"""The Mix Transformer encoder: an image to four maps at 1/4, 1/8, 1/16 and 1/32 of its size.
+
+Tokens are kept as maps of shape (B, h, w, C). Seen as (B, C, h, w) such a map is a channels-last image, so linear
+layers, layer norms and convolutions all read it as it lies, without a copy between them.
+
+See: SegFormer, arXiv 2105.15203, section 3.1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from segray.models.layers import map_to_tokens, tokens_to_map
+from segray.models.segformer.mix_ffn import MixFFN
+from segray.models.segformer.tiling import should_tile
+
+PATCH = (7, 3, 3, 3)
+
+STRIDE = (4, 2, 2, 2)
+
+HEADS = (1, 2, 5, 8)
+
+REDUCTION = (8, 4, 2, 1)
+
+MLP_RATIO = 4
+
+# Epsilon of (block and stage norms, norms right after a convolution), as each publisher has it.
+NORM_EPS = {"official": (1e-6, 1e-5), "mmseg": (1e-6, 1e-6), "transformers": (1e-5, 1e-5)}
+
+
+class Embedding(nn.Module):
+    """Overlapping patches: a strided convolution and a layer norm."""
+
+    def __init__(self, in_dim: int, dim: int, patch: int, stride: int, eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, dim, patch, stride, patch // 2)
+        self.norm = nn.LayerNorm(dim, eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns a map (B, h, w, C) of an image or of the stage before, (B, C', H, W)."""
+        tokens: Tensor = self.norm(map_to_tokens(self.proj(image)))
+        return tokens
+
+
+class Attention(nn.Module):
+    """Attention of every token to a map reduced by `reduction` in both directions."""
+
+    def __init__(self, dim: int, heads: int, reduction: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduction = reduction
+        if reduction > 1:
+            self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
+            self.norm = nn.LayerNorm(dim, eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the attended map, of the shape (B, h, w, C) of `tokens`."""
+        key, value = self.kv(self._reduced(tokens)).flatten(1, 2).chunk(2, dim=-1)  # (B, M, C)
+        if self.heads == 1 and should_tile(tokens) and not torch.is_grad_enabled():
+            return self._by_one_head(tokens, key, value)
+        query = self.q(tokens).flatten(1, 2)  # (B, N, C)
+        mixed = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
+        attended: Tensor = self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
+        return attended
+
+    def _by_one_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Returns the same, with the matrices of query and projection multiplied into the few keys and values.
+
+        softmax((x Q + q) K) V P + p = softmax(x (Q K) + q K) (V P + p), for the rows of a softmax add up to 1.
+        """
+        key = key * key.shape[-1] ** -0.5
+        query, folded_key, folded_value = tokens.flatten(1, 2), key @ self.q.weight, self.proj(value)
+        bias = key @ self.q.bias  # (B, M)
+        attended = F.scaled_dot_product_attention(
+            query[:, None], folded_key[:, None], folded_value[:, None], attn_mask=bias[:, None, None], scale=1.0
+        )
+        return attended.view(tokens.shape)
+
+    def _reduced(self, tokens: Tensor) -> Tensor:
+        if self.reduction == 1:
+            return tokens
+        reduced: Tensor = self.norm(map_to_tokens(self.reduce(tokens_to_map(tokens))))
+        return reduced
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """Returns (B, N, C) as heads (B, heads, N, D)."""
+        return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; in training each branch is dropped for whole images at rate `drop_path`."""
+
+    def __init__(self, dim: int, heads: int, reduction: int, drop_path: float, eps: tuple[float, float]) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps[0])
+        self.attn = Attention(dim, heads, reduction, eps[1])
+        self.norm2 = nn.LayerNorm(dim, eps[0])
+        self.ffn = MixFFN(dim, MLP_RATIO * dim)
+        self.drop_path = drop_path
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        tokens = self._add(tokens, self.attn(self.norm1(tokens)))
+        return self._add(tokens, self.ffn(self.norm2(tokens)))
+
+    def _add(self, tokens: Tensor, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return tokens + branch
+        kept = F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path)
+        return torch.addcmul(tokens, branch, kept)
+
+
+class Stage(nn.Module):
+    """Embedding, blocks and a last layer norm, whose output feeds the head and the next stage."""
+
+    def __init__(
+        self, embedding: Embedding, blocks: Sequence[Block], norm: nn.LayerNorm, *, checkpointing: bool
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.checkpointing = checkpointing
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the stage's map (B, C, h, w), channels-last."""
+        tokens = self.embedding(image)
+        for block in self.blocks:
+            remake = self.checkpointing and self.training
+            tokens = checkpoint(block, tokens, use_reentrant=False) if remake else block(tokens)
+        return tokens_to_map(self.norm(tokens))
+
+
+class Encoder(nn.Module):
+    """Mix Transformer.
+
+    Attributes:
+        dims: channels of the four maps.
+        depths: blocks of the four stages.
+        drop_path: rate at which the last block's branches are dropped.
+        strides: image pixels per cell of the four maps.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        drop_path: float = 0.1,
+        norm_eps: str = "official",
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dims, self.depths, self.drop_path = tuple(dims), tuple(depths), drop_path
+        eps = NORM_EPS[norm_eps]
+        # Linear over all blocks, from 0 at the first to `drop_path` at the last.
+        rates = iter([drop_path * index / (sum(depths) - 1) for index in range(sum(depths))])
+        self.stages = nn.ModuleList()
+        for level, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            in_dim = dims[level - 1] if level else 3
+            embedding = Embedding(in_dim, dim, PATCH[level], STRIDE[level], eps[1])
+            blocks = [Block(dim, HEADS[level], REDUCTION[level], next(rates), eps) for _ in range(depth)]
+            norm = nn.LayerNorm(dim, eps[0])
+            self.stages.append(Stage(embedding, blocks, norm, checkpointing=checkpointing))
+        self.apply(init_weights)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Returns four maps (B, C_i, h_i, w_i) of a normalised image (B, 3, H, W); h_1 is ceil(H / 4)."""
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        return maps
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draws the published start values: Linear from N(0, 0.02) cut at 2 sigma, convolutions by their fan-out."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,148 @@
+"""The end of the decode head: a sum of resized levels, batch norm, ReLU and the classifier.
+
+The sum has E channels at a quarter of the image's resolution: it is the largest map of the model, and every step
+over it is bound by memory. On a CPU it is therefore made, normalised and classified a few rows at a time, in cache.
+Inference never holds it, and training keeps one copy of it where plain autograd keeps three.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segray.models.batch_norm import (
+    BatchMoments,
+    GlobalBatchNorm2d,
+    all_reduce_moments,
+    combine_moments,
+    input_gradient,
+)
+from segray.models.segformer.tiling import PyramidLevels, TiledLevelSum, should_tile
+
+# The gradient of what a ReLU was given, from that of what it returned and from what it returned.
+rectified = torch.ops.aten.threshold_backward
+
+
+def fused_classify(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
+    """Returns logits (B, h, w, K) of the levels' sum, normalised and rectified.
+
+    Args:
+        levels: what is summed to (B, h, w, E).
+        norm: batch norm of E channels; in eval it is folded into the levels already and not applied.
+        classifier: one matrix (K, E), or one for each image (B, K, E).
+        bias: (K,).
+    """
+    in_strips = should_tile(levels.fine)
+    classifier = classifier.expand(levels.fine.shape[0], *classifier.shape[-2:])
+    if in_strips and norm.training:
+        return _train_in_strips(levels, norm, classifier, bias)
+    if in_strips and not torch.is_grad_enabled():
+        return _infer_in_strips(levels, classifier, bias)
+    total = add_resized(F.linear(levels.fine, levels.weight), levels.coarse)
+    if norm.training:
+        total = norm(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    scores = torch.baddbmm(bias, F.relu(total).flatten(1, 2), classifier.mT)  # (B, h*w, K)
+    return scores.view(*total.shape[:3], -1)
+
+
+def add_resized(finest: Tensor, coarser: Sequence[Tensor]) -> Tensor:
+    """Returns the map (B, h, w, E) plus the maps (B, h_i, w_i, E), each resized bilinearly to its size."""
+    size = finest.shape[1:3]
+    for level in coarser:
+        resized = F.interpolate(level.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+        finest = finest + resized.permute(0, 2, 3, 1)
+    return finest
+
+
+def _infer_in_strips(levels: PyramidLevels, classifier: Tensor, bias: Tensor) -> Tensor:
+    strips = TiledLevelSum(levels)
+    logits = levels.fine.new_empty(*levels.fine.shape[:3], len(bias))
+    for image, rows in strips:
+        out = logits[image, rows].flatten(0, 1)
+        torch.addmm(bias, strips.strip(image, rows).relu_(), classifier[image].t(), out=out)
+    return logits
+
+
+def _train_in_strips(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
+    fine, weight, coarse = levels
+    tensors = fine, weight, norm.weight, norm.bias, classifier, bias, *coarse
+    logits: Tensor
+    logits, *moments = _NormedSum.apply(norm.eps, *tensors)  # type: ignore[no-untyped-call]
+    norm.track(BatchMoments(*moments))
+    return logits
+
+
+class _FusedContext(Protocol):
+    eps: float
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
+class _NormedSum(torch.autograd.Function):
+    """Logits of the normed, rectified sum of levels; only the sum itself is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: _FusedContext, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        fine, weight, norm_weight, norm_bias, classifier, bias, *coarse = tensors
+        strips = TiledLevelSum(PyramidLevels(fine, weight, coarse))
+        total = fine.new_empty(*fine.shape[:3], len(weight))
+        parts = []
+        for image, rows in strips:
+            parts.append(_moments(strips.strip(image, rows, out=total[image, rows].flatten(0, 1))))
+        moments = all_reduce_moments(
+            combine_moments(BatchMoments(*(torch.stack(column) for column in zip(*parts, strict=True))))
+        )
+        scale, shift = _scale_and_shift(moments, eps, norm_weight, norm_bias)
+        logits = fine.new_empty(*fine.shape[:3], len(bias))
+        for image, rows in strips:
+            active = torch.addcmul(shift, total[image, rows].flatten(0, 1), scale).relu_()
+            torch.addmm(bias, active, classifier[image].t(), out=logits[image, rows].flatten(0, 1))
+        ctx.eps = eps
+        ctx.save_for_backward(total, *moments, *tensors)
+        ctx.mark_non_differentiable(*moments)
+        return logits, *moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _FusedContext, grad_logits: Tensor, *_moments: Tensor) -> tuple[Tensor | None, ...]:
+        total, pixels, mean, variance, *tensors = ctx.saved_tensors
+        fine, weight, norm_weight, norm_bias, classifier, _bias, *coarse = tensors
+        moments = BatchMoments(pixels, mean, variance)
+        strips = TiledLevelSum(PyramidLevels(fine, weight, coarse))
+        scale, shift = _scale_and_shift(moments, ctx.eps, norm_weight, norm_bias)
+        grad_logits = grad_logits.contiguous()
+        grad_bias, grad_product = torch.zeros_like(norm_bias), torch.zeros_like(norm_weight)
+        grad_classifier = torch.zeros_like(classifier)
+        for image, rows in strips:
+            strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
+            active = torch.addcmul(shift, strip, scale).relu_()
+            grad_classifier[image].addmm_(grad.t(), active)
+            slopes = rectified(grad @ classifier[image], active, 0)
+            grad_bias += slopes.sum(0)
+            grad_product += slopes.mul_(strip).sum(0)
+        grad_weight = (grad_product - mean * grad_bias) * torch.rsqrt(variance + ctx.eps)
+        scale_in, slope, offset = input_gradient(moments, ctx.eps, norm_weight, grad_bias, grad_weight)
+        room = strips.room()
+        for image, rows in strips:
+            strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
+            active = torch.addcmul(shift, strip, scale).relu_()
+            slopes = rectified(grad @ classifier[image], active, 0).mul_(scale_in)
+            strips.take_back(image, rows, slopes.addcmul_(strip, slope).add_(offset), room)
+        norms = grad_weight, grad_bias
+        return None, room.fine, room.weight, *norms, grad_classifier, grad_logits.sum((0, 1, 2)), *room.coarse
+
+
+def _scale_and_shift(moments: BatchMoments, eps: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    scale = weight * torch.rsqrt(moments.variance + eps)
+    return scale, bias - moments.mean * scale
+
+
+def _moments(strip: Tensor) -> BatchMoments:
+    mean = strip.mean(0)
+    return BatchMoments(strip.new_tensor(len(strip)), mean, (strip - mean).square_().mean(0))

@@ -1,0 +1,152 @@
+"""The feed-forward layer of a block, whose depth-wise convolution is also what tells positions apart.
+
+Its hidden map is four times as wide as the tokens. On a CPU it is made a few rows at a time, in cache: inference never
+holds it, and training, where it is large, makes it again in the backward pass, which takes no longer than to write it
+to memory and fetch it from there.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from segray.models.layers import map_to_tokens, tokens_to_map
+from segray.models.segformer.tiling import row_tiles, should_tile
+
+# A hidden map of fewer strips an image is kept for the backward pass: there, making it again is arithmetic.
+MIN_STRIPS = 4
+
+gelu_backward = torch.ops.aten.gelu_backward
+
+convolution_backward = torch.ops.aten.convolution_backward
+
+
+class _MixFfnContext(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class MixFFN(nn.Module):
+    """Linear, 3x3 depth-wise convolution, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        if should_tile(tokens):
+            weights = MixFfnWeights(*self.parameters())
+            if not torch.is_grad_enabled():
+                return _in_strips(tokens, weights)
+            if len(_strips(tokens, weights)) >= MIN_STRIPS:
+                remade: Tensor = _Remade.apply(tokens, *weights)  # type: ignore[no-untyped-call]
+                return remade
+        mixed = map_to_tokens(self.mix(tokens_to_map(self.fc1(tokens))))
+        out: Tensor = self.fc2(F.gelu(mixed))
+        return out
+
+
+class MixFfnWeights(NamedTuple):
+    """The parameters of the layer, in the order in which the module holds them."""
+
+    expand: Tensor  # (H, C), H being the hidden width
+    expand_bias: Tensor
+    mix: Tensor  # (H, 1, 3, 3)
+    mix_bias: Tensor
+    reduce: Tensor  # (C, H)
+    reduce_bias: Tensor
+
+
+def _strips(tokens: Tensor, weights: MixFfnWeights) -> list[slice]:
+    hidden_bytes = tokens.shape[2] * len(weights.expand) * tokens.element_size()
+    return row_tiles(tokens.shape[1], hidden_bytes)
+
+
+def _with_border(rows: slice, num_rows: int) -> slice:
+    """Returns the rows and one more on each side, where there is one."""
+    return slice(max(rows.start - 1, 0), min(rows.stop + 1, num_rows))
+
+
+def _hidden(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
+    """Returns the hidden image (1, H, R + 2, w) of rows of a map (1, h, w, C), and of one row more on each side.
+
+    A row beyond the map is 0.
+    """
+    border = _with_border(rows, tokens.shape[1])
+    before, after = border.start - rows.start + 1, rows.stop + 1 - border.stop
+    hidden = tokens.new_empty(1, rows.stop - rows.start + 2, tokens.shape[2], len(weights.expand))
+    inside = hidden[0, before : hidden.shape[1] - after]
+    torch.addmm(weights.expand_bias, tokens[0, border].flatten(0, 1), weights.expand.t(), out=inside.flatten(0, 1))
+    hidden[0, :before] = 0
+    hidden[0, hidden.shape[1] - after :] = 0
+    return tokens_to_map(hidden)
+
+
+def _mixed(hidden: Tensor, weights: MixFfnWeights) -> Tensor:
+    """Returns the strip (1, R, w, H) of the hidden image."""
+    mixed = F.conv2d(hidden, weights.mix, weights.mix_bias, padding=(0, 1), groups=len(weights.mix))
+    return map_to_tokens(mixed)
+
+
+def _in_strips(tokens: Tensor, weights: MixFfnWeights) -> Tensor:
+    out = tokens.new_empty(tokens.shape)
+    for image in range(len(tokens)):
+        for rows in _strips(tokens, weights):
+            mixed = _mixed(_hidden(tokens[image : image + 1], weights, rows), weights)
+            target = out[image, rows].flatten(0, 1)
+            torch.addmm(weights.reduce_bias, F.gelu(mixed).flatten(0, 2), weights.reduce.t(), out=target)
+    return out
+
+
+class _Remade(torch.autograd.Function):
+    """The layer, a strip at a time; of its forward pass only the input is kept."""
+
+    @staticmethod
+    def forward(ctx: _MixFfnContext, tokens: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, *parameters)
+        return _in_strips(tokens, MixFfnWeights(*parameters))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _MixFfnContext, grad: Tensor) -> tuple[Tensor, ...]:
+        tokens, *parameters = ctx.saved_tensors
+        weights = MixFfnWeights(*parameters)
+        grad = grad.contiguous()
+        grad_tokens = tokens.new_zeros(tokens.shape)
+        grads = MixFfnWeights(*(torch.zeros_like(parameter) for parameter in weights))
+        for image in range(len(tokens)):
+            one = slice(image, image + 1)
+            for rows in _strips(tokens, weights):
+                _take_back(tokens[one], weights, rows, grad[image, rows].flatten(0, 1), grad_tokens[one], grads)
+        return grad_tokens, *grads
+
+
+def _take_back(
+    tokens: Tensor, weights: MixFfnWeights, rows: slice, grad: Tensor, grad_tokens: Tensor, grads: MixFfnWeights
+) -> None:
+    """Adds to `grad_tokens` and `grads` what the gradient (R*w, C) of a strip of the layer's output means for them."""
+    hidden = _hidden(tokens, weights, rows)
+    mixed = _mixed(hidden, weights)
+    active = F.gelu(mixed).flatten(0, 2)
+    grads.reduce.addmm_(grad.t(), active)
+    grads.reduce_bias.add_(grad.sum(0))
+    grad_active = torch.mm(grad, weights.reduce, out=active)
+    grad_mixed = gelu_backward(grad_active.view_as(mixed), mixed)
+    grad_hidden, grad_mix, grad_mix_bias = convolution_backward(
+        tokens_to_map(grad_mixed), hidden, weights.mix, [len(weights.mix)], [1, 1], [0, 1], [1, 1], False, [0, 0],
+        len(weights.mix), [True, True, True],
+    )  # fmt: skip
+    grads.mix.add_(grad_mix)
+    grads.mix_bias.add_(grad_mix_bias)
+    border = _with_border(rows, tokens.shape[1])
+    inside = slice(border.start - rows.start + 1, border.stop - rows.start + 1)
+    grad_expanded = map_to_tokens(grad_hidden)[0, inside].flatten(0, 1)
+    grads.expand.addmm_(grad_expanded.t(), tokens[0, border].flatten(0, 1))
+    grads.expand_bias.add_(grad_expanded.sum(0))
+    grad_tokens[0, border].flatten(0, 1).addmm_(grad_expanded, weights.expand)

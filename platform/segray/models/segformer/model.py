@@ -1,0 +1,150 @@
+"""SegFormer, all six published variants: uint8 RGB images in, class logits at a quarter of their size out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segray.core.errors import ModelError, did_you_mean
+from segray.core.imports import is_import_path
+from segray.models import plugins
+from segray.models.segformer.encoder import NORM_EPS, Encoder
+from segray.models.segformer.heads import FCNHead, MmsegHead, SegFormerHead
+
+# RGB mean and deviation of ImageNet, on the scale 0..255.
+MEAN = (123.675, 116.28, 103.53)
+
+STD = (58.395, 57.12, 57.375)
+
+MIN_INPUT_PX = 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The sizes of one variant: channels and blocks of the four stages, width E of the official head."""
+
+    dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    head_width: int
+
+
+VARIANTS = {
+    "b0": Variant((32, 64, 160, 256), (2, 2, 2, 2), 256),
+    "b1": Variant((64, 128, 320, 512), (2, 2, 2, 2), 256),
+    "b2": Variant((64, 128, 320, 512), (3, 4, 6, 3), 768),
+    "b3": Variant((64, 128, 320, 512), (3, 4, 18, 3), 768),
+    "b4": Variant((64, 128, 320, 512), (3, 8, 27, 3), 768),
+    "b5": Variant((64, 128, 320, 512), (3, 6, 40, 3), 768),
+}
+
+HEADS = {"official": SegFormerHead, "mmseg": MmsegHead}
+
+MMSEG_WIDTH = 256
+
+AUX_STAGE = 2
+
+
+class SegFormer(nn.Module):
+    """An encoder, a decode head, perhaps an auxiliary one, and the normalisation of their input.
+
+    Every parameter's name starts with `encoder.`, `head.` or `aux_head.`; a layer norm's contains `norm`, the heads'
+    batch norms' do not, because the published recipe decays those.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.aux_head = aux_head
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1.0 / torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns {"seg": logits (B, K, ceil(H/4), ceil(W/4))} of uint8 RGB images (B, 3, H, W).
+
+        In training, an auxiliary head adds "aux", (B, K, ceil(H/16), ceil(W/16)). A head of the user's own may
+        return further entries.
+
+        Raises:
+            ModelError: the images are not uint8, not (B, 3, H, W), or smaller than 32 pixels.
+        """
+        validate_images(images)
+        maps = self.encoder((images - self.mean).mul_(self.scale))
+        outputs = self.head(maps)
+        outputs = outputs if isinstance(outputs, dict) else {"seg": outputs}
+        if self.aux_head is not None and self.training:
+            outputs["aux"] = self.aux_head(maps[AUX_STAGE])
+        return outputs
+
+
+def validate_images(images: Tensor) -> None:
+    """Raises ModelError unless the images are uint8 RGB (B, 3, H, W) of at least 32 pixels a side."""
+    if images.dtype != torch.uint8:
+        raise ModelError(
+            f"images are {images.dtype}; expected torch.uint8 RGB, 0..255; pass them as decoded: "
+            "the model normalises them itself."
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ModelError(f"images have the shape {tuple(images.shape)}; expected (B, 3, H, W).")
+    height, width = images.shape[-2:]
+    if height < MIN_INPUT_PX or width < MIN_INPUT_PX:
+        raise ModelError(
+            f"images are {height}x{width} pixels; expected at least {MIN_INPUT_PX}x{MIN_INPUT_PX}; resize or pad them."
+        )
+
+
+def build_segformer(
+    variant: str,
+    num_classes: int,
+    *,
+    encoder: str = "mit",
+    head: str = "official",
+    drop_path: float = 0.1,
+    dropout: float = 0.1,
+    norm_eps: str = "official",
+    checkpointing: bool = False,
+    aux_head: bool = False,
+) -> SegFormer:
+    """Returns a SegFormer with freshly drawn parameters.
+
+    Args:
+        variant: "b0" to "b5".
+        num_classes: K, the channels of the logits.
+        encoder: "mit", or `module:attribute` of an encoder of the user's own (see `segray.models.plugins`).
+        head: "official", "mmseg", or `module:attribute` of a head of the user's own.
+        drop_path: rate at which the last block's branches are dropped in training; it rises linearly from 0.
+        dropout: rate of the head's Dropout2d.
+        norm_eps: whose epsilons the layer norms have: "official", "mmseg" or "transformers".
+        checkpointing: whether blocks are computed a second time in the backward pass instead of kept.
+        aux_head: whether training has a second head, an FCN on the third stage's map.
+
+    Raises:
+        ModelError: a name is unknown, a number out of range, or a plug-in does not keep the contract.
+    """
+    sizes = VARIANTS[_known("model.variant", variant, VARIANTS)]
+    _known("model.norm_eps", norm_eps, NORM_EPS)
+    if num_classes < 1:
+        raise ModelError(f"num_classes is {num_classes}; expected at least 1.")
+    backbone: nn.Module
+    dims: Sequence[int]
+    if is_import_path(encoder):
+        backbone, dims = plugins.build_encoder(encoder, drop_path)
+    else:
+        _known("model.encoder", encoder, {"mit": Encoder})
+        backbone, dims = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps, checkpointing=checkpointing), sizes.dims
+    auxiliary = FCNHead(dims[AUX_STAGE], num_classes, dropout) if aux_head else None
+    if is_import_path(head):
+        return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout), auxiliary)
+    make = HEADS[_known("model.head", head, HEADS)]
+    width = MMSEG_WIDTH if head == "mmseg" else sizes.head_width
+    return SegFormer(backbone, make(dims, width, num_classes, dropout), auxiliary)
+
+
+def _known(setting: str, name: str, known: Mapping[str, object]) -> str:
+    if name not in known:
+        raise ModelError(f"{setting} is {name!r}; expected one of {', '.join(known)}{did_you_mean(name, known)}.")
+    return name

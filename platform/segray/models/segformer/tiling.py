@@ -1,0 +1,97 @@
+"""Large maps made a strip of rows at a time: when that pays, and the sum of all levels made in that way."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segray.models.layers import bilinear_matrix, source_rows
+
+# Bytes of a map that are worked on at once, for each thread: what a core's own cache holds beside the operands.
+STRIP_BYTES = 1 << 20
+
+
+def should_tile(tensor: Tensor) -> bool:
+    """Returns whether to work in strips: in float on a CPU, where passes over a large map cost more than arithmetic.
+
+    Compilers and GPUs are given the plain steps, which they fuse in their own way.
+    """
+    if tensor.device.type != "cpu" or tensor.dtype not in {torch.float32, torch.float64}:
+        return False
+    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+
+def row_tiles(num_rows: int, row_bytes: int) -> list[slice]:
+    """Returns slices that cut a map's rows into strips of about `STRIP_BYTES` a thread, one row at least."""
+    step = max(1, STRIP_BYTES * torch.get_num_threads() // row_bytes)
+    return [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
+
+
+class PyramidLevels(NamedTuple):
+    """What is summed: `fine @ weight.T` and the coarser levels, resized bilinearly to its size.
+
+    Attributes:
+        fine: the finest level (B, h, w, C).
+        weight: (E, C).
+        coarse: maps (B, h_i, w_i, E).
+    """
+
+    fine: Tensor
+    weight: Tensor
+    coarse: list[Tensor]
+
+
+class TiledLevelSum:
+    """Makes the sum of levels in strips that fit a core's cache, and takes gradients of strips back to the levels."""
+
+    def __init__(self, levels: PyramidLevels) -> None:
+        self.levels = levels
+        fine, weight, coarse = levels
+        self.num_images, self.height, self.width = fine.shape[:3]
+        self.row_bytes = self.width * weight.shape[0] * weight.element_size()
+        self.rows = [bilinear_matrix(self.height, level.shape[1], like=weight) for level in coarse]
+        self.widths = [level.shape[2] for level in coarse]
+        # (w, w_2 + w_3 + w_4): one product resizes all coarser levels' columns and adds them up.
+        self.columns = torch.cat([bilinear_matrix(self.width, width, like=weight) for width in self.widths], dim=1)
+
+    def __iter__(self) -> Iterator[tuple[int, slice]]:
+        """Yields the image and the rows of each strip."""
+        for image in range(self.num_images):
+            for rows in row_tiles(self.height, self.row_bytes):
+                yield image, rows
+
+    def strip(self, image: int, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Returns these rows of the sum, (R*w, E), written to `out` if given."""
+        total = torch.mm(self.levels.fine[image, rows].flatten(0, 1), self.levels.weight.t(), out=out)
+        bands = [
+            (band @ level[image, source].flatten(1)).unflatten(1, level.shape[2:])
+            for level, source, band in self._bands(self.levels, rows)
+        ]
+        narrow = torch.cat(bands, dim=1)  # (R, w_2 + w_3 + w_4, E)
+        columns = self.columns.expand(narrow.shape[0], -1, -1)
+        total.unflatten(0, (-1, self.width)).baddbmm_(columns, narrow)
+        return total
+
+    def take_back(self, image: int, rows: slice, grad: Tensor, room: PyramidLevels) -> None:
+        """Adds to `room` what the gradient (R*w, E) of a strip means for the levels and the weight."""
+        fine = self.levels.fine[image, rows].flatten(0, 1)
+        room.weight.addmm_(grad.t(), fine)
+        torch.mm(grad, self.levels.weight, out=room.fine[image, rows].flatten(0, 1))
+        wide = grad.unflatten(0, (-1, self.width))
+        narrow = torch.bmm(self.columns.t().expand(wide.shape[0], -1, -1), wide)
+        parts = narrow.split(self.widths, dim=1)
+        for (level, source, band), part in zip(self._bands(room, rows), parts, strict=True):
+            level[image, source].flatten(1).addmm_(band.t(), part.flatten(1))
+
+    def room(self) -> PyramidLevels:
+        """Returns zeros of the levels' shapes, to hold their gradients."""
+        fine, weight, coarse = self.levels
+        zeros = [torch.zeros_like(level) for level in coarse]
+        return PyramidLevels(fine.new_empty(fine.shape), torch.zeros_like(weight), zeros)
+
+    def _bands(self, levels: PyramidLevels, rows: slice) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """Yields each coarser level, its rows that `rows` are mixed from, and the matrix that mixes them."""
+        for level, matrix in zip(levels.coarse, self.rows, strict=True):
+            source = source_rows(rows, self.height, level.shape[1])
+            yield level, source, matrix[rows, source]

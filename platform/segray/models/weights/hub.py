@@ -1,0 +1,57 @@
+"""Weights from the Hugging Face hub, kept in the user's cache."""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from segray.core.errors import CheckpointError
+from segray.models.weights.files import FOLDER_FILES
+
+HUB_URL = "https://huggingface.co"
+
+TIMEOUT_S = 30
+
+_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_id(source: str) -> bool:
+    """Returns whether a source can be a hub id, `owner/name`."""
+    return _ID.fullmatch(source) is not None
+
+
+def download(model_id: str) -> Path:
+    """Returns the file with the weights of a hub id, fetched once and then read from the cache.
+
+    The hub is at HF_ENDPOINT, or huggingface.co; the cache is in SEGRAY_CACHE, or ~/.cache/segray.
+
+    Raises:
+        CheckpointError: the hub cannot be reached or has no such weights.
+    """
+    folder = Path(os.environ.get("SEGRAY_CACHE", Path.home() / ".cache" / "segray")) / model_id.replace("/", "--")
+    for name in FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    hub = os.environ.get("HF_ENDPOINT", HUB_URL).rstrip("/")
+    reasons = []
+    for name in FOLDER_FILES:
+        try:
+            return _download(f"{hub}/{model_id}/resolve/main/{name}", folder / name)
+        except (URLError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+    raise CheckpointError(
+        f"weights {model_id} are no file here and cannot be had from {hub} ({'; '.join(reasons)}); "
+        "expected the path of a file or folder, or a hub id that can be reached."
+    )
+
+
+def _download(url: str, target: Path) -> Path:
+    with urlopen(url, timeout=TIMEOUT_S) as response:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A part of a file must never stand under the final name.
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
+            shutil.copyfileobj(response, part)
+    return Path(part.name).replace(target)

@@ -1,0 +1,268 @@
+"""What everybody calls the tensors of a SegFormer: for each layout a table from our modules to theirs.
+
+In a name, `{i}` is a stage counted from 0, `{n}` from 1, `{r}` from the last stage back, and `{j}` a block. Where two
+of their tensors make one of ours, both are named; `name@k/n` is the k-th of n equal parts of their tensor.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+# What our stage i holds: "embedding.proj" stands for "encoder.stages.{i}.embedding.proj".
+_NVLABS_STAGE = {
+    "embedding.proj": "patch_embed{n}.proj",
+    "embedding.norm": "patch_embed{n}.norm",
+    "norm": "norm{n}",
+    "blocks.{j}.": "block{n}.{j}.",
+}
+
+_MMSEG_STAGE = {
+    "embedding.proj": "layers.{i}.0.projection",
+    "embedding.norm": "layers.{i}.0.norm",
+    "norm": "layers.{i}.2",
+    "blocks.{j}.": "layers.{i}.1.{j}.",
+}
+
+_TRANSFORMERS_4_STAGE = {
+    "embedding.proj": "encoder.patch_embeddings.{i}.proj",
+    "embedding.norm": "encoder.patch_embeddings.{i}.layer_norm",
+    "norm": "encoder.layer_norm.{i}",
+    "blocks.{j}.": "encoder.block.{i}.{j}.",
+}
+
+_TRANSFORMERS_5_STAGE = {
+    "embedding.proj": "stages.{i}.patch_embeddings.proj",
+    "embedding.norm": "stages.{i}.patch_embeddings.layer_norm",
+    "norm": "stages.{i}.layer_norm",
+    "blocks.{j}.": "stages.{i}.blocks.{j}.",
+}
+
+# What our blocks hold.
+_NVLABS_BLOCK = {
+    "norm1": "norm1",
+    "attn.q": "attn.q",
+    "attn.kv": "attn.kv",
+    "attn.reduce": "attn.sr",
+    "attn.norm": "attn.norm",
+    "attn.proj": "attn.proj",
+    "norm2": "norm2",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.mix": "mlp.dwconv.dwconv",
+    "ffn.fc2": "mlp.fc2",
+}
+
+_MMSEG_BLOCK = {
+    "norm1": "norm1",
+    "attn.q": "attn.attn.in_proj@0/3",
+    "attn.kv": "attn.attn.in_proj@1/3 attn.attn.in_proj@2/3",
+    "attn.reduce": "attn.sr",
+    "attn.norm": "attn.norm",
+    "attn.proj": "attn.attn.out_proj",
+    "norm2": "norm2",
+    "ffn.fc1": "ffn.layers.0",
+    "ffn.mix": "ffn.layers.1",
+    "ffn.fc2": "ffn.layers.4",
+}
+
+_TRANSFORMERS_4_BLOCK = {
+    "norm1": "layer_norm_1",
+    "attn.q": "attention.self.query",
+    "attn.kv": "attention.self.key attention.self.value",
+    "attn.reduce": "attention.self.sr",
+    "attn.norm": "attention.self.layer_norm",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layer_norm_2",
+    "ffn.fc1": "mlp.dense1",
+    "ffn.mix": "mlp.dwconv.dwconv",
+    "ffn.fc2": "mlp.dense2",
+}
+
+_TRANSFORMERS_5_BLOCK = {
+    "norm1": "layernorm_before",
+    "attn.q": "attention.q_proj",
+    "attn.kv": "attention.k_proj attention.v_proj",
+    "attn.reduce": "attention.sequence_reduction.sequence_reduction",
+    "attn.norm": "attention.sequence_reduction.layer_norm",
+    "attn.proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.mix": "mlp.dwconv.dwconv",
+    "ffn.fc2": "mlp.fc2",
+}
+
+# What our head holds.
+_NVLABS_HEAD = {
+    "projections.{i}": "decode_head.linear_c{n}.proj",
+    "fuse": "decode_head.linear_fuse.conv",
+    "bn": "decode_head.linear_fuse.bn",
+    "classifier": "decode_head.linear_pred",
+}
+
+_SMP_HEAD = {
+    "projections.{i}": "decoder.mlp_stage.{r}.linear",
+    "fuse": "decoder.fuse_stage.0",
+    "bn": "decoder.fuse_stage.1",
+    "classifier": "segmentation_head.0",
+}
+
+_MMSEG_HEAD = {
+    "projections.{i}.conv": "decode_head.convs.{i}.conv",
+    "projections.{i}.bn": "decode_head.convs.{i}.bn",
+    "fuse": "decode_head.fusion_conv.conv",
+    "bn": "decode_head.fusion_conv.bn",
+    "classifier": "decode_head.conv_seg",
+}
+
+_TRANSFORMERS_4_HEAD = {
+    "projections.{i}": "decode_head.linear_c.{i}.proj",
+    "fuse": "decode_head.linear_fuse",
+    "bn": "decode_head.batch_norm",
+    "classifier": "decode_head.classifier",
+}
+
+_TRANSFORMERS_5_HEAD = _TRANSFORMERS_4_HEAD | {"projections.{i}": "decode_head.linear_projections.{i}.proj"}
+
+# Linear layers of ours that mmsegmentation stores as 1x1 convolutions.
+_MMSEG_CONVOLUTIONS = (".ffn.fc1.weight", ".ffn.fc2.weight")
+
+
+class Layout(NamedTuple):
+    """The tables of one layout.
+
+    Attributes:
+        head_kind: the head (as `build` names it) that the layout can hold.
+        norm_eps: the layer norm epsilons (as `build` names them) of the code that the layout belongs to.
+        prefix: what the backbone's names start with in a whole model; alone it often goes without.
+        extras: names that hold nothing of the model: unused layers and ImageNet classifiers.
+    """
+
+    head_kind: str
+    norm_eps: str
+    prefix: str
+    stage: Mapping[str, str]
+    block: Mapping[str, str]
+    head: Mapping[str, str]
+    extras: tuple[str, ...] = ()
+
+
+_NVLABS_EXTRAS = ("decode_head.conv_seg.", "head.")
+
+_MMSEG_EXTRAS = ("auxiliary_head.",)
+
+_IMAGENET = ("classifier.",)
+
+LAYOUTS = {
+    "nvlabs": Layout("official", "official", "backbone.", _NVLABS_STAGE, _NVLABS_BLOCK, _NVLABS_HEAD, _NVLABS_EXTRAS),
+    "smp": Layout("official", "official", "encoder.", _NVLABS_STAGE, _NVLABS_BLOCK, _SMP_HEAD),
+    "mmseg": Layout("mmseg", "mmseg", "backbone.", _MMSEG_STAGE, _MMSEG_BLOCK, _MMSEG_HEAD, _MMSEG_EXTRAS),
+    "transformers": Layout(
+        "official",
+        "transformers",
+        "segformer.",
+        _TRANSFORMERS_4_STAGE,
+        _TRANSFORMERS_4_BLOCK,
+        _TRANSFORMERS_4_HEAD,
+        _IMAGENET,
+    ),
+    "transformers-5": Layout(
+        "official",
+        "transformers",
+        "segformer.",
+        _TRANSFORMERS_5_STAGE,
+        _TRANSFORMERS_5_BLOCK,
+        _TRANSFORMERS_5_HEAD,
+        _IMAGENET,
+    ),
+}
+
+SEGRAY = "segray"
+
+AUX_HEAD = "aux_head."  # serves training alone: a file may lack it, or hold one that the model has no use for
+
+
+class TensorSlice(NamedTuple):
+    """The `part`-th of `parts` equal parts of their tensor `key`, along the first dimension."""
+
+    key: str
+    part: int
+    parts: int
+
+
+class NameMap:
+    """The names of all tensors of a SegFormer in one layout.
+
+    Args:
+        layout: whose names.
+        depths: blocks of the stages.
+        prefix: what the backbone's names start with.
+    """
+
+    def __init__(self, layout: Layout, depths: Sequence[int], prefix: str) -> None:
+        self._modules: dict[str, str] = {}
+        for stage, depth in enumerate(depths):
+            numbers = {"i": stage, "n": stage + 1, "r": len(depths) - 1 - stage}
+            self._add(f"encoder.stages.{stage}.", prefix, layout.stage, numbers)
+            for block in range(depth):
+                place = numbers | {"j": block}
+                theirs = prefix + layout.stage["blocks.{j}."].format(**place)
+                self._add(f"encoder.stages.{stage}.blocks.{block}.", theirs, layout.block, place)
+            self._add("head.", "", layout.head, numbers)
+
+    def _add(self, ours: str, theirs: str, table: Mapping[str, str], numbers: Mapping[str, int]) -> None:
+        for mine, names in table.items():
+            if not mine.endswith("."):
+                full = " ".join(theirs + name for name in names.split())
+                self._modules[ours + mine.format(**numbers)] = full.format(**numbers)
+
+    def pieces(self, key: str) -> list[TensorSlice] | None:
+        """Returns which of their tensors make our tensor `key`, in order, or None if the layout has no such tensor."""
+        module, _, leaf = key.rpartition(".")
+        names = self._modules.get(module)
+        return None if names is None else [_piece(name, leaf) for name in names.split()]
+
+
+def _piece(name: str, leaf: str) -> TensorSlice:
+    name, _, share = name.partition("@")
+    part, _, parts = (share or "0/1").partition("/")
+    joint = "_" if name.endswith(".in_proj") else "."
+    return TensorSlice(name + joint + leaf, int(part), int(parts))
+
+
+def detect_layout(keys: Iterable[str]) -> tuple[str, str] | None:
+    """Returns whose layout the keys are in, and what their backbone's names start with, or None if in nobody's."""
+    known = set(keys)
+    for name, layout in LAYOUTS.items():
+        first = layout.stage["embedding.proj"].format(i=0, n=1) + ".weight"
+        for prefix in (layout.prefix, ""):
+            if prefix + first in known:
+                return name, prefix
+    return None
+
+
+def assemble(pieces: Sequence[TensorSlice], state: State) -> Tensor | None:
+    """Returns our tensor, made of theirs, or None if one of them is missing."""
+    if any(piece.key not in state for piece in pieces):
+        return None
+    parts = [state[key].chunk(parts)[part] if parts > 1 else state[key] for key, part, parts in pieces]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def to_layout(layout_name: str, ours: State, depths: Sequence[int]) -> State:
+    """Returns the state in another's layout."""
+    layout = LAYOUTS[layout_name]
+    names = NameMap(layout, depths, layout.prefix)
+    found: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in ours.items():
+        pieces = names.pieces(key)
+        assert pieces is not None, f"{layout_name} has no name for {key}"
+        theirs = tensor[..., None, None] if layout_name == "mmseg" and key.endswith(_MMSEG_CONVOLUTIONS) else tensor
+        for piece, part in zip(pieces, theirs.chunk(len(pieces)) if len(pieces) > 1 else [theirs], strict=True):
+            found.setdefault(piece.key, {})[piece.part] = part
+    return {
+        key: torch.cat([parts[part] for part in sorted(parts)]) if len(parts) > 1 else parts[0].contiguous()
+        for key, parts in found.items()
+    }

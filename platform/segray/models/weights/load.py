@@ -1,0 +1,248 @@
+"""Reads a model from everybody's weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from segray.core.errors import CheckpointError, ModelError, did_you_mean, format_list
+from segray.models.segformer.encoder import Encoder
+from segray.models.segformer.model import HEADS, VARIANTS, SegFormer
+from segray.models.weights import files, hub
+from segray.models.weights.layouts import (
+    AUX_HEAD,
+    LAYOUTS,
+    SEGRAY,
+    Layout,
+    NameMap,
+    State,
+    TensorSlice,
+    assemble,
+    detect_layout,
+)
+
+PARTS = ("model", "encoder", "auto")
+
+CLASSIFIER = tuple(f"{head}.classifier.{leaf}" for head in ("head", "aux_head") for leaf in ("weight", "bias"))
+
+# A counter of batch norm that old files lack and nothing reads.
+COUNTER = ".num_batches_tracked"
+
+MAX_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a model and of a file's tensors.
+
+    Attributes:
+        layout: whose names the file has.
+        part: "model", or "encoder" if the head was left alone.
+        loaded: our names of the tensors that were set.
+        reinitialised: our names of the classifier's tensors, if the file has another number of classes; they keep the
+            values they had, freshly drawn in a new model.
+        missing: our names of what the file lacks and was allowed to.
+        left_over: the file's names of what the model has no use for and was allowed to be there.
+    """
+
+    layout: str
+    part: str
+    loaded: tuple[str, ...]
+    reinitialised: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors of the {self.part} from {self.layout} weights"]
+        if self.reinitialised:
+            lines.append(f"other number of classes, freshly drawn: {', '.join(self.reinitialised)}")
+        if self.missing:
+            lines.append(f"not in the file, freshly drawn: {', '.join(self.missing[:3])} ({len(self.missing)} in all)")
+        if self.left_over:
+            lines.append(f"in the file, not used: {', '.join(self.left_over[:3])} ({len(self.left_over)} in all)")
+        return "; ".join(lines)
+
+
+@dataclass(frozen=True)
+class _TensorSource:
+    """A file's tensors and how to find ours among them."""
+
+    name: str
+    state: State
+    layout: str
+    pieces: Callable[[str], list[TensorSlice] | None]
+    extras: tuple[str, ...] = ()
+
+
+def load_weights(
+    model: SegFormer,
+    source: str | Path,
+    *,
+    part: str = "model",
+    allow_missing: Sequence[str] = (),
+    allow_left_over: Sequence[str] = (),
+) -> LoadReport:
+    """Sets a model's parameters to those of a file, all or none, and returns what became of each.
+
+    The classifier of a model with another number of classes is left as it is, and reported. Layer norm epsilons are
+    the model's own business (`build(norm_eps=...)`): no file holds them.
+
+    Args:
+        model: what is set, in place.
+        source: a .pth or .safetensors file, a folder with one, or a hub id.
+        part: "model"; "encoder", which leaves the head alone; or "auto", which takes what the file has.
+        allow_missing: patterns (`head.bn.*`) of our names that the file may lack.
+        allow_left_over: patterns of the file's names that the model may have no use for.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, is of another variant, lacks a tensor, holds one more,
+            or holds one of another shape.
+        ModelError: the model has a head that the file's layout does not know.
+    """
+    if part not in PARTS:
+        raise ModelError(f"part is {part!r}; expected one of {', '.join(PARTS)}{did_you_mean(part, PARTS)}.")
+    found = _opened(model, source)
+    part = _part(model, found, part)
+    ours = {key: tensor for key, tensor in model.state_dict().items() if part == "model" or key.startswith("encoder.")}
+    tensors = {key: _theirs(found, key) for key in ours}
+    missing = [key for key, tensor in tensors.items() if tensor is None]
+    present = {key: _shaped(tensor, ours[key]) for key, tensor in tensors.items() if tensor is not None}
+    classifier = tuple(key for key in CLASSIFIER if key in present and _other_classes(present[key], ours[key]))
+    _check_shapes(found, {key: value for key, value in present.items() if key not in classifier}, ours)
+    used = {piece.key for key in ours for piece in found.pieces(key) or ()}
+    left_over = [key for key in found.state if key not in used]
+    _check_missing(found, [key for key in missing if not _named(key, (*allow_missing, f"*{COUNTER}", f"{AUX_HEAD}*"))])
+    if part == "model":
+        foreign = [key for key in left_over if not key.startswith((*found.extras, AUX_HEAD))]
+        _check_left_over(found, [key for key in foreign if not _named(key, allow_left_over)])
+    with torch.no_grad():
+        for key, tensor in present.items():
+            if key not in classifier:
+                ours[key].copy_(tensor)
+    loaded = tuple(key for key in present if key not in classifier)
+    return LoadReport(found.layout, part, loaded, classifier, tuple(missing), tuple(left_over))
+
+
+def _opened(model: SegFormer, source: str | Path) -> _TensorSource:
+    path = Path(source)
+    if not path.exists() and isinstance(source, str) and hub.is_hub_id(source) and path.suffix not in files.SUFFIXES:
+        path = hub.download(source)
+    state = files.read_tensors(path)
+    ours = model.state_dict()
+    if any(key in state for key in ours):
+        found = _TensorSource(str(source), state, SEGRAY, lambda key: [TensorSlice(key, 0, 1)])
+    else:
+        found = _foreign(model, str(source), state)
+    if isinstance(model.encoder, Encoder):
+        _check_variant(found, model.encoder)
+    return found
+
+
+def _foreign(model: SegFormer, source: str, state: State) -> _TensorSource:
+    known = detect_layout(state)
+    if known is None:
+        raise CheckpointError(
+            f"weights {source} name their tensors in no way known here ({', '.join(list(state)[:3])} ...); "
+            f"expected a SegFormer of {', '.join((SEGRAY, *LAYOUTS))}."
+        )
+    name, prefix = known
+    if not isinstance(model.encoder, Encoder):
+        raise ModelError(f"weights {source} are of {name}, with a MiT encoder; the model's encoder is of another kind.")
+    layout = LAYOUTS[name]
+    # As many blocks as any variant may have, so that a file of another variant can be told.
+    names = NameMap(layout, (MAX_BLOCKS,) * len(model.encoder.depths), prefix)
+    return _TensorSource(source, state, name, names.pieces, layout.extras)
+
+
+def _check_variant(found: _TensorSource, encoder: Encoder) -> None:
+    sizes = _sizes(found, len(encoder.depths))
+    wanted = (encoder.dims, encoder.depths)
+    if sizes != wanted and all(sizes[0]):
+        raise CheckpointError(f"weights {found.name} are of {_described(*sizes)}; the model is {_described(*wanted)}.")
+
+
+def _sizes(found: _TensorSource, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the channels (0 where there is no such stage) and the number of blocks of each stage in a file."""
+    norms = [_theirs(found, f"encoder.stages.{stage}.norm.weight") for stage in range(num_stages)]
+    blocks = [
+        [_theirs(found, f"encoder.stages.{stage}.blocks.{block}.norm1.weight") for block in range(MAX_BLOCKS)]
+        for stage in range(num_stages)
+    ]
+    dims = tuple(0 if norm is None else len(norm) for norm in norms)
+    return dims, tuple(sum(block is not None for block in stage) for stage in blocks)
+
+
+def _described(dims: tuple[int, ...], depths: tuple[int, ...]) -> str:
+    for name, variant in VARIANTS.items():
+        if (variant.dims, variant.depths) == (dims, depths):
+            return f"a {name}"
+    return f"an encoder of {dims} channels and {depths} blocks"
+
+
+def _part(model: SegFormer, found: _TensorSource, part: str) -> str:
+    has_head = any(_theirs(found, key) is not None for key in model.state_dict() if key.startswith("head."))
+    if part == "auto":
+        part = "model" if has_head else "encoder"
+    if part == "model" and found.layout != SEGRAY and not isinstance(model.head, HEADS[_layout(found).head_kind]):
+        kind = _layout(found).head_kind
+        raise ModelError(
+            f"weights {found.name} have the head of {found.layout}; the model's is a {type(model.head).__name__}; "
+            f"build it with head={kind!r}, or load part='encoder' only."
+        )
+    if part == "model" and not has_head:
+        raise CheckpointError(
+            f"weights {found.name} hold an encoder and no decode head; load part='encoder' to start from them."
+        )
+    return part
+
+
+def _layout(found: _TensorSource) -> Layout:
+    return LAYOUTS[found.layout]
+
+
+def _theirs(found: _TensorSource, key: str) -> Tensor | None:
+    pieces = found.pieces(key)
+    return None if pieces is None else assemble(pieces, found.state)
+
+
+def _shaped(tensor: Tensor, ours: Tensor) -> Tensor:
+    """Returns a linear layer that was stored as a 1x1 convolution, or the reverse, in our shape; others as they are."""
+    longer, shorter = sorted((tuple(tensor.shape), tuple(ours.shape)), key=len, reverse=True)
+    return tensor.view_as(ours) if longer == (*shorter, 1, 1) else tensor
+
+
+def _other_classes(tensor: Tensor, ours: Tensor) -> bool:
+    return tensor.shape[0] != ours.shape[0] and tensor.shape[1:] == ours.shape[1:]
+
+
+def _named(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _check_shapes(found: _TensorSource, tensors: State, ours: State) -> None:
+    wrong = [
+        f"{key}: found {tuple(tensor.shape)}, expected {tuple(ours[key].shape)}"
+        for key, tensor in tensors.items()
+        if tensor.shape != ours[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"weights {found.name} have {len(wrong)} tensors of another shape:{format_list(wrong)}")
+
+
+def _check_missing(found: _TensorSource, missing: Sequence[str]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"weights {found.name} ({found.layout}) lack {len(missing)} tensors of the model; name them in "
+            f"allow_missing to go on without:{format_list(missing)}"
+        )
+
+
+def _check_left_over(found: _TensorSource, left_over: Sequence[str]) -> None:
+    if left_over:
+        raise CheckpointError(
+            f"weights {found.name} ({found.layout}) hold {len(left_over)} tensors that the model has no use for; name "
+            f"them in allow_left_over to go on without:{format_list(left_over)}"
+        )

@@ -1,0 +1,133 @@
+"""Writes a model in its own layout or in another's."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from segray.core.errors import ModelError, did_you_mean
+from segray.models.segformer import encoder
+from segray.models.segformer.encoder import Encoder
+from segray.models.segformer.heads import SegFormerHead
+from segray.models.segformer.model import HEADS, MEAN, STD, SegFormer
+from segray.models.weights.layouts import AUX_HEAD, LAYOUTS, SEGRAY, State, to_layout
+
+LAYOUT_NAMES = (SEGRAY, *(name for name in LAYOUTS if name != "transformers-5"))
+
+
+def save_weights(
+    model: SegFormer, target: str | Path, layout: str = SEGRAY, *, class_names: Sequence[str] | None = None
+) -> Path:
+    """Writes a model's weights and returns where they lie.
+
+    Args:
+        model: what is written.
+        target: "segray": a .safetensors file; "nvlabs", "mmseg", "smp": a .pth file; "transformers": a folder, which
+            `SegformerForSemanticSegmentation.from_pretrained` of transformers 4 and 5 opens. That code has 1e-5 as
+            epsilon of every layer norm, so logits of a model built with another `norm_eps` differ a little there.
+        layout: one of these names.
+        class_names: K names, kept where the layout has a place for them.
+
+    Raises:
+        ModelError: the layout is unknown, or has no names for this model's encoder or head.
+    """
+    if layout not in LAYOUT_NAMES:
+        raise ModelError(
+            f"layout is {layout!r}; expected one of {', '.join(LAYOUT_NAMES)}{did_you_mean(layout, LAYOUT_NAMES)}."
+        )
+    target = Path(target)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    if layout == SEGRAY:
+        _write_safetensors(target, state)
+        return target
+    lasting = {key: tensor for key, tensor in state.items() if not key.startswith(AUX_HEAD)}
+    theirs = to_layout(layout, lasting, _depths(model, layout))
+    if layout == "transformers":
+        _write_folder(model, target, theirs, class_names)
+    else:
+        # segmentation_models_pytorch loads a bare state dict, the others look for it under its name.
+        meta = {"CLASSES": list(class_names or ())}
+        _write_pickle(target, theirs if layout == "smp" else {"state_dict": theirs, "meta": meta})
+    return target
+
+
+def _depths(model: SegFormer, layout: str) -> tuple[int, ...]:
+    kind = HEADS[LAYOUTS[layout].head_kind]
+    if not isinstance(model.encoder, Encoder) or not isinstance(model.head, kind):
+        raise ModelError(
+            f"{layout} has no names for a {type(model.encoder).__name__} with a {type(model.head).__name__}; "
+            f"expected a MiT encoder with a {kind.__name__}; save it as {SEGRAY!r}."
+        )
+    return model.encoder.depths
+
+
+def _write_folder(model: SegFormer, folder: Path, state: State, class_names: Sequence[str] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_safetensors(folder / "model.safetensors", state)
+    _write_json(folder / "preprocessor_config.json", _preprocessor())
+    _write_json(folder / "config.json", _configuration(model, class_names))
+
+
+def _configuration(model: SegFormer, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Returns what transformers needs to build the model."""
+    mit, head = model.encoder, model.head
+    assert isinstance(mit, Encoder)
+    assert isinstance(head, SegFormerHead)
+    names = class_names or [f"LABEL_{index}" for index in range(head.classifier.out_channels)]
+    if len(names) != head.classifier.out_channels:
+        raise ModelError(f"{len(names)} class names for {head.classifier.out_channels} classes; expected one for each.")
+    return {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        "model_type": "segformer",
+        "num_encoder_blocks": len(mit.dims),
+        "hidden_sizes": list(mit.dims),
+        "depths": list(mit.depths),
+        "num_attention_heads": list(encoder.HEADS),
+        "sr_ratios": list(encoder.REDUCTION),
+        "mlp_ratios": [encoder.MLP_RATIO] * len(mit.dims),
+        "patch_sizes": list(encoder.PATCH),
+        "strides": list(encoder.STRIDE),
+        "decoder_hidden_size": head.fuse.out_channels,
+        "drop_path_rate": mit.drop_path,
+        "classifier_dropout_prob": head.dropout,
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _preprocessor() -> dict[str, Any]:
+    """Returns what transformers needs to prepare images as this model does: no resizing, ImageNet's moments."""
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_reduce_labels": False,
+        "image_mean": [value / 255 for value in MEAN],
+        "image_std": [value / 255 for value in STD],
+    }
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(file: Path, state: State) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, _part(file), metadata={"format": "pt"})
+    _part(file).replace(file)
+
+
+def _write_pickle(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, _part(file))
+    _part(file).replace(file)
+
+
+def _part(file: Path) -> Path:
+    """Returns where a file is written before it takes its name, so that no half of one ever bears it."""
+    return file.with_name(f".{file.name}.part")

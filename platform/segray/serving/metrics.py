@@ -1,0 +1,128 @@
+"""Counters of many processes, added up, as Prometheus reads them."""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+SUM = "sum"
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+class MetricSpec(NamedTuple):
+    """A metric.
+
+    Attributes:
+        help: what it says.
+        labels: that set its series apart.
+        bounds: of a histogram's buckets; none counts.
+    """
+
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] | None = None
+
+
+METRICS = {
+    "segray_requests": MetricSpec("Requests, by path and status.", ("path", "status")),
+    "segray_request_seconds": MetricSpec("From a request's arrival to its answer.", ("path",), SECONDS),
+    "segray_batch_seconds": MetricSpec("Of the forward pass, for each image answered.", ("version",), SECONDS),
+    "segray_batch_images": MetricSpec("Images in the forward pass, for each image answered.", ("version",), SIZES),
+    "segray_class_pixels": MetricSpec(
+        "Pixels by the class that was answered; shares move when data does.", ("version", "class")
+    ),
+    "segray_retries": MetricSpec("Requests given to another replica since theirs was lost."),
+    "segray_compared_images": MetricSpec("Images that two versions looked at.", ("champion", "challenger")),
+    "segray_compared_pixels": MetricSpec("Pixels that two versions looked at.", ("champion", "challenger")),
+    "segray_agreed_pixels": MetricSpec("Of those, the ones they agree on.", ("champion", "challenger")),
+    "segray_uncompared_images": MetricSpec("Images drawn for comparison that there was no time for."),
+}
+
+Key = tuple[str, tuple[str, ...], str]
+"""Metric, values of its labels, and the bucket of a histogram, its upper bound; or SUM."""
+
+
+class Counters:
+    """Counts.
+
+    Args:
+        counts: to begin with.
+    """
+
+    def __init__(self, counts: Mapping[Key, float] | None = None) -> None:
+        self.counts: defaultdict[Key, float] = defaultdict(float, counts or {})
+
+    def add(self, name: str, *labels: str, by: float = 1) -> None:
+        """Counts something."""
+        self.counts[name, labels, ""] += by
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Counts a value in its bucket."""
+        bounds = METRICS[name].bounds or ()
+        at = bisect_left(bounds, value)
+        self.counts[name, labels, str(bounds[at]) if at < len(bounds) else "+Inf"] += 1
+        self.counts[name, labels, SUM] += value
+
+
+def sum_counters(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
+    """Returns the sum of several counts."""
+    found: defaultdict[Key, float] = defaultdict(float)
+    for part in parts:
+        for key, count in part.items():
+            found[key] += count
+    return dict(found)
+
+
+Gauges = Mapping[str, tuple[str, Mapping[str, float]]]
+"""By name, what each says, and its values by version; one without a version has the key ""."""
+
+
+def render_prometheus(counts: Mapping[Key, float], gauges: Gauges) -> bytes:
+    """Returns the text that Prometheus reads.
+
+    Args:
+        counts: of all processes.
+        gauges: beside them.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(counts, gauges))
+    return bytes(generate_latest(registry))
+
+
+class _Collector(Collector):
+    def __init__(self, counts: Mapping[Key, float], gauges: Gauges) -> None:
+        self._counts, self._gauges = counts, gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields every metric with what was counted of it."""
+        for name, known in METRICS.items():
+            yield self._histogram(name, known) if known.bounds else self._counter(name, known)
+        for name, (said, values) in self._gauges.items():
+            gauge = GaugeMetricFamily(name, said, labels=["version"] if "" not in values else [])
+            for version, value in values.items():
+                gauge.add_metric([version] if version else [], value)
+            yield gauge
+
+    def _counter(self, name: str, known: MetricSpec) -> Metric:
+        family = CounterMetricFamily(name, known.help, labels=known.labels)
+        for (metric, labels, _), count in sorted(self._counts.items()):
+            if metric == name:
+                family.add_metric(labels, count)
+        return family
+
+    def _histogram(self, name: str, known: MetricSpec) -> Metric:
+        family = HistogramMetricFamily(name, known.help, labels=known.labels)
+        for labels in sorted({labels for metric, labels, _ in self._counts if metric == name}):
+            buckets, seen = list[tuple[str, float]](), 0.0
+            for bound in (*map(str, known.bounds or ()), "+Inf"):
+                seen += self._counts.get((name, labels, bound), 0.0)
+                buckets.append((bound, seen))
+            family.add_metric(labels, buckets, self._counts.get((name, labels, SUM), 0.0))
+        return family

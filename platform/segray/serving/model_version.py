@@ -1,0 +1,133 @@
+"""A version of a model: as bytes, that travel, and loaded, warm and looked over, that answers."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segray.config import Config, EvalConfig, ServeConfig
+from segray.core.classes import Classes
+from segray.core.errors import CheckpointError, ConfigError
+from segray.data.images import Mask, Pixels
+from segray.inference.predictor import Predictor
+from segray.inference.segment import InferenceConfig
+from segray.models import checkpoint
+
+BATCH_PIXELS = 2**24
+"""Of the images of a forward pass together, so that its memory has a bound."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A version as it was fetched.
+
+    Attributes:
+        model: registered model.
+        number: of the version.
+        files: of its checkpoint, by name.
+        tags: of the version.
+    """
+
+    model: str
+    number: str
+    files: dict[str, bytes] = field(repr=False)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, model: str, number: str, folder: Path, tags: dict[str, str]) -> "ModelFiles":
+        """Returns the version in a checkpoint folder."""
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
+        return cls(model, number, files, tags)
+
+    def write(self, folder: Path) -> None:
+        """Writes the checkpoint into a folder."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+class LoadedModel:
+    """A version that answers.
+
+    Args:
+        version: to be loaded.
+        settings: of serving.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        number: of the version.
+        model: registered model.
+        classes: what the ids in a mask mean.
+
+    Raises:
+        CheckpointError: it is not whole, or makes no masks.
+        ModelError: its settings cannot be built.
+    """
+
+    number: str
+    model: str
+    classes: Classes
+
+    def __init__(self, version: ModelFiles, settings: ServeConfig, device: str) -> None:
+        self.number, self.model, self._tags = version.number, version.model, version.tags
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            version.write(folder)
+            trained = checkpoint.load_config(folder)
+            self._meta = checkpoint.load_meta(folder)
+            asked = EvalConfig(precision=settings.precision)
+            self._predictor = Predictor(folder, device, trained.looked_at(asked))
+        self.classes = self._predictor.classes
+        self._settings = settings
+        self._modes = _modes(self._predictor.config)
+        self._try_out(device)
+
+    def masks(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
+        """Returns the masks (H, W) of images (H, W, 3) of one size, as the Predictor of the version does."""
+        height, width = size
+        return self._predictor.many(images, self._modes[height * width > self._settings.window_above])
+
+    def at_once(self, size: tuple[int, int]) -> int:
+        """Returns how many images of a size (H, W) may share a forward pass."""
+        return max(1, min(self._settings.batch, BATCH_PIXELS // (size[0] * size[1])))
+
+    def described(self) -> dict[str, Any]:
+        """Returns what people and programs may know of it."""
+        config = self._predictor.config
+        return {
+            "model": self.model,
+            "version": self.number,
+            "variant": config.model.variant,
+            "step": self._meta.step,
+            "classes": [
+                {"id": number, "name": name, "colour": list(colour)}
+                for number, (name, colour) in enumerate(zip(self.classes.names, self.classes.palette, strict=True))
+            ],
+            "ignore_id": self.classes.ignore_id,
+            "metrics": self._meta.metrics,
+            "tags": {key: value for key, value in self._tags.items() if len(value) < 200},
+            "dataset_digest": self._meta.dataset_digest,
+        }
+
+    def _try_out(self, device: str) -> None:
+        """Has it segment an image of its crops' size, so that no request waits for what is done but once."""
+        side = self._predictor.config.data.crop
+        image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        count = self.at_once((side, side)) if device == "cuda" else 1
+        for mask in self.masks((side, side), [image] * count):
+            if mask.shape != (side, side) or mask.max() >= self.classes.num_classes:
+                raise CheckpointError(
+                    f"version {self.number} of {self.model} makes masks of {mask.shape} with ids up to {mask.max()}; "
+                    f"expected {(side, side)} and fewer than {self.classes.num_classes}."
+                )
+
+
+def _modes(config: Config) -> dict[bool, InferenceConfig]:
+    """Returns how images are looked at: those that are not too large, and those that are."""
+    try:
+        windows = config.looked_at(EvalConfig(mode="slide"))
+    except ConfigError:  # of a model whose sizes no windows fit
+        windows = config
+    return {False: InferenceConfig.of(config), True: InferenceConfig.of(windows)}

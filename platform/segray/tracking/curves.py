@@ -1,0 +1,115 @@
+"""Loss and mIoU of runs over their steps, from MLflow, as one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from segray.config import paths
+from segray.core.errors import DataError, RegistryError, did_you_mean
+from segray.core.logging import silence_libraries
+from segray.tracking.client import error_summary, require_store
+
+METRICS = {"train/loss": "training loss", "val/miou": "mean IoU of the validation"}
+
+SMOOTHING = 0.6
+"""Of the loss: what a point keeps of those before."""
+
+DPI = 130
+
+MAX_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's values by metric, as (steps, values)."""
+
+    name: str
+    points: dict[str, tuple[list[int], list[float]]]
+
+
+def load_curves(uri: str, experiment: str, runs: Sequence[str]) -> list[Curve]:
+    """Returns the curves of runs.
+
+    Args:
+        uri: MLflow store.
+        experiment: the runs belong to.
+        runs: their names or ids; none takes all training runs of the experiment.
+
+    Raises:
+        RegistryError: the store does not answer.
+        DataError: there is no such experiment or run, or none with values.
+    """
+    silence_libraries()
+    require_store(uri, "runs")
+    try:
+        client = MlflowClient(uri, uri)
+        found = [_curve(client, run) for run in _runs(client, experiment, runs)]
+    except MlflowException as error:
+        raise RegistryError(f"MLflow at {paths.redact(uri)} cannot be read: {error_summary(error)}") from error
+    there = [curve for curve in found if curve.points]
+    if not there:
+        raise DataError(f"no run of experiment {experiment} has {' or '.join(METRICS)}.")
+    return there
+
+
+def _runs(client: MlflowClient, experiment: str, wanted: Sequence[str]) -> list[Run]:
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        names = ", ".join(one.name for one in client.search_experiments())
+        raise DataError(f"there is no experiment {experiment}; there are {names}; name one with --tracking.experiment.")
+    runs = client.search_runs([known.experiment_id], max_results=MAX_RUNS, order_by=["attribute.start_time ASC"])
+    if not wanted:
+        return list(runs)
+    by_name = {str(run.info.run_name): run for run in runs} | {str(run.info.run_id): run for run in runs}
+    missing = [name for name in wanted if name not in by_name]
+    if missing:
+        raise DataError(f"experiment {experiment} has no run {missing[0]}{did_you_mean(missing[0], by_name) or '.'}")
+    return [by_name[name] for name in wanted]
+
+
+def _curve(client: MlflowClient, run: Run) -> Curve:
+    points = {}
+    for metric in METRICS:
+        if metric in run.data.metrics:
+            history = sorted(client.get_metric_history(run.info.run_id, metric), key=lambda one: one.step)
+            points[metric] = ([one.step for one in history], [one.value for one in history])
+    return Curve(str(run.info.run_name), points)
+
+
+def plot_curves(found: Sequence[Curve], file: Path) -> None:
+    """Writes the picture: loss at the left, faint as it is and strong as its running mean, mIoU at the right."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (metric, title) in enumerate(METRICS.items(), 1):
+        axes = figure.add_subplot(1, 2, place)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#eceff2")
+        for index, curve in enumerate(found):
+            if metric not in curve.points:
+                continue
+            steps, values = curve.points[metric]
+            colour = f"C{index % 10}"
+            if metric == "train/loss":
+                axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+                axes.plot(steps, running_mean(values), color=colour, label=curve.name, linewidth=1.6)
+            else:
+                axes.plot(steps, values, color=colour, label=curve.name, marker="o", markersize=3, linewidth=1.6)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=DPI, facecolor="white")
+
+
+def running_mean(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
+    """Returns the running mean of values; as if there had been as many before the first as after."""
+    found, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        found.append(total / weight)
+    return found

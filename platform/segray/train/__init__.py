@@ -1,4 +1,0 @@
-"""Fitting a Config on a Ray cluster: `segray.train.fit.fit`.
-
-Nothing is imported here: every process of a run imports what it needs, and no more.
-"""

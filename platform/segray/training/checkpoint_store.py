@@ -1,0 +1,173 @@
+"""The checkpoints in a run's folder: which are whole, which are kept, and writing them beside the training.
+
+A checkpoint is written under a temporary name, forced to the disk and renamed: whatever dies in between, what stands
+under `step-NNNNNN` is whole.
+"""
+
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from segray.core.errors import CheckpointError, TrainingError
+from segray.models import checkpoint
+
+DIR_PATTERN = re.compile(r"step-(\d{6,})$")
+
+TEMP_SUFFIX = ".partial"
+
+SCORE_METRIC = "val/miou"
+
+MAX_PENDING = 2  # each holds the whole state in memory
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A whole checkpoint of a run.
+
+    Attributes:
+        step: optimiser steps made.
+        score: its val/miou, none if it was not validated.
+        folder: where it lies.
+    """
+
+    step: int
+    score: float | None
+    folder: Path
+
+
+def checkpoint_dir(run: Path, step: int) -> Path:
+    """Returns where a run's checkpoint of a step lies."""
+    return run / f"step-{step:06d}"
+
+
+def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None) -> list[CheckpointInfo]:
+    """Returns the whole checkpoints of a run, oldest first.
+
+    Args:
+        run: its folder.
+        warn: called with a line about each that is not whole.
+    """
+    found = []
+    for folder in sorted(path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)):
+        try:
+            meta = checkpoint.load_meta(folder)
+            checkpoint.verify_files(folder, meta)
+        except CheckpointError as error:
+            warn(f"{error} It is passed over.")
+            continue
+        found.append(CheckpointInfo(meta.step, meta.metrics.get(SCORE_METRIC), folder))
+    return sorted(found, key=lambda one: one.step)
+
+
+def best_checkpoint(found: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
+    """Returns the validated checkpoint with the highest score, of equal ones the first."""
+    validated = [one for one in found if one.score is not None]
+    return max(validated, key=lambda one: (one.score, -one.step), default=None)
+
+
+def steps_to_keep(found: Sequence[CheckpointInfo], num_best: int, every: int | None) -> set[int]:
+    """Returns the steps of the checkpoints to keep: the last, the best ones, and multiples of `every`."""
+    ranked = sorted((one for one in found if one.score is not None), key=lambda one: (-(one.score or 0), one.step))
+    steps = {one.step for one in ranked[:num_best]} | {max((one.step for one in found), default=0)}
+    return steps | {one.step for one in found if every is not None and one.step % every == 0}
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one after another, on a thread of its own.
+
+    Args:
+        run: the run's folder, of which this is the only writer.
+        num_best: checkpoints of the highest scores to keep.
+        every: keep those whose step is a multiple of this, if given.
+
+    Attributes:
+        newest: folder of the last that was written, none before that.
+    """
+
+    def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
+        self._run, self._num_best, self._every = run, num_best, every
+        self._pool = ThreadPoolExecutor(1, "segray-checkpoints")
+        self._waiting: deque[Future[None]] = deque()
+        self.newest: str | None = None
+        for left in run.glob(f"step-*{TEMP_SUFFIX}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def submit(self, step: int, write: Callable[[Path], None]) -> None:
+        """Has `write` called with an empty folder, soon, and what it wrote kept as the checkpoint of a step.
+
+        Does not wait, unless storage is so slow that too many are waiting already.
+
+        Raises:
+            TrainingError: an earlier one could not be written.
+        """
+        self.check()
+        while len(self._waiting) >= MAX_PENDING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._write, step, write))
+
+    def check(self) -> None:
+        """Does not wait.
+
+        Raises:
+            TrainingError: an earlier one could not be written.
+        """
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+            TrainingError: something could not be written.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _write(self, step: int, write: Callable[[Path], None]) -> None:
+        final = checkpoint_dir(self._run, step)
+        partial = final.with_name(final.name + TEMP_SUFFIX)
+        try:
+            partial.mkdir()
+            write(partial)
+            _force_to_disk(partial)
+            if final.exists():  # a run that went on from an older one makes it again, the same
+                shutil.rmtree(final)
+            partial.rename(final)
+            self.newest = str(final)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            shutil.rmtree(partial, ignore_errors=True)
+            raise TrainingError(self._complaint(step, error)) from error
+        self._prune()
+
+    def _complaint(self, step: int, error: Exception) -> str:
+        found = list_checkpoints(self._run)
+        why = getattr(error, "strerror", None) or error
+        room = shutil.disk_usage(self._run).free / 2**20  # torch does not say that the disk is full
+        last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
+        return (
+            f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {room:.0f} MiB are free "
+            f"there; {last}; make room and go on with --resume {self._run}."
+        )
+
+    def _prune(self) -> None:
+        found = list_checkpoints(self._run)
+        steps = steps_to_keep(found, self._num_best, self._every)
+        for one in found:
+            if one.step not in steps:
+                shutil.rmtree(one.folder, ignore_errors=True)
+
+
+def _force_to_disk(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,231 @@
+"""The training loop: plain torch over any iterable of batches, on any device, with or without DDP."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segray.training.engine.optimizer_step import OptimizerStepper
+from segray.training.losses.build import Loss
+
+Batch = Mapping[str, Any]
+
+TOTAL_LOSS = "total"
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step that was made. Reading a tensor of it waits for the device.
+
+    Attributes:
+        step: steps made so far, this one included.
+        loss: mean loss over this rank's share, detached, on the device.
+        parts: what the loss is made of, by name, likewise.
+        lr_factor: what the peak rates were multiplied with.
+        images: images this rank contributed.
+        wait_s: seconds this rank waited for its batch.
+        norm: of the gradient, before clipping.
+        finite: whether the update was made: loss and gradient were finite, on all ranks.
+        noticed: whether any rank was told to stop before this step began.
+    """
+
+    step: int
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+    lr_factor: float
+    images: int
+    wait_s: float
+    norm: Tensor
+    finite: Tensor
+    noticed: Tensor
+
+
+def train_steps(
+    model: nn.Module,
+    loss: Loss,
+    updater: OptimizerStepper,
+    batches: Iterable[Batch],
+    *,
+    lr_factor: Callable[[int], float],
+    ignore_id: int,
+    start: int = 0,
+    precision: str = "fp32",
+    parts: int = 1,
+    frozen: Sequence[nn.Module] = (),
+    before: Callable[[int], bool] = lambda _step: False,
+    at: Callable[[str], None] = lambda _phase: None,
+) -> Iterator[StepResult]:
+    """Makes one optimiser step for each batch and yields it.
+
+    Args:
+        model: `model(images) -> dict[str, Tensor]`, possibly wrapped in DDP, on its device.
+        loss: `loss(outputs, batch, ignore_id=, normaliser=) -> (total, parts)`.
+        updater: over the model's parameters; the groups of its optimiser bear `peak_lr`.
+        batches: `image` (B, 3, H, W) uint8 and `mask` (B, H, W), anywhere; they are moved to the model.
+        lr_factor: from the 0-based step to what the peak rates are multiplied with.
+        ignore_id: mask value that is not trained on.
+        start: steps that were made before.
+        precision: of the forward pass: "fp32", or "bf16" or "fp16" by autocast.
+        parts: forward and backward passes that a step's batch is spread over; its gradient is that of the whole.
+        frozen: modules that stay in eval mode.
+        before: called with the 0-based step before it is made; true tells all ranks to stop, in the step's `noticed`.
+        at: called with what begins: "data", "forward", "backward", "update".
+    """
+    device = next(model.parameters()).device
+    asked = perf_counter()
+    at("data")
+    for index, moved in enumerate(prefetch_to_device(batches, device), start):
+        waited = perf_counter() - asked
+        at("forward")
+        train_mode(model, frozen)
+        factor = lr_factor(index)
+        updater.begin(factor)
+        normaliser, noticed = reduce_normalizer(moved["mask"], ignore_id, before(index))
+        losses: list[dict[str, Tensor]] = []
+        for number, part in enumerate(_split(moved, parts), 1):
+            at("forward")
+            with _unsynced(model, number < parts), _autocast(device, precision):
+                outputs = model(part["image"])
+                total, made_of = loss(outputs, part, ignore_id=ignore_id, normaliser=normaliser)
+            at("backward")
+            with _unsynced(model, number < parts):
+                updater.backward(total)
+            losses.append({TOTAL_LOSS: total.detach(), **made_of})
+        whole = {name: torch.stack([one[name] for one in losses]).sum() for name in losses[0]}
+        at("update")
+        updated = updater.finish()
+        yield StepResult(index + 1, whole.pop(TOTAL_LOSS), whole, factor, len(moved["mask"]), waited, *updated, noticed)
+        asked = perf_counter()
+        at("data")
+
+
+def train_mode(model: nn.Module, frozen: Sequence[nn.Module]) -> None:
+    """Puts the model into training mode, but for its frozen modules."""
+    model.train()
+    for module in frozen:
+        module.eval()
+
+
+def _split(batch: Batch, parts: int) -> list[dict[str, Any]]:
+    """Returns the batch as so many, of sizes that differ by at most one."""
+    if parts == 1:
+        return [dict(batch)]
+    pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
+    return [{name: piece[number] for name, piece in pieces.items()} for number in range(parts)]
+
+
+def _unsynced(model: nn.Module, unsynced: bool) -> AbstractContextManager[Any]:
+    """Returns a context in which DDP keeps gradients to itself, until the last part of a step brings them together."""
+    return model.no_sync() if unsynced and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    dtype = AUTOCAST_DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yields the batches on the device; a GPU copies the next one, out of pinned memory, while it computes."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield _moved(batch, device)
+        return
+    copying = torch.cuda.Stream(device)
+    upcoming: tuple[dict[str, Any], torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = _moved(batch, device), copying.record_event()
+        if upcoming is not None:
+            yield _arrived(*upcoming)
+        upcoming = following
+    if upcoming is not None:
+        yield _arrived(*upcoming)
+
+
+def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _arrived(moved: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
+    """Returns the batch for use on the current stream, which waits for its copy."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for value in moved.values():
+        value.record_stream(stream)  # its memory was taken on the other stream, and must not be given away too early
+    return moved
+
+
+def reduce_normalizer(mask: Tensor, ignore_id: int, notice: bool = False) -> tuple[Tensor, Tensor]:
+    """Returns what a rank divides its summed loss by, and whether any rank has a notice to give.
+
+    The divisor is the global batch's valid pixels over the number of ranks: DDP averages the ranks' gradients, and so
+    divided, their mean is that of the global batch, however unevenly the images and the ignored pixels are spread.
+    At least one pixel, so that an ignored batch gives 0.
+    """
+    told = torch.stack([(mask != ignore_id).sum(), torch.full((), int(notice), device=mask.device)])
+    world = 1
+    if dist.is_available() and dist.is_initialized():
+        world = dist.get_world_size()
+        dist.all_reduce(told)
+    return told[0].clamp_min(1) / world, told[1] > 0
+
+
+class TrainMeter:
+    """Sums steps up between two reports.
+
+    Attributes:
+        skipped: the longest run of steps without an update, of those that reach into the steps last taken.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = range(0)
+        self._run = range(0)
+        self._start()
+
+    def _start(self) -> None:
+        self._steps: list[StepResult] = []
+        self._since = perf_counter()
+
+    def add(self, step: StepResult) -> None:
+        """Counts a step in."""
+        self._steps.append(step)
+
+    def take(self) -> dict[str, float]:
+        """Returns this rank's means, sums and seconds since the last call, and starts anew.
+
+        The loss, its parts and the gradient's norm are means over the steps whose update was made; nan if none was.
+        """
+        finite = torch.stack([step.finite for step in self._steps]).tolist() if self._steps else []
+        made = [step for step, updated in zip(self._steps, finite, strict=True) if updated]
+        self._follow(finite)
+        first = self._steps[0].parts if self._steps else {}
+        taken = {
+            "loss": _mean([step.loss for step in made]),
+            **{f"loss/{name}": _mean([step.parts[name] for step in made]) for name in first},
+            "grad_norm": _mean([step.norm for step in made]),
+            "steps": float(len(self._steps)),
+            "skipped": float(len(self._steps) - len(made)),
+            "images": float(sum(step.images for step in self._steps)),
+            "wait_s": sum(step.wait_s for step in self._steps),
+            "elapsed_s": perf_counter() - self._since,
+        }
+        self._start()
+        return taken
+
+    def _follow(self, finite: Sequence[bool]) -> None:
+        self.skipped = range(0)
+        for step, updated in zip(self._steps, finite, strict=True):
+            self._run = range(0) if updated else range(self._run.start or step.step, step.step + 1)
+            self.skipped = max(self.skipped, self._run, key=len)
+
+
+def _mean(values: Sequence[Tensor]) -> float:
+    return float(torch.stack(list(values)).double().mean()) if values else float("nan")

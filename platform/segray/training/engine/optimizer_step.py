@@ -1,0 +1,118 @@
+"""The end of an optimiser step: clipping, float16's scale, and no update where a number is not finite.
+
+Nothing here waits for the device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from segray.training.engine.optim import set_lr
+
+INITIAL_SCALE = 2.0**16
+
+MIN_SCALE = 2.0**-16  # of a loss that is never finite; 0 would never grow again
+
+GROWTH_INTERVAL = 2000  # clean steps after which the scale doubles, as torch's GradScaler
+
+
+class UpdateResult(NamedTuple):
+    """What became of an update.
+
+    Attributes:
+        norm: () of the gradient before clipping.
+        finite: () bool, whether it was made.
+    """
+
+    norm: Tensor
+    finite: Tensor
+
+
+class OptimizerStepper:
+    """Makes an optimiser's updates from gradients.
+
+    Args:
+        optimiser: over parameters of one device.
+        clip: largest norm of the gradient; none leaves it as it is.
+        scaled: whether the loss is scaled so that float16 gradients do not vanish.
+        kept: buffers that an update that is not made must leave as they were: the running moments of batch norms.
+    """
+
+    def __init__(
+        self, optimiser: Optimizer, *, clip: float | None = None, scaled: bool = False, kept: Sequence[Tensor] = ()
+    ) -> None:
+        self._optimiser, self._clip, self._scaled, self._kept = optimiser, clip, scaled, kept
+        self._before: list[Tensor] = []
+        device = optimiser.param_groups[0]["params"][0].device
+        self._scale = torch.tensor(INITIAL_SCALE if scaled else 1.0, device=device)
+        self._clean = torch.zeros((), dtype=torch.int64, device=device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns float16's scale and the clean steps since it last changed."""
+        return {"scale": self._scale, "clean": self._clean}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes a state up again."""
+        self._scale.copy_(state["scale"])
+        self._clean.copy_(state["clean"])
+
+    def begin(self, lr_factor: float) -> None:
+        """Sets the rates of the step that begins, and clears the last one's gradients."""
+        set_lr(self._optimiser, lr_factor)
+        self._optimiser.zero_grad(set_to_none=True)
+        self._before = [buffer.clone() for buffer in self._kept]
+
+    def backward(self, total: Tensor) -> None:
+        """Adds the gradients of a loss; those of one that is not finite are made NaN, on every rank that averages."""
+        total.backward(torch.where(total.detach().isfinite(), self._scale, torch.nan).to(total.dtype))
+
+    def finish(self) -> UpdateResult:
+        """Updates the parameters with the gradients that came together, unless one is not finite."""
+        grads = [
+            parameter.grad
+            for group in self._optimiser.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = get_total_norm(grads) / self._scale
+        finite = norm.isfinite()
+        divisor = self._scale
+        if self._clip is not None:
+            divisor = divisor * (norm / self._clip).clamp_min(1)
+        _apply(self._optimiser, grads, divisor.float(), finite)
+        if self._scaled:
+            self._adapt(finite)
+        for buffer, old in zip(self._kept, self._before, strict=True):
+            buffer.copy_(torch.where(finite, buffer, old))
+        return UpdateResult(norm, finite)
+
+    def _adapt(self, finite: Tensor) -> None:
+        self._clean.copy_(torch.where(finite, self._clean + 1, 0))
+        grown = self._clean >= GROWTH_INTERVAL
+        self._scale.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)).clamp_(min=MIN_SCALE)
+        self._clean.masked_fill_(grown, 0)
+
+
+def _apply(optimiser: Optimizer, grads: list[Tensor], divisor: Tensor, finite: Tensor) -> None:
+    """Makes the update with gradients divided by `divisor`, or none.
+
+    A fused optimiser does both itself, told by the two attributes that torch's GradScaler sets.
+    """
+    if getattr(optimiser, "_step_supports_amp_scaling", False):
+        fused: object = optimiser
+        fused.grad_scale, fused.found_inf = divisor, (~finite).float()  # type: ignore[attr-defined]
+        optimiser.step()
+        del fused.grad_scale, fused.found_inf  # type: ignore[attr-defined]
+    elif finite:
+        torch._foreach_div_(grads, divisor)
+        optimiser.step()
+
+
+def batch_norm_buffers(model: nn.Module) -> list[Tensor]:
+    """Returns the buffers that training changes: those of the model's batch norms."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]

@@ -1,0 +1,121 @@
+"""What training changes, made as the settings say: a model, its optimiser, its moving average, and their steps."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segray.config import Config
+from segray.training.engine.ema import ModelEma
+from segray.training.engine.loop import Batch, StepResult, train_steps
+from segray.training.engine.optim import build_optimizer, load_optimizer_state, lr_multiplier, optimizer_state_by_name
+from segray.training.engine.optimizer_step import OptimizerStepper, batch_norm_buffers
+from segray.training.losses.build import Loss
+
+
+@dataclass
+class TrainState:
+    """A model in training.
+
+    Attributes:
+        config: the settings.
+        model: bare, neither in DDP nor compiled, on its device.
+        optimiser, updater: of the model.
+        ema: the model's moving average, if there is one.
+    """
+
+    config: Config
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    updater: OptimizerStepper
+    ema: ModelEma | None
+
+    @property
+    def used(self) -> nn.Module:
+        """The model to validate: the moving average, where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The modules that stay as in evaluation."""
+        train = self.config.train
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        encoder = [self.model.encoder] if train.freeze_encoder else []
+        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what goes on changing besides the weights, not copied: moments, scale and the average's age."""
+        return {
+            "moments": optimizer_state_by_name(self.optimiser, self.model),
+            "updater": self.updater.state(),
+            "averaged": 0 if self.ema is None else self.ema.updates,
+        }
+
+    def restore(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Goes on from weights, those in training and those to use, and from what `state` returned."""
+        self.model.load_state_dict(live)
+        load_optimizer_state(self.optimiser, self.model, state["moments"])
+        self.updater.restore(state["updater"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(used)
+            self.ema.updates = state["averaged"]
+
+    def steps(
+        self,
+        wrapped: nn.Module,
+        loss: Loss,
+        batches: Iterable[Batch],
+        *,
+        ignore_id: int,
+        start: int = 0,
+        before: Callable[[int], bool] = lambda _step: False,
+        at: Callable[[str], None] = lambda _phase: None,
+    ) -> Iterator[StepResult]:
+        """Makes one step for each batch and yields it, once the moving average has followed.
+
+        Args:
+            wrapped: the model, as it is or in DDP.
+            loss: as of `loop.steps`.
+            batches: as of `loop.steps`.
+            ignore_id: mask value that is not trained on.
+            start: steps that were made before.
+            before: called before a step, as of `loop.steps`.
+            at: called with what begins.
+        """
+        made = train_steps(
+            wrapped,
+            loss,
+            self.updater,
+            batches,
+            lr_factor=partial(lr_multiplier, config=self.config.optim, steps=self.config.train.steps),
+            ignore_id=ignore_id,
+            start=start,
+            precision=self.config.train.precision,
+            parts=self.config.train.accumulate,
+            frozen=self.frozen,
+            before=before,
+            at=at,
+        )
+        for step in made:
+            if self.ema is not None:
+                self.ema.update(self.model)
+            yield step
+
+
+def build_train_state(config: Config, model: nn.Module, device: torch.device) -> TrainState:
+    """Returns the learner of a model, which is moved to the device, compiled and partly frozen as the settings say."""
+    if config.train.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device)
+    optimiser = build_optimizer(model, config.optim)
+    scaled = config.train.precision == "fp16"
+    updater = OptimizerStepper(optimiser, clip=config.optim.clip, scaled=scaled, kept=batch_norm_buffers(model))
+    ema = ModelEma(model, config.train.ema) if config.train.ema else None
+    if config.train.compile:
+        model.compile()
+    return TrainState(config, model, optimiser, updater, ema)

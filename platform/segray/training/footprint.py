@@ -1,0 +1,55 @@
+"""What a run stores, before there is any of it."""
+
+from math import ceil
+from statistics import mean
+
+import torch
+
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.models.build import build_model
+from segray.models.segformer.model import SegFormer
+
+FLOAT32_BYTES = 4  # bytes of a float32
+
+MOMENTS_PER_PARAMETER = 2  # of the optimiser, for each parameter
+
+VARIANT = "model.variant"
+
+ALWAYS_KEPT = 2  # the last checkpoint, and one that is being written
+
+
+def gradient_bytes(config: Config, classes: Classes) -> int:
+    """Returns the bytes of the gradients that workers sum: of a sweep over variants, of the largest."""
+    return max(_parameter_bytes(config, classes))
+
+
+def checkpoint_bytes(config: Config, classes: Classes) -> int:
+    """Returns the bytes of a checkpoint: of a sweep over variants, of one in the middle."""
+    return round(mean(_parameter_bytes(config, classes)) * (1 + MOMENTS_PER_PARAMETER + (config.train.ema is not None)))
+
+
+def _parameter_bytes(config: Config, classes: Classes) -> list[int]:
+    """Returns the bytes of the parameters of a Config's model, or of each variant of a sweep."""
+    return [
+        sum(parameter.numel() for parameter in model.parameters()) * FLOAT32_BYTES
+        for model in (_empty(config, variant, classes) for variant in _variants(config))
+    ]
+
+
+def _variants(config: Config) -> list[str]:
+    return list(config.tune.space.get(VARIANT, {}).get("choice", [config.model.variant]))
+
+
+def _empty(config: Config, variant: str, classes: Classes) -> SegFormer:
+    settings = config.model.model_copy(update={"variant": variant})
+    with torch.device("meta"):
+        return build_model(config.model_copy(update={"model": settings}), classes)
+
+
+def num_kept_checkpoints(config: Config) -> int:
+    """Returns how many checkpoints a run, or the trials of a sweep together, keep at once."""
+    train = config.train
+    every = ceil(train.steps / train.keep_every) if train.keep_every else 0
+    runs = config.tune.most_trials + config.tune.seeds if config.tune.space else 1
+    return (train.keep_best + ALWAYS_KEPT + every) * runs

@@ -1,0 +1,1 @@
+"""Loss terms. Order of imports: build, region and pixel, fused."""

@@ -1,0 +1,159 @@
+"""Losses on logits at a quarter of the mask's size; the resizing to the mask is the loss's own business.
+
+All of them are sums over valid pixels divided by a normaliser: what the ranks of a global batch, or the parts of an
+accumulated step, contribute adds up to the loss of the whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from segray.config import LossConfig
+from segray.core.errors import ConfigError, DataError, ModelError
+from segray.core.imports import import_callable
+from segray.training.losses.pixel import CrossEntropyLoss, FocalLoss, OhemLoss
+from segray.training.losses.region import BoundaryLoss, LovaszSoftmaxLoss, TverskyLoss, dice_loss
+
+__all__ = [
+    "BoundaryLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "OhemLoss",
+    "Loss",
+    "LovaszSoftmaxLoss",
+    "TverskyLoss",
+    "build_loss",
+    "cross_entropy",
+]
+
+LossParts = dict[str, Tensor]
+
+PixelSum = Callable[[Tensor, Tensor, int], Tensor]
+"""From logits (B, K, h, w), ids (B, H, W) int64 and the ignore id to a sum over valid pixels."""
+
+
+class Loss(Protocol):
+    """What every loss is, the user's own too: returns the total and, detached, what it is made of, by name."""
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        *,
+        ignore_id: int,
+        normaliser: Tensor | None = None,
+    ) -> tuple[Tensor, LossParts]: ...
+
+
+def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int] | None = None) -> Loss:
+    """Returns the weighted sum that the settings describe.
+
+    The outputs' "aux", if there is one, adds its cross-entropy with the same class weights, times `aux_weight`.
+
+    Args:
+        config: the settings.
+        num_classes: K.
+        class_pixels: pixels of each class, where weights are to be made of them.
+
+    Raises:
+        ConfigError: class weights of another number of classes, or to be made of unknown counts.
+        ModelError: a loss of the user's own cannot be imported or is no function.
+    """
+    weights = class_weights(config, num_classes, class_pixels)
+    plain = CrossEntropyLoss(weights, config.smoothing)
+    known: dict[str, PixelSum] = {
+        "cross_entropy": plain,
+        "ohem": OhemLoss(plain, config.ohem_threshold, config.ohem_share),
+        "focal": FocalLoss(weights, config.focal_gamma),
+        "dice": dice_loss(),
+        "tversky": TverskyLoss(config.tversky_alpha, config.tversky_beta),
+        "lovasz": LovaszSoftmaxLoss(),
+        "boundary": BoundaryLoss(config.boundary_reach),
+    }
+    terms = [
+        (weight, _divided(name, known[name]) if name in known else import_callable("loss.terms", name, ModelError))
+        for name, weight in config.weighted().items()
+    ]
+    return _weighted_sum(terms, _divided("aux", plain), config.aux_weight)
+
+
+def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weight: float) -> Loss:
+    def loss(
+        outputs: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        *,
+        ignore_id: int,
+        normaliser: Tensor | None = None,
+    ) -> tuple[Tensor, LossParts]:
+        found = [(weight, *term(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)) for weight, term in terms]
+        if aux_weight and "aux" in outputs:
+            inner = {"seg": outputs["aux"]}
+            found.append((aux_weight, *auxiliary(inner, batch, ignore_id=ignore_id, normaliser=normaliser)))
+        total = torch.stack([weight * value for weight, value, _ in found]).sum()
+        return total, {name: part for _, _, parts in found for name, part in parts.items()}
+
+    return loss
+
+
+def _divided(name: str, pixel_sum: PixelSum) -> Loss:
+    """Returns a sum over pixels as a loss: divided by the normaliser, by default the batch's valid pixels."""
+
+    def loss(
+        outputs: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        *,
+        ignore_id: int,
+        normaliser: Tensor | None = None,
+    ) -> tuple[Tensor, LossParts]:
+        logits, mask = outputs["seg"], batch["mask"].to(torch.int64)
+        if mask.device.type == "cpu":
+            _check_ids(mask, logits.shape[1], ignore_id)
+        if normaliser is None:
+            normaliser = (mask != ignore_id).sum().clamp_min(1)
+        total = pixel_sum(logits, mask, ignore_id) / normaliser
+        return total, {name: total.detach()}
+
+    return loss
+
+
+cross_entropy = _divided("cross_entropy", CrossEntropyLoss())
+"""The published loss: the mean cross-entropy of the bilinearly resized logits over the valid pixels.
+
+Masks are (B, H, W) of any integer dtype. A batch without a valid pixel gives 0, and gradients of 0. A mask on the CPU
+that holds an id which is neither a class nor the ignore id raises DataError.
+"""
+
+
+def class_weights(config: LossConfig, num_classes: int, class_pixels: Sequence[int] | None) -> Tensor | None:
+    """Returns the weight of each class (K,), or none where all weigh alike.
+
+    "balanced" makes all classes count alike: N / (K n_k), whose mean over the pixels is 1. "median" divides the
+    median of the counts by the class's own (SegNet's median frequency balancing). A class without pixels has weight 0.
+    """
+    given = config.class_weights
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if class_pixels is None:
+            raise ConfigError(f"loss.class_weights is {given}; expected numbers, where no data set's counts are known.")
+        counts = torch.tensor(class_pixels, dtype=torch.float64)
+        there = counts > 0
+        wanted = counts[there].median() if given == "median" else counts.sum() / there.sum()
+        return (wanted / counts.clamp_min(1)).where(there, 0).float()
+    if len(given) != num_classes:
+        raise ConfigError(
+            f"loss.class_weights has {len(given)} numbers; expected one for each of {num_classes} classes."
+        )
+    return torch.tensor(given)
+
+
+def _check_ids(mask: Tensor, num_classes: int, ignore_id: int) -> None:
+    foreign = (mask < 0) | ((mask >= num_classes) & (mask != ignore_id))
+    if foreign.any():
+        ids = mask[foreign].unique().tolist()
+        raise DataError(
+            f"mask holds the ids {ids[:5]} in {int(foreign.sum())} pixels; expected 0..{num_classes - 1}, "
+            f"or {ignore_id} for ignored pixels; convert the data set again with its true classes."
+        )

@@ -1,0 +1,128 @@
+"""Losses that are a sum over pixels, on logits at a quarter of the mask's size, without their full-size copy.
+
+A few rows at a time are resized, scored and differentiated, in float32 at least, whatever the logits' dtype.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segray.models.layers import bilinear_matrix, source_rows
+
+# Full-resolution logits that are held at once: a few rows in a CPU core's cache, enough at a time to fill a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
+
+ChunkLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From log-probabilities (R, K, W), class ids (R, 1, W), 0 where ignored, and which are valid (R, 1, W) to the summed
+loss of the valid ones and its gradient by the logits (R, K, W); it may write into the log-probabilities."""
+
+
+class RowChunk(NamedTuple):
+    """Some rows of one image at full resolution.
+
+    Attributes:
+        image: number of the image.
+        rows: of the mask.
+        near: rows of the logits they are resized from.
+        left: (R, near) what resizes from the left.
+        logs: (R, K, W) log-probabilities.
+    """
+
+    image: int
+    rows: slice
+    near: slice
+    left: Tensor
+    logs: Tensor
+
+
+def pixel_loss_sum(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
+    """Returns the sum of a loss over the valid pixels, differentiable once.
+
+    Args:
+        logits: (B, K, h, w), any floating dtype.
+        mask: (B, H, W) int64 class ids, or `ignore_id`.
+        ignore_id: mask value that is not counted.
+        score: the loss of some rows, and its gradient.
+    """
+    total: Tensor = _Summed.apply(logits, mask, ignore_id, score)  # type: ignore[no-untyped-call]
+    return total
+
+
+@torch.no_grad()
+def true_class_log_probs(logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+    """Returns the log-probability of each pixel's own class, (B, H, W); 0 where it is ignored."""
+    found = torch.zeros(mask.shape, dtype=_precise(logits), device=mask.device)
+    with torch.autocast(logits.device.type, enabled=False):
+        for chunk in _chunks(logits, mask):
+            target = mask[chunk.image, chunk.rows].unsqueeze(1)
+            valid = target != ignore_id
+            found[chunk.image, chunk.rows] = (chunk.logs.gather(1, target.where(valid, 0)) * valid).squeeze(1)
+    return found
+
+
+class _LossContext(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over valid pixels. As that is one number, its gradient is made beside it and only scaled backward."""
+
+    @staticmethod
+    def forward(ctx: _LossContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
+        grad = torch.zeros_like(logits, dtype=_precise(logits)) if ctx.needs_input_grad[0] else None
+        with torch.autocast(logits.device.type, enabled=False):
+            total = _add_up(logits, mask, ignore_id, score, grad)
+        if grad is not None:
+            ctx.save_for_backward(grad.to(logits.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _LossContext, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_total.to(grad.dtype), None, None, None
+
+
+def _add_up(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss, grad: Tensor | None) -> Tensor:
+    """Returns the summed loss; adds its gradient to `grad` (B, K, h, w).
+
+    A resize is a product with an interpolation matrix from the left (H, h) and one from the right (w, W); their
+    transposes take the gradient back. A chunk of rows touches few rows of the logits.
+    """
+    total = torch.zeros((), device=logits.device, dtype=_precise(logits))
+    back = bilinear_matrix(mask.shape[2], logits.shape[3], like=total)
+    for chunk in _chunks(logits, mask):
+        target = mask[chunk.image, chunk.rows].unsqueeze(1)
+        valid = target != ignore_id
+        part, slopes = score(chunk.logs, target.where(valid, 0), valid)
+        total += part
+        if grad is not None:
+            narrow = (chunk.left.t() @ slopes.flatten(1)).unflatten(1, slopes.shape[1:])
+            grad[chunk.image, :, chunk.near] += (narrow @ back).transpose(0, 1)
+    return total
+
+
+def _chunks(logits: Tensor, mask: Tensor) -> Iterator[RowChunk]:
+    num_images, num_classes, height, width = logits.shape
+    rows, columns = mask.shape[1:]
+    like = torch.empty((), device=logits.device, dtype=_precise(logits))
+    left, right = bilinear_matrix(rows, height, like), bilinear_matrix(columns, width, like).t().contiguous()
+    step = max(1, CHUNK_ELEMENTS.get(logits.device.type, 1 << 27) // (num_classes * columns))
+    for image in range(num_images):
+        source = logits[image].transpose(0, 1).to(like.dtype)  # (h, K, w)
+        for top in range(0, rows, step):
+            some = slice(top, min(top + step, rows))
+            near = source_rows(some, rows, height)
+            wide = (source[near] @ right).flatten(1)
+            scores = (left[some, near] @ wide).unflatten(1, (num_classes, columns))  # (R, K, W)
+            yield RowChunk(image, some, near, left[some, near], torch.log_softmax(scores, dim=1))
+
+
+def _precise(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)

@@ -1,0 +1,140 @@
+"""Losses of whole regions: Dice, Tversky, Lovasz and boundary.
+
+Each is made an image at a time and weighted by the image's valid pixels, so that a sum over pixels is what all losses
+are: shares of a global batch add up however its images are spread over ranks, or over the parts of a step. Logits are
+resized to the mask and softmaxed in float32 at least; what that takes is made again in the backward pass, so one image
+at a time is held.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+ImageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From probabilities (K, H, W), the truth as 0 and 1 (K, H, W), and valid pixels (H, W), at least one, to ()."""
+
+
+def sum_over_images(logits: Tensor, mask: Tensor, ignore_id: int, loss: ImageLoss) -> Tensor:
+    """Returns the sum over images of their loss times their valid pixels.
+
+    Args:
+        logits: (B, K, h, w), any floating dtype.
+        mask: (B, H, W) int64 class ids, or `ignore_id`.
+        ignore_id: mask value that is not counted.
+        loss: of one image; both probabilities and truth are 0 where it is ignored.
+    """
+    # Of an ignored batch too there is a gradient, of 0. In float16 the sum itself would overflow, and inf * 0 is nan.
+    total = logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32)) * 0
+    for image, ids in zip(logits, mask, strict=True):
+        valid = ids != ignore_id
+        if valid.any():
+            part = checkpoint(_of_image, image, ids, valid, loss, use_reentrant=False, preserve_rng_state=False)
+            total = total + part * valid.sum()
+    return total
+
+
+def _of_image(image: Tensor, ids: Tensor, valid: Tensor, loss: ImageLoss) -> Tensor:
+    with torch.autocast(image.device.type, enabled=False):
+        precise = image.to(torch.promote_types(image.dtype, torch.float32))
+        full = F.interpolate(precise.unsqueeze(0), size=ids.shape, mode="bilinear", align_corners=False)
+        probabilities = full[0].softmax(0) * valid
+        truth = torch.zeros_like(probabilities).scatter_(0, ids.where(valid, 0).unsqueeze(0), 1) * valid
+        return loss(probabilities, truth, valid)
+
+
+@dataclass(frozen=True)
+class TverskyLoss:
+    """One minus the Tversky index TP / (TP + alpha FP + beta FN), the mean over the classes that the image has.
+
+    With alpha = beta = 0.5 it is the Dice loss.
+
+    See: Salehi et al., arXiv 1706.05721.
+    """
+
+    alpha: float = 0.3
+    beta: float = 0.7
+
+    def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        return sum_over_images(logits, mask, ignore_id, self._of_image)
+
+    def _of_image(self, probabilities: Tensor, truth: Tensor, _valid: Tensor) -> Tensor:
+        hit = (probabilities * truth).sum((1, 2))
+        predicted, true = probabilities.sum((1, 2)), truth.sum((1, 2))
+        index = hit / (hit + self.alpha * (predicted - hit) + self.beta * (true - hit)).clamp_min(1e-6)
+        return 1 - index[true > 0].mean()
+
+
+def dice_loss() -> TverskyLoss:
+    """Returns the Dice loss, one minus 2 TP / (2 TP + FP + FN)."""
+    return TverskyLoss(0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LovaszSoftmaxLoss:
+    """Lovasz-Softmax, the convex surrogate of 1 - IoU, the mean over the classes that the image has.
+
+    See: Berman et al., arXiv 1705.08790.
+    """
+
+    def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        return sum_over_images(logits, mask, ignore_id, self._of_image)
+
+    def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        present = truth.flatten(1).any(1).nonzero().flatten()
+        return torch.stack([_lovasz(probabilities[k][valid], truth[k][valid]) for k in present]).mean()
+
+
+def _lovasz(probability: Tensor, truth: Tensor) -> Tensor:
+    """Returns the surrogate of one class for pixels (P,)."""
+    errors, order = (truth - probability).abs().sort(descending=True)
+    wrong = truth[order]
+    union = truth.sum() + (1 - wrong).cumsum(0)
+    jaccard = 1 - (truth.sum() - wrong.cumsum(0)) / union
+    return errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+
+
+@dataclass(frozen=True)
+class BoundaryLoss:
+    """One minus the boundary F1 of the classes' outlines, the mean over the classes whose outline the image has.
+
+    An outline is what a class has within a pixel of another; it counts as met within `reach` pixels.
+
+    Attributes:
+        reach: pixels.
+
+    See: Bokhovkin and Burnaev, Boundary Loss for Remote Sensing Imagery, arXiv 1905.07852.
+    """
+
+    reach: int = 2
+
+    def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        return sum_over_images(logits, mask, ignore_id, self._of_image)
+
+    def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        drawn, wanted = self._outline(probabilities, valid), self._outline(truth, valid)
+        here = wanted.sum((1, 2)) > 0
+        precision = _share(drawn * _grown(wanted, self.reach), drawn)
+        recall = _share(wanted * _grown(drawn, self.reach), wanted)
+        f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-6)
+        return 1 - f1[here].mean() if here.any() else (probabilities * 0).sum()
+
+    def _outline(self, classes: Tensor, valid: Tensor) -> Tensor:
+        """Returns what is inside a class and within a pixel of its outside, where no pixel nearby is ignored."""
+        near_ignored = _grown((~valid).to(classes).unsqueeze(0), 1)
+        return (_grown(1 - classes, 1) - (1 - classes)) * (1 - near_ignored)
+
+
+def _grown(maps: Tensor, reach: int) -> Tensor:
+    """Returns the largest value within `reach` pixels, (K, H, W)."""
+    return F.max_pool2d(maps.unsqueeze(0), 2 * reach + 1, stride=1, padding=reach)[0]
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return part.sum((1, 2)) / whole.sum((1, 2)).clamp_min(1e-6)

@@ -1,0 +1,30 @@
+"""What a worker uses of its machine, for the reports."""
+
+import psutil
+import torch
+
+GIB = 2**30
+
+
+class SystemUsage:
+    """What this process uses: CPU (percent of one core, since the last call), memory (GiB), and of a GPU likewise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call has nothing to compare with
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the figures of now, by name."""
+        memory = self._process.memory_info().rss / GIB
+        found = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
+        return found | (_of_gpu(self._device) if self._device.type == "cuda" else {})
+
+
+def _of_gpu(device: torch.device) -> dict[str, float]:
+    free, total = torch.cuda.mem_get_info(device)
+    found = {"gpu_memory_gib": (total - free) / GIB}
+    try:
+        return found | {"gpu_percent": float(torch.cuda.utilization(device))}
+    except ModuleNotFoundError:  # nvidia-ml-py is not installed
+        return found

@@ -1,0 +1,281 @@
+"""What one DDP worker does: stream its share of the plan, make steps, validate, keep checkpoints, report."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.v2._internal import util as raising
+from ray.train.v2._internal.execution import context as reporting
+from torch import Tensor
+
+from segray.core.errors import OutOfMemoryError, RunStoppedError, SegrayError, TrainingError
+from segray.core.logging import silence_libraries
+from segray.data.augment.augmenter import Augmenter
+from segray.data.loader import training_batches
+from segray.data.reader import SplitReader
+from segray.data.sampler import rank_slots
+from segray.evaluation.metrics.scores import scores_from_confusion
+from segray.training.checkpoint_store import SCORE_METRIC, CheckpointWriter
+from segray.training.engine.loop import StepResult, TrainMeter
+from segray.training.failure_policy import PreemptedError, is_preemption_announced
+from segray.training.heartbeat import HeartbeatSender
+from segray.training.losses.build import build_loss
+from segray.training.reporting import LATEST_CHECKPOINT, RECENT_REPORTS, aggregate_reports
+from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
+from segray.training.system_usage import SystemUsage
+from segray.training.validation import validate
+from segray.training.worker_state import init_worker, resolve_device, seed_step, wrap_ddp
+
+
+def train_loop_per_worker(settings: dict[str, Any]) -> None:
+    """Trains to the last step; the function Ray Train runs on every worker.
+
+    Args:
+        settings: {"job": reference to a Job}; Ray Train passes a dict.
+    """
+    configure_worker_logging()
+    try:
+        job: RunSpec = resolve_device(ray.get(settings["job"]))
+        context = ray.train.get_context()
+        beat = HeartbeatSender(job.pulse, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s)
+        try:
+            TrainWorker(job, beat).train()
+        finally:
+            beat.stop()
+    except (SegrayError, PreemptedError):
+        _without_traceback()
+        raise
+    except RuntimeError as error:  # torch's for a device without memory is one of its own, the CPU's is not
+        if not is_out_of_memory(error):
+            raise
+        _without_traceback()
+        raise OutOfMemoryError(_too_large(job)) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Returns whether torch says that there is no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _without_traceback() -> None:
+    logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # the message says it all
+
+
+def _too_large(job: RunSpec) -> str:
+    train = job.config.train
+    images = -(-train.batch // (train.workers * train.accumulate))
+    most = train.batch // train.workers
+    advice = (
+        f"use --train.accumulate {min(2 * train.accumulate, most)}"
+        if train.accumulate < most
+        else "use a smaller data.crop"
+    )
+    return (
+        f"a {job.placement.device} worker has no memory for {images} images of {job.config.data.crop} px at once "
+        f"({job.config.model.variant}, train.batch {train.batch} over {train.workers} workers in {train.accumulate} "
+        f"parts); {advice}, or --model.checkpointing."
+    )
+
+
+def configure_worker_logging() -> None:
+    """Has a worker say what people need to know."""
+    silence_libraries()
+    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
+
+
+class TrainWorker:
+    """One rank at work.
+
+    Args:
+        job: what the run is.
+        beat: tells where this rank is.
+    """
+
+    def __init__(self, job: RunSpec, beat: HeartbeatSender) -> None:
+        self._job, self._beat = job, beat
+        self._rank = init_worker(job)
+        self._usage = SystemUsage(self._rank.device)
+        self._meter = TrainMeter()
+        self._writer: CheckpointWriter | None = None
+        if self._rank.rank == 0:
+            self._writer = CheckpointWriter(job.folder, job.config.train.keep_best, job.config.train.keep_every)
+
+    def train(self) -> None:
+        """Makes the steps that are left, and waits until their checkpoints are written."""
+        for _ in self.steps():
+            pass
+        self._beat.rest()  # slow storage is no hang
+        if self._writer is not None:
+            self._writer.wait()
+
+    def steps(self) -> Iterator[StepResult]:
+        """Makes the steps that are left and yields each, once all that is due after it is done."""
+        rank = self._rank
+        if rank.recent:  # the controller may have died before it wrote them
+            self._report()
+        if rank.progress.owed is not None:
+            self._validate(rank.progress.owed)
+        if rank.progress.is_over(self._job.config):
+            return
+        noticed: Tensor | None = None
+        for step in self._steps():
+            rank.progress.step = step.step
+            self._meter.add(step)
+            # Of the step before: to read this one's would make the device wait for the next.
+            if noticed is not None and noticed:
+                self._stop(step)
+            noticed = step.noticed
+            is_over = self._is_due(step.step) and self._conclude(step)
+            yield step
+            if is_over:
+                return
+
+    def _steps(self) -> Iterator[StepResult]:
+        job, rank = self._job, self._rank
+        config, classes = job.config, job.manifest.classes
+        source = SplitReader(config.data.root, job.manifest.split(config.data.train_split))
+        batches = training_batches(
+            source,
+            build_epoch_plan(source, config, job.times),
+            rank_slots(rank.rank, rank.world, config.train.batch),
+            rank.progress.step,
+            config.train.steps,
+            Augmenter(config.data, classes.ignore_id),
+            loader_resources(config, job.placement, job.shared.get(config.data.train_split)),
+            rank.bad,
+        )
+        return rank.learner.steps(
+            wrap_ddp(rank),
+            build_loss(config.loss, classes.num_classes, source.split.class_pixels),
+            batches,
+            ignore_id=classes.ignore_id,
+            start=rank.progress.step,
+            before=self._before,
+            at=self._beat,
+        )
+
+    def _before(self, step: int) -> bool:
+        self._beat.step(step)
+        seed_step(self._job.config.train.seed, step, self._rank.rank)
+        return self._is_to_stop()
+
+    def _is_to_stop(self) -> bool:
+        return self._beat.stops or is_preemption_announced()
+
+    def _is_due(self, step: int) -> bool:
+        """Returns whether a report follows this step; every rank reports at the same ones."""
+        return step % self._job.config.train.log_every == 0 or self._validates(step) or self._saves(step)
+
+    def _validates(self, step: int) -> bool:
+        train = self._job.config.train
+        return step % train.val_every == 0 or step == train.steps
+
+    def _saves(self, step: int) -> bool:
+        every = self._job.config.train.checkpoint_every
+        return every is not None and step % every == 0
+
+    def _conclude(self, step: StepResult) -> bool:
+        """Reports the steps since the last report, with what is due after this one; returns whether it was the last."""
+        values = self._joined(step)
+        if self._validates(step.step):
+            return self._validate(values)
+        self._note(values)
+        if self._saves(step.step):
+            self._save({}, None)
+        self._report()
+        return False
+
+    def _validate(self, values: dict[str, float]) -> bool:
+        """Validates the last step and reports it; returns whether the run is over.
+
+        Args:
+            values: the step's other metrics.
+        """
+        progress, config = self._rank.progress, self._job.config
+        progress.owed = values
+        self._beat("validation")
+        found = validate(self._rank, self._beat.sign, self._is_to_stop)
+        if found is None:
+            self._leave()
+        scores = scores_from_confusion(found.counts.numpy(), self._job.manifest.classes.names).named("val")
+        progress.validated(scores[SCORE_METRIC], config)
+        self._note(values | scores | ({"val/bad_rows": found.bad_rows} if found.bad_rows else {}))
+        self._save(scores, found.counts)
+        self._report()
+        return progress.is_over(config)
+
+    def _joined(self, step: StepResult) -> dict[str, float]:
+        """Returns the metrics of the steps since the last report, the same on every rank."""
+        found = self._found(step)
+        everyone = [found]
+        if self._rank.world > 1:
+            self._beat("report")
+            everyone = [{} for _ in range(self._rank.world)]
+            dist.all_gather_object(everyone, found)
+        return aggregate_reports(everyone)
+
+    def _found(self, step: StepResult) -> dict[str, Any]:
+        taken = self._meter.take()
+        config = self._job.config
+        if len(self._meter.skipped) >= config.train.max_skipped:
+            raise TrainingError(_diverged(self._meter.skipped, self._job))
+        lr = config.optim.lr * step.lr_factor
+        return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.bad.count}
+
+    def _note(self, values: dict[str, float]) -> None:
+        """Has these metrics reported as the last step's, with those of the report before."""
+        self._rank.recent = [*self._rank.recent[-1:], (self._rank.progress.step, values)]
+
+    def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
+        if self._writer is not None:
+            self._beat.sign()
+            self._writer.submit(self._rank.progress.step, self._rank.contents(scores, counts).write)
+
+    def _report(self) -> None:
+        self._beat("report")
+        told: dict[str, Any] = {RECENT_REPORTS: self._rank.recent}
+        if self._rank.recent:
+            step, values = self._rank.recent[-1]
+            told |= {"step": step, **values}
+        if self._writer is not None:
+            self._writer.check()
+            told[LATEST_CHECKPOINT] = self._writer.newest
+        ray.train.report(told)
+        self._meter.take()  # validating and reporting is not training
+
+    def _stop(self, step: StepResult) -> NoReturn:
+        """Ends this worker behind a step, because the run is to stop, or a node is preempted."""
+        values = self._joined(step)
+        if self._validates(step.step):
+            self._rank.progress.owed = values
+        else:
+            self._note(values)
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        """Keeps a checkpoint of this very step and ends this worker; the run goes on from there."""
+        self._save({}, None)
+        if self._writer is not None:
+            self._writer.wait()
+        self._report()  # a barrier: no rank goes before the checkpoint is whole
+        if self._beat.stops:
+            raise RunStoppedError(f"stopped at step {self._rank.progress.step}.")
+        raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")
+
+
+def _diverged(skipped: range, job: RunSpec) -> str:
+    config = job.config
+    if config.train.precision == "fp16":
+        cause = "float16 cannot hold them; use --train.precision bf16"
+    else:
+        cause = f"the rate is too high for these weights; lower optim.lr, now {config.optim.lr:g}, or set optim.clip"
+    return (
+        f"loss or gradient was not finite in {len(skipped)} steps in a row, {skipped.start} to {skipped.stop - 1}; "
+        f"the likely cause: {cause}."
+    )

@@ -1,0 +1,214 @@
+"""One rank's model and all that changes with it: made, restored, and handed over as a checkpoint."""
+
+import logging
+import os
+import random
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segray.config import Config
+from segray.core.errors import ClusterError
+from segray.data.sampler import row_seed
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.training import checkpoint_store
+from segray.training.engine.train_state import TrainState, build_train_state
+from segray.training.run_spec import BadRowPolicy, RunSpec
+
+FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
+"""Ray's own mark of nodes that an autoscaler starts on one machine to try itself."""
+
+SEES_WITHIN_S = 10.0
+"""A network file system may be as late as that with a folder that was just made."""
+
+
+@dataclass
+class RunProgress:
+    """How far the run has come.
+
+    Attributes:
+        step: optimiser steps made.
+        best: the highest val/miou so far.
+        stale: validations since then.
+        owed: metrics of this step, whose validation is still to be made: a preemption came in between.
+    """
+
+    step: int = 0
+    best: float = float("-inf")
+    stale: int = 0
+    owed: dict[str, float] | None = None
+
+    def validated(self, score: float, config: Config) -> None:
+        """Counts a validation in."""
+        better = score > self.best + config.train.min_gain or self.best == float("-inf")
+        self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+        self.owed = None
+
+    def is_over(self, config: Config) -> bool:
+        """Returns whether nothing is to be trained any more: all steps are made, or patience has ended."""
+        train = config.train
+        patient = train.patience is None or self.stale < train.patience or self.step < train.min_steps
+        return self.owed is None and (self.step >= train.steps or not patient)
+
+
+@dataclass
+class WorkerState:
+    """One worker's part of the run: who it is, and what it trains.
+
+    Attributes:
+        job: what the run is.
+        rank, world: its number, and of how many.
+        device: it computes on.
+        learner: the model and what trains it.
+        progress: how far the run has come.
+        recent: step and metrics of the last two reports.
+        bad, bad_val: what becomes of rows that cannot be decoded.
+    """
+
+    job: RunSpec
+    rank: int
+    world: int
+    device: torch.device
+    learner: TrainState
+    progress: RunProgress = field(default_factory=RunProgress)
+    recent: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    bad: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
+    bad_val: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
+
+    def contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.CheckpointContents:
+        """Returns what a checkpoint of now holds.
+
+        Args:
+            metrics: of the validation at this step, if there was one.
+            counts: (K, K) they came from.
+        """
+        meta = checkpoint.Meta(
+            step=self.progress.step,
+            metrics=metrics,
+            confusion=[] if counts is None else counts.tolist(),
+            dataset_digest=self.job.manifest.digest,
+            versions=checkpoint.library_versions(),
+        )
+        state = {**self.learner.state(), "progress": asdict(self.progress), "recent": self.recent}
+        model, ema = self.learner.model, self.learner.ema
+        average = None if ema is None else ema.model
+        return checkpoint.snapshot(model, state, self.job.config, self.job.manifest.classes, meta, average)
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from a checkpoint."""
+        state = checkpoint.load_state(folder)
+        self.learner.restore(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
+        self.progress = RunProgress(**state["progress"])
+        self.recent = state["recent"]
+
+
+def init_worker(job: RunSpec) -> WorkerState:
+    """Returns this worker's rank, where the run's last whole checkpoint left it."""
+    context = ray.train.get_context()
+    config = job.config
+    _check_storage(job)
+    device = ray.train.torch.get_device() if job.placement.device == "cuda" else torch.device("cpu")
+    torch.set_num_threads(job.placement.threads)
+    if config.train.deterministic:
+        enable_determinism()
+    rank = WorkerState(
+        job,
+        context.get_world_rank(),
+        context.get_world_size(),
+        device,
+        build_train_state(config, _model(job), device),
+        bad=BadRowPolicy(config.data.bad_rows),
+        bad_val=BadRowPolicy(config.data.bad_rows),
+    )
+    folder = _agreed_start(rank)
+    if folder is not None:
+        rank.restore(folder)
+    return rank
+
+
+def resolve_device(job: RunSpec) -> RunSpec:
+    """Returns the job as this node can do it: on a GPU that torch sees, or on a CPU where GPUs are but numbers.
+
+    Raises:
+        ClusterError: Ray gave a GPU away that torch does not see.
+    """
+    if job.placement.device != "cuda" or torch.cuda.is_available():
+        return job
+    if FAKE_CLUSTER_VARIABLE in os.environ:
+        return replace(job, placement=replace(job.placement, device="cpu"))
+    raise ClusterError(
+        f"node {ray.util.get_node_ip_address()} offers a GPU, and torch {torch.__version__} sees none there; look at "
+        "nvidia-smi, and whether that torch was built for CUDA."
+    )
+
+
+def _check_storage(job: RunSpec) -> None:
+    """Refuses a node that does not see the run's folder: one that was started later than the run.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    until = monotonic() + SEES_WITHIN_S
+    while not (job.folder / checkpoint.CONFIG).exists():
+        if monotonic() > until:
+            raise ClusterError(
+                f"results is {job.config.results}, and node {ray.util.get_node_ip_address()} does not see run "
+                f"{job.folder.name} there; expected storage that all nodes share, such as NFS."
+            )
+        sleep(0.1)
+
+
+def _model(job: RunSpec) -> nn.Module:
+    """Returns the model with the weights that every rank starts from."""
+    config = job.config
+    torch.manual_seed(config.train.seed)
+    model = build_model(config, job.manifest.classes)
+    if job.init is not None:
+        model.load_state_dict(ray.get(job.init))
+    return model
+
+
+def _agreed_start(rank: WorkerState) -> Path | None:
+    """Returns the checkpoint to go on from, as rank 0 finds it: the storage of others may lag behind."""
+    found: list[Path | None] = [None]
+    if rank.rank == 0:
+        whole = checkpoint_store.list_checkpoints(rank.job.folder, logging.getLogger(__name__).warning)
+        found = [whole[-1].folder if whole else None]
+    if rank.world > 1:
+        dist.broadcast_object_list(found, src=0, device=rank.device)
+    return found[0]
+
+
+def wrap_ddp(rank: WorkerState) -> nn.Module:
+    """Returns the model as it is trained: in DDP, if there are several ranks."""
+    model = rank.learner.model
+    if rank.world == 1:
+        return model
+    devices = [rank.device] if rank.device.type == "cuda" else None
+    # The batch norm keeps its running moments equal on all ranks by itself.
+    return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds what is drawn in a step on a rank: a run that continues draws as one that was never interrupted."""
+    drawn = row_seed(seed, step, rank, copy=-1)  # no row's seed
+    torch.manual_seed(drawn)
+    np.random.seed(drawn)
+    random.seed(drawn)
+
+
+def enable_determinism() -> None:
+    """Has torch take deterministic kernels, and fail where there is none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

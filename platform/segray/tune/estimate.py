@@ -1,0 +1,152 @@
+"""What a sweep will cost, told before it begins: how far trials go, how long they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from segray.cluster.resources import TrialSlots
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.data.manifest import Manifest
+from segray.models.build import build_model
+from segray.models.cost import model_costs
+from segray.training.engine.train_state import build_train_state
+from segray.training.losses.build import build_loss
+from segray.tune.schedulers.build import grace_period, rung_steps
+from segray.tune.space import apply_values, dimensions, sample
+
+SAMPLES = 64
+
+REFERENCE = 256  # px
+
+START_S = 12.0  # of a trial, on two cores; less where there are more
+
+TURNS = 3
+
+PATIENCE_S = 120.0
+
+MIN_STOPPED = 0.5  # of the others, where half of them are below the median
+
+
+@dataclass(frozen=True)
+class SweepEstimate:
+    """What a sweep will cost.
+
+    Attributes:
+        trials: there will be.
+        at_once: of them.
+        steps: of all trials together, at most.
+        expected: of these, with the scheduler.
+        hours: expected, from the start, none if no step could be timed.
+        worker_hours: expected, of all workers together, likewise.
+    """
+
+    trials: int
+    at_once: int
+    steps: int
+    expected: int
+    hours: float | None
+    worker_hours: float | None
+
+
+def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> SweepEstimate:
+    """Returns what a sweep will cost; times one step on a worker's share of the cluster for it."""
+    trials = config.tune.most_trials
+    steps = trials * config.train.steps
+    expected = round(steps * expected_step_fraction(config, trials))
+    seconds = _seconds_of_step(config, manifest.classes, slots)
+    if seconds is None:
+        return SweepEstimate(trials, slots.count, steps, expected, None, None)
+    busy = expected * seconds * _relative_cost(config, manifest) + trials * START_S
+    hours = busy / min(slots.count, trials) / 3600
+    return SweepEstimate(trials, slots.count, steps, expected, hours, busy * config.train.workers / 3600)
+
+
+def expected_step_fraction(config: Config, trials: int) -> float:
+    """Returns which share of the steps of all whole trials the scheduler is expected to have made."""
+    tune, last = config.tune, config.train.steps
+    grace = grace_period(config)
+    if tune.scheduler == "asha":
+        return _halved(rung_steps(grace, config.train.val_every, last), tune.reduction, last, trials)
+    if tune.scheduler == "median":
+        return 1 - MIN_STOPPED * (1 - grace / last)
+    return 1.0
+
+
+def _halved(rungs: Sequence[int], reduction: float, last: int, trials: int) -> float:
+    """Returns the share of steps that successive halving makes."""
+    made, there, before = 0.0, trials, 0
+    for rung in rungs:
+        made += there * (rung - before)
+        there, before = int(there / reduction), rung
+    made += max(1, there) * (last - before)
+    return made / (trials * last)
+
+
+def _seconds_of_step(config: Config, classes: Classes, slots: TrialSlots) -> float | None:
+    """Returns how long a worker takes for its part of a step of the sweep's own settings, none if it cannot."""
+    place = slots.placement
+    task = ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0)(time_step)
+    timing = task.remote(config, classes, place.device, place.threads)
+    try:
+        return float(ray.get(timing, timeout=PATIENCE_S))
+    except RayError:  # no node yet, or no memory for it: the sweep will tell
+        ray.cancel(timing, force=True)
+        return None
+
+
+def time_step(config: Config, classes: Classes, device: str, threads: int) -> float:
+    """Returns the median time (s) of a worker's part of a step, on made-up images.
+
+    Args:
+        config: of the run.
+        classes: of its dataset.
+        device: "cpu" or "cuda".
+        threads: to compute with.
+    """
+    torch.set_num_threads(threads)
+    model = build_model(config, classes)
+    trained = build_train_state(config, model, torch.device(device))
+    loss = build_loss(config.loss, classes.num_classes, [1] * classes.num_classes)
+    images = -(-config.train.batch // config.train.workers)
+    side = config.data.crop
+    batch = {
+        "image": torch.zeros(images, 3, side, side, dtype=torch.uint8),
+        "mask": torch.zeros(images, side, side, dtype=torch.uint8),
+    }
+    times, began = [], monotonic()
+    for _ in trained.steps(trained.model, loss, [batch] * (1 + TURNS), ignore_id=classes.ignore_id):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(monotonic() - began)
+        began = monotonic()
+    return sorted(times[1:])[TURNS // 2]
+
+
+def _relative_cost(config: Config, manifest: Manifest) -> float:
+    """Returns what a trial's step costs on average, beside one of the sweep's own settings, validations included."""
+    classes = manifest.classes.num_classes
+    drawn_configs = [apply_values(config, sample(dimensions(config), config.tune.seed, n)) for n in range(SAMPLES)]
+    known: dict[str, float] = {}
+
+    def macs(one: Config) -> float:
+        key = f"{one.model.variant} {one.model.encoder} {one.model.head}"
+        if key not in known:
+            known[key] = model_costs(one, classes, REFERENCE, REFERENCE)[-1].macs
+        return known[key] * (one.data.crop / REFERENCE) ** 2
+
+    mean = sum(macs(one) * one.train.batch for one in drawn_configs) / SAMPLES / (macs(config) * config.train.batch)
+    return mean * (1 + _share_of_validation(config, manifest))
+
+
+def _share_of_validation(config: Config, manifest: Manifest) -> float:
+    """Returns how long validations take beside the steps, by pixels; a forward pass is a third of a step."""
+    val = manifest.split(config.data.val_split)
+    height, width = val.mean_height, val.mean_width
+    scale = min(1.0, config.data.short_side / min(height, width)) if config.data.short_side else 1.0
+    pixels = val.rows * height * width * scale**2 / 3
+    return pixels / (config.train.val_every * config.train.batch * config.data.crop**2)

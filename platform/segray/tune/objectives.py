@@ -1,0 +1,90 @@
+"""Which metrics a sweep may look for: those that trials report, and those that are known of a model beforehand."""
+
+import time
+from statistics import median
+
+import numpy as np
+import ray
+import torch
+
+from segray.cluster.resources import WorkerResources
+from segray.config import Config
+from segray.core.classes import Classes
+from segray.core.errors import ConfigError, did_you_mean, format_list
+from segray.data.manifest import Manifest
+from segray.evaluation.metrics.scores import scores_from_confusion
+from segray.models.build import build_model
+from segray.models.cost import model_costs
+
+PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
+
+COSTS = (PARAMETERS, GMAC, LATENCY)
+
+TURNS, WARM_UP = 9, 2
+
+
+def available_metrics(config: Config, manifest: Manifest) -> tuple[str, ...]:
+    """Returns the metrics that a sweep may look for."""
+    names = manifest.classes.names
+    counts = np.eye(len(names), dtype=np.int64)
+    return (*scores_from_confusion(counts, names).named("val"), "train/loss", *COSTS)
+
+
+def validate_objectives(config: Config, manifest: Manifest) -> None:
+    """Refuses metrics that nobody reports.
+
+    Raises:
+        ConfigError: there is one; those there are are listed.
+    """
+    known = available_metrics(config, manifest)
+    for name in config.tune.metric:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ConfigError(
+                f"tune.metric is {name}, which no trial reports{near or ';'} there are:{format_list(known)}"
+            )
+    if config.tune.metric[0] in COSTS:
+        raise ConfigError(
+            f"tune.metric begins with {config.tune.metric[0]}, which training does not change; expected what is "
+            "learned first, e.g. '[val/miou, cost/latency_ms]'."
+        )
+    if len(set(config.tune.metric)) < len(config.tune.metric):
+        raise ConfigError(f"tune.metric is {', '.join(config.tune.metric)}; expected each metric once.")
+
+
+def measure_costs(
+    config: Config, classes: Classes, wanted: tuple[str, ...], placement: WorkerResources
+) -> dict[str, float]:
+    """Returns what a model costs: parameters, GMAC of one image of data.crop, or milliseconds for it on a worker.
+
+    Args:
+        config: of the model.
+        classes: it tells apart.
+        wanted: metrics, of which those are returned that are costs.
+        placement: what a worker has to compute with.
+    """
+    found: dict[str, float] = {}
+    side = config.data.crop
+    if PARAMETERS in wanted or GMAC in wanted:
+        whole = model_costs(config, classes.num_classes, side, side)[-1]
+        found |= {PARAMETERS: float(whole.parameters), GMAC: whole.macs / 1e9}
+    if LATENCY in wanted:
+        task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(measure_latency_ms)
+        found[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def measure_latency_ms(config: Config, classes: Classes, device: str, threads: int) -> float:
+    """Returns the median time (ms) of a forward pass of one image of data.crop, from image to scores."""
+    torch.set_num_threads(threads)
+    model = build_model(config, classes).eval().to(device)
+    image = torch.zeros(1, 3, config.data.crop, config.data.crop, dtype=torch.uint8, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(WARM_UP + TURNS):
+            began = time.perf_counter()
+            model(image)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return 1000 * median(times[WARM_UP:])

@@ -1,0 +1,250 @@
+"""Ray Tune at work for a sweep: it keeps the actors, and asks what to do next.
+
+Tune knows the parts of trials: one that is paused has ended for Tune, and one that goes on is new to it. So nothing of
+what a sweep knows lies in Tune, and nothing has to be restored there.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune import PlacementGroupFactory, Trainable
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from segray.core.errors import SegrayError
+from segray.core.signals import handle_signals
+from segray.tune.controller import SweepController
+from segray.tune.schedulers.base import SchedulerDecision
+from segray.tune.trial import State, Trial
+from segray.tune.trial_actor import DONE, ERROR, METRICS, SECONDS, STEP, TASK
+
+MAX_ACTOR_FAILURES = 3
+
+CLOUD = "AWS_"
+
+FOLDER = "tune"
+
+VARIABLES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the sweep in order
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing is restored from it
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is stopped ends its workers first
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class NoTuneState:
+    """What Tune would write down for a restore that never comes; with locks and clusters in it, it cannot."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SweepStopper(NoTuneState, Stopper):  # type: ignore[misc]
+    """Ends the sweep: when it was interrupted, or its budget is spent.
+
+    Args:
+        spent: returns what of the budget is spent, none if nothing is.
+        stop: tells the trials at work why, and whether somebody interrupted the sweep.
+
+    Attributes:
+        interrupted: whether somebody did.
+        why: the sweep ended before it was over, none if it did not.
+    """
+
+    def __init__(self, spent: Callable[[], str | None], stop: Callable[[str, bool], object]) -> None:
+        self._spent, self._stop = spent, stop
+        self.interrupted = False
+        self.why: str | None = None
+
+    def interrupt(self) -> None:
+        """Notes that somebody did."""
+        self.interrupted = True
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        if self.why is None:
+            self.why = "interrupted" if self.interrupted else self._spent()
+            if self.why is not None:
+                self._stop(self.why, self.interrupted)
+        return self.why is not None
+
+
+@dataclass(frozen=True)
+class TrialRunners:
+    """What runs the trials.
+
+    Attributes:
+        trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
+        count: at once.
+        task: returns what an actor is to do for a trial, as text.
+        stop: has all of them end behind a checkpoint; called with why, and whether somebody interrupted the sweep.
+    """
+
+    trainable: type[Trainable]
+    count: int
+    task: Callable[[Trial], str]
+    stop: Callable[[str, bool], object] = lambda _why, _interrupted: None
+
+
+class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
+    """Gives Tune the parts of trials to run."""
+
+    def __init__(
+        self, sweeping: SweepController, actors: TrialRunners, ending: SweepStopper, became: Callable[[Trial], None]
+    ) -> None:
+        super().__init__()
+        self._sweeping, self._actors, self._ending, self._became = sweeping, actors, ending, became
+        self.running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._ending.why is not None:
+            return Searcher.FINISHED
+        if len(self.running) >= self._actors.count:
+            return None
+        while (trial := self._sweeping.next()) is not None:
+            try:
+                task = self._actors.task(trial)
+            except SegrayError as error:  # settings that cannot be trained, say
+                self._sweeping.ended(trial, State.FAILED, str(error))
+                self._became(trial)
+                continue
+            self._became(trial)
+            self.running[trial_id] = trial
+            return {TASK: task}
+        return Searcher.FINISHED if self._sweeping.is_over else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self.running.pop(trial_id)
+        if result and SECONDS in result:
+            trial.part_s = result[SECONDS]
+        trial.ends_part()
+        if trial.state is State.RUNNING:
+            self._ended(trial, result or {}, error)
+        self._became(trial)
+
+    def leave(self) -> None:
+        """Notes what runs as waiting to go on: the sweep ends before it is over, and Tune tells nothing of it."""
+        for trial in self.running.values():
+            trial.ends_part()
+            if trial.state is State.RUNNING:
+                self._sweeping.ended(trial, State.WAITING)
+            self._became(trial)
+        self.running = {}
+
+    def _ended(self, trial: Trial, result: dict[str, Any], error: bool) -> None:
+        if error:
+            trial.losses += 1
+            lost = trial.losses >= MAX_ACTOR_FAILURES
+            self._sweeping.ended(trial, State.FAILED if lost else State.WAITING, "its actor died")
+        elif result.get(ERROR):
+            self._sweeping.ended(trial, State.FAILED, result[ERROR])
+        elif result.get(DONE) and ERROR in result:
+            self._sweeping.ended(trial, State.FINISHED)
+        else:
+            self._sweeping.ended(trial, State.WAITING)
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class ControllerScheduler(NoTuneState, FIFOScheduler):  # type: ignore[misc]
+    """Has Tune end the part of a trial that does not go on."""
+
+    def __init__(self, sweeping: SweepController, asking: ControllerSearcher) -> None:
+        super().__init__()
+        self._sweeping, self._asking = sweeping, asking
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if STEP not in result or result.get(DONE):
+            return str(TrialScheduler.CONTINUE)
+        ours = self._asking.running[trial.trial_id]
+        ours.part_s = result[SECONDS]
+        verdict = self._sweeping.reported(ours, result[STEP], json.loads(result[METRICS]))
+        if verdict is SchedulerDecision.GO_ON:
+            return str(TrialScheduler.CONTINUE)
+        # At once: Tune may keep the actor for the next trial, and tells it nothing before that.
+        trial.temporary_state.ray_actor.halt.remote()
+        return str(TrialScheduler.STOP)
+
+
+def run_tune(
+    sweeping: SweepController,
+    actors: TrialRunners,
+    folder: Path,
+    became: Callable[[Trial], None],
+    spent: Callable[[], str | None] = lambda: None,
+) -> str | None:
+    """Runs a sweep's trials until it is over, and returns why it ended before, if it did.
+
+    Args:
+        sweeping: what to do next.
+        actors: what does it.
+        folder: of the sweep.
+        became: called with a trial that was started, or has ended its part.
+        spent: returns what of the budget is spent, none if nothing is.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; its runs were ended in order.
+    """
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    _keep_secrets()
+    ending = SweepStopper(spent, actors.stop)
+    asking = ControllerSearcher(sweeping, actors, ending, became)
+    here = PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
+    tuner = tune.Tuner(
+        tune.with_resources(actors.trainable, here),
+        tune_config=tune.TuneConfig(
+            search_alg=asking,
+            scheduler=ControllerScheduler(sweeping, asking),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"part_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"part_{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=_attempt(folder),
+            storage_path=str(folder / FOLDER),
+            stop=ending,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
+            verbose=0,
+        ),
+    )
+    with handle_signals(ending.interrupt):
+        tuner.fit()
+    asking.leave()
+    if ending.interrupted:
+        raise KeyboardInterrupt
+    return ending.why
+
+
+def _keep_secrets() -> None:
+    """Has Tune hand on no cloud keys: it would do so in a runtime environment, which Ray writes into its logs.
+
+    Nodes have keys, or a role, of their own.
+    """
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    names.difference_update({name for name in names if name.startswith(CLOUD)})
+
+
+def _attempt(folder: Path) -> str:
+    """Returns a name that Tune has not met: it would take up what it knows under a known one."""
+    return f"attempt-{1 + len(list((folder / FOLDER).glob('attempt-*')))}"

@@ -1,0 +1,99 @@
+"""What came of a sweep: which trial is best, which are weighed against each other, what it cost."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segray.core.errors import format_list
+from segray.tune.trial import State, Trial, objective_sign
+
+MAX_NAMED = 5
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Returns the trial with the highest value among those that came to their end, else among all."""
+    known = [trial for trial in trials if trial.best is not None and trial.state is not State.FAILED]
+    finished = [trial for trial in known if trial.state is State.FINISHED]
+    return max(finished or known, key=lambda one: (one.best or 0.0, -one.number), default=None)
+
+
+def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] | None:
+    """Returns what a trial found, each metric as it is, none if one is unknown."""
+    if trial.best is None:
+        return None
+    first, *others = metrics
+    found = [objective_sign(first) * trial.best, *(trial.others[name] for name in others if name in trial.others)]
+    return tuple(found) if len(found) == len(metrics) else None
+
+
+def pareto_front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
+    """Returns the trials that no other one is better than in one metric, and at least as good in all (Pareto).
+
+    Those that failed are left out; they are in the order of the trials.
+    """
+    whole = [trial for trial in trials if trial.state is not State.FAILED]
+    known = {trial.number: found for trial in whole if (found := objective_values(trial, metrics)) is not None}
+    signs = [objective_sign(name) for name in metrics]
+
+    def is_beaten(number: int) -> bool:
+        ours = [sign * value for sign, value in zip(signs, known[number], strict=True)]
+        for other, found in known.items():
+            theirs = [sign * value for sign, value in zip(signs, found, strict=True)]
+            if other != number and theirs != ours and all(a >= b for a, b in zip(theirs, ours, strict=True)):
+                return True
+        return False
+
+    return [trial for trial in trials if trial.number in known and not is_beaten(trial.number)]
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """What a sweep took.
+
+    Attributes:
+        steps: that were made.
+        whole: steps that all its trials would have made to their end.
+        spared: steps that were not made because the scheduler stopped their trials.
+        worker_hours: of all workers together.
+    """
+
+    steps: int
+    whole: int
+    spared: int
+    worker_hours: float
+
+    @property
+    def saved(self) -> float:
+        """Returns the worker-hours that were saved by stopping early, at the same pace."""
+        return self.worker_hours * self.spared / self.steps if self.steps else 0.0
+
+
+def sweep_cost(trials: Sequence[Trial], last: int, workers: int, ended: str | None = None) -> SweepCost:
+    """Returns what trials took.
+
+    Args:
+        trials: all of them.
+        last: step of a trial's end.
+        workers: of a trial.
+        ended: why the sweep ended before they were over, if it did.
+    """
+    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.why != ended]
+    return SweepCost(
+        steps=sum(trial.step for trial in trials),
+        whole=len(trials) * last,
+        spared=sum(last - trial.step for trial in stopped),
+        worker_hours=sum(trial.seconds + trial.part_s for trial in trials) * workers / 3600,
+    )
+
+
+def failure_reasons(trials: Sequence[Trial]) -> str:
+    """Returns why trials failed, a line for each reason, the most frequent first."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for trial in trials:
+        if trial.state is State.FAILED:
+            found[trial.why.strip().splitlines()[0] if trial.why.strip() else "unknown"].append(trial.number)
+    lines = []
+    for why, numbers in sorted(found.items(), key=lambda one: -len(one[1])):
+        named = ", ".join(map(str, numbers[:MAX_NAMED])) + (" ..." if len(numbers) > MAX_NAMED else "")
+        lines.append(f"{len(numbers)} x (trial {named}): {why}")
+    return format_list(lines)

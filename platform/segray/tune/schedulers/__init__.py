@@ -1,0 +1,1 @@
+"""Trial schedulers. Order of imports: build, asha, median and pbt, base."""

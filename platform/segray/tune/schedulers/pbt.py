@@ -1,0 +1,84 @@
+"""Population based training: the worst go on from copies of the best, with settings moved a little.
+
+After Jaderberg et al., Population Based Training of Neural Networks (2017). Ray Tune's own needs a checkpoint that Tune
+keeps, which runs of Ray Train do not hand to it; here a trial is paused at its checkpoint and begins its next part with
+its donor's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segray.tune.schedulers.base import SchedulerDecision
+from segray.tune.space import Dimension, Values
+from segray.tune.trial import State, Trial
+
+FACTORS = (0.8, 1.2)
+
+
+class PopulationBasedTraining:
+    """Population based training.
+
+    Args:
+        space: what may be moved.
+        interval: steps between two looks.
+        last: step of the end.
+        quantile: share of the worst that copy, and of the best that are copied.
+        resample: probability that a setting is drawn anew.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self, space: Sequence[Dimension], interval: int, last: int, quantile: float, resample: float, seed: int
+    ) -> None:
+        self._space, self._interval, self._last = tuple(space), interval, last
+        self._quantile, self._resample, self._seed = quantile, resample, seed
+
+    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+        before = max((step for step in trial.curve if step < trial.step), default=0)
+        if trial.step >= self._last or trial.step // self._interval == before // self._interval:
+            return SchedulerDecision.GO_ON
+        donor = self._donor(trial, trials)
+        if donor is not None:
+            trial.copies = donor.number
+            trial.values = self._moved(donor.values, trial)
+            trial.why = f"copies trial {donor.number} at step {donor.step}"
+            return SchedulerDecision.PAUSE
+        others = [one for one in trials if one is not trial and one.state in (State.WAITING, State.PAUSED)]
+        if is_whole and not others:
+            return SchedulerDecision.GO_ON
+        trial.why = "waits for its turn"
+        return SchedulerDecision.PAUSE
+
+    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+        paused = [trial for trial in trials if trial.state is State.PAUSED]
+        return min(paused, key=lambda one: (one.step, one.number), default=None)
+
+    def _donor(self, trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+        """Returns one of the best, if the trial is one of the worst; of its own state at random, but decided."""
+        known = [one for one in trials if one.value is not None and one.state not in (State.FAILED, State.FINISHED)]
+        known.sort(key=lambda one: (one.value, one.number))
+        count = min(int(np.ceil(len(known) * self._quantile)), len(known) // 2)
+        if trial not in known[:count]:
+            return None
+        best = known[len(known) - count :]
+        return best[int(self._random(trial).integers(len(best)))]
+
+    def _moved(self, values: Values, trial: Trial) -> Values:
+        """Returns settings near those that are copied."""
+        random = self._random(trial, 1)
+        return {one.key: self._move(one, values[one.key], random) for one in self._space}
+
+    def _move(self, dimension: Dimension, value: object, random: np.random.Generator) -> object:
+        if random.random() < self._resample:
+            return dimension.at(random.random())
+        up = int(random.integers(2))
+        if dimension.is_choice:
+            place = dimension.values.index(value) + (1 if up else -1)
+            return dimension.values[min(max(place, 0), len(dimension.values) - 1)]
+        low, high = dimension.values
+        moved = min(max(float(value) * FACTORS[up], low), high)  # type: ignore[arg-type]
+        return round(moved) if dimension.is_whole else moved
+
+    def _random(self, trial: Trial, draw: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self._seed, trial.number, trial.step, draw])

@@ -1,0 +1,243 @@
+"""A trial at work: `train.fit`, in an actor that Tune asks for one validation after another."""
+
+import json
+import logging
+import os
+import shutil
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.tune import Trainable
+
+from segray.cluster.exceptions import one_line
+from segray.config import Config, paths
+from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError
+from segray.core.logging import silence_libraries
+from segray.models import checkpoint
+from segray.tracking.journal import JOURNAL, Journal, JournalReader, Record
+from segray.training import checkpoint_store
+from segray.training.fit import create_heartbeat_actor, fit
+from segray.training.resume import is_finished, is_locked
+from segray.training.shutdown import StopRequest
+from segray.training.trial_context import TrialContext
+from segray.tune.accumulation import with_doubled_accumulation
+
+POLL_S = 0.05
+
+PATIENCE_S = 60.0  # with a checkpoint that is being written
+
+COPIES = 5
+
+TASK, STEP, METRICS, ERROR, DONE = "task", "step", "found", "failed", "done"
+
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What an actor is to run.
+
+    Attributes:
+        number: of the trial.
+        step: of its last validation that was judged.
+        config: of its run; its name and results say where.
+        moved: settings that may have changed since its last part.
+        donor: folder of the run whose checkpoint it begins with, none goes on from its own.
+    """
+
+    number: int
+    step: int
+    config: Config
+    moved: tuple[str, ...] = ()
+    donor: str | None = None
+
+    def spelt(self) -> str:
+        """Returns it as text: Tune makes names of what it sees, and searches it for grids."""
+        return json.dumps([self.number, self.step, self.config.model_dump(mode="json"), self.moved, self.donor])
+
+    @classmethod
+    def read(cls, text: str) -> "TrialTask":
+        """Returns what was spelt."""
+        number, step, config, moved, donor = json.loads(text)
+        return cls(number, step, Config.model_validate(config), tuple(moved), donor)
+
+
+class TrialActor(Trainable):  # type: ignore[misc]
+    """A trial at work. Tune's actor, used for one trial after another."""
+
+    def setup(self, config: dict[str, Any], part: TrialContext) -> None:
+        silence_libraries()
+        self._bell, self._part = part.pulse, replace(part, pulse=create_heartbeat_actor())
+        self._run = TrialRun(TrialTask.read(config[TASK]), self._part, self._bell)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._run.end()
+        self._run = TrialRun(TrialTask.read(new_config[TASK]), self._part, self._bell)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self._run.next()
+
+    def halt(self) -> None:
+        """Has the run end now; does not wait for it."""
+        self._run.stop.hurry()
+
+    def cleanup(self) -> None:
+        self._run.end()
+
+
+class TrialRun:
+    """One part of a trial's run, in a thread of its own.
+
+    Args:
+        task: what it is.
+        part: of its sweep.
+        bell: pulse of the sweep, which tells all trials at once that it ends: nobody else reaches an actor that waits
+            for its next validation.
+
+    Attributes:
+        stop: asks it to end.
+    """
+
+    def __init__(self, task: TrialTask, part: TrialContext, bell: ray.actor.ActorHandle | None) -> None:
+        self._task, self._config, self._bell = task, task.config, bell
+        self._part = replace(part, number=task.number)
+        self._folder = Path(task.config.results) / str(task.config.name)
+        self._began = monotonic()
+        self.stop = StopRequest()
+        self._failed: str | None = None
+        self._tail = JournalReader(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
+        self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
+        self._thread.start()
+
+    def next(self) -> dict[str, Any]:
+        """Waits for the next validation, whose checkpoint is whole, or for the end, and returns what it is."""
+        while True:
+            is_over = not self._thread.is_alive()
+            for record in self._tail.read():
+                if is_validation(record):
+                    self._await_checkpoint(record["step"])
+                    return self._told() | {STEP: record["step"], METRICS: json.dumps(record["values"])}
+            if is_over:
+                return self._told() | {DONE: True, ERROR: self._failed or ""}
+            self._listen()
+            sleep(POLL_S)
+
+    def _listen(self) -> None:
+        """Asks the run to end, if the sweep does."""
+        if self._bell is None or self.stop.asked:
+            return
+        with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
+            if ray.get(self._bell.here.remote(self._task.number, os.getpid())):
+                self.stop.ask(ray.get(self._bell.wait_s.remote()))
+
+    def end(self) -> None:
+        """Has it end behind a checkpoint, and waits until it has."""
+        self.stop.ask()
+        self._thread.join()
+
+    def _told(self) -> dict[str, Any]:
+        return {SECONDS: monotonic() - self._began}
+
+    def _await_checkpoint(self, step: int) -> None:
+        """Waits until the run could go on from here: who is paused is ended at once."""
+        until = monotonic() + PATIENCE_S
+        while monotonic() < until and self._thread.is_alive():
+            whole = checkpoint_store.list_checkpoints(self._folder)
+            if whole and whole[-1].step >= step:
+                return
+            sleep(POLL_S)
+
+    def _fit(self) -> None:
+        try:
+            resume = resumable_run(self._folder)
+            if self._task.donor is not None:
+                copy_checkpoint(Path(self._task.donor), self._folder)
+            if resume is None or not is_finished(self._folder):  # it may have come to its end before it was to pause
+                while not self._fits():
+                    pass
+        except RunStoppedError:  # as it was asked to: its checkpoint is whole, and it may go on from there
+            logging.getLogger(__name__).info("trial %d was stopped", self._task.number)
+        except SegrayError as error:
+            logging.getLogger(__name__).info("trial %d: %s", self._task.number, error)
+            self._failed = one_line(error)
+        except Exception as error:  # a defect is the trial's, not the sweep's
+            logging.getLogger(__name__).exception("trial %d", self._task.number)
+            self._failed = paths.redact(f"{type(error).__name__}: {error}")
+
+    def _fits(self) -> bool:
+        """Trains to the end, and returns whether memory was enough; if not, it is tried again with half as much."""
+        try:
+            fit(
+                self._config,
+                resume=resumable_run(self._folder),
+                allowed=[*self._task.moved, "train.accumulate"],
+                say=logging.getLogger(__name__).info,
+                part=self._part,
+                stop=self.stop,
+            )
+        except OutOfMemoryError:
+            smaller = with_doubled_accumulation(self._config)
+            if smaller is None:
+                raise
+            self._config = smaller
+            return False
+        return True
+
+
+def is_validation(record: Record) -> bool:
+    """Returns whether a run's record is of a validation."""
+    return record["kind"] == "metrics" and any(name.startswith("val/") for name in record["values"])
+
+
+def resumable_run(folder: Path) -> str | None:
+    """Returns the folder of a run to go on with, once whoever still ends it is gone; none if it is to begin.
+
+    A folder without a record of its run was left by somebody who was killed in its very first moment, and is removed.
+    """
+    until = monotonic() + PATIENCE_S
+    while folder.exists() and is_locked(folder) and monotonic() < until:
+        sleep(POLL_S)
+    if (folder / checkpoint.CONFIG).exists() and Journal(folder).records():
+        return str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _offset(folder: Path, step: int | None) -> int:
+    """Returns where a run's journal goes on behind its validation at a step, or what it has by now, without one."""
+    tail, found = JournalReader(folder / JOURNAL), 0
+    for record in tail.read():
+        if step is None or (is_validation(record) and record["step"] == step):
+            found = tail.offset
+    return found
+
+
+def copy_checkpoint(donor: Path, run: Path) -> None:
+    """Has a run go on from another one's latest checkpoint instead of its own.
+
+    Raises:
+        CheckpointError: the donor has none that stays there while it is copied.
+    """
+    for attempt in range(COPIES):
+        try:
+            latest = checkpoint_store.list_checkpoints(donor)[-1]
+            target = checkpoint_store.checkpoint_dir(run, latest.step)
+            partial = target.with_name(f"{target.name}{checkpoint_store.TEMP_SUFFIX}")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(latest.folder, partial)
+            break
+        except (OSError, IndexError) as error:  # its own run keeps only the newest
+            if attempt == COPIES - 1:
+                raise CheckpointError(f"{donor} has no checkpoint that could be copied.") from error
+            sleep(POLL_S)
+    for own in checkpoint_store.list_checkpoints(run):
+        shutil.rmtree(own.folder)
+    partial.rename(target)
+    Journal(run).write("rewound", step=latest.step, donor=donor.name)

@@ -1,0 +1,41 @@
+"""Clusters that cannot be joined."""
+
+import socket
+import time
+
+import pytest
+import ray
+
+from segray.cluster.connect import connect
+from segray.core.errors import CapacityError
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_an_address_that_is_no_drivers_is_told_with_what_takes_it(address, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(CapacityError, match=r"give this command to `ray job submit .*, or name .* HEAD:6379"):
+        connect()
+
+
+def test_a_head_that_is_not_there_is_told_in_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    began = time.monotonic()
+    with pytest.raises(CapacityError, match=f"127.0.0.1:{port} cannot be used: Connection refused; start its head"):
+        connect()
+    assert time.monotonic() - began < 10
+
+
+def test_a_port_of_somebody_else_is_told_in_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(
+            CapacityError, match="what listens there has not answered in 8 s, as a head would; start its"
+        ):
+            connect()
+    assert time.monotonic() - began < 15

@@ -1,0 +1,30 @@
+"""The picture of predictions: every class in its colour, where it is."""
+
+import numpy as np
+from PIL import Image
+
+from segray.core import visualize
+from segray.core.classes import Classes
+from segray.core.visualize import HEADER, WIDTH, PreviewRow
+
+CLASSES = Classes(names=("a", "b"), palette=((10, 20, 30), (200, 100, 0)))
+
+
+def test_ids_are_coloured_and_ignored_ones_white():
+    found = visualize.colorize(np.array([[0, 1], [255, 0]]), CLASSES)
+    assert found.tolist() == [[[10, 20, 30], [200, 100, 0]], [[255, 255, 255], [10, 20, 30]]]
+
+
+def test_rows_stand_below_each_other_and_columns_side_by_side(tmp_path):
+    truth = np.zeros((WIDTH // 2, WIDTH), np.int64)
+    truth[:, WIDTH // 2 :] = 1
+    image = np.full((64, 128, 3), 77, np.uint8)  # at the model's size, not the mask's
+    rows = [PreviewRow(image, truth, truth), PreviewRow(image, truth, 1 - truth)]
+    visualize.save_previews(rows, CLASSES, tmp_path / "new" / "x.png")
+    sheet = np.asarray(Image.open(tmp_path / "new" / "x.png"))
+    assert sheet.shape == (HEADER + 2 * (WIDTH // 2), 3 * WIDTH, 3)
+    middle = HEADER + WIDTH // 4
+    assert sheet[middle, WIDTH // 2].tolist() == [77, 77, 77]
+    assert sheet[middle, WIDTH + 10].tolist() == sheet[middle, 2 * WIDTH + 10].tolist() == [10, 20, 30]
+    assert sheet[middle, 2 * WIDTH - 10].tolist() == [200, 100, 0]
+    assert sheet[middle + WIDTH // 2, 2 * WIDTH + 10].tolist() == [200, 100, 0]

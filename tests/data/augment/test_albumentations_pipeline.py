@@ -1,0 +1,148 @@
+"""Transforms by name: refused with the nearest when the config is built, masks left whole, seeded by the row."""
+
+import numpy as np
+import pytest
+
+from segray import config
+from segray.config import Config
+from segray.core.errors import ConfigError, DataError
+from segray.data.augment.augmenter import Augmenter, validate_augment, validate_transforms
+
+
+def build(augment, **data):
+    tree = {"crop": 64, "augment": augment} | data
+    data = config.build({f"data.{name}": value for name, value in tree.items()}).data
+    validate_augment(data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        (["HorizontalFlp"], "data.augment names HorizontalFlp, which is no transform; did you mean HorizontalFlip?"),
+        (["scaledcrop"], "did you mean ScaledCrop?"),
+        ([{"Blur": {"blur_limits": 3}}], "data.augment: Blur has no argument blur_limits; did you mean blur_limit?"),
+        ([{"HorizontalFlip": {"chance": 1}}], "data.augment: HorizontalFlip has no argument chance; expected p."),
+        ([{"ScaledCrop": {"rule": 1}}], "data.augment: ScaledCrop has no argument rule; expected p."),
+        (["Xyzzyx"], "data.augment names Xyzzyx, which is no transform; expected a name of albumentations.ai/docs."),
+        ([{"GaussianBlur": {"blur_limit": "x"}}], "data.augment: GaussianBlur cannot be made: blur_limit"),
+        ([{"RandomCrop": {}}], "data.augment: RandomCrop cannot be made: height: Field required."),
+        ([{"Affine": {"mask_interpolation": 1}}, "ScaledCrop"], "which mixes class ids; expected nearest, 0."),
+        (["Morphological"], "data.augment names Morphological, which segmentation cannot use"),
+        ([{"OneOf": {}}, "ScaledCrop"], "data.augment: OneOf needs transforms, a list like data.augment itself."),
+        ([{"OneOf": {"transforms": ["Blurr"]}}], "data.augment names Blurr, which is no transform; did you mean Blur?"),
+        ([{"RandomCrop": {"height": 32, "width": 32}}], "data.augment makes 32x32 of an image of 128x128; expected"),
+        (["HorizontalFlip"], "makes 128x128 of an image of 128x128; expected 64x64 (data.crop); end it with a crop"),
+        ([{"Affine": {"mask_interpolation": [1]}}], "which mixes class ids; expected nearest, 0."),
+        ([{"OneOf": {"transforms": []}}, "ScaledCrop"], "data.augment: OneOf needs transforms, a list like"),
+        ([{"Blur": 3}], "data.augment is [{'Blur': 3}]; expected a list of NAME or NAME: {argument: value}"),
+        (["ScaledCrop", "Normalize"], "an image of float32 and a mask of uint8; expected uint8 and uint8"),
+        (["Normalize", "ScaledCrop"], "ScaledCrop is given an image of float32"),
+        ([{"ResizeToMultiple": {"multiple": 0}}], "ResizeToMultiple cannot be made: multiple is 0"),
+        ([{"A": {}, "B": {}}], "expected a list of NAME or NAME: {argument: value}"),
+        ([{"OneOf": {"transforms": [{"Blur": 3}]}}], "expected NAME, or NAME: {argument: value, ...}."),
+        ([3], "data.augment is [3]; expected a list of NAME or NAME: {argument: value}"),
+        ("ScaledCrop", "data.augment is ScaledCrop; expected a list"),
+        ("[{", "expected a list of NAME or NAME: {argument: value}"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_config_is_built(augment, said):
+    with pytest.raises(ConfigError) as raised:
+        build(augment)
+    assert said in str(raised.value)
+
+
+def test_a_flag_spells_the_list_in_yaml():
+    listed = ["ScaledCrop", {"GaussNoise": {"p": 0.2}}]
+    assert build("[ScaledCrop, {GaussNoise: {p: 0.2}}]") == build(listed)
+    assert config.flatten(config.build({"data.augment": listed}))["data.augment"] == listed
+
+
+def test_the_recipe_stands_among_other_transforms(scene, encoded):
+    data = build(["ScaledCrop", {"HorizontalFlip": {"p": 1}}, "PhotometricDistortion"])
+    crops = [Augmenter(data, 255)([encoded(*scene(100, 150))], seed) for seed in range(5)]
+    assert all(image.shape == (64, 64, 3) and mask.shape == (64, 64) for image, mask in crops)
+    assert not np.array_equal(crops[0][0], crops[1][0])
+
+
+ROTATED = [{"Rotate": {"limit": [45, 45], "p": 1}}, {"CenterCrop": {"height": 64, "width": 64}}]
+
+
+@pytest.mark.parametrize(("ignore_id", "dtype"), [(255, np.uint8), (65535, np.uint16)])
+def test_what_a_geometric_transform_uncovers_is_padded_and_ignored(encoded, ignore_id, dtype):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, dtype)
+    crop, ids = Augmenter(build(ROTATED), ignore_id)([encoded(image, mask)], 0)
+    assert ids.dtype == dtype
+    assert set(np.unique(ids)) == {7, ignore_id}
+    assert tuple(crop[0, 0]) == (124, 116, 104)
+    assert (ids == ignore_id).mean() > 0.1
+
+
+def test_a_fill_of_the_users_own_stays(encoded):
+    own = [{"Rotate": {"limit": [45, 45], "fill": 9, "fill_mask": 3, "p": 1}}, ROTATED[1]]
+    _, ids = Augmenter(build(own), 255)([encoded(np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))], 0)
+    assert set(np.unique(ids)) == {3, 7}
+
+
+@pytest.mark.parametrize("name", ["PiecewiseAffine", "ShiftScaleRotate", "MaskDropout"])
+def test_transforms_that_are_warned_of_or_take_one_number_are_used(name, scene, encoded):
+    """What one of them does shows in some crop: a dropped object, or a bend, may lie outside of a single one."""
+    row, changed = encoded(*scene(100, 150)), []
+    used, idle = (build([{name: {"p": chance}}, "ScaledCrop"]) for chance in (1.0, 0.0))
+    for seed in range(10):
+        (image, ids), (plain, _) = (Augmenter(data, 255)([row], seed) for data in (used, idle))
+        assert image.shape == (64, 64, 3)
+        assert set(np.unique(ids)) <= {0, 1, 2, 3, 4, 255}
+        changed.append(not np.array_equal(image, plain))
+    assert any(changed)
+
+
+def test_a_crop_too_large_for_the_trial_may_fit_the_images():
+    large = build([{"RandomCrop": {"height": 200, "width": 200}}, {"Resize": {"height": 64, "width": 64}}])
+    validate_transforms(large, 200, 300, 255)
+
+
+def test_a_stored_config_is_read_where_its_transforms_are_not_known():
+    text = config.build({"data.augment": ["ScaledCrop"]}).model_dump_json().replace("ScaledCrop", "OfAnotherRelease")
+    found = Config.model_validate_json(text)
+    assert found.data.augment == ("OfAnotherRelease",)
+    with pytest.raises(ValueError, match="OfAnotherRelease"):
+        Config.model_validate_json(text)
+
+
+ELASTIC = ["ElasticTransform", "GridDistortion", "OpticalDistortion", "Perspective", "Affine", "RandomRotate90"]
+
+
+@pytest.mark.parametrize("name", ELASTIC)
+def test_geometric_transforms_make_no_new_ids(scene, encoded, name):
+    data = build([{name: {"p": 1}}, "ScaledCrop"])
+    image, _ = scene(128, 128)
+    mask = np.kron(np.random.default_rng(0).choice([0, 100, 200], (16, 16)), np.ones((8, 8))).astype(np.uint8)
+    for seed in range(5):
+        _, ids = Augmenter(data, 255)([encoded(image, mask)], seed)
+        assert set(np.unique(ids)) <= {0, 100, 200, 255}
+
+
+def test_the_short_side_is_set_before_the_first_transform(scene, encoded):
+    image, mask = scene(128, 256)
+    data = build([{"CenterCrop": {"height": 64, "width": 64}}], short_side=64)
+    _, ids = Augmenter(data, 255)([encoded(image, mask)], 0)
+    assert np.array_equal(ids, mask[::2, ::2][:, 32:96])
+
+
+def test_an_image_too_small_for_the_pipeline_is_named_before_the_run_and_in_it(scene, encoded):
+    data = build([{"RandomCrop": {"height": 64, "width": 64}}])
+    with pytest.raises(ConfigError, match="cannot work on an image of 50x40: Crop size"):
+        validate_transforms(data, 40, 50, 255)
+    validate_transforms(data, 64, 64, 65535)
+    validate_transforms(config.build({}).data, 1, 1, 255)  # the recipe pads
+    with pytest.raises(DataError, match="cannot work on an image of 32x32"):
+        Augmenter(data, 255)([encoded(*scene(32, 32))], 0)
+
+
+def test_sides_are_rounded_up_to_a_multiple(scene, encoded):
+    data = build(["ResizeToMultiple", {"CenterCrop": {"height": 64, "width": 64}}])
+    image, mask = scene(40, 50)
+    crop, ids = Augmenter(data, 255)([encoded(image, mask)], 0)
+    assert crop.shape == (64, 64, 3)
+    assert set(np.unique(ids)) <= set(np.unique(mask))

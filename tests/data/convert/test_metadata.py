@@ -1,0 +1,56 @@
+"""Facts beside the pixels: from a CSV, from sources that know them, to slices of an evaluation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from segray.core.errors import DataError
+from segray.data.convert.metadata import add_columns, column_names
+from segray.data.manifest import read_manifest
+from segray.data.reader import SplitReader
+from segray.data.sources.sample import SourceSample
+
+SAMPLES = tuple(SourceSample("val", f"val/cam0/{name}", "", "", 1, bytes, bytes) for name in ("a", "b", "c"))
+
+
+def test_rows_are_found_by_id_with_and_without_the_split(tmp_path):
+    (tmp_path / "facts.csv").write_text('id,city,lens\nval/cam0/a,Ulm,wide\ncam0/b,"Aachen, West",\n', "utf-8-sig")
+    found = add_columns(SAMPLES, tmp_path / "facts.csv")
+    assert [dict(one.columns) for one in found] == [{"city": "Ulm", "lens": "wide"}, {"city": "Aachen, West"}, {}]
+    assert column_names(found) == ("city", "lens")
+    assert column_names(SAMPLES) == ()
+    known = (replace(SAMPLES[0], columns={"city": "Bonn", "day": "1"}), *SAMPLES[1:])
+    assert add_columns(known, tmp_path / "facts.csv")[0].columns == {"city": "Ulm", "lens": "wide", "day": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no rows with the column id and others"),
+        ("name,city\na,Ulm\n", "has no rows with the column id"),
+        ("id\nval/cam0/a\n", "has no rows with the column id and others"),
+        ("id,mask\nval/cam0/a,x\n", "has a column 'mask'; expected a word, none of"),
+        ("id,my city\nval/cam0/a,x\n", "has a column 'my city'"),
+        ("id,city\nval/cam0/a,x\nval/cam0/a,y\n", "names images more than once:\n  val/cam0/a"),
+        ("id,city\nval/cam0/z,x\n", "has 1 ids that no image has:\n  val/cam0/z"),
+        ("id,city\nval/cam0/a,x,y\n", "has more cells in a row than columns"),
+        ('id,city\nval/cam0/a,"x\n', "cannot be read"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, said):
+    (tmp_path / "facts.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        add_columns(SAMPLES, tmp_path / "facts.csv")
+
+
+def test_a_table_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.csv cannot be read \(.*No such file"):
+        add_columns(SAMPLES, tmp_path / "nowhere.csv")
+
+
+def test_a_column_that_is_not_there_names_those_that_are(streets):
+    source = SplitReader(str(streets), read_manifest(str(streets)).split("val"))
+    with pytest.raises(DataError, match="has no column city; it has id, image, mask, height, .*prepare --columns FILE"):
+        source.columns(["city"])
+    assert np.array_equal(source.columns(["height"])["height"].to_pylist(), [source.split.mean_height] * 7)

@@ -1,0 +1,59 @@
+"""The manifest vouches for its shards: what vanished, shrank or was edited is named before a run starts."""
+
+import shutil
+
+import pytest
+
+from segray.core.errors import DataError
+from segray.data.manifest import MANIFEST, read_manifest
+
+
+@pytest.fixture
+def copy(streets, tmp_path):
+    return shutil.copytree(streets, tmp_path / "copy")
+
+
+def refusal(root):
+    with pytest.raises(DataError) as raised:
+        read_manifest(str(root))
+    return str(raised.value)
+
+
+def test_a_shard_that_vanished_is_named(copy):
+    (copy / "train" / "part-00001.parquet").unlink()
+    assert "train/part-00001.parquet is missing" in refusal(copy)
+
+
+def test_a_shard_that_was_cut_is_named(copy):
+    shard = copy / "val" / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "val/part-00000.parquet is damaged" in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"format": 1', '"format": 7', "has format 7; expected 1"),
+        ('"rows": 41', '"rows": 40', "was changed by hand"),
+        ('"road"', '"raod"', "was changed by hand"),
+        ("{", "[", "is damaged"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(copy, old, new, said):
+    file = copy / MANIFEST
+    text = file.read_text()
+    if old == '"rows": 41':
+        rows = f'"rows": {read_manifest(str(copy)).split("train").shards[0].rows}'
+        old, new = rows, '"rows": 1'
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert said in refusal(copy)
+
+
+def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
+    assert "prepare.py" in refusal(tmp_path / "nowhere")
+
+
+def test_an_unknown_split_lists_those_there_are(copy):
+    with pytest.raises(DataError, match="no split 'validation'; it has train, val, test"):
+        read_manifest(str(copy)).split("validation")

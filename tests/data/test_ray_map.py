@@ -1,0 +1,72 @@
+"""Tasks of the cluster, and what becomes of those that fail or die."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from segray.core.errors import DataError
+from segray.data.ray_map import map_on_cluster
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_each_input_is_one_task_and_they_run_side_by_side():
+    def task(number):
+        start = time.monotonic()
+        time.sleep(0.3)
+        return number**2, start, time.monotonic()
+
+    found = dict(map_on_cluster(task, range(4)))
+    assert {index: square for index, (square, *_) in found.items()} == {0: 0, 1: 1, 2: 4, 3: 9}
+    times = sorted(times for _, *times in found.values())
+    assert times[1][0] < times[0][1]
+    assert list(map_on_cluster(task, [])) == []
+
+
+def test_an_error_of_the_data_comes_as_it_is_once_those_at_work_have_ended(tmp_path):
+    def task(number):
+        if number == 0:
+            raise DataError("no image")
+        (tmp_path / f"{number} begun").touch()
+        time.sleep(0.3)
+        (tmp_path / f"{number} done").touch()
+
+    with pytest.raises(DataError) as raised:
+        list(map_on_cluster(task, range(30)))
+    assert str(raised.value) == "no image"
+    assert type(raised.value) is DataError
+    begun, done = (sorted(path.name[:2] for path in tmp_path.glob(f"* {what}")) for what in ("begun", "done"))
+    assert begun == done
+    assert begun == ["1 ", "2 ", "3 "]  # of twice as many as there are CPUs
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) == 2 * len(done)
+
+
+def test_a_defect_shows_its_traceback():
+    with pytest.raises(RayTaskError, match="in task"):
+        list(map_on_cluster(task_with_a_defect(), [1]))
+
+
+def task_with_a_defect():
+    def task(number):
+        return number / 0
+
+    return task
+
+
+def dies(path: Path, times: int) -> str:
+    with path.open("a") as file:
+        file.write("x")
+    if len(path.read_text()) <= times:
+        os._exit(1)
+    return "done"
+
+
+def test_a_task_whose_worker_dies_is_tried_again_three_times(tmp_path):
+    tasks = [(tmp_path / "lives", 3), (tmp_path / "dies", 99)]
+    with pytest.raises(DataError, match="a task died each time it was tried"):
+        list(map_on_cluster(lambda task: dies(*task), tasks))
+    assert [path.read_text() for path, _ in tasks] == ["xxxx", "xxxx"]

@@ -1,0 +1,275 @@
+"""The check of a dataset: planted faults are all found in one pass, and a healthy set has none."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+
+from segray.core.classes import Classes
+from segray.core.errors import DataError
+from segray.core.visualize import BACK, LINE, draw_overlay
+from segray.data.convert.convert import convert_dataset
+from segray.data.convert.shards import ShardLimits
+from segray.data.images import decode_image, decode_mask, encode_mask
+from segray.data.manifest import COLUMNS, MANIFEST, Manifest, read_manifest
+from segray.data.sources import folder
+from segray.data.sources.sample import SourceListing
+from segray.data.storage import content_hash
+from segray.data.validate import contact_sheet, report
+from segray.data.validate.dataset import validate_dataset
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SIZE = (24, 32)
+ROWS = {"train": 32, "val": 4, "test": 16}
+
+
+@pytest.fixture(scope="module")
+def healthy(ray_cluster, tmp_path_factory):
+    """A dataset of two rows a shard, a row group each."""
+    root = tmp_path_factory.mktemp("check")
+    rng = np.random.default_rng(0)
+    for split, rows in ROWS.items():
+        for side in ("images", "masks"):
+            (root / "source" / side / split).mkdir(parents=True)
+        for index in range(rows):
+            image = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
+            image.save(root / "source" / "images" / split / f"{index:02d}.png")
+            mask = Image.fromarray(rng.integers(0, 3, SIZE, np.uint8))
+            mask.save(root / "source" / "masks" / split / f"{index:02d}.png")
+    found = SourceListing(folder.list_samples(str(root / "source")).samples, Classes.named(["sky", "road", "car"]))
+    convert_dataset(found, str(root / "made"), bounds=ShardLimits(group_rows=1, shard_bytes=4000))
+    return root / "made"
+
+
+def test_a_healthy_set_has_no_fault_and_its_counts_are_the_manifests(healthy):
+    progress = []
+    found = validate_dataset(str(healthy), lambda *step: progress.append(step))
+    assert (found.faults, found.doubts) == ([], [])
+    assert {name: one.rows for name, one in found.splits.items()} == ROWS
+    for name, split in read_manifest(str(healthy)).splits.items():
+        assert found.splits[name].class_pixels == list(split.class_pixels)
+        assert found.splits[name].sizes == {SIZE[::-1]: ROWS[name]}
+        assert found.splits[name].bytes == sum(shard.bytes for shard in split.shards)
+    assert progress[-1] == ("checking", 52, 52)
+
+
+class Planting:
+    """A copy of a dataset, to be spoilt."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = read_manifest(str(root))
+
+    def shard(self, number: int, split: str = "train") -> Path:
+        return self.root / self.manifest.splits[split].shards[number].path
+
+    def rows(self, number: int, change, split: str = "train", group_rows: int = 1) -> None:
+        """Changes the rows of a shard; its manifest knows of nothing but the new size and row digests."""
+        path = self.shard(number, split)
+        rows = pq.read_table(path).to_pylist()
+        change(rows)
+        table = pa.Table.from_pylist(rows, COLUMNS)
+        options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+        pq.write_table(table, path, row_group_size=group_rows, **options)
+        digest = content_hash(*(row["digest"].encode() for row in rows))
+        shards = list(self.manifest.splits[split].shards)
+        shards[number] = shards[number].model_copy(update={"bytes": path.stat().st_size, "digest": digest})
+        self.change(split, shards=tuple(shards))
+
+    def change(self, split: str, **values) -> None:
+        """Changes what the manifest says of a split."""
+        changed = self.manifest.splits[split].model_copy(update=values)
+        self.manifest = self.manifest.model_copy(update={"splits": self.manifest.splits | {split: changed}})
+
+    def write(self, manifest: Manifest) -> None:
+        (self.root / MANIFEST).write_text(manifest.model_dump_json())
+
+
+def digested(row):
+    row["digest"] = content_hash(row["image"], row["mask"])
+
+
+def image(row, encoded):
+    row["image"] = encoded
+    digested(row)
+
+
+def mask(row, encoded):
+    row["mask"] = encoded
+    digested(row)
+
+
+def png(image_, **options):
+    buffer = io.BytesIO()
+    image_.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def odd_id(row):
+    ids = decode_mask(row["mask"]).copy()
+    ids[0, 0] = 7
+    mask(row, encode_mask(ids))
+
+
+def swapped(rows):
+    rows[0]["image"], rows[1]["image"] = rows[1]["image"], rows[0]["image"]
+
+
+def first(function):
+    return lambda rows: function(rows[0])
+
+
+def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
+    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    train = [row for number in range(16) for row in pq.read_table(planting.shard(number)).to_pylist()]
+    deep = Image.fromarray(np.arange(768, dtype=np.uint16).reshape(SIZE) * 80)
+    planting.rows(0, first(lambda row: image(row, b"no image")))
+    planting.rows(1, first(lambda row: mask(row, b"no mask")))
+    planting.rows(2, first(odd_id))
+    planting.rows(3, first(lambda row: mask(row, encode_mask(np.zeros((20, 32), np.uint8)))))
+    planting.rows(4, first(lambda row: row.update(height=32, width=24)))
+    planting.rows(5, first(lambda row: row.update(class_pixels=[768, 0, 0])))
+    planting.rows(6, swapped)
+    planting.rows(7, first(lambda row: row.update(id="train/20")))
+    planting.rows(8, first(lambda row: row.update(id="val/99")))
+    planting.rows(9, first(lambda row: image(row, png(deep))))
+    planting.rows(10, lambda rows: None, group_rows=2)
+    planting.rows(11, first(lambda row: image(row, train[30]["image"])))
+    planting.rows(0, first(lambda row: image(row, train[31]["image"])), "test")
+    planting.rows(1, lambda rows: rows.pop(), "test")
+    with planting.shard(12).open("r+b") as file:
+        file.truncate(planting.shard(12).stat().st_size - 9)
+    damaged = bytearray(planting.shard(13).read_bytes())
+    damaged[damaged.index(train[26]["image"]) + 60] ^= 1
+    planting.shard(13).write_bytes(damaged)
+    planting.shard(14).unlink()
+    planting.change("val", class_pixels=(1, 2, 3), mean_width=9.0)
+    (planting.root / "train" / "notes.txt").touch()
+    (planting.root / ".unfinished").mkdir()
+    planting.rows(2, first(lambda row: mask(row, encode_mask(decode_mask(row["mask"]).astype(np.uint16)))), "test")
+    planting.rows(3, first(lambda row: row.update(id="test/")), "test")
+    (planting.root / "test" / "part-00004.parquet").rename(tmp_path / "outside.parquet")
+    shards = list(planting.manifest.splits["test"].shards)
+    shards[4] = shards[4].model_copy(update={"path": "../outside.parquet"})
+    shards[5] = shards[5].model_copy(update={"rows": 7})
+    planting.change("test", shards=tuple(shards))
+    planting.manifest = planting.manifest.model_copy(update={"left_out": 2, "normalised": ("val/no: alpha",)})
+    (planting.root / "left_out.txt").write_text("train/a: no image\n")
+    planting.write(planting.manifest)  # its digest is the old one
+    found = validate_dataset(str(planting.root))
+    expected = {
+        "dataset.json: changed by hand (its digest disagrees)",
+        "split val has class_pixels [1, 2, 3]; its masks hold",
+        "split val has a mean size of 9.0x24.0; its images have 32.0x24.0",
+        ".unfinished: left of a conversion",
+        "train/notes.txt: not part of the dataset",
+        "part-00000.parquet, row 0 (train/00): its image cannot be read",
+        "part-00001.parquet, row 0 (train/02): 7 bytes of a mask column are no mask",
+        "part-00002.parquet, row 0 (train/04): its mask holds the id 7; expected 0..2 or 255",
+        "part-00002.parquet, row 0 (train/04): class_pixels are",
+        "part-00003.parquet, row 0 (train/06): its mask is 32x20; expected 32x24",
+        "part-00003.parquet, row 0 (train/06): class_pixels are",
+        "part-00004.parquet, row 0 (train/08): its image is 32x24; expected 24x32",
+        "part-00004.parquet, row 0 (train/08): its mask is 32x24; expected 24x32",
+        "part-00005.parquet, row 0 (train/10): class_pixels are [768, 0, 0]; its mask holds",
+        "part-00006.parquet, row 0 (train/12): image or mask changed since it was converted",
+        "part-00006.parquet, row 1 (train/13): image or mask changed since it was converted",
+        "part-00008.parquet, row 0 (val/99): its id is no train/NAME",
+        "part-00009.parquet, row 0 (train/18): its image is no 8-bit upright JPEG, PNG or WebP (16 bits a channel",
+        "part-00010.parquet: row groups of (2,) rows; expected (1, 1)",
+        "part-00012.parquet: ",
+        "part-00012.parquet: cannot be read",
+        "part-00013.parquet: row group 0, rows 0 to 0, is damaged",
+        "part-00014.parquet: missing",
+        "test/part-00001.parquet: row groups of (1,) rows; expected (1, 1)",
+        "test/part-00002.parquet, row 0 (test/04): its mask has 16 bits; expected 8",
+        "test/part-00003.parquet, row 0 (test/): its id is no test/NAME",
+        "../outside.parquet: a shard outside its dataset",
+        "dataset.json: test/part-00005.parquet has 7 rows, in row groups of (1, 1)",
+        "left_out.txt: 1 lines; the manifest says that 2 were left out",
+        "dataset.json: val/no is said to be re-encoded; no row has this id",
+        "train/20: 2 rows have this id",
+        "train/31, test/00: the same image in test and train",
+    }
+    for line in expected:
+        assert any(line in fault for fault in found.faults), line
+    unexpected = [fault for fault in found.faults if not any(line in fault for line in expected)]
+    assert unexpected == []
+    assert found.doubts == ["train/22, train/30: the same image"]
+    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png", per_split=40)
+
+
+def test_classes_that_hardly_occur_are_doubted(healthy, tmp_path):
+    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "rare")))
+    names = Classes.named(["sky", "road", "car", "moose"])
+
+    def widen(rows):
+        for row in rows:
+            row["class_pixels"].append(0)
+
+    for split, found in planting.manifest.splits.items():
+        for number in range(len(found.shards)):
+            planting.rows(number, widen, split)
+        planting.change(split, class_pixels=(*planting.manifest.splits[split].class_pixels, 0))
+    planting.write(planting.manifest.model_copy(update={"classes": names}).sealed())
+    found = validate_dataset(str(planting.root))
+    assert found.faults == []
+    assert found.doubts == ["class moose: 0 pixels in 0 images of train; little to learn from"]
+
+
+def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_path):
+    found = validate_dataset(str(healthy))
+    file = tmp_path / "sheet.png"
+    contact_sheet.save_contact_sheet(str(healthy), found.manifest, file)
+    picture = np.asarray(Image.open(file))
+    assert picture.shape[1] == contact_sheet.COLUMNS * contact_sheet.CELL[0]
+    for colour in found.manifest.classes.palette:
+        assert (picture == colour).all(-1).any()  # in the legend
+    row = pq.read_table(healthy / "train" / "part-00000.parquet").to_pylist()[0]
+    laid = draw_overlay(decode_image(row["image"]), decode_mask(row["mask"]), found.manifest.classes)
+    shown = picture[LINE : LINE + contact_sheet.CELL[1] - 2, 2 : contact_sheet.CELL[0] - 2]
+    expected = np.asarray(ImageOps.pad(Image.fromarray(laid), shown.shape[1::-1], color=BACK))
+    assert np.array_equal(shown, expected)
+    text = report.render_report("<made>", found, "sheet.png")
+    for part in ("&lt;made&gt;", "No fault.", "No doubt.", found.manifest.digest, "32 x 24", "sheet.png", *ROWS):
+        assert part in text
+    found.faults.append("a <fault>")
+    assert "<li>a &lt;fault&gt;</li>" in report.render_report("made", found, "sheet.png")
+
+
+def test_a_sheet_of_damaged_shards_says_so(healthy, tmp_path):
+    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    planting.shard(0).write_bytes(b"nothing")
+    planting.rows(1, first(lambda row: image(row, b"no image")))
+    contact_sheet.save_contact_sheet(str(planting.root), planting.manifest, tmp_path / "sheet.png", per_split=40)
+    assert Image.open(tmp_path / "sheet.png").height > 7 * contact_sheet.CELL[1]
+
+
+def test_columns_of_another_name_and_no_split_are_faults(healthy, tmp_path):
+    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    for path in (planting.shard(0, "val"), planting.shard(1, "val")):
+        names = {"val/part-00000.parquet": ("id", "name"), "val/part-00001.parquet": ("mask", "label")}
+        old, new = names[str(path.relative_to(planting.root))]
+        whole = pq.read_table(path)
+        pq.write_table(whole.rename_columns([new if name == old else name for name in whole.column_names]), path)
+    found = validate_dataset(str(planting.root))
+    assert sum("columns " in fault for fault in found.faults) == 2
+    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
+    planting.write(planting.manifest.model_copy(update={"splits": {}}).sealed())
+    found = validate_dataset(str(planting.root))
+    assert found.faults[0].endswith("dataset.json: no split")
+    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
+
+
+def test_no_dataset_and_one_that_is_not_finished_are_told(tmp_path):
+    with pytest.raises(DataError, match="holds no dataset"):
+        validate_dataset(str(tmp_path))
+    (tmp_path / ".unfinished").mkdir()
+    with pytest.raises(DataError, match="holds a conversion that was not finished"):
+        validate_dataset(str(tmp_path))

@@ -1,0 +1,110 @@
+"""A checkpoint is whole or refused, and brings the same model back without a pickle."""
+
+import pytest
+import torch
+
+from segray import config
+from segray.core.classes import Classes
+from segray.core.errors import CheckpointError
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.training.engine.optim import build_optimizer, optimizer_state_by_name
+
+CLASSES = Classes.named(["road", "car", "sky"])
+CONFIG = config.build({"model.variant": "b0", "data.short_side": 64})
+META = checkpoint.Meta(
+    step=7,
+    metrics={"val/miou": 0.5},
+    confusion=[[1, 0], [0, 1]],
+    dataset_digest="d",
+    versions=checkpoint.library_versions(),
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(CONFIG, CLASSES)
+    optimiser = build_optimizer(model, CONFIG.optim)
+    model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))["seg"].sum().backward()
+    optimiser.step()
+    checkpoint.snapshot(model, {"moments": optimizer_state_by_name(optimiser, model)}, CONFIG, CLASSES, META).write(
+        tmp_path
+    )
+    return tmp_path, model, optimiser
+
+
+def test_everything_comes_back(saved):
+    folder, model, optimiser = saved
+    loaded = checkpoint.load_model(folder)
+    images = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
+    assert torch.equal(loaded(images)["seg"], model.eval()(images)["seg"])
+    assert not loaded.training
+    files = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != checkpoint.META}
+    assert checkpoint.load_meta(folder) == META.model_copy(update={"files": files})
+    assert checkpoint.load_config(folder) == CONFIG
+    assert checkpoint.load_classes(folder) == CLASSES
+    (name, parameter), *_ = model.named_parameters()
+    assert torch.equal(checkpoint.load_state(folder)["moments"][name]["exp_avg"], optimiser.state[parameter]["exp_avg"])
+
+
+@pytest.mark.parametrize("part", [checkpoint.META, checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES])
+def test_a_folder_that_lacks_a_part_is_refused_by_its_name(saved, part):
+    folder, *_ = saved
+    (folder / part).unlink()
+    with pytest.raises(CheckpointError, match=part):
+        checkpoint.load_model(folder)
+
+
+@pytest.mark.parametrize("part", [checkpoint.META, checkpoint.WEIGHTS, checkpoint.CONFIG])
+def test_a_part_that_was_cut_short_is_refused_by_its_name(saved, part):
+    folder, *_ = saved
+    content = (folder / part).read_bytes()
+    (folder / part).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=part):
+        checkpoint.load_model(folder)
+
+
+def test_weights_of_another_variant_are_refused(saved):
+    folder, *_ = saved
+    other = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"variant": "b1"})})
+    (folder / checkpoint.CONFIG).write_text(other.model_dump_json())
+    with pytest.raises(CheckpointError, match=r"does not fit config\.json"):
+        checkpoint.load_model(folder)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is no folder"):
+        checkpoint.load_meta(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"\x80\x02}q\x00."])
+def test_a_training_state_that_is_none_is_refused_by_its_name(saved, content):
+    folder, *_ = saved
+    (folder / checkpoint.STATE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=checkpoint.STATE):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", META.model_dump_json().replace('"format":2', '"format":99').encode()]
+)
+def test_a_folder_that_says_nothing_known_of_itself_is_refused(saved, content):
+    folder, *_ = saved
+    (folder / checkpoint.META).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"meta\.json is damaged or of another version"):
+        checkpoint.load_meta(folder)
+
+
+def test_a_folder_is_whole_while_every_file_has_its_size(saved):
+    folder, *_ = saved
+    meta = checkpoint.load_meta(folder)
+    checkpoint.verify_files(folder, meta)
+    assert set(meta.files) == {checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.CONFIG, checkpoint.CLASSES}
+    with (folder / checkpoint.STATE).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match=r"state\.pt holds \d+ bytes, of \d+: the checkpoint is damaged"):
+        checkpoint.verify_files(folder, meta)
+    (folder / checkpoint.STATE).unlink()
+    with pytest.raises(CheckpointError, match=r"state\.pt is not there, of \d+: the checkpoint is damaged"):
+        checkpoint.verify_files(folder, meta)

@@ -1,0 +1,125 @@
+"""What is measured of two versions: both on the same rows, and whatever differs from what was registered."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from segray import config
+from segray.core.errors import DataError
+from segray.data.images import decode_image
+from segray.data.manifest import read_manifest
+from segray.data.reader import SplitReader
+from segray.models import checkpoint
+from segray.promotion import measure as evidence
+from segray.promotion.measure import (
+    NUM_TIMED_IMAGES,
+    Candidate,
+    _images,
+    latencies_ms,
+    measure_candidates,
+    verify_package,
+)
+from segray.tracking.package import CHECKPOINT_FILES, build_package, checkpoint_dir, package_digest
+
+
+@pytest.fixture(scope="module")
+def candidate(folder, tmp_path_factory):
+    """A version as it is fetched."""
+    packed = build_package(folder, tmp_path_factory.mktemp("version"))
+    return Candidate("2", checkpoint_dir(packed), package_digest(folder), None)
+
+
+@pytest.fixture
+def copy(candidate, tmp_path):
+    """Another of its own, to be spoilt."""
+    place = shutil.copytree(candidate.folder.parents[1], tmp_path / "model")
+    return replace(candidate, folder=checkpoint_dir(place))
+
+
+@pytest.fixture(scope="module")
+def images(streets):
+    return list(_images(str(streets), "train"))
+
+
+def test_both_are_counted_on_the_same_rows_and_a_twin_gains_nothing(candidate, streets, monkeypatch):
+    monkeypatch.setattr(evidence, "NUM_TIMED_IMAGES", 4)
+    found = measure_candidates(candidate, replace(candidate, version="1"), config.build({}), str(streets), "val")
+    assert (found.challenger.version, found.champion.version) == ("2", "1")
+    assert found.challenger.miou == found.champion.miou == found.evaluation.found.scores.miou
+    assert found.challenger.classes == checkpoint.load_classes(candidate.folder).names
+    assert tuple(found.comparison.miou.interval) == (0, 0)
+    assert found.comparison.miou.support == 7
+    assert found.challenger.differs == ""
+    assert found.challenger.size_mib == (candidate.folder / checkpoint.WEIGHTS).stat().st_size / 2**20
+    assert 0.2 < found.challenger.latency_ms / found.champion.latency_ms < 5
+
+
+def test_a_champion_of_other_classes_is_timed_and_not_counted(candidate, copy, streets, monkeypatch):
+    monkeypatch.setattr(evidence, "NUM_TIMED_IMAGES", 2)
+    names = [f"other {name}" for name in checkpoint.load_classes(copy.folder).names]
+    classes = checkpoint.load_classes(copy.folder).model_copy(update={"names": tuple(names)})
+    (copy.folder / checkpoint.CLASSES).write_text(classes.model_dump_json())
+    found = measure_candidates(candidate, copy, config.build({}), str(streets), "val")
+    assert (found.comparison, found.other, found.champion.miou) == (None, None, None)
+    assert found.champion.classes == tuple(names)
+    assert found.champion.latency_ms > 0
+
+
+def test_images_come_from_all_over_the_split_and_each_is_one(streets, spoilt, images):
+    source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
+    rows = source.columns(["image"])["image"].to_pylist()
+    found = [rows.index(one) for one in images]
+    assert len(set(found)) == NUM_TIMED_IMAGES
+    assert (found[0], found[-1]) == (0, 40)
+    assert max(np.diff(found)) <= 3
+    assert len(list(_images(str(spoilt), "train"))) == NUM_TIMED_IMAGES - len({5, 30} & set(found))
+    assert len(list(_images(str(streets), "test"))) == 5
+
+
+def test_a_slower_model_is_told_from_a_faster_one(candidate, images):
+    pixels = [decode_image(one) for one in images[:3]]
+    twice = config.build({"eval.scales": [1, 1, 1]})
+    fast = latencies_ms([candidate], pixels, config.build({}))
+    assert latencies_ms([candidate], pixels, twice)[0] > 1.5 * fast[0]
+
+
+def test_no_image_is_nothing_to_be_timed_with(candidate):
+    with pytest.raises(DataError, match="no image of the split can be decoded"):
+        latencies_ms([candidate], [], config.build({}))
+
+
+def test_what_is_stored_as_it_was_trained_differs_in_nothing(candidate, images):
+    assert verify_package(candidate, images[:2]) == ""
+
+
+@pytest.mark.parametrize("part", CHECKPOINT_FILES)
+def test_other_files_than_those_registered_are_told(copy, images, part):
+    content = bytearray((copy.folder / part).read_bytes())
+    content[-1] ^= 1
+    (copy.folder / part).write_bytes(content)
+    assert "its files are not those that were registered: digest" in verify_package(copy, images[:1])
+
+
+def test_a_version_whose_digest_nobody_kept_cannot_be_told_to_be_the_same(candidate, images):
+    assert "no digest of its files was kept" in verify_package(replace(candidate, digest=None), images[:1])
+
+
+@pytest.mark.parametrize(
+    ("was", "spoilt", "said"),
+    [
+        ("self._predictor(decode_image(image))", "self._predictor(decode_image(image)[::-1])", "gives other masks: "),
+        (
+            'context.artifacts["checkpoint"]',
+            '"nowhere"',
+            "MLflow cannot load or run it \\(CheckpointError: checkpoint no",
+        ),
+    ],
+)
+def test_a_loader_that_gives_other_masks_or_none_is_told(copy, images, was, spoilt, said):
+    (loader,) = copy.folder.parents[1].glob("*.py")
+    assert was in loader.read_text()
+    loader.write_text(loader.read_text().replace(was, spoilt))
+    assert re.search(said, verify_package(copy, images[:1]))

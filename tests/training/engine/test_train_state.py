@@ -1,0 +1,101 @@
+"""A learner that is put down and taken up again goes on as one that was not, with the settings of now."""
+
+import pytest
+import torch
+
+from segray import config
+from segray.core.classes import Classes
+from segray.models import checkpoint
+from segray.models.build import build_model
+from segray.training.engine.train_state import build_train_state
+from segray.training.losses.build import build_loss
+
+CLASSES = Classes.named(["road", "car", "sky"])
+CPU = torch.device("cpu")
+
+
+def built(**changes):
+    given = {"optim.lr": 1e-3, "optim.warmup_steps": 0, "train.steps": 100, "train.ema": 0.5}
+    given |= {"model.drop_path": 0, "model.dropout": 0} | {key.replace("__", "."): changes[key] for key in changes}
+    torch.manual_seed(0)
+    settings = config.build(given)
+    return build_train_state(settings, build_model(settings, CLASSES), CPU)
+
+
+def batches(count, first=0):
+    for number in range(first, first + count):
+        drawn = torch.Generator().manual_seed(number)
+        image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=drawn)
+        yield {"image": image, "mask": torch.randint(0, 3, (2, 32, 32), generator=drawn)}
+
+
+def trained(one, count, first=0):
+    loss = build_loss(one.config.loss, 3)
+    return [float(step.loss) for step in one.steps(one.model, loss, batches(count, first), ignore_id=255, start=first)]
+
+
+def taken_up(one, folder, **changes):
+    """A learner of its own that goes on from what the other leaves on the disk."""
+    meta = checkpoint.Meta(step=0, dataset_digest="d", versions={})
+    average = one.ema and one.ema.model
+    checkpoint.snapshot(one.model, one.state(), one.config, CLASSES, meta, average).write(folder)
+    after = built(**changes)
+    live, used = (checkpoint.load_weights(folder, live=which) for which in (True, False))
+    after.restore(live, used, checkpoint.load_state(folder))
+    return after
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__channels_last": True}, {"train__ema": 0}, {"optim__clip": 0.1}])
+def test_it_goes_on_to_the_bit(changes, tmp_path):
+    whole, first = built(**changes), built(**changes)
+    expected = trained(whole, 6)
+    found = trained(first, 3)
+    second = taken_up(first, tmp_path, **changes)
+    assert found + trained(second, 3, 3) == expected
+    for mine, theirs in ((second.model, whole.model), (second.used, whole.used)):
+        pairs = zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_the_scale_of_float16_comes_back(tmp_path):
+    first = built(train__precision="fp16")
+    first.updater.restore({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
+    state = taken_up(first, tmp_path, train__precision="fp16").updater.state()
+    assert (state["scale"], state["clean"]) == (8, 7)
+
+
+def test_rates_and_decay_are_those_of_the_settings_not_of_what_was_stored(tmp_path):
+    first = built()
+    trained(first, 2)
+    after = taken_up(first, tmp_path, optim__lr=2e-5, optim__weight_decay=0.5, optim__beta1=0.5)
+    fresh = built(optim__lr=2e-5, optim__weight_decay=0.5, optim__beta1=0.5)
+    for mine, theirs in zip(after.optimiser.param_groups, fresh.optimiser.param_groups, strict=True):
+        kinds = ("peak_lr", "weight_decay", "betas")
+        assert [mine[kind] for kind in kinds] == [theirs[kind] for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optim__layer_decay": 0.9}, {"optim__head_lr_factor": 1}, {"train__freeze_encoder": True}]
+)
+def test_moments_belong_to_parameters_whatever_groups_these_are_in(changes, tmp_path):
+    first = built()
+    trained(first, 2)
+    after = taken_up(first, tmp_path, **changes)
+    theirs = dict(first.model.named_parameters())
+    known = [(name, one) for name, one in after.model.named_parameters() if one in after.optimiser.state]
+    assert len(known) == sum(len(group["params"]) for group in after.optimiser.param_groups)
+    for name, parameter in known:
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(after.optimiser.state[parameter][kind], first.optimiser.state[theirs[name]][kind])
+    trained(after, 1, 2)
+
+
+def test_a_parameter_that_was_frozen_starts_afresh(tmp_path):
+    first = built(train__freeze_encoder=True)
+    trained(first, 2)
+    after = taken_up(first, tmp_path)
+    assert {name.split(".")[0] for name, one in after.model.named_parameters() if one in after.optimiser.state} == {
+        "head"
+    }
+    trained(after, 1, 2)
+    assert all(one in after.optimiser.state for one in after.model.parameters())

@@ -1,0 +1,148 @@
+"""The checkpoints of a run: whole or not there, the right ones kept, and training does not wait for them."""
+
+import threading
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from segray.core.errors import TrainingError
+from segray.models import checkpoint
+from segray.training import checkpoint_store
+from segray.training.checkpoint_store import (
+    CheckpointInfo,
+    CheckpointWriter,
+    best_checkpoint,
+    list_checkpoints,
+    steps_to_keep,
+)
+
+META = checkpoint.Meta(step=0, dataset_digest="d", versions={})
+
+
+def writes(step, score=None):
+    metrics = {} if score is None else {"val/miou": score}
+
+    def write(folder):
+        (folder / checkpoint.WEIGHTS).write_bytes(b"w" * 100)
+        (folder / checkpoint.META).write_text(
+            META.model_copy(update={"step": step, "metrics": metrics}).model_dump_json()
+        )
+
+    return write
+
+
+def names(run):
+    return sorted(path.name for path in run.iterdir())
+
+
+def test_the_last_the_best_and_every_so_many_are_kept():
+    scores = {10: 0.5, 20: None, 30: 0.7, 40: 0.7, 50: 0.2, 60: None}
+    found = [CheckpointInfo(step, score, Path()) for step, score in scores.items()]
+    assert steps_to_keep(found, 1, None) == {30, 60}
+    assert steps_to_keep(found, 2, None) == {30, 40, 60}
+    assert steps_to_keep(found, 1, 20) == {20, 30, 40, 60}
+    assert steps_to_keep([], 1, None) == {0}
+    assert best_checkpoint(found).step == 30
+    assert best_checkpoint(found[1:2]) is None
+
+
+def test_written_ones_are_whole_and_the_others_go(tmp_path):
+    writer = CheckpointWriter(tmp_path, num_best=1)
+    for step, score in ((1, 0.9), (2, 0.1), (3, None)):
+        writer.submit(step, writes(step, score))
+    writer.wait()
+    assert names(tmp_path) == ["step-000001", "step-000003"]
+    assert [(one.step, one.score) for one in list_checkpoints(tmp_path)] == [(1, 0.9), (3, None)]
+
+
+def test_one_that_is_not_whole_is_passed_over_and_said_so(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    writer.submit(1, writes(1))
+    writer.wait()
+    (tmp_path / "step-000002").mkdir()
+    (tmp_path / "step-000002" / checkpoint.WEIGHTS).write_bytes(b"half")
+    said = []
+    assert [one.step for one in list_checkpoints(tmp_path, said.append)] == [1]
+    assert "step-000002 holds no meta.json" in said[0]
+    assert "passed over" in said[0]
+
+
+def test_what_a_dead_writer_left_is_removed_and_never_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / f"step-000004{checkpoint_store.TEMP_SUFFIX}").mkdir()
+    writes(4)(tmp_path / f"step-000004{checkpoint_store.TEMP_SUFFIX}")
+    assert list_checkpoints(tmp_path) == []
+    CheckpointWriter(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_training_does_not_wait_for_slow_storage_but_memory_has_an_end(tmp_path):
+    slow = threading.Event()
+
+    def write(folder):
+        slow.wait(10)
+        writes(1)(folder)
+
+    writer = CheckpointWriter(tmp_path)
+    before = monotonic()
+    for step in (1, 2):
+        writer.submit(step, write)
+    assert monotonic() - before < 1
+    assert list_checkpoints(tmp_path) == []
+    threading.Timer(0.5, slow.set).start()
+    writer.submit(3, writes(3))
+    assert monotonic() - before >= 0.5  # a third would have been held in memory
+    writer.wait()
+    assert list_checkpoints(tmp_path)[-1].step == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
+def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, error):
+    def write(folder):
+        (folder / checkpoint.WEIGHTS).write_bytes(b"half")
+        raise error
+
+    writer = CheckpointWriter(tmp_path)
+    writer.submit(1, writes(1, 0.5))
+    writer.submit(2, write)
+    reason = rf"checkpoint of step 2 cannot be written .*{error.args[-1]}.* \d+ MiB are free there"
+    said = rf"{reason}; the last whole one is step-000001; .*--resume"
+    with pytest.raises(TrainingError, match=said):
+        writer.wait()
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
+    def write(_folder):
+        raise OSError(5, "Input/output error")
+
+    writer = CheckpointWriter(tmp_path)
+    writer.submit(1, write)
+    writer.submit(2, writes(2))
+    with pytest.raises(TrainingError, match="Input/output error.*no whole one yet"):
+        writer.submit(3, writes(3))
+
+
+def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_waiting(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    for step in (1, 2):
+        writer.submit(step, writes(step, score=step / 10))
+    writer.wait()
+    assert writer.newest == str(tmp_path / "step-000002")
+    meta = checkpoint.load_meta(tmp_path / "step-000002")
+    with_sizes = meta.model_copy(update={"files": {checkpoint.WEIGHTS: 101}})
+    (tmp_path / "step-000002" / checkpoint.META).write_text(with_sizes.model_dump_json())
+    said = []
+    assert [one.step for one in list_checkpoints(tmp_path, said.append)] == []
+    assert "holds 100 bytes, of 101" in said[0]
+
+    def fails(_folder):
+        raise OSError(28, "No space left on device")
+
+    writer.check()
+    writer.submit(3, fails)
+    until = monotonic() + 10
+    while not writer._waiting[0].done():
+        assert monotonic() < until
+    with pytest.raises(TrainingError, match="No space left"):
+        writer.check()

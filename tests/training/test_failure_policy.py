@@ -1,0 +1,74 @@
+"""What a run goes on after, and what ends it."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from segray.cluster.exceptions import one_line
+from segray.core.errors import DataError, RunStoppedError, TrainingError
+from segray.tracking.journal import Journal
+from segray.training import fit
+from segray.training.failure_policy import FailurePolicy, PreemptedError
+
+RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+DEATH = WorkerHealthCheckFailedError("gone", failure=RayActorError())
+
+
+def decisions(*failures, most=2):
+    policy = FailurePolicy(FailureConfig(max_failures=most))
+    return [policy.make_decision(WorkerGroupError("failed", dict(enumerate(errors)))) for errors in failures]
+
+
+def test_dead_workers_are_replaced_so_many_times():
+    assert decisions([DEATH], [DEATH], [DEATH]) == [RETRY, RETRY, RAISE]
+
+
+def test_preemptions_do_not_count():
+    stopped = [PreemptedError("a node goes"), PreemptedError("a node goes")]
+    assert decisions(*[stopped] * 5, most=0) == [RETRY] * 5
+
+
+def test_a_run_that_was_asked_to_end_does_though_a_node_goes_as_well():
+    assert decisions([PreemptedError("a node goes"), RunStoppedError("stopped at step 3.")]) == [RAISE]
+
+
+@pytest.mark.parametrize("error", [DataError("row 3 is bad"), TypeError("a bug")])
+def test_what_comes_again_each_time_ends_the_run(error):
+    ours = isinstance(error, DataError)
+    assert decisions([error], [type(error)(*error.args)], most=9) == [RAISE if ours else RETRY, RAISE]
+
+
+def test_errors_that_are_not_the_same_are_tried_again():
+    assert decisions([RuntimeError("port 1")], [RuntimeError("port 2")], [RuntimeError("port 3")]) == [
+        RETRY,
+        RETRY,
+        RAISE,
+    ]
+
+
+def test_what_a_death_does_to_the_others_is_not_taken_for_their_own_error():
+    assert decisions([DataError("a shard cannot be read"), DEATH]) == [RETRY]
+
+
+def test_a_run_that_fails_is_told_by_its_workers_own_error():
+    failed = TrainingError("run trial-003 failed: Training failed due to worker errors:\n[Rank 0 Error Snippet]:")
+    failed.__cause__ = WorkerGroupError("snippets", {1: RuntimeError("Traceback ...\n  in loss\nValueError: boom\n")})
+    assert one_line(failed) == "ValueError: boom"
+    assert one_line(DataError("row 3 is bad:\nmore")) == "row 3 is bad:"
+
+
+@pytest.mark.parametrize(("upload", "is_kept"), [(None, True), (SimpleNamespace(drain=lambda: None), False)])
+def test_the_folder_of_a_trial_that_fails_stays_for_whoever_uploads_it(tmp_path, upload, is_kept):
+    run = tmp_path / "trial-000"
+    run.mkdir()
+    prepared = SimpleNamespace(folder=run, is_new=True, tracking_uri="sqlite:///gone.db")
+    with pytest.raises(DataError), fit._tracked(prepared, upload, [].append):
+        raise DataError("row 3 is bad")
+    assert run.exists() is is_kept
+    if is_kept:
+        assert Journal(run).records()[-1]["status"] == "FAILED"

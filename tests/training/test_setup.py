@@ -1,0 +1,21 @@
+"""What a run of a sweep has from it."""
+
+import pytest
+
+from segray.cluster.resources import WorkerResources
+from segray.training.setup import prepare_run
+from segray.training.trial_context import TrialContext
+
+STORE = "http://me:h1dden@127.0.0.1:1"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_of_a_sweep_has_the_store_with_its_password_and_writes_it_down_nowhere(tiny):
+    shown = tiny.model_copy(update={"tracking": tiny.tracking.model_copy(update={"uri": "http://me:***@127.0.0.1:1"})})
+    part = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), STORE)
+    prepared = prepare_run(shown, None, (), lambda _line: None, part)
+    prepared.lock.close()
+    assert prepared.tracking_uri == STORE
+    assert "h1dden" not in repr(part)
+    for file in prepared.folder.iterdir():
+        assert "h1dden" not in file.read_text()

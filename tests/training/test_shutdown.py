@@ -1,0 +1,13 @@
+"""How long a run that is stopped may take."""
+
+import pytest
+
+from segray.training.shutdown import CLOSE_TIME_S, StopRequest
+
+
+@pytest.mark.parametrize(("wait_s", "patience_s"), [(None, float("inf")), (60, 60 - CLOSE_TIME_S), (3, 1.5)])
+def test_the_ranks_have_less_time_than_the_process(wait_s, patience_s):
+    stop = StopRequest()
+    stop.ask(wait_s)
+    assert stop.asked
+    assert stop.patience_s == patience_s

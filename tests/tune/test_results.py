@@ -1,0 +1,114 @@
+"""What came of a sweep."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segray import config
+from segray.tune.accumulation import AccumulationTable, with_doubled_accumulation
+from segray.tune.report.importance import setting_importances
+from segray.tune.results import best_trial, failure_reasons, pareto_front, sweep_cost
+from segray.tune.space import Dimension, sample
+from segray.tune.trial import State, Trial
+
+METRICS = ("val/miou", "cost/latency_ms")
+
+
+def trial(number, miou, latency=None, state=State.FINISHED):
+    return Trial(number, {}, state, {10: miou}, {} if latency is None else {"cost/latency_ms": latency})
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats(points):
+    trials = [trial(number, miou / 10, float(latency)) for number, (miou, latency) in enumerate(points)]
+    expected = [
+        one.number
+        for one, (miou, latency) in zip(trials, points, strict=True)
+        if not any(a >= miou and b <= latency and (a, b) != (miou, latency) for a, b in points)
+    ]
+    assert [one.number for one in pareto_front(trials, METRICS)] == expected
+
+
+def test_a_trial_whose_cost_is_unknown_is_not_weighed():
+    assert [one.number for one in pareto_front([trial(0, 0.9), trial(1, 0.5, 3.0)], METRICS)] == [1]
+
+
+def test_a_trial_that_failed_beats_nobody():
+    assert [one.number for one in pareto_front([trial(0, 0.9, 1.0, State.FAILED), trial(1, 0.5, 3.0)], METRICS)] == [1]
+
+
+def test_the_best_came_to_its_end_if_any_did():
+    stopped, finished, failed = trial(0, 0.9, state=State.STOPPED), trial(1, 0.5), trial(2, 0.95, state=State.FAILED)
+    assert best_trial([stopped, finished, failed]) is finished
+    assert best_trial([stopped, failed]) is stopped
+    assert best_trial([failed]) is None
+
+
+def test_what_was_saved_is_what_the_steps_that_were_not_made_would_have_cost():
+    trials = [trial(0, 0.5), Trial(1, {}, State.STOPPED, {5: 0.1}, seconds=1800.0)]
+    trials[0].seconds = 3600.0
+    cost = sweep_cost(trials, 10, 4)
+    assert (cost.steps, cost.whole, cost.worker_hours) == (15, 20, 6.0)
+    assert cost.saved == pytest.approx(2.0)
+    trials[1].why = "the budget is spent"
+    assert sweep_cost(trials, 10, 4, "the budget is spent").saved == 0
+    assert sweep_cost([trial(0, 0.5), Trial(1, {}, State.FAILED, {5: 0.1})], 10, 4).saved == 0
+
+
+def test_reasons_are_grouped_the_most_frequent_first():
+    trials = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["b", "a\nmore", "a", "a"])]
+    assert failure_reasons([*trials, trial(9, 0.1)]) == "\n  3 x (trial 1, 2, 3): a\n  1 x (trial 0): b"
+    begins_alike = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["a", "ab", "a"])]
+    assert failure_reasons(begins_alike) == "\n  2 x (trial 0, 2): a\n  1 x (trial 1): ab"
+
+
+SPACE = (
+    Dimension("strong", "uniform", (0.0, 1.0)),
+    Dimension("weak", "uniform", (0.0, 1.0)),
+    Dimension("none", "choice", ("x", "y", "z")),
+)
+
+
+def test_what_decides_is_told_from_what_does_not():
+    trials = []
+    for number in range(64):
+        values = sample(SPACE, 0, number)
+        trials.append(Trial(number, values, State.FINISHED, {10: values["strong"] + 0.3 * values["weak"]}))
+    found = setting_importances(SPACE, trials, 10)
+    assert [one.key for one in found] == ["strong", "weak", "none"]
+    assert found[0].share > 0.7
+    assert found[2].share < 0.2
+    assert all(one.spread > 0 for one in found[:2])
+    few = setting_importances(SPACE, trials[:10], 10)
+    assert next(one for one in few if one.key == "strong").spread > found[0].spread
+
+
+def test_of_few_trials_nothing_is_told():
+    trials = [Trial(number, sample(SPACE, 0, number), State.FINISHED, {10: number / 10}) for number in range(8)]
+    assert setting_importances(SPACE, trials, 10) != []
+    assert setting_importances(SPACE, trials[:7], 10) == []
+
+
+def made(**over):
+    return config.build(
+        {"train.batch": 16, "train.workers": 2} | {key.replace("__", "."): one for key, one in over.items()}
+    )
+
+
+def test_half_as_many_images_at_once_down_to_one():
+    parts, one = [], made(train__batch=12)
+    while (one := with_doubled_accumulation(one)) is not None:
+        parts.append(one.train.accumulate)
+    assert parts == [2, 4, 6]
+
+
+def test_who_takes_at_least_as_much_memory_is_computed_in_as_many_parts():
+    memory = AccumulationTable()
+    memory.learned(made(model__variant="b2", data__crop=384, train__accumulate=4))
+    assert memory.parts(made(model__variant="b2", data__crop=384)) == 4
+    assert memory.parts(made(model__variant="b5", data__crop=512)) == 4
+    assert memory.parts(made(model__variant="b5", data__crop=512, train__accumulate=8)) == 8
+    assert memory.parts(made(model__variant="b1", data__crop=512)) == 1
+    assert memory.parts(made(model__variant="b2", data__crop=352)) == 1
+    assert memory.parts(made(model__variant="b2", data__crop=384, train__precision="bf16")) == 1
+    assert memory.parts(made(model__variant="b2", data__crop=384, train__batch=4)) == 1
