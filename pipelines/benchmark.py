@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ lies beside pipelines/
 
-from benchmarks.main import main  # noqa: E402
+from benchmarks.main import main
 
 if __name__ == "__main__":
     main()

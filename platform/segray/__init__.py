@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """Imports what is asked for then: torch takes a second, and not every command needs it."""
     if name != "Predictor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from segray.tracking.references import ReferencePredictor  # noqa: PLC0415
+    from segray.tracking.references import ReferencePredictor as Predictor  # noqa: PLC0415
 
     return Predictor

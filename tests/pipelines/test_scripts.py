@@ -135,7 +135,10 @@ def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
 
 
 def test_importing_the_library_does_nothing():
-    code = "import segray.config, segray.model, segray.inference.predictor, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
+    code = (
+        "import segray.config, segray.models.build, segray.inference.predictor, sys; "
+        "assert not {'ray', 'mlflow'} & set(sys.modules)"
+    )
     found = run("-c", code, cwd=ROOT, PYTHONPATH=str(ROOT / "platform"))
     assert found.returncode == 0, found.stderr
 

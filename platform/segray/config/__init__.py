@@ -26,8 +26,8 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "build",
-    "format_errors",
     "flatten",
+    "format_errors",
     "load",
     "merge",
 ]

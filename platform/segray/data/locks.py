@@ -56,8 +56,8 @@ def _leased(fs: FileSystem, root: str, name: str) -> Iterator[None]:
     if fresh:
         fs.delete_file(own)
         raise DataError(
-            f"{fresh[0].removeprefix('at-work-')} was writing {name} less than {LEASE_TIMEOUT_S:.0f} s ago; wait for it, or "
-            "for that time if it is dead."
+            f"{fresh[0].removeprefix('at-work-')} was writing {name} less than {LEASE_TIMEOUT_S:.0f} s ago; wait for "
+            "it, or for that time if it is dead."
         )
     ended = threading.Event()
 

@@ -153,7 +153,8 @@ def load_manifest_unverified(root: str) -> Manifest:
     except FileNotFoundError as error:
         if fs.get_file_info(f"{path}/{UNFINISHED}").type != pyarrow.fs.FileType.NotFound:
             raise DataError(
-                f"data.root {strip_credentials(root)} holds a conversion that was not finished; give its command once more."
+                f"data.root {strip_credentials(root)} holds a conversion that was not finished; give its command "
+                "once more."
             ) from error
         raise DataError(
             f"data.root {strip_credentials(root)} holds no dataset ({MANIFEST} is missing); "

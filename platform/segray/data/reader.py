@@ -127,8 +127,8 @@ class SplitReader:
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise DataError(
-                f"{strip_credentials(self.root)} has no column {missing[0]}; it has {', '.join(self._schema().names)}; others come "
-                "with prepare --columns FILE."
+                f"{strip_credentials(self.root)} has no column {missing[0]}; it has {', '.join(self._schema().names)}; "
+                "others come with prepare --columns FILE."
             )
         return table
 
@@ -215,7 +215,8 @@ def _check_digests(root: str, shard: Shard) -> None:
     found = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
     if content_hash(*(digest.encode() for digest in found)) != shard.digest:
         raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its rows are not those of the manifest; convert again."
+            f"shard {display_path(root, shard.path)} has changed: its rows are not those of the manifest; "
+            "convert again."
         )
 
 
@@ -232,8 +233,8 @@ def _check(root: str, shard: Shard, file: pq.ParquetFile) -> None:
     found = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     if found != shard.row_groups:
         raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its row groups hold {_briefly(found)} rows; the manifest "
-            f"says {_briefly(shard.row_groups)}; convert the dataset again."
+            f"shard {display_path(root, shard.path)} has changed: its row groups hold {_briefly(found)} rows; the "
+            f"manifest says {_briefly(shard.row_groups)}; convert the dataset again."
         )
 
 

@@ -162,8 +162,8 @@ def _token(settings: ServeConfig) -> bytes | None:
         raise ConfigError(f"serve.token_file {settings.token_file} cannot be read ({error}).") from error
     if len(token) < MIN_TOKEN_LENGTH or any(map(str.isspace, token)):
         raise ConfigError(
-            f"serve.token_file {settings.token_file} holds no token of {MIN_TOKEN_LENGTH} characters or more, in one word; "
-            "`openssl rand -hex 32` makes one."
+            f"serve.token_file {settings.token_file} holds no token of {MIN_TOKEN_LENGTH} characters or more, in one "
+            "word; `openssl rand -hex 32` makes one."
         )
     return sha256(token.encode()).digest()
 

@@ -153,8 +153,8 @@ def _check_scheduler(config: Config) -> None:
     if tune.scheduler == "pbt":
         if max(perturbation_interval(config), train.val_every) >= train.steps:
             raise ConfigError(
-                f"tune.interval is {perturbation_interval(config)} and train.val_every {train.val_every}; expected both below "
-                f"train.steps, {train.steps}: nobody would ever copy."
+                f"tune.interval is {perturbation_interval(config)} and train.val_every {train.val_every}; expected "
+                f"both below train.steps, {train.steps}: nobody would ever copy."
             )
         fixed = [one.key for one in space.dimensions(config) if not one.key.startswith(PBT_SECTIONS)]
         if fixed:

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tests.predictions.conftest import pixels
 
 from segray.core.errors import DataError
 from segray.data.images import decode_image
@@ -17,6 +16,7 @@ from segray.data.manifest import read_manifest
 from segray.inference.batch.inputs import PART_IMAGES
 from segray.inference.batch.sources import open_inputs
 from segray.inference.batch.video import VideoShard
+from tests.inference.batch.conftest import pixels
 
 NONE = frozenset()
 

@@ -242,7 +242,8 @@ def check_stop_timeout(wait_s: int | None) -> CheckResult:
         return CheckResult("job stop", Severity.OK, "not in a submitted job: Ctrl-C ends it in order")
     found = f"`ray job stop` kills this job after {wait_s} s"
     if wait_s < MIN_STOP_TIMEOUT_S:
-        fix = f"submit it with --runtime-env clusters/runtime-env.yaml, or set RAY_JOB_STOP_WAIT_TIME_S={MIN_STOP_TIMEOUT_S}"
+        variable = f"RAY_JOB_STOP_WAIT_TIME_S={MIN_STOP_TIMEOUT_S}"
+        fix = f"submit it with --runtime-env clusters/runtime-env.yaml, or set {variable}"
         return CheckResult("job stop", Severity.WARN, f"{found}, in the middle of a checkpoint perhaps", fix)
     return CheckResult("job stop", Severity.OK, found)
 

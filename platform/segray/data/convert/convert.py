@@ -159,8 +159,8 @@ def _refuse(out: str, problems: Sequence[str], said: str, hint: str = "") -> Non
     if problems:
         more = f"\nAll of them: {resume.write_problems(out, problems)}" if len(problems) > MAX_LISTED else ""
         raise DataError(
-            f"{said}:{format_list(problems)}{more}{hint}\nCorrect them and give the same command again, which goes on with "
-            "the rest; or leave them out with --on-bad skip."
+            f"{said}:{format_list(problems)}{more}{hint}\nCorrect them and give the same command again, which goes on "
+            "with the rest; or leave them out with --on-bad skip."
         )
 
 

@@ -189,8 +189,8 @@ def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard
             size = file.tell()
     except OSError as error:
         raise DataError(
-            f"{display_path(job.root, path)} cannot be written ({error}); expected a folder with room that every node of the "
-            "cluster sees."
+            f"{display_path(job.root, path)} cannot be written ({error}); expected a folder with room that every node "
+            "of the cluster sees."
         ) from error
     return Shard(path=path, rows=sum(sizes), bytes=size, row_groups=tuple(sizes), digest=content_hash(*digests))
 

@@ -135,7 +135,8 @@ def _list_faults(root: str, manifest: Manifest, seen: dict[int, ShardFindings]) 
         with fs.open_input_stream(f"{path}/{SKIPPED_LIST}") as file:
             lines = file.read().count(b"\n")
     if lines != manifest.left_out:
-        yield f"{display_path(root, SKIPPED_LIST)}: {lines} lines; the manifest says that {manifest.left_out} were left out"
+        path = display_path(root, SKIPPED_LIST)
+        yield f"{path}: {lines} lines; the manifest says that {manifest.left_out} were left out"
     known = {name for one in seen.values() for name, _ in one.rows}
     for line in manifest.normalised:
         name = line.rsplit(": ", 1)[0]

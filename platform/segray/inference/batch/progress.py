@@ -108,7 +108,8 @@ class JobProgress:
         ]
         if differences:
             raise DataError(
-                f"output {strip_credentials(self.root)} holds a job that was not finished and differs in:{format_list(differences)}\n"
+                f"output {strip_credentials(self.root)} holds a job that was not finished and differs in:"
+                f"{format_list(differences)}\n"
                 "choose another folder, or remove it first."
             )
 

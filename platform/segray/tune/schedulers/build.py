@@ -10,7 +10,7 @@ from segray.tune.space import dimensions
 GRACE = 0.15
 """Share of a run before a curve says enough to compare it."""
 
-__all__ = ["Scheduler", "SchedulerDecision", "grace_period", "perturbation_interval", "build_scheduler", "rung_steps"]
+__all__ = ["Scheduler", "SchedulerDecision", "build_scheduler", "grace_period", "perturbation_interval", "rung_steps"]
 
 
 def build_scheduler(settings: Config) -> Scheduler:
