@@ -48,7 +48,7 @@ def _part(root: str, split: str, size: int | None, kinds: int, index: int, part:
 def load_encoded(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
     """Returns the encoded images and masks of the first rows, read once by each process."""
     source = SplitReader(root, read_manifest(root).split(split))
-    groups = sorted(set(source.group_of(range(kinds)).tolist()))
+    groups = sorted(set(source.groups_of_rows(range(kinds)).tolist()))
     table = source.read(groups)
     pairs = zip(table["image"].to_pylist()[:kinds], table["mask"].to_pylist()[:kinds], strict=True)
     return [pair if size is None else _at_size(*pair, size) for pair in pairs]

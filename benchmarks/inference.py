@@ -58,7 +58,7 @@ class InferenceCase:
     dtype: str
 
     @property
-    def how(self) -> InferenceConfig:
+    def inference_config(self) -> InferenceConfig:
         """The mode as our inference spells it."""
         is_slide = self.mode == "slide"
         return InferenceConfig(
@@ -141,14 +141,14 @@ def contender(name: str, case: InferenceCase) -> Segment:
     ours = build_segformer(case.variant, case.classes).eval()
     images, size = case.images().to(case.device), (case.height, case.width)
     if name == OURS:
-        return partial(segment, ours.to(case.device), images, size, case.how)
+        return partial(segment, ours.to(case.device), images, size, case.inference_config)
     return partial(_theirs, to_transformers(ours).eval().to(case.device), images, case)
 
 
 @torch.inference_mode()
 def _theirs(model: nn.Module, images: Tensor, case: InferenceCase) -> Tensor:
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    how, size = case.how, (case.height, case.width)
+    how, size = case.inference_config, (case.height, case.width)
 
     def scores(pixels: Tensor, at: tuple[int, int]) -> Tensor:
         with torch.autocast(case.device, how.dtype, enabled=how.dtype is not torch.float32):

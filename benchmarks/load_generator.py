@@ -69,7 +69,7 @@ class RequestSample:
         status: of HTTP, 0 where there was none.
         version: that answered.
         is_right: whether the answer was; none if nobody looked.
-        said: by an answer that is not 200, or by the error.
+        message: by an answer that is not 200, or by the error.
     """
 
     sent: float
@@ -77,7 +77,7 @@ class RequestSample:
     status: int
     version: str
     is_right: bool | None
-    said: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)

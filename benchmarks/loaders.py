@@ -67,7 +67,7 @@ Turn = Callable[[int], PassTiming]
 def segray_loader(load: LoaderTask) -> Iterator[Turn]:
     """Gives our stream's turns: turn n continues where turn n-1 ended."""
     connect()
-    plan = EpochPlan(load.source.group_rows(), load.batch, 0, shuffle_window_steps(load.source, load.batch))
+    plan = EpochPlan(load.source.rows_per_group(), load.batch, 0, shuffle_window_steps(load.source, load.batch))
     augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
     means = LoaderResources(read_cpus=load.cores / 2, threads=load.cores)
 

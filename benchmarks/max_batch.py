@@ -131,7 +131,7 @@ def _peak(config: Config, num_classes: int, images: int, device: torch.device, b
 
 
 def _train(config: Config, num_classes: int, images: int, device: torch.device) -> None:
-    classes = Classes.named([f"class_{k}" for k in range(num_classes)])
+    classes = Classes.from_names([f"class_{k}" for k in range(num_classes)])
     trained = build_train_state(config, build_model(config, classes), device)
     loss = build_loss(config.loss, num_classes, [1] * num_classes)
     size = (config.data.crop, config.data.crop)
@@ -140,7 +140,7 @@ def _train(config: Config, num_classes: int, images: int, device: torch.device) 
         "mask": torch.randint(0, num_classes, (images, *size)),
         "row": torch.arange(images),
     }
-    for _ in trained.steps(trained.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
+    for _ in trained.train_steps(trained.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
         pass
 
 

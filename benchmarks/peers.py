@@ -84,7 +84,7 @@ class Implementation:
     loss: Callable[[], Tensor]
     case: Case
 
-    def infer(self) -> Tensor:
+    def forward_inference(self) -> Tensor:
         """Returns the logits, in evaluation mode and without gradients."""
         self.model.eval()
         with torch.inference_mode(), self._autocast():
@@ -182,5 +182,5 @@ def count_macs(name: str, case: Case) -> int:
 
 def max_relative_difference(ours: Implementation, peer: Implementation) -> float:
     """Returns the largest difference of two contenders' logits, relative to their range."""
-    mine, other = ours.infer().float(), peer.infer().float()
+    mine, other = ours.forward_inference().float(), peer.forward_inference().float()
     return float((mine - other).abs().max() / (other.max() - other.min()))

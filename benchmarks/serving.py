@@ -99,7 +99,7 @@ def _beside(
         with _alone() as one:
             load = one.submit(apply_load, LoadPlan(url, what, CLIENTS, asked.seconds)).result()
         if load.failed:
-            raise ServingError(f"{url} answered {load.failed[0].status}: {load.failed[0].said}")
+            raise ServingError(f"{url} answered {load.failed[0].status}: {load.failed[0].message}")
         return load.rate
 
     contenders: list[Callable[[], float]] = [

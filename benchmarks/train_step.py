@@ -112,7 +112,7 @@ def _times(
 ) -> dict[str, list[list[float]]]:
     """Returns the seconds of every turn, by measure and contender."""
     say(f"inference, {turns} turns each ...")
-    inference = time_interleaved([one.infer for one in contenders], turns, device)
+    inference = time_interleaved([one.forward_inference for one in contenders], turns, device)
     say(f"train step, {turns} turns each ...")
     steps = [partial(one.train_step, one.optimiser()) for one in contenders]
     return {"inference": inference, "train_step": time_interleaved(steps, turns, device)}

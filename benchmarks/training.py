@@ -198,7 +198,7 @@ def _stream(job: RunSpec) -> Iterator[Batch]:
     config, context = job.config, get_context()
     source = SplitReader(config.data.root, job.manifest.split(config.data.train_split))
     slots = rank_slots(context.get_world_rank(), context.get_world_size(), config.train.batch)
-    plan = build_epoch_plan(source, config, job.times)
+    plan = build_epoch_plan(source, config, job.draws_per_row)
     augment = Augmenter(config.data, job.manifest.classes.ignore_id)
     return training_batches(source, plan, slots, 0, IN_MEMORY, augment, loader_resources(config, job.placement))
 

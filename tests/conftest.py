@@ -77,7 +77,7 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
         known = {"bytes": (copy / shard.path).stat().st_size, "digest": content_hash(*map(str.encode, digests))}
         shards.append(shard.model_copy(update=known))
     splits = manifest.splits | {"train": train.model_copy(update={"shards": tuple(shards)})}
-    (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).sealed().model_dump_json())
+    (copy / MANIFEST).write_text(manifest.model_copy(update={"splits": splits}).with_digest().model_dump_json())
     return copy
 
 

@@ -19,7 +19,7 @@ def test_a_log_shows_every_validation_and_the_time_left(tmp_path):
     console = Console(file=out, width=200)
     journal = Journal(tmp_path)
     with TrainingProgress(console, 40) as progress:
-        progress.watch(tmp_path)
+        progress.follow(tmp_path)
         for step in range(10, 41, 10):
             more = {"val/miou": 0.25, "val/aacc": 0.75} if step % 20 == 0 else {}
             journal.write("metrics", step=step, values=VALUES | more)
@@ -34,7 +34,7 @@ def test_brackets_are_shown_as_they_are(tmp_path):
     out = io.StringIO()
     journal = Journal(tmp_path)
     with TrainingProgress(make_console(file=out), 40) as progress:
-        progress.watch(tmp_path)
+        progress.follow(tmp_path)
         journal.write("event", text="[enforce fail] at [/data]")
     print_scores(make_console(file=out), "[val]", scores_from_confusion(np.diag([5, 0]), ["[car]", "[bold]"]))
     for part in ("[enforce fail] at [/data]", "[val]", "[car]", "[bold]"):

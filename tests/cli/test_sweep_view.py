@@ -19,8 +19,8 @@ def view():
     made = config.build({"train.steps": 100, "train.val_every": 5, "optim.warmup_steps": 1, "tune": tune})
     trials = [
         Trial(0, {"optim.lr": 1e-3}, State.RUNNING, {50: 0.25, 100: 0.5}),
-        Trial(1, {"optim.lr": 1e-4}, State.PAUSED, {15: 0.125}, why="not among the best at step 15"),
-        Trial(2, {"optim.lr": 1e-2}, State.FAILED, why="no memory for [/data]"),
+        Trial(1, {"optim.lr": 1e-4}, State.PAUSED, {15: 0.125}, reason="not among the best at step 15"),
+        Trial(2, {"optim.lr": 1e-2}, State.FAILED, reason="no memory for [/data]"),
     ]
     sweeping = SweepController(build_scheduler(made), build_search(made), 8, made.tune.metric, trials)
     return SweepView(made, Path("/results/sweep"), SweepEstimate(8, 2, 800, 230, 0.5, 1.0), sweeping, lambda: 60.0)
@@ -29,7 +29,7 @@ def view():
 def test_a_log_says_what_it_will_cost_and_what_becomes_of_each_trial():
     out = io.StringIO()
     with SweepProgress(make_console(file=out)) as progress:
-        progress.watch(view())
+        progress.follow(view())
     said = out.getvalue()
     for part in (
         "sweep sweep: 8 trials of 100 steps, 2 at once",

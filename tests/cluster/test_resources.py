@@ -93,15 +93,15 @@ def test_trials_all_run_at_once_or_the_request_is_refused(nodes, workers, device
         assert workers * (wanted or 1) > room
         return
     assert found.placement.workers == workers
-    assert found.count == wanted or wanted is None
+    assert found.num_concurrent == wanted or wanted is None
     free = [[node.cpus, node.gpus] for node in nodes]
-    for _ in range(found.count * workers):
+    for _ in range(found.num_concurrent * workers):
         fits = [node for node in free if node[0] >= found.placement.cpus and node[1] >= found.placement.gpus]
         assert fits
         taken = random.choice(fits)
         taken[0] -= found.placement.cpus
         taken[1] -= found.placement.gpus
-    assert sum(cpus for cpus, _ in free) >= found.count * workers * READ_CPUS
+    assert sum(cpus for cpus, _ in free) >= found.num_concurrent * workers * READ_CPUS
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_trials_all_run_at_once_or_the_request_is_refused(nodes, workers, device
     ],
 )
 def test_so_many_trials_at_once(nodes, workers, device, wanted, count):
-    assert allocate_trials(nodes, workers, device, wanted).count == count
+    assert allocate_trials(nodes, workers, device, wanted).num_concurrent == count
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_published_recipe_is_the_papers(name):
         0.5,
         True,
     )
-    assert found.loss.weighted() == {"cross_entropy": 1.0}
+    assert found.loss.weight_by_loss() == {"cross_entropy": 1.0}
     assert (found.model.drop_path, found.model.dropout, found.model.head) == (0.1, 0.1, "official")
 
 

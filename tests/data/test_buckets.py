@@ -48,7 +48,7 @@ def test_a_bucket_gets_the_same_dataset_as_a_folder(place, tmp_path):
     assert there == here == read_manifest(uri)
     assert names() == ["dataset.json", *(shard.path for split in here.splits.values() for shard in split.shards)]
     found = validate_dataset(uri)
-    assert (found.faults, found.doubts, found.splits["train"].rows) == ([], [], 20)
+    assert (found.errors, found.warnings, found.splits["train"].rows) == ([], [], 20)
     with pytest.raises(DataError, match=r"output s3://segray-made/\S+ holds a dataset"):
         convert_dataset(FOUND, uri)
 

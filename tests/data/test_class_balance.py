@@ -85,7 +85,7 @@ def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperat
     data = config.build({"data.sampler": "rare_class", "data.temperature": temperature}).data
     times = draws_per_epoch(camvid, data)
     plan = EpochPlan(camvid.group_rows(), 8, 0, 64, times)
-    rows = plan.share(0, 20 * plan.quota // 8, range(8)).rows.reshape(-1)
+    rows = plan.assignments(0, 20 * plan.epoch_size // 8, range(8)).rows.reshape(-1)
     for name, index in (("pedestrian", 9), ("bicyclist", 10)):
         has = pixels[:, index] > 0
         before, asked, drawn = has.mean(), times[has].sum() / times.sum(), has[rows].mean()

@@ -202,7 +202,7 @@ def test_rows_in_the_clusters_memory_make_the_same_batches_and_no_file_is_read(s
     copy = SplitReader(shutil.copytree(source.root, tmp_path / "copy").__fspath__(), source.split)
     shared = share_split(copy)
     shutil.rmtree(tmp_path / "copy")
-    means = replace(MEANS, shared=shared)
+    means = replace(MEANS, shared_split=shared)
     assert_same(batches(copy, range(BATCH), 3, 15, means=means), batches(source, range(BATCH), 3, 15))
     rows = list(evaluation_rows(copy, range(source.split.rows), None, 32, means))
     assert_same(rows, list(evaluation_rows(source, range(source.split.rows), None, 32, MEANS)))

@@ -131,7 +131,7 @@ def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_pa
     there, path = pyarrow.fs.FileSystem.from_uri(uri)
     there.create_dir("segray-speed")
     pyarrow.fs.copy_files(str(tmp_path / "large"), path, destination_filesystem=there)
-    groups = list(range(len(here.group_rows())))
+    groups = list(range(len(here.rows_per_group())))
     rates = {}
     for name, source in (("local disk", here), ("S3-compatible server", train(uri))):
         source.read(groups[:1])

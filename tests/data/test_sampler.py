@@ -132,9 +132,9 @@ def test_a_plan_is_pure_and_travels(plan):
 
 def test_epochs_and_seeds_differ():
     plan = EpochPlan((16,) * 10, 4, 7)
-    first, second = plan.share(0, 40, range(4)).rows, plan.share(40, 80, range(4)).rows
+    first, second = plan.assignments(0, 40, range(4)).rows, plan.assignments(40, 80, range(4)).rows
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, EpochPlan((16,) * 10, 4, 8).share(0, 40, range(4)).rows)
+    assert not np.array_equal(first, EpochPlan((16,) * 10, 4, 8).assignments(0, 40, range(4)).rows)
     draws = [
         (seed, epoch, row, copy) for seed in range(5) for epoch in range(5) for row in range(40) for copy in (0, 1)
     ]
@@ -143,7 +143,7 @@ def test_epochs_and_seeds_differ():
 
 def test_in_a_large_split_a_slot_reads_each_group_once_and_a_batch_is_mixed():
     plan = EpochPlan((16,) * 1000, 8, 0, 64)
-    rows = plan.share(0, 2000, range(8)).rows  # one epoch
+    rows = plan.assignments(0, 2000, range(8)).rows  # one epoch
     for slot in range(8):
         groups = [set((rows[run.start : run.stop, slot] // 16).tolist()) for run in plan.windows(0, 2000)]
         assert sum(map(len, groups)) <= len(set.union(*groups)) + len(groups)  # but for one that a border cuts
@@ -153,5 +153,5 @@ def test_in_a_large_split_a_slot_reads_each_group_once_and_a_batch_is_mixed():
 
 def test_a_small_split_is_shuffled_whole():
     plan = EpochPlan((16,) * 40, 8, 0, 80)
-    slots = [set((plan.share(0, 80, [slot]).rows // 16).reshape(-1).tolist()) for slot in range(8)]
+    slots = [set((plan.assignments(0, 80, [slot]).rows // 16).reshape(-1).tolist()) for slot in range(8)]
     assert min(map(len, slots)) > 30

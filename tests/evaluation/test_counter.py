@@ -13,7 +13,7 @@ from segray.evaluation.metrics.confusion import class_counts, confusion_matrix
 from segray.inference.segment import InferenceConfig, segment_with_confidence
 from segray.models.build import build_model
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 EVERYTHING = CountSpec(3, 255, calibration=True, boundary=(1, 3), trimap=(2,), images=True)
 
 
@@ -58,10 +58,10 @@ def test_counts_do_not_depend_on_threads_and_hold_every_pixel(model, threads):
 
 def test_any_sharding_and_order_adds_up_to_the_same(model):
     whole = accumulate_counts(model, rows(6), EVERYTHING, 1)
-    total = Counts.none(EVERYTHING)
+    total = Counts.zeros(EVERYTHING)
     for part in ([5, 1], [3], [], [0, 4, 2]):
         some = list(rows(6))
-        total.add(accumulate_counts(model, [some[index] for index in part], EVERYTHING, 1))
+        total.merge(accumulate_counts(model, [some[index] for index in part], EVERYTHING, 1))
     assert alike(total, whole)
 
 
@@ -76,12 +76,12 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_what_is_counted_is_what_the_metrics_say_of_each_image(model):
     found = accumulate_counts(model, rows(3), EVERYTHING, 1)
-    expected = Counts.none(EVERYTHING)
+    expected = Counts.zeros(EVERYTHING)
     for row in rows(3):
         mask = row["mask"][0]
         ids, sure = (one[0] for one in segment_with_confidence(model, row["image"], tuple(mask.shape)))
         matrix = confusion_matrix(ids, mask, 3, 255).numpy()
-        assert np.array_equal(found.images[int(row["row"])].whole(3), class_counts(matrix))
+        assert np.array_equal(found.images[int(row["row"])].dense(3), class_counts(matrix))
         expected.confusion += matrix
         expected.bins += calibration_bins(ids, sure, mask, 255).numpy()
         for width in (1, 3):

@@ -55,8 +55,8 @@ def test_settings_that_are_given_are_laid_over_the_models_own(folder, streets, p
     assert (found.settings.align, found.settings.mode) == (64, "slide")
     assert found.counts.confusion.sum() == plain.counts.confusion.sum() == found.counts.bins[:, 0].sum()
     assert not np.array_equal(found.counts.confusion, plain.counts.confusion)
-    assert found.found.calibration is not None
-    assert 0 < found.found.trimap[3].pixels < found.found.scores.pixels
+    assert found.results.calibration is not None
+    assert 0 < found.results.trimap[3].pixels < found.results.scores.pixels
     assert found.counts.boundary[2][:, 1].sum() > 0
     named = flat_metrics(found)
     assert {"val/ece", "val/boundary_2/miou", "val/trimap_3/miou"} <= named.keys()
@@ -71,7 +71,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_listed(folder, spoilt, street
     expected = set(range(41)) - {5, 30}
     assert set(found.counts.images) == expected
     for row in expected:
-        ours, theirs = (one.counts.images[row].whole(found.classes.num_classes) for one in (found, whole))
+        ours, theirs = (one.counts.images[row].dense(found.classes.num_classes) for one in (found, whole))
         assert np.array_equal(ours, theirs)
 
 
@@ -86,7 +86,7 @@ def test_a_split_a_column_or_classes_that_are_not_there_are_named(folder, street
     ):
         with pytest.raises(DataError, match=said):
             slice_labels(source, slices)
-    other = Classes.named(["road", "moose"])
+    other = Classes.from_names(["road", "moose"])
     meta = checkpoint.Meta(step=1, metrics={}, confusion=[], dataset_digest="", versions={})
     settings = config.build({})
     (tmp_path / "other").mkdir()

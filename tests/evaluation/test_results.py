@@ -27,9 +27,9 @@ def matrices():
 
 @pytest.fixture
 def counts(matrices):
-    total = Counts.none(WANTED)
+    total = Counts.zeros(WANTED)
     total.confusion = matrices.sum(0)
-    total.images = {row: ImageCounts.of(matrix) for row, matrix in enumerate(matrices)}
+    total.images = {row: ImageCounts.from_confusion(matrix) for row, matrix in enumerate(matrices)}
     total.boundary[2] = np.array([[1, 2, 4], [3, 3, 3], [0, 0, 0]])
     total.bins[NUM_BINS - 1] = 10, 5, 10 * 2**16
     return total

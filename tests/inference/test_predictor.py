@@ -12,7 +12,7 @@ from segray.inference.segment import segment
 from segray.models import checkpoint
 from segray.models.build import build_model
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 CONFIG = config.build({"data.short_side": 64})
 
 

@@ -20,7 +20,7 @@ from segray.inference.segment import (
 )
 from segray.models.build import build_model
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,8 @@ def test_half_precision_is_close_and_full_where_it_is_resized(model, dtype):
 
 
 def test_settings_make_a_mode_and_impossible_ones_are_refused():
-    assert InferenceConfig.of(config.build({})) == WHOLE_IMAGE.__class__(windows=4)
-    made = InferenceConfig.of(
+    assert InferenceConfig.from_config(config.build({})) == WHOLE_IMAGE.__class__(windows=4)
+    made = InferenceConfig.from_config(
         config.build({"eval.mode": "slide", "data.crop": 256, "eval.scales": [0.5, 1], "eval.flip": True})
     )
     assert (made.crop, made.stride, made.scales, made.flip) == (256, 192, (0.5, 1.0), True)
@@ -168,9 +168,9 @@ def test_settings_make_a_mode_and_impossible_ones_are_refused():
         with pytest.raises(ConfigError, match=said):
             config.build(wrong)
     small = config.build({"data.crop": 256})
-    assert small.looked_at(EvalConfig(mode="slide", stride=256)).eval.stride == 256
+    assert small.with_eval_overrides(EvalConfig(mode="slide", stride=256)).eval.stride == 256
     with pytest.raises(ConfigError, match="eval.stride is 300; expected at most a window's 256"):
-        small.looked_at(EvalConfig(mode="slide", stride=300))
+        small.with_eval_overrides(EvalConfig(mode="slide", stride=300))
 
 
 def test_windows_that_leave_pixels_out_are_refused():

@@ -10,7 +10,7 @@ from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.training.engine.optim import build_optimizer, optimizer_state_by_name
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 CONFIG = config.build({"model.variant": "b0", "data.short_side": 64})
 META = checkpoint.Meta(
     step=7,

@@ -112,7 +112,7 @@ def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys
 @pytest.mark.slow
 def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, folder, tmp_path, capsys):
     ours = checkpoint.load_classes(folder).names
-    other = _other(folder, tmp_path, 7, Classes.named(["lava", *ours[1:]]))
+    other = _other(folder, tmp_path, 7, Classes.from_names(["lava", *ours[1:]]))
     run_id = store.client.create_run(store.experiment).info.run_id
     register_checkpoint(store.client, run_id, other, "s", ["champion"])
     words = ["--version", 1, "--split", "val", "--promote.slower", "9", "--dry-run"]

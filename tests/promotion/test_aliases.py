@@ -113,7 +113,7 @@ def test_a_repair_that_is_killed_is_repaired(store, served):
 
 
 def test_a_process_that_really_dies_between_two_aliases_leaves_a_plan_that_others_carry_out(store, served):
-    code = f"from tests.promotion.test_moves import die_half_way; die_half_way({store.uri!r})"
+    code = f"from tests.promotion.test_aliases import die_half_way; die_half_way({store.uri!r})"
     died = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60, check=False)
     assert died.returncode == 9
     assert get_aliases(store.client, "streets")["previous"] == "2"

@@ -48,10 +48,10 @@ def test_both_are_counted_on_the_same_rows_and_a_twin_gains_nothing(candidate, s
     monkeypatch.setattr(evidence, "NUM_TIMED_IMAGES", 4)
     found = measure_candidates(candidate, replace(candidate, version="1"), config.build({}), str(streets), "val")
     assert (found.challenger.version, found.champion.version) == ("2", "1")
-    assert found.challenger.miou == found.champion.miou == found.evaluation.found.scores.miou
+    assert found.challenger.miou == found.champion.miou == found.evaluation.results.scores.miou
     assert found.challenger.classes == checkpoint.load_classes(candidate.folder).names
     assert tuple(found.comparison.miou.interval) == (0, 0)
-    assert found.comparison.miou.support == 7
+    assert found.comparison.miou.num_samples == 7
     assert found.challenger.differs == ""
     assert found.challenger.size_mib == (candidate.folder / checkpoint.WEIGHTS).stat().st_size / 2**20
     assert 0.2 < found.challenger.latency_ms / found.champion.latency_ms < 5
@@ -63,14 +63,14 @@ def test_a_champion_of_other_classes_is_timed_and_not_counted(candidate, copy, s
     classes = checkpoint.load_classes(copy.folder).model_copy(update={"names": tuple(names)})
     (copy.folder / checkpoint.CLASSES).write_text(classes.model_dump_json())
     found = measure_candidates(candidate, copy, config.build({}), str(streets), "val")
-    assert (found.comparison, found.other, found.champion.miou) == (None, None, None)
+    assert (found.comparison, found.champion_evaluation, found.champion.miou) == (None, None, None)
     assert found.champion.classes == tuple(names)
     assert found.champion.latency_ms > 0
 
 
 def test_images_come_from_all_over_the_split_and_each_is_one(streets, spoilt, images):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
-    rows = source.columns(["image"])["image"].to_pylist()
+    rows = source.read_columns(["image"])["image"].to_pylist()
     found = [rows.index(one) for one in images]
     assert len(set(found)) == NUM_TIMED_IMAGES
     assert (found[0], found[-1]) == (0, 40)

@@ -33,7 +33,7 @@ from segray.tracking import registry
 from segray.tracking.registry import download_checkpoint, register_checkpoint
 from tests.promotion.conftest import Dying, Killed
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 ROWS = 30
 RIGHT = {"1": 0.5, "2": 0.6, "3": 0.8}
 """How often each version is right."""
@@ -77,7 +77,7 @@ def counts(right, seed):
     for row in range(ROWS):
         truth, guess = truths.integers(0, 3, 400), random.integers(0, 3, 400)
         own = np.bincount(truth * 3 + np.where(random.random(400) < right, truth, guess), minlength=9).reshape(3, 3)
-        found.images[row] = ImageCounts.of(own)
+        found.images[row] = ImageCounts.from_confusion(own)
         found.confusion += own
     return found
 
@@ -87,7 +87,7 @@ def evaluation(version, split):
     found, ids = counts(RIGHT[version], int(version)), {row: f"{split}/{row}" for row in range(ROWS)}
     return Evaluation(
         counts=found,
-        found=compute_results(found, CLASSES.names, ids, count=100),
+        results=compute_results(found, CLASSES.names, ids, count=100),
         ids=ids,
         classes=CLASSES,
         split=split,
@@ -121,7 +121,7 @@ def promoted(store, version=None, said=None, **told):
         "/data/streets",
         "test",
         PromotionOptions(store.config.promote, **told),
-        is_dry=store.config.name == "dry",
+        dry_run=store.config.name == "dry",
     )
     return promote.promote(store.config, wish, (said if said is not None else []).append, patience_s=0)
 
@@ -347,7 +347,7 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
     def failing(*_):
         raise OSError("disk I/O error")
 
-    monkeypatch.setattr(promote.record, "decided", failing)
+    monkeypatch.setattr(promote.audit, "record_decision", failing)
     with pytest.raises(RegistryError, match="does not answer as it should: disk I/O error; repeat the command"):
         promoted(store)
 

@@ -70,7 +70,7 @@ class Store:
     def windowed(self, number, encoded):
         """What it makes of it in windows."""
         folder = self._folders[number]
-        settings = checkpoint.load_config(folder).looked_at(EvalConfig(mode="slide"))
+        settings = checkpoint.load_config(folder).with_eval_overrides(EvalConfig(mode="slide"))
         return Predictor(folder, config=settings)(decode_image(encoded))
 
     @property
@@ -114,9 +114,9 @@ class Served:
         self.desk = Gateway(settings, self.replica, self.watcher, token and sha256(token.encode()).digest(), "f1")
 
     async def ready(self):
-        await self.watcher.begin()
-        await self.replica.begin()
-        self.desk.begin()
+        await self.watcher.start()
+        await self.replica.start()
+        self.desk.start()
 
     async def until(self, holds, seconds=10):
         """Waits for something to hold of the state, and returns that."""

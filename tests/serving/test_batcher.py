@@ -34,8 +34,8 @@ def ran(*asked, most=4):
             await asyncio.sleep(0.005)
         slow.go.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert batcher.waiting == 0
-        assert batcher.begun is None
+        assert batcher.num_pending == 0
+        assert batcher.batch_started_at is None
         return found, slow.batches
 
     return asyncio.run(run())

@@ -153,8 +153,8 @@ def test_a_replica_that_cannot_load_the_champion_takes_the_last_that_was_good(st
             store.set("champion", number)
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
             late = Replica(found.settings, "cpu", found.watcher, "r2")
-            await late.begin()
-            return (await late.segment(picture(), ResponseOptions())).version
+            await late.start()
+            return (await late.segment(picture(), ResponseOptions())).get
 
     assert asyncio.run(run()) == "1"
 
@@ -175,7 +175,7 @@ def test_a_watcher_does_not_start_without_a_version(store):
     async def run():
         await VersionController(
             ServeConfig(alias="staging"), ModelCache(MODEL, store.uri, store.place / "served")
-        ).begin()
+        ).start()
 
     with pytest.raises(SegrayError, match="staging"):
         asyncio.run(run())
@@ -225,7 +225,7 @@ def test_without_canary_or_shadow_the_challenger_is_not_even_loaded(store):
 
 
 def test_versions_agree_by_the_names_of_their_classes():
-    ours, theirs = Classes.named(["road", "car", "sky"]), Classes.named(["sky", "road", "tree"])
+    ours, theirs = Classes.from_names(["road", "car", "sky"]), Classes.from_names(["sky", "road", "tree"])
     found = count_agreeing_pixels(np.array([[0, 1, 2, 2]]), ours, np.array([[1, 0, 0, 2]]), theirs)
     assert found == 2  # road is road, sky is sky; a tree is no class of ours
 
@@ -234,10 +234,10 @@ def test_a_version_is_fetched_again_if_its_number_means_another_one(tmp_path, em
     made = Store(tmp_path / "anew", empty_store)
     made.add(0)
     shelf = ModelCache(MODEL, made.uri, tmp_path / "served")
-    first = shelf.version("1")
+    first = shelf.get("1")
     made.client.delete_registered_model(MODEL)
     assert made.add(5) == "1"
-    assert first.files[checkpoint.WEIGHTS] != shelf.version("1").files[checkpoint.WEIGHTS]
+    assert first.files[checkpoint.WEIGHTS] != shelf.get("1").files[checkpoint.WEIGHTS]
 
 
 def test_only_what_is_needed_is_kept(store):
@@ -281,12 +281,12 @@ def test_what_somebody_counted_who_is_gone_still_counts(store, monkeypatch):
     async def run():
         async with served(store) as found:
             await found.until(lambda state: state.serving == ("1",))
-            await found.watcher.check_in(StatusReport("gone", {key: 3}, serving="1"))
+            await found.watcher.sync(StatusReport("gone", {key: 3}, serving="1"))
             assert (await found.watcher.state()).serving == ("1", "1")
             monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", -1.0)
             await found.watcher.state()
             monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", 15.0)
-            await found.watcher.check_in(StatusReport("new", {key: 4}))
+            await found.watcher.sync(StatusReport("new", {key: 4}))
             return await found.watcher.state()
 
     assert asyncio.run(run()).counts[key] == 7
@@ -331,7 +331,7 @@ def test_a_forward_pass_that_hangs_is_bad_health(store, monkeypatch):
         found.replica.check_health()
         monkeypatch.setattr("segray.serving.replica.FORWARD_TIMEOUT_S", 0.0)
         found.replica.check_health()
-        found.replica._batcher.begun = 0.0
+        found.replica._batcher.batch_started_at = 0.0
         with pytest.raises(ServingError, match="forward pass"):
             found.replica.check_health()
 
@@ -343,11 +343,11 @@ def test_who_was_only_slow_is_not_counted_twice(store, monkeypatch):
 
     async def run():
         async with served(store) as found:
-            await found.watcher.check_in(StatusReport("slow", {key: 3}))
+            await found.watcher.sync(StatusReport("slow", {key: 3}))
             monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", -1.0)
             await found.watcher.state()
             monkeypatch.setattr("segray.serving.controller.CLIENT_TIMEOUT_S", 15.0)
-            await found.watcher.check_in(StatusReport("slow", {key: 5}))
+            await found.watcher.sync(StatusReport("slow", {key: 5}))
             return await found.watcher.state()
 
     assert asyncio.run(run()).counts[key] == 5
@@ -375,11 +375,11 @@ def test_a_replica_checks_in_while_it_loads(store, monkeypatch):
 
 def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch):
     shelf = ModelCache(MODEL, store.uri, store.place / "served")
-    shelf.version("1")
+    shelf.get("1")
     store.client.set_model_version_tag(MODEL, "1", "note", str(time.time()))
     with ThreadPoolExecutor(4) as pool:
         monkeypatch.setattr(registry, "download_checkpoint", lambda *_: pytest.fail("fetched again"))
-        found = list(pool.map(shelf.version, ["1"] * 4))
+        found = list(pool.map(shelf.get, ["1"] * 4))
     assert all(one.files == found[0].files for one in found)
     assert "note" in found[0].tags
 
@@ -387,15 +387,15 @@ def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch
 def test_a_file_that_was_attached_to_a_version_travels_with_it(store):
     number = store.add(5)
     weights_of(store, number).with_name("model.onnx").write_bytes(b"onnx")
-    assert ModelCache(MODEL, store.uri, store.place / "served").version(number).files["model.onnx"] == b"onnx"
+    assert ModelCache(MODEL, store.uri, store.place / "served").get(number).files["model.onnx"] == b"onnx"
 
 
 @pytest.mark.parametrize("part", [checkpoint.CONFIG, checkpoint.WEIGHTS])
 def test_a_kept_version_that_lost_a_file_is_fetched_again(store, part):
     shelf = ModelCache(MODEL, store.uri, store.place / "served")
-    first = shelf.version("1")
+    first = shelf.get("1")
     next((store.place / "served").rglob(part)).unlink()
-    assert shelf.version("1").files == first.files
+    assert shelf.get("1").files == first.files
 
 
 def test_a_watcher_that_meets_an_unknown_error_tells_it_and_goes_on(store, monkeypatch):
@@ -419,9 +419,9 @@ def test_a_new_watcher_learns_the_good_version_from_who_serves_it_and_keeps_it(s
             store.set("champion", number)
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
             anew = VersionController(found.settings, ModelCache(MODEL, store.uri, store.place / "served"))
-            await anew.begin()
-            await anew.check_in(StatusReport("r1", {}, serving="1"))
-            return (await anew.state()).wanted.good, (await anew.version("1")).number
+            await anew.start()
+            await anew.sync(StatusReport("r1", {}, serving="1"))
+            return (await anew.state()).wanted.fallback, (await anew.version("1")).number
 
     assert asyncio.run(run()) == ("1", "1")
 
@@ -444,7 +444,7 @@ def test_a_canary_of_other_classes_is_told_and_answers_nobody(store, monkeypatch
     async def run():
         async with served(store, canary=1.0) as found:
             await found.until(lambda state: state.wanted.challenger == "2" and "2" in state.described)
-            found.replica._loaded["2"].classes = Classes.named([f"c{number}" for number in range(8)])
+            found.replica._loaded["2"].classes = Classes.from_names([f"c{number}" for number in range(8)])
             await found.until(lambda state: any("its classes are not" in one for one in state.problems))
             return await mask(found, picture())
 

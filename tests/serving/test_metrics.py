@@ -13,8 +13,8 @@ def samples(text):
 def test_counts_of_several_add_up_as_prometheus_reads_them():
     ours, theirs = Counters(), Counters()
     for tally, status in ((ours, "200"), (ours, "200"), (theirs, "200"), (theirs, "422")):
-        tally.add("segray_requests", "/v1/segment", status)
-    ours.add("segray_class_pixels", "3", 'a "road"', by=7)
+        tally.inc("segray_requests", "/v1/segment", status)
+    ours.inc("segray_class_pixels", "3", 'a "road"', by=7)
     found = samples(render_prometheus(sum_counters([ours.counts, theirs.counts]), {}))
     path = ("path", "/v1/segment")
     assert found["segray_requests_total", path, ("status", "200")] == 3

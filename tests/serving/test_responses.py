@@ -15,7 +15,7 @@ from segray.data.images import decode_mask
 from segray.serving import responses
 from segray.serving.requests import ResponseOptions
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 AREAS = arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 1))
 
 
@@ -77,7 +77,7 @@ def test_the_mask_is_its_png_and_the_overlay_mixes_the_colours():
 
 
 def test_classes_beyond_256_keep_their_ids():
-    classes = Classes.named([f"c{number}" for number in range(300)])
+    classes = Classes.from_names([f"c{number}" for number in range(300)])
     mask = np.array([[299, 0]], np.uint16)
     found = responses.mask_summary(
         mask,

@@ -11,7 +11,7 @@ from segray.evaluation.metrics.bootstrap import Interval
 from segray.models.checkpoint import Meta
 from segray.tracking.model_card import MAX_CLASSES, CardData, SplitScores, render_card, validation_scores
 
-CLASSES = Classes.named(["road", "car", "a|b"])
+CLASSES = Classes.from_names(["road", "car", "a|b"])
 CONFIG = config.build({"model.variant": "b2", "data.crop": 256, "optim.lr": "3e-4", "data.short_side": 480})
 METRICS = {"val/miou": 0.5, "val/macc": 0.6, "val/aacc": 0.75, "val/iou/road": 0.625, "val/iou/car": 0.375}
 META = Meta(step=4000, metrics=METRICS, dataset_digest="d1g", versions={"torch": "2.13"})
@@ -74,7 +74,7 @@ def test_limits_name_what_nothing_is_known_of_and_code_of_ones_own(facts):
 
 
 def test_a_card_of_many_classes_fits_where_a_database_keeps_it(facts):
-    many = Classes.named([f"a class with a long name {number}" for number in range(150)])
+    many = Classes.from_names([f"a class with a long name {number}" for number in range(150)])
     scored = replace(TEST, classes=dict.fromkeys(many.names, 0.3), intervals=dict.fromkeys(many.names, TEST.interval))
     card = render_card(replace(facts, classes=many, scored=[scored, scored]))
     assert f"and {150 - MAX_CLASSES} more" in card

@@ -35,7 +35,7 @@ from segray.tracking import model_card, package
 from segray.tracking.client import connect_mlflow, with_retries
 from segray.tracking.registry import LOCK, download_checkpoint, register_checkpoint
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 
 
 @pytest.fixture(scope="module")

@@ -50,10 +50,10 @@ def runs(uri):
 
 
 def test_trials_are_below_their_sweep_and_each_there_once(sweep, uri):
-    SweepUploader(sweep, uri).drain()
+    SweepUploader(sweep, uri).flush()
     family = SweepUploader(sweep, uri)
-    family.drain()
-    family.drain()
+    family.flush()
+    family.flush()
     found, count = runs(uri)
     assert count == 4
     for number in range(3):
@@ -65,22 +65,22 @@ def test_trials_are_below_their_sweep_and_each_there_once(sweep, uri):
 
 def test_what_comes_later_is_sent_later(sweep, uri):
     family = SweepUploader(sweep, uri)
-    family.drain()
+    family.flush()
     Journal(sweep / "trial-001").write("tag", name="segray.outcome", value="stopped")
-    family.drain()
+    family.flush()
     found, _ = runs(uri)
     assert found["trial-001"].data.tags["segray.outcome"] == "stopped"
 
 
 def test_a_trial_waits_for_its_sweep(sweep, uri):
     with pytest.raises(RegistryError, match="the run of the sweep that trial-000 is part of is not there yet"):
-        RunUploader(sweep / "trial-000", uri).drain()
+        RunUploader(sweep / "trial-000", uri).flush()
 
 
 def test_a_trial_that_is_refused_keeps_no_other_back(sweep, uri):
     (sweep / "trial-000/journal.jsonl").write_text('{"kind": "end", "status": "FINISHED", "time_ms": 1}\n')
     with pytest.raises(RegistryError, match="does not begin with the record of its run"):
-        SweepUploader(sweep, uri).drain()
+        SweepUploader(sweep, uri).flush()
     found, _ = runs(uri)
     assert {"trial-001", "trial-002"} < set(found)
 
@@ -93,7 +93,7 @@ def warm(uri, **over):
 
 def test_an_earlier_sweep_is_known_by_name_and_by_id(sweep, uri):
     family = SweepUploader(sweep, uri)
-    family.drain()
+    family.flush()
     for name in ("sweep", family.run_id):
         found = sorted(warm(uri, warm_start=name), key=lambda one: one.values["optim.lr"])
         assert [(one.values, one.found) for one in found] == [
@@ -103,7 +103,7 @@ def test_an_earlier_sweep_is_known_by_name_and_by_id(sweep, uri):
 
 
 def test_trials_outside_the_space_are_left_out(sweep, uri):
-    SweepUploader(sweep, uri).drain()
+    SweepUploader(sweep, uri).flush()
     (only,) = warm(uri, space={"optim.lr": {"uniform": [0.005, 0.1]}, "data.crop": {"int": [32, 96]}})
     assert only.values == {"optim.lr": 1e-2, "data.crop": 64}
     with pytest.raises(DataError, match="which has 3 trials, none of them with all of optim.lr in this space"):
@@ -118,7 +118,7 @@ def test_only_trials_that_did_not_fail_are_known(sweep, uri):
         journal = begin(sweep / name, name, params, parent="parent", number=9)
         journal.write("metrics", step=4, values={"val/miou": 0.9})
         journal.write("end", status=status)
-    SweepUploader(sweep, uri).drain()
+    SweepUploader(sweep, uri).flush()
     assert sum(one.values["loss.terms"] == ["focal"] for one in warm(uri)) == 1
 
 
@@ -126,13 +126,13 @@ def test_what_was_stopped_is_known_with_what_it_would_have_ended_at(sweep, uri):
     journal = Journal(sweep / "trial-002")
     for step in range(5, 50, 5):
         journal.write("metrics", step=step, values={"val/miou": 0.8 * (1 - 2.718281828 ** (-step / 40))})
-    SweepUploader(sweep, uri).drain()
+    SweepUploader(sweep, uri).flush()
     (slow,) = [one for one in warm(uri) if one.values["optim.lr"] == 1e-4]
     assert slow.found["val/miou"] == pytest.approx(0.8 * (1 - 2.718281828 ** (-100 / 40)), abs=0.03)
 
 
 def test_a_choice_may_be_spelt_otherwise(sweep, uri):
-    SweepUploader(sweep, uri).drain()
+    SweepUploader(sweep, uri).flush()
     found = warm(uri, space={"optim.lr": {"choice": ["1e-3", 1e-2]}, "loss.terms": {"choice": ["ohem", "focal"]}})
     assert sorted((str(one.values["optim.lr"]), one.values["loss.terms"]) for one in found) == [
         ("0.01", "ohem"),

@@ -45,18 +45,18 @@ def history(uri, run_id, name="train/loss"):
 
 def test_records_arrive_once_however_often_they_are_sent(tmp_path, journal, store):
     first = RunUploader(tmp_path, store)
-    first.drain()
+    first.flush()
     expected = [(step, 1 / step) for step in range(1, 4)]
     assert history(store, first.run_id) == expected
     assert history(store, first.run_id, DOUBLE) == [(step, 0.5) for step in range(1, 4)]
-    RunUploader(tmp_path, store).drain()
+    RunUploader(tmp_path, store).flush()
     (tmp_path / "uploaded.json").unlink()  # as if it was killed before it noted how far it came
     again = RunUploader(tmp_path, store)
-    again.drain()
+    again.flush()
     assert again.run_id == first.run_id
     assert history(store, first.run_id) == expected
     journal.write("end", status="FINISHED")
-    again.drain()
+    again.flush()
     assert MlflowClient(store).get_run(first.run_id).info.status == "FINISHED"
 
 
@@ -65,7 +65,7 @@ def test_artifacts_lie_beside_the_database_wherever_the_process_stands(tmp_path,
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     journal.write("text", name="config.json", text="{}")
-    RunUploader(tmp_path, store).drain()
+    RunUploader(tmp_path, store).flush()
     assert list(tmp_path.glob("mlartifacts/**/config.json"))
     assert list(elsewhere.iterdir()) == []
 
@@ -75,7 +75,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
     process, uri = serve()
     said = []
     upload = RunUploader(tmp_path, uri)
-    upload.drain()
+    upload.flush()
     process.end()
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     uploading = UploadThread(upload, said.append, every_s=0.05)
@@ -85,14 +85,14 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)
-    assert not uploading.finish()
+    assert not uploading.close()
     assert len(said) == 1
     assert uri in said[0]
     with pytest.raises(RegistryError, match="does not take records"):
-        upload.drain()
+        upload.flush()
     serve()
     later = RunUploader(tmp_path, uri)
-    later.drain()
+    later.flush()
     assert later.run_id == upload.run_id
     assert history(uri, later.run_id) == [(step, 1 / step) for step in range(1, 5)]
     state = json.loads((tmp_path / "uploaded.json").read_text())
@@ -126,17 +126,17 @@ def test_a_record_of_more_metrics_than_mlflow_takes_arrives(tmp_path, store):
     journal.write("run", **RUN)
     journal.write("metrics", step=1, values={f"val/iou/{number}": 0.5 for number in range(1500)})
     upload = RunUploader(tmp_path, store)
-    upload.drain()
+    upload.flush()
     assert len(MlflowClient(store).get_run(upload.run_id).data.metrics) == 1500
 
 
 def test_a_run_that_goes_on_is_running_again_and_the_same(tmp_path, journal, store):
     journal.write("end", status="FAILED")
     first = RunUploader(tmp_path, store)
-    first.drain()
+    first.flush()
     journal.write("resumed")
     again = RunUploader(tmp_path, store)
-    again.drain()
+    again.flush()
     assert again.run_id == first.run_id
     assert MlflowClient(store).get_run(first.run_id).info.status == "RUNNING"
 
@@ -149,7 +149,7 @@ def test_what_the_store_refuses_is_left_out_and_said_and_the_rest_arrives(tmp_pa
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     journal.write("metrics", step=5, values={"x" * 200 + "\n/../": 0.5, "train/loss": 0.2})
     upload = RunUploader(tmp_path, store, said.append)
-    upload.drain()
+    upload.flush()
     assert history(store, upload.run_id)[3:] == [(4, 0.25), (5, 0.2)]
     assert [line.partition(";")[0].partition(":")[0] for line in said] == [
         f"{tmp_path}/predictions/step-000003.png is not there",
@@ -163,7 +163,7 @@ def test_one_refused_record_among_metrics_costs_itself_alone(tmp_path, journal, 
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     said = []
     upload = RunUploader(tmp_path, store, said.append)
-    upload.drain()
+    upload.flush()
     assert history(store, upload.run_id) == [(4, 0.25)]
     assert len(said) == 3
     assert all("MLflow refuses a record of metrics: " in line for line in said)
@@ -173,7 +173,7 @@ def test_one_refused_record_among_metrics_costs_itself_alone(tmp_path, journal, 
 def test_every_class_has_a_metric_of_its_own_and_mlflow_takes_it(tmp_path, journal, store, name):
     journal.write("metrics", step=9, values={f"val/iou/{name}": 0.5, "val/iou/a_b": 0.25})
     upload = RunUploader(tmp_path, store)
-    upload.drain()
+    upload.flush()
     taken = MlflowClient(store).get_run(upload.run_id).data.metrics
     assert sorted(value for key, value in taken.items() if key not in ("train/loss", DOUBLE)) == [0.25, 0.5]
 
@@ -185,15 +185,15 @@ def test_a_run_that_was_moved_is_uploaded_from_where_it_lies(tmp_path, journal, 
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     tmp_path.mkdir()  # the store is to be where it was
     upload = RunUploader(moved, store)
-    upload.drain()
+    upload.flush()
     assert list(tmp_path.glob("mlartifacts/**/predictions/step-000003.png"))
 
 
 def test_another_store_gets_everything_whatever_the_first_has(tmp_path, journal, store):
-    RunUploader(tmp_path, store).drain()
+    RunUploader(tmp_path, store).flush()
     other = f"sqlite:///{tmp_path}/other.db"
     upload = RunUploader(tmp_path, other)
-    upload.drain()
+    upload.flush()
     assert history(other, upload.run_id) == [(step, 1 / step) for step in range(1, 4)]
 
 
@@ -204,9 +204,9 @@ def test_what_was_cut_off_behind_the_run_itself_arrives_the_next_time(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", away)
         with pytest.raises(RegistryError, match="gone"):
-            RunUploader(tmp_path, store).drain()
+            RunUploader(tmp_path, store).flush()
     upload = RunUploader(tmp_path, store)
-    upload.drain()
+    upload.flush()
     run = MlflowClient(store).get_run(upload.run_id)
     assert run.data.params["optim.lr"] == "0.001"
     assert [found.dataset.digest for found in run.inputs.dataset_inputs] == ["abc"]
@@ -214,17 +214,17 @@ def test_what_was_cut_off_behind_the_run_itself_arrives_the_next_time(tmp_path, 
 
 @pytest.mark.parametrize("state", ["", "{}", "[]", '{"offset": '])
 def test_a_record_of_what_is_uploaded_that_cannot_be_read_costs_nothing_but_time(tmp_path, journal, store, state):
-    RunUploader(tmp_path, store).drain()
+    RunUploader(tmp_path, store).flush()
     (tmp_path / "uploaded.json").write_text(state)
     upload = RunUploader(tmp_path, store)
-    upload.drain()
+    upload.flush()
     assert history(store, upload.run_id) == [(step, 1 / step) for step in range(1, 4)]
 
 
 def test_a_journal_without_its_run_is_refused(tmp_path, store):
     Journal(tmp_path).write("metrics", step=1, values={"train/loss": 1.0})
     with pytest.raises(RegistryError, match="does not begin with the record of its run"):
-        RunUploader(tmp_path, store).drain()
+        RunUploader(tmp_path, store).flush()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_artifacts_of_a_database_lie_in_an_absolute_place(uri, place):
 def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
     upload = RunUploader(tmp_path, "http://me:secret@127.0.0.1:9")
     with pytest.raises(RegistryError) as raised:
-        upload.drain()
+        upload.flush()
     assert "http://me:***@127.0.0.1:9" in str(raised.value)
     assert "secret" not in str(raised.value)
     upload._save(0)  # as after records that it took
@@ -260,17 +260,17 @@ def test_whatever_goes_wrong_the_thread_goes_on(tmp_path, journal, store, monkey
     while not said and time.monotonic() < deadline:
         time.sleep(0.01)
     assert uploading.is_alive()
-    assert not uploading.finish()
+    assert not uploading.close()
     assert said == ["MLflow: ZeroDivisionError: division by zero; training goes on and keeps its records."]
 
 
 def test_a_database_that_is_gone_is_said_in_a_line(tmp_path, journal, capfd):
     (tmp_path / "db").mkdir()
     upload = RunUploader(tmp_path, f"sqlite:///{tmp_path}/db/mlflow.db")
-    upload.drain()
+    upload.flush()
     shutil.rmtree(tmp_path / "db")
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     capfd.readouterr()
     with pytest.raises(RegistryError, match=r"does not take records: \(sqlite3.OperationalError\) [^\n]+$"):
-        upload.drain()
+        upload.flush()
     assert capfd.readouterr().err == ""

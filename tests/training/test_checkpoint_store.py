@@ -128,7 +128,7 @@ def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_wai
     for step in (1, 2):
         writer.submit(step, writes(step, score=step / 10))
     writer.wait()
-    assert writer.newest == str(tmp_path / "step-000002")
+    assert writer.latest_path == str(tmp_path / "step-000002")
     meta = checkpoint.load_meta(tmp_path / "step-000002")
     with_sizes = meta.model_copy(update={"files": {checkpoint.WEIGHTS: 101}})
     (tmp_path / "step-000002" / checkpoint.META).write_text(with_sizes.model_dump_json())
@@ -139,10 +139,10 @@ def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_wai
     def fails(_folder):
         raise OSError(28, "No space left on device")
 
-    writer.check()
+    writer.raise_if_failed()
     writer.submit(3, fails)
     until = monotonic() + 10
     while not writer._waiting[0].done():
         assert monotonic() < until
     with pytest.raises(TrainingError, match="No space left"):
-        writer.check()
+        writer.raise_if_failed()

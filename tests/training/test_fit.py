@@ -86,7 +86,7 @@ def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_wo
     counted = json.loads((Path(trained.checkpoint) / checkpoint.META).read_text())["confusion"]
     found = evaluate(Path(trained.checkpoint), str(streets), "val", workers=workers)
     assert np.array_equal(found.counts.confusion, counted)
-    assert found.found.scores == trained.scores
+    assert found.results.scores == trained.scores
     split = read_manifest(str(streets)).split("val")
     assert found.counts.confusion.sum() == sum(split.class_pixels)
     assert found.counts.confusion.sum(axis=1).tolist() == list(split.class_pixels)

@@ -170,7 +170,7 @@ def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, 
     copy = shutil.copytree(streets, tmp_path / "copy")
     manifest = read_manifest(str(copy))
     names = ("sky", "building", "road", "pavement", "tree", "car", "person", "sign")
-    other = manifest.model_copy(update={"classes": manifest.classes.model_copy(update={"names": names})}).sealed()
+    other = manifest.model_copy(update={"classes": manifest.classes.model_copy(update={"names": names})}).with_digest()
     (copy / MANIFEST).write_text(other.model_dump_json())
     with pytest.raises(ResumeError) as raised:
         fit(settings(data__root=str(copy)), resume=str(died))

@@ -51,7 +51,7 @@ class Runs:
 
     def begins(self, trial):
         """Has a trial begin with its donor's checkpoint, if it is to copy one; returns what was judged last."""
-        self.record.became(trial)
+        self.record.log_state(trial)
         if trial.copies is None:
             return trial.step
         self.journal(trial.number).write("rewound", step=self.journal(trial.copies).last_step())
@@ -66,7 +66,7 @@ class Runs:
     def ends(self, trial, step):
         if trial.state is State.PAUSED and step < STEPS and self.random.random() < 0.3:
             self.validates(trial, step + EVERY)
-        self.record.became(trial)
+        self.record.log_state(trial)
 
 
 def run(sweeping, at_once, random, runs, events=None):
@@ -82,9 +82,9 @@ def run(sweeping, at_once, random, runs, events=None):
         trial = sweeping.trials[number]
         step = at_work[number] = at_work[number] + EVERY
         verdict = sweeping.reported(trial, step, runs.validates(trial, step))
-        if verdict is not SchedulerDecision.GO_ON or step >= STEPS:
+        if verdict is not SchedulerDecision.CONTINUE or step >= STEPS:
             del at_work[number]
-            if verdict is SchedulerDecision.GO_ON:
+            if verdict is SchedulerDecision.CONTINUE:
                 sweeping.ended(trial, State.FINISHED)
             runs.ends(trial, step)
         events = None if events is None else events - 1
@@ -97,8 +97,8 @@ def test_a_sweep_that_goes_on_ends_with_the_same_trials(tmp_path_factory, mode, 
     random = np.random.default_rng(seed)
     runs = Runs(tmp_path_factory.mktemp("sweep"), random)
     while True:
-        sweeping = sweep_of(*mode, trials=runs.record.trials())
-        sweeping.on_suggested = runs.record.suggested
+        sweeping = sweep_of(*mode, trials=runs.record.load_trials())
+        sweeping.on_suggested = runs.record.log_suggestion
         if run(sweeping, at_once, random, runs, events):
             break
         events += 20
@@ -147,7 +147,7 @@ def test_the_last_one_left_goes_to_the_end_without_a_stop():
     sweeping.most = 3
     last = sweeping.next()
     verdicts = [sweeping.reported(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
-    assert set(verdicts) == {SchedulerDecision.GO_ON}
+    assert set(verdicts) == {SchedulerDecision.CONTINUE}
 
 
 def test_a_trial_without_the_metric_is_worst():
@@ -160,6 +160,6 @@ def test_a_trial_without_the_metric_is_worst():
 def test_what_is_minimised_is_told_by_its_name():
     made = config.build({"tune": {"space": {"data.flip": {"choice": [0, 1]}}, "metric": "[train/loss, cost/gmac]"}})
     sweeping = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metric)
-    trial = sweeping.next()
-    sweeping.reported(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
+    trial = sweeping.next_trial()
+    sweeping.on_result(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
     assert (trial.value, trial.others) == (-2.5, {"cost/gmac": 3.0})

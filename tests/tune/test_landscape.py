@@ -56,7 +56,7 @@ def test_a_trial_that_cannot_be_trained_fails_alone(landscape, tmp_path):
     sweeping = SweepController(build_scheduler(made), build_search(made), 3, made.tune.metric)
     assert ray_tune.run_tune(sweeping, TrialRunners(landscape.Planted, 2, task), tmp_path, [].append) is None
     assert [trial.state for trial in sweeping.trials] == [State.FINISHED, State.FAILED, State.FINISHED]
-    assert sweeping.trials[1].why == "no crop of 100"
+    assert sweeping.trials[1].reason == "no crop of 100"
 
 
 def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscape, tmp_path):
@@ -71,7 +71,7 @@ def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscap
 
     actors = TrialRunners(landscape.Planted, 1, task)
     assert ray_tune.run_tune(sweeping, actors, tmp_path, lambda trial: told.append(trial.state), spent) == "enough"
-    assert (told[0], told[-1]) == (State.RUNNING, State.WAITING)
+    assert (told[0], told[-1]) == (State.RUNNING, State.PENDING)
     assert sweeping.trials[0].seconds >= 5 * landscape.SECONDS
 
 

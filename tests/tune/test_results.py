@@ -56,9 +56,9 @@ def test_what_was_saved_is_what_the_steps_that_were_not_made_would_have_cost():
 
 
 def test_reasons_are_grouped_the_most_frequent_first():
-    trials = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["b", "a\nmore", "a", "a"])]
+    trials = [Trial(number, {}, State.FAILED, reason=why) for number, why in enumerate(["b", "a\nmore", "a", "a"])]
     assert failure_reasons([*trials, trial(9, 0.1)]) == "\n  3 x (trial 1, 2, 3): a\n  1 x (trial 0): b"
-    begins_alike = [Trial(number, {}, State.FAILED, why=why) for number, why in enumerate(["a", "ab", "a"])]
+    begins_alike = [Trial(number, {}, State.FAILED, reason=why) for number, why in enumerate(["a", "ab", "a"])]
     assert failure_reasons(begins_alike) == "\n  2 x (trial 0, 2): a\n  1 x (trial 1): ab"
 
 
@@ -104,11 +104,11 @@ def test_half_as_many_images_at_once_down_to_one():
 
 def test_who_takes_at_least_as_much_memory_is_computed_in_as_many_parts():
     memory = AccumulationTable()
-    memory.learned(made(model__variant="b2", data__crop=384, train__accumulate=4))
-    assert memory.parts(made(model__variant="b2", data__crop=384)) == 4
-    assert memory.parts(made(model__variant="b5", data__crop=512)) == 4
-    assert memory.parts(made(model__variant="b5", data__crop=512, train__accumulate=8)) == 8
-    assert memory.parts(made(model__variant="b1", data__crop=512)) == 1
-    assert memory.parts(made(model__variant="b2", data__crop=352)) == 1
-    assert memory.parts(made(model__variant="b2", data__crop=384, train__precision="bf16")) == 1
-    assert memory.parts(made(model__variant="b2", data__crop=384, train__batch=4)) == 1
+    memory.record(made(model__variant="b2", data__crop=384, train__accumulate=4))
+    assert memory.accumulation_steps(made(model__variant="b2", data__crop=384)) == 4
+    assert memory.accumulation_steps(made(model__variant="b5", data__crop=512)) == 4
+    assert memory.accumulation_steps(made(model__variant="b5", data__crop=512, train__accumulate=8)) == 8
+    assert memory.accumulation_steps(made(model__variant="b1", data__crop=512)) == 1
+    assert memory.accumulation_steps(made(model__variant="b2", data__crop=352)) == 1
+    assert memory.accumulation_steps(made(model__variant="b2", data__crop=384, train__precision="bf16")) == 1
+    assert memory.accumulation_steps(made(model__variant="b2", data__crop=384, train__batch=4)) == 1

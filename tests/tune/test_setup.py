@@ -138,12 +138,12 @@ def test_the_record_brings_the_trials_back(tmp_path):
     record = SweepJournal(tmp_path, ("val/miou", "cost/gmac"))
     trials = [Trial(number, {"optim.lr": 0.1 * number}) for number in range(5)]
     for trial in trials:
-        record.suggested(trial)
-    states = [State.FINISHED, State.STOPPED, State.PAUSED, State.RUNNING, State.WAITING]
+        record.log_suggestion(trial)
+    states = [State.FINISHED, State.STOPPED, State.PAUSED, State.RUNNING, State.PENDING]
     trials[2].curve = {2: 0.2, 4: 0.4}
     for trial, state in zip(trials[:4], states, strict=False):
-        trial.state, trial.why, trial.seconds = state, "because", 2.5
-        record.became(trial)
+        trial.state, trial.reason, trial.seconds = state, "because", 2.5
+        record.log_state(trial)
     for number in (2, 3):
         run = tmp_path / f"trial-00{number}"
         run.mkdir()
@@ -154,14 +154,14 @@ def test_the_record_brings_the_trials_back(tmp_path):
     journal.write("rewound", step=2, donor="trial-001")
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"kind": "trial", "num')  # whose writer died
-    found = record.trials()
+    found = record.load_trials()
     assert [trial.number for trial in found] == [0, 1, 2, 3, 4]
     assert [trial.state for trial in found] == [
         State.FINISHED,
         State.STOPPED,
         State.PAUSED,
-        State.WAITING,
-        State.WAITING,
+        State.PENDING,
+        State.PENDING,
     ]
     assert [trial.curve for trial in found] == [{}, {}, {2: 0.2, 4: 0.4}, {2: 0.2}, {}]
     assert found[0].values == {"optim.lr": 0.0}
@@ -171,10 +171,10 @@ def test_the_record_brings_the_trials_back(tmp_path):
 def begun_trial(tmp_path, **changes):
     """Returns a record of one trial that runs, the trial, and the journal of its run."""
     record, trial = SweepJournal(tmp_path, ("val/miou", "cost/gmac")), Trial(0, {}, State.RUNNING)
-    record.suggested(trial)
+    record.log_suggestion(trial)
     for name, value in changes.items():
         setattr(trial, name, value)
-    record.became(trial)
+    record.log_state(trial)
     (tmp_path / "trial-000").mkdir()
     return record, trial, Journal(tmp_path / "trial-000")
 
@@ -217,14 +217,14 @@ def test_the_time_of_what_was_killed_is_spent(tmp_path, monkeypatch):
 def test_a_run_that_finished_before_the_sweep_heard_of_it_is_finished(tmp_path):
     record = SweepJournal(tmp_path, ("val/miou",))
     trial = Trial(0, {})
-    record.suggested(trial)
+    record.log_suggestion(trial)
     trial.state = State.RUNNING
-    record.became(trial)
+    record.log_state(trial)
     run = tmp_path / "trial-000"
     run.mkdir()
     Journal(run).write("metrics", step=4, values={"val/miou": 0.4})
     Journal(run).write("end", status="FINISHED")
-    assert record.trials()[0].state is State.FINISHED
+    assert record.load_trials()[0].state is State.FINISHED
 
 
 def test_the_command_tells_a_mistake_in_one_line(settings, tmp_path, monkeypatch, capsys):

@@ -87,7 +87,7 @@ def test_the_file_of_the_readme_is_searched():
         "['cross_entropy'], ['ohem', {'dice': 0.5}]",
     ]
     trial = space.apply_values(made, {"optim.lr": 5e-4, "loss.terms": ["ohem", {"dice": 0.5}]})
-    assert (trial.optim.lr, trial.loss.weighted(), trial.tune.space) == (5e-4, {"ohem": 1.0, "dice": 0.5}, {})
+    assert (trial.optim.lr, trial.loss.weight_by_loss(), trial.tune.space) == (5e-4, {"ohem": 1.0, "dice": 0.5}, {})
 
 
 NUMBERS = st.floats(1e-6, 1e6, allow_nan=False)
@@ -101,16 +101,16 @@ def test_a_value_lies_within_and_is_found_again(kind, one, other, share):
     if not high > low * (1 + 1e-6):
         return
     dimension = Dimension("x", kind, (low, high))
-    value = dimension.at(share)
+    value = dimension.from_unit(share)
     assert low <= value <= high
-    assert dimension.holds(value)
-    if not dimension.is_whole:
-        assert dimension.share_of(value) == pytest.approx(share, abs=1e-5)
+    assert dimension.contains(value)
+    if not dimension.is_integer:
+        assert dimension.to_unit(value) == pytest.approx(share, abs=1e-5)
 
 
 def test_whole_numbers_are_all_as_likely():
     dimension = Dimension("x", "int", (1, 4))
-    drawn = [dimension.at((place + 0.5) / 400) for place in range(400)]
+    drawn = [dimension.from_unit((place + 0.5) / 400) for place in range(400)]
     assert {value: drawn.count(value) for value in (1, 2, 3, 4)} == {1: 100, 2: 100, 3: 100, 4: 100}
 
 

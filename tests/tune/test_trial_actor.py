@@ -39,7 +39,7 @@ def task(run, step):
 
 def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
     part = TrialRun(task(run, 2), PART, None)
-    told = [part.next() for _ in range(3)]
+    told = [part.next_result() for _ in range(3)]
     assert [(one[STEP], json.loads(one[METRICS])["val/miou"]) for one in told[:2]] == [(4, 0.4), (6, 0.6)]
     assert told[2][DONE]
     assert told[2][ERROR] == ""
@@ -59,7 +59,7 @@ class Bell:
 def test_a_trial_that_hears_the_bell_has_as_long_as_it_says(run, wait_s, patience_s):
     part = TrialRun(task(run, 2), PART, Bell(wait_s))
     part._listen()
-    assert part.stop.asked
+    assert part.stop.requested
     assert part.stop.patience_s == patience_s
 
 

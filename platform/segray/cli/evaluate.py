@@ -42,7 +42,7 @@ def _evaluate() -> None:
     print_results(
         console,
         f"{flags.model} on {flags.split}, {evaluation.rows} images",
-        evaluation.found,
+        evaluation.results,
         "groups" if groups else "images",
     )
     comparison = compare_evaluations(evaluation, evaluated(other)) if other else None

@@ -34,10 +34,10 @@ def _predict() -> None:
     _check(flags, source, out)
     folder = resolve_checkpoint(flags.model, config)
     step = checkpoint.load_meta(folder).step
-    predictor = Predictor(folder, config=checkpoint.load_config(folder).looked_at(config.eval))
+    predictor = Predictor(folder, config=checkpoint.load_config(folder).with_eval_overrides(config.eval))
     inputs = open_inputs(source, flags.split)
     outputs = Outputs(out, predictor.classes, flags.format, flags.overlay, flags.probabilities)
-    work = BatchTask(predictor, inputs.are_upright, outputs)
+    work = BatchTask(predictor, inputs.are_normalized, outputs)
     console = make_console(flags.quiet)
     began = monotonic()
     if inputs.is_single:
@@ -109,6 +109,6 @@ def _on_cluster(
 def _show(console: Console, inputs: Inputs, done: ChunkResult, out: str, seconds: float) -> None:
     if not inputs.is_single:
         console.print(f"{done.images} images in {seconds:.0f} s, start included", highlight=False)
-    if inputs.left_out:
-        console.print(f"{inputs.left_out} files of other kinds were left alone", highlight=False)
+    if inputs.num_skipped:
+        console.print(f"{inputs.num_skipped} files of other kinds were left alone", highlight=False)
     console.print(f"masks  {out}", highlight=False, soft_wrap=True)

@@ -101,7 +101,7 @@ def _found(flags: argparse.Namespace) -> SourceListing:
         found = replace(found, samples=add_columns(found.samples, flags.columns))
     if flags.classes is None:
         return found
-    classes = Classes.named(read_class_names(flags.classes))
+    classes = Classes.from_names(read_class_names(flags.classes))
     if found.lookup is not None and found.classes is not None and classes.num_classes != found.classes.num_classes:
         raise DataError(
             f"--classes names {classes.num_classes} classes, but format {flags.format} has "

@@ -43,7 +43,7 @@ class TrainingProgress:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def watch(self, folder: Path) -> None:
+    def follow(self, folder: Path) -> None:
         """Starts following the journal in a run's folder."""
         self._thread = threading.Thread(target=self._follow, args=(JournalReader(folder / JOURNAL),), daemon=True)
         self._thread.start()

@@ -116,7 +116,7 @@ def _write_json(flags: argparse.Namespace, config: Config, outcome: PromotionRes
         "champion": outcome.plan.wanted[CHAMPION] if outcome.plan else None,
         "previous": outcome.plan.wanted[PREVIOUS] if outcome.plan else None,
         "is_moved": outcome.is_moved,
-        "is_finished": outcome.is_finished,
+        "is_finished": outcome.was_recovered,
         "audit": outcome.audit,
         "decision": None,
     }

@@ -27,7 +27,7 @@ def _serve() -> None:
         rows = {
             "serving": model,
             "at": place.url,
-            "on": f"{place.device}, {config.serve.replicas} to {place.most} replicas",
+            "on": f"{place.device}, {config.serve.replicas} to {place.max_replicas} replicas",
         }
         print_paths(console, rows)
         with suppress(KeyboardInterrupt):  # how serving ends

@@ -67,7 +67,7 @@ class SweepProgress:
         if self._thread is not None:
             self._thread.join()
 
-    def watch(self, view: SweepView) -> None:
+    def follow(self, view: SweepView) -> None:
         """Prints what the sweep will do, and starts following it."""
         print_estimate(self._console, view)
         self._thread = threading.Thread(target=self._follow, args=(view,), daemon=True)
@@ -87,7 +87,7 @@ class SweepProgress:
     def _tell(self, view: SweepView) -> None:
         """Prints a line for each trial that came to something new, and every so often how far all are."""
         for trial in list(view.sweeping.trials):
-            if self._told.get(trial.number) != trial.state and trial.state is not State.WAITING:
+            if self._told.get(trial.number) != trial.state and trial.state is not State.PENDING:
                 self._told[trial.number] = trial.state
                 self._print(format_trial(view, trial))
         if monotonic() - self._printed >= LINE_S:
@@ -102,7 +102,7 @@ def format_trial(view: SweepView, trial: Trial) -> str:
     """Returns a trial in one line."""
     metric = view.config.tune.metric[0]
     value = "" if trial.value is None else f"  {metric} {objective_sign(metric) * trial.value:.4f}"
-    why = f"  ({trial.why})" if trial.why else ""
+    why = f"  ({trial.reason})" if trial.reason else ""
     step = f"  step {trial.step}/{view.config.train.steps}" if trial.curve else ""
     return f"trial {trial.number:>3} {trial.state:<8}{step}{value}  {format_settings(trial.values)}{why}"
 

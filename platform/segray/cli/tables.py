@@ -58,18 +58,18 @@ def print_comparison(console: Console, found: Comparison, ours: str, theirs: str
         table.add_column(title, justify="right")
     table.add_column("")
     for name, one in found.iou.items():
-        told = ("better" if one.gain > 0 else "worse") if one.is_told else ""
+        told = ("better" if one.delta > 0 else "worse") if one.is_significant else ""
         table.add_row(name, *_gain(one), told)
     console.print(table)
     console.print(
-        f"images: {len(found.better)} better, {len(found.worse)} worse, of {len(found.images)}; "
+        f"images: {len(found.improved)} better, {len(found.regressed)} worse, of {len(found.images)}; "
         f"mean of the images' own mIoU {_spelt_gain(found.image_miou)}",
         highlight=False,
     )
-    for title, images in (("most gained", found.better), ("most lost", found.worse)):
+    for title, images in (("most gained", found.improved), ("most lost", found.regressed)):
         for image in images[:MAX_IMAGES]:
-            console.print(f"  {title}  {image.id}  {image.theirs:.4f} -> {image.ours:.4f}", highlight=False)
-    console.print(found.verdict(ours, theirs), style="bold", highlight=False)
+            console.print(f"  {title}  {image.id}  {image.baseline:.4f} -> {image.candidate:.4f}", highlight=False)
+    console.print(found.summary_line(ours, theirs), style="bold", highlight=False)
 
 
 def print_decision(console: Console, decision: Decision, split: str, rows: int) -> None:
@@ -85,19 +85,19 @@ def print_decision(console: Console, decision: Decision, split: str, rows: int) 
 
 
 def _gain(one: MetricDelta) -> tuple[str, str, str, str]:
-    figures = [None if isnan(value) else value for value in (one.ours, one.theirs)]
+    figures = [None if isnan(value) else value for value in (one.candidate, one.baseline)]
     if None in figures:
         return _number(figures[0]), _number(figures[1]), "-", ""
     return (
-        _number(one.ours),
-        _number(one.theirs),
-        f"{one.gain:+.4f}",
+        _number(one.candidate),
+        _number(one.baseline),
+        f"{one.delta:+.4f}",
         f"{one.interval.low:+.4f} {one.interval.high:+.4f}",
     )
 
 
 def _spelt_gain(one: MetricDelta) -> str:
-    return f"{one.gain:+.4f} [{one.interval.low:+.4f}, {one.interval.high:+.4f}]"
+    return f"{one.delta:+.4f} [{one.interval.low:+.4f}, {one.interval.high:+.4f}]"
 
 
 def _by_class(scores: Scores, intervals: Mapping[str, Interval | None]) -> Table:

@@ -29,6 +29,6 @@ def _sync() -> None:
     given = {"uri": flags.tracking_uri} if flags.tracking_uri else {}
     uri = paths.tracking_uri(stored.model_copy(update={"tracking": stored.tracking.model_copy(update=given)}))
     family = SweepUploader(flags.run, uri)  # of one, if it is no sweep
-    family.drain()
+    family.flush()
     version = f", model version {family.parent.version}" if family.parent.version else ""
     print(f"{flags.run}: all records are in {paths.redact(uri)}, run {family.run_id}{version}.")

@@ -50,7 +50,7 @@ def _train() -> None:
             resume=flags.resume,
             allowed=[name for names in flags.allow for name in names.split(",")],
             say=lambda line: quiet.print(line, highlight=False),
-            watch=progress.watch,
+            watch=progress.follow,
         )
     _show(console, result, config.data.root)
     if flags.json:

@@ -42,7 +42,7 @@ def _tune() -> None:
             config,
             resume=flags.resume,
             say=lambda line: quiet.print(line, highlight=False),
-            watch=progress.watch,
+            watch=progress.follow,
         )
     _show(console, result)
     if flags.json:
@@ -79,7 +79,7 @@ def _plain(result: SweepResult) -> dict[str, object]:
         {
             "number": trial.number,
             "state": trial.state,
-            "why": trial.why,
+            "why": trial.reason,
             "values": trial.values,
             "best": trial.best,
             "step": trial.step,

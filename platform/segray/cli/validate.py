@@ -39,8 +39,8 @@ def run_validation() -> None:
         checked = validate_dataset(root, show)
     for split, found in checked.splits.items():
         console.print(f"{split:<8} {found.rows:>7} images, {found.bytes / 2**20:.1f} MiB")
-    if checked.doubts:
-        console.print(f"{len(checked.doubts)} doubts:{format_list(checked.doubts)}")
+    if checked.warnings:
+        console.print(f"{len(checked.warnings)} doubts:{format_list(checked.warnings)}")
     out.mkdir(parents=True, exist_ok=True)
     try:
         contact_sheet.save_contact_sheet(root, checked.manifest, out / SHEET)
@@ -48,6 +48,6 @@ def run_validation() -> None:
         console.print(f"the contact sheet cannot be made ({type(error).__name__}: {error})")
     (out / PAGE).write_text(report.render_report(name, checked, SHEET), encoding="utf-8", errors="backslashreplace")
     console.print(f"page     {out / PAGE}")
-    if checked.faults:
-        raise DataError(f"{strip_credentials(root)} has {len(checked.faults)} faults:{format_list(checked.faults)}")
+    if checked.errors:
+        raise DataError(f"{strip_credentials(root)} has {len(checked.errors)} faults:{format_list(checked.errors)}")
     console.print("no fault")

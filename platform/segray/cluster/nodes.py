@@ -22,18 +22,18 @@ class NodeInfo:
     Attributes:
         id: Ray's.
         address: by which others reach it.
-        offers: its CPUs and GPUs.
-        store: bytes of its object store.
+        resources: its CPUs and GPUs.
+        object_store_bytes: bytes of its object store.
         is_head: whether the cluster is led from there.
-        is_here: whether this process runs there.
+        is_local: whether this process runs there.
     """
 
     id: str
     address: str
-    offers: NodeResources
-    store: int
+    resources: NodeResources
+    object_store_bytes: int
     is_head: bool
-    is_here: bool
+    is_local: bool
 
     def __str__(self) -> str:
         return f"{self.address} ({'head, ' if self.is_head else ''}{self.id[:8]})"
@@ -43,7 +43,7 @@ def list_nodes() -> list[NodeInfo]:
     """Returns the nodes that are alive, the one of this process first."""
     own = ray.get_runtime_context().get_node_id()
     found = [_member(node, own) for node in ray.nodes() if node["Alive"]]
-    return sorted(found, key=lambda one: not one.is_here)
+    return sorted(found, key=lambda one: not one.is_local)
 
 
 def _member(node: dict[str, Any], own: str) -> NodeInfo:
@@ -55,7 +55,7 @@ def _member(node: dict[str, Any], own: str) -> NodeInfo:
 def potential_nodes() -> list[NodeResources]:
     """Returns the nodes the cluster can grow to: those alive, or its head and all the autoscaler may start."""
     alive, started = list_nodes(), autoscaler_nodes()
-    return [*(one.offers for one in alive if one.is_head or not started), *started]
+    return [*(one.resources for one in alive if one.is_head or not started), *started]
 
 
 def autoscaler_nodes() -> list[NodeResources]:

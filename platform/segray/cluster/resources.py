@@ -35,7 +35,7 @@ class WorkerResources:
         cpus: logical CPUs a worker reserves.
         gpus: GPUs a worker reserves.
         read_cpus: logical CPUs left to the read tasks of a worker.
-        spare_cpus: a worker's part of the logical CPUs that no worker reserves, on all nodes.
+        free_cpus: a worker's part of the logical CPUs that no worker reserves, on all nodes.
     """
 
     workers: int
@@ -44,7 +44,7 @@ class WorkerResources:
     cpus: float
     gpus: int
     read_cpus: float
-    spare_cpus: float = 0.0
+    free_cpus: float = 0.0
 
     def __str__(self) -> str:
         gpu = ", 1 GPU" if self.gpus else ""
@@ -92,11 +92,11 @@ class TrialSlots:
     """What the trials of a sweep get.
 
     Attributes:
-        count: trials that run at once.
+        num_concurrent: trials that run at once.
         placement: what each worker of one trial gets beside all the others.
     """
 
-    count: int
+    num_concurrent: int
     placement: WorkerResources
 
 

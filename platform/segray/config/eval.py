@@ -59,7 +59,7 @@ class EvalConfig(Settings):
             raise invalid_setting("eval.stride", stride, f"a multiple of {STRIDE_MULTIPLE}")
         return self
 
-    def check_windows(self, crop: int) -> None:
+    def validate_windows(self, crop: int) -> None:
         """Refuses windows that leave pixels out, or whose sides a model's scores do not divide.
 
         Args:

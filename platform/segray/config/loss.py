@@ -52,7 +52,7 @@ class LossConfig(Settings):
             raise invalid_setting("loss.terms", names, "each loss once; give it a weight instead")
         return self
 
-    def weighted(self) -> dict[str, float]:
+    def weight_by_loss(self) -> dict[str, float]:
         """Returns the weight of each loss, by name."""
         pairs = [(term, 1.0) if isinstance(term, str) else next(iter(term.items())) for term in self.terms]
         return dict(pairs)

@@ -55,21 +55,21 @@ class Config(Settings):
     promote: PromoteConfig = PromoteConfig()
     serve: ServeConfig = ServeConfig()
 
-    def looked_at(self, asked: EvalConfig | None) -> Self:
+    def with_eval_overrides(self, asked: EvalConfig | None) -> Self:
         """Returns a model's own settings with those of evaluation laid over them that were given."""
         if asked is None:
             return self
         given = {name: getattr(asked, name) for name in asked.model_fields_set}
         laid = self.eval.model_copy(update=given)
         try:
-            laid.check_windows(self.data.crop)
+            laid.validate_windows(self.data.crop)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return self.model_copy(update={"eval": laid})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.eval.check_windows(self.data.crop)
+        self.eval.validate_windows(self.data.crop)
         if self.train.batch < self.train.workers:
             raise invalid_setting(
                 "train.batch",
@@ -92,7 +92,7 @@ class Config(Settings):
             )
         return self
 
-    def decisive(self) -> dict[str, Any]:
+    def training_settings(self) -> dict[str, Any]:
         """Returns the settings that decide what is learned, by dotted key; the others may change as a run goes on."""
         tree = {
             section: part
@@ -105,4 +105,4 @@ class Config(Settings):
     @property
     def digest(self) -> str:
         """Hash over the decisive settings."""
-        return hashlib.blake2b(json.dumps(self.decisive(), sort_keys=True).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(json.dumps(self.training_settings(), sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -67,7 +67,7 @@ class TuneConfig(Settings):
     budget: BudgetConfig = BudgetConfig()
 
     @property
-    def most_trials(self) -> int:
+    def max_trials(self) -> int:
         """Returns how many trials there will be: those that are wanted, or fewer, if a grid has fewer points."""
         if self.search != "grid":
             return self.trials

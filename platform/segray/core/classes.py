@@ -51,7 +51,7 @@ class Classes(BaseModel):
         return ignore_id(self.num_classes)
 
     @classmethod
-    def named(cls, names: list[str] | tuple[str, ...]) -> Self:
+    def from_names(cls, names: list[str] | tuple[str, ...]) -> Self:
         """Returns classes of these names, coloured with the default palette."""
         return cls(names=tuple(names), palette=tuple(default_palette(len(names))))
 

@@ -32,13 +32,13 @@ class PreviewRow(NamedTuple):
 
     image: Pixels
     truth: Ids
-    found: Ids
+    prediction: Ids
 
 
 def save_previews(rows: Sequence[PreviewRow], classes: Classes, file: Path) -> None:
     """Writes a PNG of the rows; ignored pixels are white in the truth."""
     file.parent.mkdir(exist_ok=True)
-    strips = [_strip((row.image, colorize(row.truth, classes), colorize(row.found, classes))) for row in rows]
+    strips = [_strip((row.image, colorize(row.truth, classes), colorize(row.prediction, classes))) for row in rows]
     sheet = Image.new("RGB", (strips[0].width, HEADER + sum(strip.height for strip in strips)))
     draw = ImageDraw.Draw(sheet)
     for number, title in enumerate(COLUMNS):

@@ -45,14 +45,14 @@ class LoaderResources:
         threads: threads that decode.
         decode_tasks: crops of so many steps are made at once by tasks on the cluster; 0 makes them on the threads.
         pinned: whether batches lie in page-locked memory, from which a GPU copies while it computes.
-        shared: the split's rows, if they lie in the cluster's memory already.
+        shared_split: the split's rows, if they lie in the cluster's memory already.
     """
 
     read_cpus: float
     threads: int
     decode_tasks: int = 0
     pinned: bool = False
-    shared: SharedSplit | None = None
+    shared_split: SharedSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def shuffle_window_steps(source: SplitReader, batch: int) -> int:
 
     Decided by the manifest alone: it is part of the order.
     """
-    group = max(source.group_rows(), default=1)
+    group = max(source.rows_per_group(), default=1)
     return max(group, int(CACHE_BYTES / max(1.0, source.row_bytes * batch)))
 
 
@@ -109,18 +109,18 @@ def training_batches(
     runs = (_run(plan, window, slots, augment) for window in plan.windows(start, stop))
     make = _on_cluster if means.decode_tasks else _on_threads
     # Closed here, not when somebody collects the garbage: both have threads.
-    with closing(prefetch_rows(source, runs, means.read_cpus, means.shared)) as filled:
+    with closing(prefetch_rows(source, runs, means.read_cpus, means.shared_split)) as filled:
         steps = ((draws, shelf) for window, shelf in filled for draws in window)
         with closing(make(steps, augment, means)) as made:
             for batch, errors in made:
                 for row, identity, error in errors:
-                    on_bad(DataError(f"{source.place_of(row)} ({identity}): {error}"))
+                    on_bad(DataError(f"{source.describe_row(row)} ({identity}): {error}"))
                 yield batch
 
 
 def _run(plan: EpochPlan, window: range, slots: range, augment: Augmenter) -> tuple[list[list[_Draw]], list[int]]:
     """Returns what the slots draw in each step of a window, and the rows that takes."""
-    share = plan.share(window.start, window.stop, slots)
+    share = plan.assignments(window.start, window.stop, slots)
     draws = []
     for step, *values in zip(window, *(part.tolist() for part in share), strict=True):
         draws.append(
@@ -134,7 +134,7 @@ def _run(plan: EpochPlan, window: range, slots: range, augment: Augmenter) -> tu
 
 def _draw(plan: EpochPlan, augment: Augmenter, step: int, slot: int, epoch: int, row: int, copy: int) -> _Draw:
     seed = row_seed(plan.seed, epoch, row, copy)
-    companions = plan.companions(step, slot, augment.companions(seed), seed)
+    companions = plan.mix_partners(step, slot, augment.num_mix_partners(seed), seed)
     return _Draw((row, *companions), seed)
 
 
@@ -192,7 +192,7 @@ def _crops(
 ) -> tuple[NDArray[np.uint8], NDArray[Any], list[Fault | None]]:
     """Returns the crops of one step, and what was wrong with each; a task of the cluster."""
     cv2.setNumThreads(1)
-    image, mask = augment.blank()
+    image, mask = augment.ignored_crop()
     images, masks = (np.empty((len(seeds), *part.shape), part.dtype) for part in (image, mask))
     faults = [
         _write(images, masks, slot, augment, rows, seed)
@@ -209,14 +209,14 @@ def _write(
     try:
         crop = augment(rows, seed)
     except BadRowError as error:
-        crop, fault = augment.blank(), (error.index, str(error))
+        crop, fault = augment.ignored_crop(), (error.index, str(error))
     images[slot], masks[slot] = crop
     return fault
 
 
 def _errors(draws: list[_Draw], shelf: RowCache, faults: Sequence[Fault | None]) -> Errors:
     found = [(draw.rows[fault[0]], fault[1]) for draw, fault in zip(draws, faults, strict=True) if fault]
-    return [(row, shelf.id_of(row), why) for row, why in found]
+    return [(row, shelf.row_id(row), why) for row, why in found]
 
 
 def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:
@@ -232,7 +232,7 @@ def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:
 
 def _empty(draws: list[_Draw], augment: Augmenter, pinned: bool) -> Batch:
     """Returns room for a batch; masks beyond uint8 are int64, the next type torch indexes with."""
-    shape = len(draws), augment.side, augment.side
+    shape = len(draws), augment.crop_px, augment.crop_px
     ids = torch.uint8 if augment.ignore_id <= 255 else torch.int64
     return {
         "image": torch.empty((*shape, 3), dtype=torch.uint8, pin_memory=pinned),
@@ -273,9 +273,9 @@ def evaluation_rows(
         try:
             return _whole(row, shelf, short_side, align)
         except DataError as error:
-            return DataError(f"{source.place_of(row)} ({shelf.id_of(row)}): {error}")
+            return DataError(f"{source.describe_row(row)} ({shelf.row_id(row)}): {error}")
 
-    filling = closing(prefetch_rows(source, runs, means.read_cpus, means.shared))
+    filling = closing(prefetch_rows(source, runs, means.read_cpus, means.shared_split))
     with filling as filled, ThreadPoolExecutor(means.threads, "segray-rows") as pool:
         wanted = ((row, shelf) for part, shelf in filled for row in part)
         begun: Iterator[Future[Batch | DataError]] = (pool.submit(make, *one) for one in wanted)

@@ -105,7 +105,7 @@ class Manifest(_ManifestPart):
     left_out: int = 0
     digest: str = ""
 
-    def sealed(self) -> Self:
+    def with_digest(self) -> Self:
         """Returns the manifest with its digest set."""
         return self.model_copy(update={"digest": self.content_digest()})
 

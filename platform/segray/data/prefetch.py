@@ -37,25 +37,25 @@ class RowCache:
         table, index = self._places[row]
         return table["image"][index].as_py(), table["mask"][index].as_py()
 
-    def id_of(self, row: int) -> str:
+    def row_id(self, row: int) -> str:
         """Returns the id of a row."""
         table, index = self._places[row]
         return str(table["id"][index].as_py())
 
-    def filled(
+    def refilled(
         self, source: SplitReader, groups: set[int], read_cpus: float, shared: "SharedSplit | None"
     ) -> "RowCache":
         """Returns a shelf with the rows of these groups: those that are here, and the others read."""
         if shared is not None:
-            return RowCache(shared.tables_of(groups))
+            return RowCache(shared.tables_for(groups))
         kept = [part for table in self._tables if len(part := _of_groups(table, source, groups))]
-        here = {group for table in kept for group in source.group_of(table["row"]).tolist()}
+        here = {group for table in kept for group in source.groups_of_rows(table["row"]).tolist()}
         return RowCache([*kept, *_read(source, sorted(groups - here), read_cpus)])
 
 
 def _of_groups(table: pa.Table, source: SplitReader, groups: set[int]) -> pa.Table:
     """Returns the table's rows of these groups; if not all, a copy, so that the shared memory of the rest is freed."""
-    wanted = np.isin(source.group_of(table["row"]), list(groups))
+    wanted = np.isin(source.groups_of_rows(table["row"]), list(groups))
     return table if wanted.all() else table.filter(pa.array(wanted))
 
 
@@ -86,7 +86,7 @@ def prefetch_rows(
         if run is None:
             return None
         load, rows = run
-        return load, before.filled(source, set(source.group_of(rows).tolist()), read_cpus, shared)
+        return load, before.refilled(source, set(source.groups_of_rows(rows).tolist()), read_cpus, shared)
 
     with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
         filling = pool.submit(fill, RowCache([]))
@@ -136,7 +136,7 @@ class SharedSplit:
     tables: tuple[ray.ObjectRef, ...]
     groups: tuple[frozenset[int], ...]
 
-    def tables_of(self, groups: set[int]) -> list[pa.Table]:
+    def tables_for(self, groups: set[int]) -> list[pa.Table]:
         """Returns the tables that hold some row groups, perhaps among others."""
         wanted = [table for table, here in zip(self.tables, self.groups, strict=True) if here & groups]
         with translate_store_full():
@@ -152,7 +152,7 @@ def share_split(source: SplitReader) -> SharedSplit:
         CapacityError: there is no room.
     """
     silence_libraries()
-    groups = range(len(source.group_rows()))
+    groups = range(len(source.rows_per_group()))
     count = min(len(groups), max(1, round(source.row_bytes * source.split.rows / SHARED_BLOCK_BYTES)))
     references = _references(source, groups, count)
     held = []
@@ -160,7 +160,7 @@ def share_split(source: SplitReader) -> SharedSplit:
         with translate_store_full():
             table = ray.get(reference)
         raise_error_in(table)
-        held.append(frozenset(source.group_of(table["row"]).tolist()))
+        held.append(frozenset(source.groups_of_rows(table["row"]).tolist()))
     return SharedSplit(tuple(references), tuple(held))
 
 
@@ -187,7 +187,7 @@ class _Groups(Datasource):  # type: ignore[misc]
         super().__init__()
         self._source = ray.put(source)  # one copy for all tasks; a manifest can be large
         self._pieces = pieces
-        self._group_bytes = source.row_bytes * source.split.rows / max(1, len(source.group_rows()))
+        self._group_bytes = source.row_bytes * source.split.rows / max(1, len(source.rows_per_group()))
 
     def estimate_inmemory_data_size(self) -> int:
         return int(self._group_bytes * sum(map(len, self._pieces)))

@@ -38,7 +38,7 @@ class SplitReader:
     root: str
     split: Split
 
-    def group_rows(self) -> tuple[int, ...]:
+    def rows_per_group(self) -> tuple[int, ...]:
         """Returns the rows of every row group, shard after shard."""
         return tuple(rows for shard in self.split.shards for rows in shard.row_groups)
 
@@ -49,7 +49,7 @@ class SplitReader:
 
     @cached_property
     def _group_sizes(self) -> NDArray[np.int64]:
-        return np.asarray(self.group_rows(), np.int64)
+        return np.asarray(self.rows_per_group(), np.int64)
 
     @cached_property
     def _group_ends(self) -> NDArray[np.int64]:
@@ -63,11 +63,11 @@ class SplitReader:
     def _first_groups(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(len(shard.row_groups) for shard in self.split.shards)])
 
-    def group_of(self, rows: Iterable[int]) -> NDArray[np.int64]:
+    def groups_of_rows(self, rows: Iterable[int]) -> NDArray[np.int64]:
         """Returns the row group of each row."""
         return np.searchsorted(self._group_ends, np.asarray(rows, np.int64), side="right")
 
-    def place_of(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """Returns where a row lies, for people: `train/part-00003.parquet, row 17`."""
         index = int(np.searchsorted(self._shard_ends, row, side="right"))
         shard = self.split.shards[index]
@@ -109,10 +109,10 @@ class SplitReader:
         for row, image, mask, digest in zip(rows.tolist(), *columns, strict=True):
             if content_hash(image.as_buffer(), mask.as_buffer()) != digest.as_py():
                 raise DataError(
-                    f"{self.place_of(row)} has changed since it was converted (its digest disagrees); convert again."
+                    f"{self.describe_row(row)} has changed since it was converted (its digest disagrees); convert again."
                 )
 
-    def columns(self, names: Sequence[str]) -> pa.Table:
+    def read_columns(self, names: Sequence[str]) -> pa.Table:
         """Returns some columns of all rows, in order, reading no others.
 
         Raises:
@@ -132,7 +132,7 @@ class SplitReader:
             )
         return table
 
-    def check_labels(self, names: Sequence[str]) -> None:
+    def require_label_columns(self, names: Sequence[str]) -> None:
         """Refuses columns that hold no labels, such as images.
 
         Raises:
@@ -150,7 +150,7 @@ class SplitReader:
         with _opened(fs, f"{path}/{self.split.shards[0].path}") as file:
             return file.schema_arrow
 
-    def smallest(self) -> list[tuple[int, int]]:
+    def min_sizes(self) -> list[tuple[int, int]]:
         """Returns (height, width) of the least high and of the least wide image, reading no images.
 
         Raises:

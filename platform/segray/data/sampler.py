@@ -46,14 +46,14 @@ class EpochPlan:
         seed: decides the order.
         window: steps over which a slot shuffles the rows of its row groups. A split that is no larger than the
             windows of all slots together is shuffled whole.
-        times: (rows,) how often an epoch draws each row, on average over the epochs; none draws each once.
+        draws_per_row: (rows,) how often an epoch draws each row, on average over the epochs; none draws each once.
     """
 
     group_rows: tuple[int, ...]
     batch: int
     seed: int
     window: int = 64
-    times: NDArray[np.float64] | None = None
+    draws_per_row: NDArray[np.float64] | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -61,20 +61,20 @@ class EpochPlan:
         return sum(self.group_rows)
 
     @cached_property
-    def quota(self) -> int:
+    def epoch_size(self) -> int:
         """Number of draws of an epoch: that of the rows, or what the sampler says, rounded up."""
-        return self.rows if self.times is None else max(1, ceil(float(self.times.sum()) - 1e-6))
+        return self.rows if self.draws_per_row is None else max(1, ceil(float(self.draws_per_row.sum()) - 1e-6))
 
     @property
-    def is_small(self) -> bool:
+    def is_fully_shuffled(self) -> bool:
         """Whether the split is shuffled whole."""
-        return self.quota <= self.window * self.batch
+        return self.epoch_size <= self.window * self.batch
 
-    def share(self, start: int, stop: int, slots: Sequence[int]) -> Assignments:
+    def assignments(self, start: int, stop: int, slots: Sequence[int]) -> Assignments:
         """Returns what these slots hold in the steps start..stop-1."""
         steps = np.arange(start, stop, dtype=np.int64)[:, None]
         positions = steps * self.batch + np.asarray(slots, dtype=np.int64)[None, :]
-        quota = self.quota
+        quota = self.epoch_size
         epochs = positions // quota
         rows, copies = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
@@ -92,24 +92,24 @@ class EpochPlan:
 
     def window_of(self, step: int) -> range:
         """Returns the steps of the window that holds a step; a window never lasts into the next epoch's first step."""
-        epoch = ((step + 1) * self.batch - 1) // self.quota  # the latest that has begun
-        first, end = (number * self.quota // self.batch for number in (epoch, epoch + 1))
+        epoch = ((step + 1) * self.batch - 1) // self.epoch_size  # the latest that has begun
+        first, end = (number * self.epoch_size // self.batch for number in (epoch, epoch + 1))
         begin = first + (step - first) // self.window * self.window
         return range(begin, min(begin + self.window, end))
 
-    def companions(self, step: int, slot: int, count: int, seed: int) -> list[int]:
+    def mix_partners(self, step: int, slot: int, count: int, seed: int) -> list[int]:
         """Returns rows to mix with that of a slot: others that the same slot holds in the same window.
 
         They are read anyway, and do not depend on which rank owns the slot. Of a small split, all of which is at
         hand, they are any others that the epoch draws. A row has itself for company only where it is alone.
         """
         random = Random(seed)
-        if self.is_small:
-            epoch, own = divmod(step * self.batch + slot, self.quota)
+        if self.is_fully_shuffled:
+            epoch, own = divmod(step * self.batch + slot, self.epoch_size)
             rows = epoch_order(self, epoch)[0]
-            return [int(rows[_other(own, range(self.quota), random)]) for _ in range(count)]
+            return [int(rows[_other(own, range(self.epoch_size), random)]) for _ in range(count)]
         chosen = [_other(step, self.window_of(step), random) for _ in range(count)]
-        return [int(self.share(one, one + 1, [slot]).rows[0, 0]) for one in chosen]
+        return [int(self.assignments(one, one + 1, [slot]).rows[0, 0]) for one in chosen]
 
 
 def _other(own: int, among: range, random: Random) -> int:
@@ -130,28 +130,28 @@ def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
     """
     random = np.random.default_rng([plan.seed, epoch])
     rows, copies = _drawn(plan, random)
-    if plan.is_small:
+    if plan.is_fully_shuffled:
         order = random.permutation(len(rows))
         return rows[order], copies[order]
     by_group = _in_shuffled_groups(plan, rows, random)
-    positions = epoch * plan.quota + np.arange(plan.quota)
+    positions = epoch * plan.epoch_size + np.arange(plan.epoch_size)
     steps, slots = positions // plan.batch, positions % plan.batch
     windows = (steps - steps[0]) // plan.window
     by_slot = np.argsort(slots, kind="stable")  # positions, slot after slot
     shuffled = by_group[np.lexsort((random.random(len(rows)), windows[by_slot], slots[by_slot]))]
     order = np.empty_like(shuffled)
     order[by_slot] = shuffled
-    return rows[order], copies if plan.times is None else copies[order]
+    return rows[order], copies if plan.draws_per_row is None else copies[order]
 
 
 def _drawn(plan: EpochPlan, random: np.random.Generator) -> tuple[Rows, Rows]:
     """Returns the rows that an epoch draws, ascending, and the number of each copy."""
     rows = np.arange(plan.rows)
-    if plan.times is None:
+    if plan.draws_per_row is None:
         return rows, np.broadcast_to(np.int64(0), rows.shape)  # of no size
-    counts = _whole_times(plan.times, plan.quota, random)
+    counts = _whole_times(plan.draws_per_row, plan.epoch_size, random)
     firsts = np.cumsum(counts) - counts
-    return np.repeat(rows, counts), np.arange(plan.quota) - np.repeat(firsts, counts)
+    return np.repeat(rows, counts), np.arange(plan.epoch_size) - np.repeat(firsts, counts)
 
 
 def _whole_times(times: NDArray[np.float64], quota: int, random: np.random.Generator) -> Rows:

@@ -31,29 +31,29 @@ class MetricDelta:
     """A figure of two models.
 
     Attributes:
-        ours, theirs: the figure; nan where it is not defined.
+        candidate, baseline: the figure; nan where it is not defined.
         interval: of ours less theirs, 95%, of pairs: each draw of the bootstrap takes the same images for both.
-        support: images, or groups of them, that it is drawn from.
+        num_samples: images, or groups of them, that it is drawn from.
     """
 
-    ours: float
-    theirs: float
+    candidate: float
+    baseline: float
     interval: Interval
-    support: int
+    num_samples: int
 
     @property
-    def gain(self) -> float:
+    def delta(self) -> float:
         """Ours less theirs."""
-        return self.ours - self.theirs
+        return self.candidate - self.baseline
 
     @property
-    def is_told(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval leaves zero out, and there are images enough for it to mean anything."""
-        return self.support >= MIN_SAMPLES and (self.interval.low > 0 or self.interval.high < 0)
+        return self.num_samples >= MIN_SAMPLES and (self.interval.low > 0 or self.interval.high < 0)
 
     def as_json(self) -> dict[str, float | None]:
         """Returns it for programs; what is not a number is none."""
-        named = {"ours": self.ours, "theirs": self.theirs, "gain": self.gain, **self.interval._asdict()}
+        named = {"ours": self.candidate, "theirs": self.baseline, "gain": self.delta, **self.interval._asdict()}
         return {name: None if isnan(value) else value for name, value in named.items()}
 
 
@@ -64,18 +64,18 @@ class ImageDelta:
     Attributes:
         row: its number in the split.
         id: in the dataset.
-        ours, theirs: mean IoU over the classes that are true or predicted in it.
+        candidate, baseline: mean IoU over the classes that are true or predicted in it.
     """
 
     row: int
     id: str
-    ours: float
-    theirs: float
+    candidate: float
+    baseline: float
 
     @property
-    def gain(self) -> float:
+    def delta(self) -> float:
         """Ours less theirs."""
-        return self.ours - self.theirs
+        return self.candidate - self.baseline
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Comparison:
     images: tuple[ImageDelta, ...]
 
     @property
-    def better(self) -> tuple[ImageDelta, ...]:
+    def improved(self) -> tuple[ImageDelta, ...]:
         """Images that gained, most first."""
-        return tuple(image for image in self.images if image.gain > 0)
+        return tuple(image for image in self.images if image.delta > 0)
 
     @property
-    def worse(self) -> tuple[ImageDelta, ...]:
+    def regressed(self) -> tuple[ImageDelta, ...]:
         """Images that lost, most first."""
-        return tuple(image for image in reversed(self.images) if image.gain < 0)
+        return tuple(image for image in reversed(self.images) if image.delta < 0)
 
     def as_json(self) -> dict[str, Any]:
         """Returns it for programs; what is not a number is none."""
@@ -110,20 +110,22 @@ class Comparison:
             "miou": self.miou.as_json(),
             "iou": {name: one.as_json() for name, one in self.iou.items()},
             "image_miou": self.image_miou.as_json(),
-            "images": [{"id": one.id, "ours": one.ours, "theirs": one.theirs, "gain": one.gain} for one in self.images],
+            "images": [
+                {"id": one.id, "ours": one.candidate, "theirs": one.baseline, "gain": one.delta} for one in self.images
+            ],
         }
 
-    def verdict(self, ours: str, theirs: str) -> str:
+    def summary_line(self, ours: str, theirs: str) -> str:
         """Returns the one line to be remembered."""
-        if not self.miou.is_told:
+        if not self.miou.is_significant:
             said = f"no difference between {ours} and {theirs} can be told"
         else:
-            said = f"{ours} is {'better' if self.miou.gain > 0 else 'worse'} than {theirs}"
+            said = f"{ours} is {'better' if self.miou.delta > 0 else 'worse'} than {theirs}"
         low, high = self.miou.interval
-        drawn = "images" if self.miou.support == len(self.images) else "groups"
+        drawn = "images" if self.miou.num_samples == len(self.images) else "groups"
         return (
-            f"{said}: mIoU {self.miou.ours:.4f} against {self.miou.theirs:.4f}, {self.miou.gain:+.4f} "
-            f"[{low:+.4f}, {high:+.4f}], 95% over {self.miou.support} {drawn} in pairs"
+            f"{said}: mIoU {self.miou.candidate:.4f} against {self.miou.baseline:.4f}, {self.miou.delta:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}], 95% over {self.miou.num_samples} {drawn} in pairs"
         )
 
 
@@ -154,7 +156,7 @@ def compare(
     rows = sorted(ours.images)
     if not rows or rows != sorted(theirs.images):
         raise DataError("the two models were not evaluated on the same images; evaluate both on one split.")
-    pair = [np.stack([counts.images[row].whole(len(names)) for row in rows]) for counts in (ours, theirs)]
+    pair = [np.stack([counts.images[row].dense(len(names)) for row in rows]) for counts in (ours, theirs)]
     images = [miou(tables) for tables in pair]
     counted = np.asarray(pair[0][..., TARGET].any(axis=1))
     gains = np.stack([np.where(counted, images[0] - images[1], 0.0), counted], axis=1)
@@ -194,4 +196,4 @@ def _images(
 ) -> tuple[ImageDelta, ...]:
     pairs = zip(rows, *(one[counted].tolist() for one in images), strict=True)
     found = [ImageDelta(row, ids[row], ours, theirs) for row, ours, theirs in pairs]
-    return tuple(sorted(found, key=lambda image: (-image.gain, image.id)))
+    return tuple(sorted(found, key=lambda image: (-image.delta, image.id)))

@@ -50,13 +50,13 @@ class ImageCounts:
     table: ClassCounts
 
     @classmethod
-    def of(cls, counts: Confusion) -> "ImageCounts":
+    def from_confusion(cls, counts: Confusion) -> "ImageCounts":
         """Returns what a confusion matrix (K, K) of one image holds."""
         whole = class_counts(counts)
         classes = np.flatnonzero(whole.any(axis=1))
         return cls(classes, whole[classes])
 
-    def whole(self, num_classes: int) -> ClassCounts:
+    def dense(self, num_classes: int) -> ClassCounts:
         """Returns the table (K, 3) of all classes."""
         table = np.zeros((num_classes, 3), np.int64)
         table[self.classes] = self.table
@@ -81,7 +81,7 @@ class Counts:
     images: dict[int, ImageCounts] = field(default_factory=dict)
 
     @classmethod
-    def none(cls, wanted: CountSpec) -> "Counts":
+    def zeros(cls, wanted: CountSpec) -> "Counts":
         """Returns the counts of no image."""
         classes = wanted.num_classes
         return cls(
@@ -91,7 +91,7 @@ class Counts:
             trimap={width: np.zeros((classes, 3), np.int64) for width in wanted.trimap},
         )
 
-    def add(self, other: "Counts") -> None:
+    def merge(self, other: "Counts") -> None:
         """Adds those of other images."""
         self.confusion += other.confusion
         self.bins += other.bins
@@ -122,7 +122,7 @@ def accumulate_counts(
     """
     model.eval()
     device = next(model.parameters()).device
-    total = Counts.none(wanted)
+    total = Counts.zeros(wanted)
     before = torch.get_num_threads()
     workers = threads if device.type == "cpu" else 1
 
@@ -132,7 +132,7 @@ def accumulate_counts(
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for counts in map_ordered(pool, count_one, rows, workers * 2):
-                total.add(counts)
+                total.merge(counts)
     finally:
         torch.set_num_threads(before)
     return total
@@ -142,7 +142,7 @@ def accumulate_counts(
 def _count(model: nn.Module, row: dict[str, Tensor], wanted: CountSpec, mode: InferenceConfig) -> Counts:
     mask = row["mask"][0]
     size = (mask.shape[0], mask.shape[1])
-    counts = Counts.none(wanted)
+    counts = Counts.zeros(wanted)
     if wanted.calibration:
         ids, sure = (found[0] for found in segment_with_confidence(model, row["image"], size, mode))
         counts.bins = calibration_bins(ids, sure, mask, wanted.ignore_id).cpu().numpy()
@@ -153,5 +153,5 @@ def _count(model: nn.Module, row: dict[str, Tensor], wanted: CountSpec, mode: In
     counts.boundary = {width: boundary_counts(*truth, width).cpu().numpy() for width in wanted.boundary}
     counts.trimap = {width: trimap_counts(*truth, width).cpu().numpy() for width in wanted.trimap}
     if wanted.images:
-        counts.images = {int(row["row"]): ImageCounts.of(counts.confusion)}
+        counts.images = {int(row["row"]): ImageCounts.from_confusion(counts.confusion)}
     return counts

@@ -43,7 +43,7 @@ class Evaluation:
 
     Attributes:
         counts: of all images, and of each.
-        found: what they say.
+        results: what they say.
         ids: of the rows, by number.
         groups: of the rows, drawn as one by the bootstrap; none draws images.
         classes: of model and dataset.
@@ -57,7 +57,7 @@ class Evaluation:
     """
 
     counts: Counts
-    found: EvaluationResults
+    results: EvaluationResults
     ids: dict[int, str]
     classes: Classes
     split: str
@@ -101,7 +101,7 @@ def evaluate(
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}; expected at least 1.")
     meta = checkpoint.load_meta(folder)
-    config, classes = checkpoint.load_config(folder).looked_at(asked), checkpoint.load_classes(folder)
+    config, classes = checkpoint.load_config(folder).with_eval_overrides(asked), checkpoint.load_classes(folder)
     manifest = read_manifest(paths.absolute_path("data.root", root))
     source = SplitReader(paths.absolute_path("data.root", root), manifest.split(split))
     _check(source.root, split, source, classes, manifest.classes)
@@ -114,7 +114,7 @@ def evaluate(
     settings = config.eval
     return Evaluation(
         counts=counts,
-        found=compute_results(
+        results=compute_results(
             counts, classes.names, ids, sliced, groups=grouping, absent=settings.absent, beta=settings.beta
         ),
         ids=ids,
@@ -161,13 +161,13 @@ def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "step": evaluation.step,
         "settings": evaluation.settings.model_dump(mode="json"),
         "confusion": evaluation.counts.confusion.tolist(),
-        **results_to_dict(evaluation.found),
+        **results_to_dict(evaluation.results),
     }
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Returns every score under its metric name, e.g. `test/miou`, those that are not defined left out."""
-    found, split = evaluation.found, evaluation.split
+    found, split = evaluation.results, evaluation.split
     named = found.scores.all_named(split)
     named |= {f"{split}/miou_low": found.miou_interval.low, f"{split}/miou_high": found.miou_interval.high}
     if found.calibration:
@@ -192,8 +192,8 @@ def slice_labels(
     Raises:
         DataError: there is no such column, or an expression is none or does not occur in an id.
     """
-    source.check_labels([name for name in slices if _is_column(name, slices)])
-    table = source.columns(["id", "height", "width", *(name for name in slices if _is_column(name, slices))])
+    source.require_label_columns([name for name in slices if _is_column(name, slices)])
+    table = source.read_columns(["id", "height", "width", *(name for name in slices if _is_column(name, slices))])
     ids = dict(enumerate(table["id"].to_pylist()))
     values = {}
     for name, pattern in slices.items():
@@ -265,9 +265,9 @@ def _count(job: _EvaluationTask) -> tuple[Counts, list[str]]:
         parts = ray.get([task.remote(shared, rank) for rank in range(placement.workers)])
     except RayError as error:
         raise root_cause(error) or SegrayError(f"evaluation failed: {error}") from error
-    total = Counts.none(job.wanted)
+    total = Counts.zeros(job.wanted)
     for counts, _ in parts:
-        total.add(counts)
+        total.merge(counts)
     return total, [line for _, lines in parts for line in lines]
 
 
@@ -284,4 +284,6 @@ def _count_share(job: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
         lambda error: bad_rows.append(str(error)),
     )
     model = model.to(torch.device(placement.device))
-    return accumulate_counts(model, rows, job.wanted, placement.threads, InferenceConfig.of(job.config)), bad_rows
+    return accumulate_counts(
+        model, rows, job.wanted, placement.threads, InferenceConfig.from_config(job.config)
+    ), bad_rows

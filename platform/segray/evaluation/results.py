@@ -94,7 +94,7 @@ def compute_results(
         count: samples of the bootstrap.
     """
     rows = sorted(counts.images)
-    tables = np.stack([counts.images[row].whole(len(names)) for row in rows])
+    tables = np.stack([counts.images[row].dense(len(names)) for row in rows])
     drawn = bootstrap(sum_by_group(tables, rows, groups), lambda table: miou_and_ious(table, absent), count)
     whole = scores_from_confusion(counts.confusion, names, absent, beta)
     return EvaluationResults(

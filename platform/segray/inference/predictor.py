@@ -58,9 +58,9 @@ class Predictor:
         Raises:
             DataError: the image is none of that kind.
         """
-        return self.many([image])[0]
+        return self.predict_batch([image])[0]
 
-    def many(self, images: Sequence[NDArray[np.uint8]], mode: InferenceConfig | None = None) -> list[Mask]:
+    def predict_batch(self, images: Sequence[NDArray[np.uint8]], mode: InferenceConfig | None = None) -> list[Mask]:
         """Returns what a call does for each image, of one forward pass; they have one size.
 
         Args:
@@ -74,14 +74,17 @@ class Predictor:
             raise DataError(f"{len(images)} images have {len({one.shape for one in images})} sizes; expected one.")
         fitted = [self._fitted(image) for image in images]
         ids = segment(
-            self._model, torch.cat([one for one, _ in fitted]), fitted[0][1], mode or InferenceConfig.of(self.config)
+            self._model,
+            torch.cat([one for one, _ in fitted]),
+            fitted[0][1],
+            mode or InferenceConfig.from_config(self.config),
         )
         return [self._mask(one) for one in ids]
 
-    def with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
+    def predict_with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
         """Returns what a call does, and the probability of every class, (K, H, W)."""
         images, size = self._fitted(image)
-        ids, found = segment_with_probabilities(self._model, images, size, InferenceConfig.of(self.config))
+        ids, found = segment_with_probabilities(self._model, images, size, InferenceConfig.from_config(self.config))
         return self._mask(ids[0]), found[0].cpu().numpy()
 
     def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:

@@ -52,7 +52,7 @@ class InferenceConfig:
     align: int = 32
 
     @classmethod
-    def of(cls, config: Config) -> "InferenceConfig":
+    def from_config(cls, config: Config) -> "InferenceConfig":
         """Returns what the settings ask for; windows are by default those of the training."""
         settings = config.eval
         crop = (settings.crop or config.data.crop) if settings.mode == "slide" else None

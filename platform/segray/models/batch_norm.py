@@ -34,12 +34,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         variance, mean = torch.var_mean(_precise(maps.detach()), dim=(0, 2, 3), correction=0)
         pixels = torch.full_like(mean[0], maps.numel() // maps.shape[1])
         moments = all_reduce_moments(BatchMoments(pixels, mean, variance))
-        self.track(moments)
+        self.update_running_stats(moments)
         normed: Tensor = _Normalise.apply(self.eps, maps, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
         return normed
 
     @torch.no_grad()
-    def track(self, moments: BatchMoments) -> None:
+    def update_running_stats(self, moments: BatchMoments) -> None:
         """Moves the running moments towards those of a batch; the running variance is the unbiased one."""
         assert self.momentum is not None
         pixels, mean, variance = moments
@@ -48,7 +48,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked.add_(1)
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+    def inference_affine(self) -> tuple[Tensor, Tensor]:
         """Returns the scale (C,) and shift (C,) that normalisation by the running moments comes to."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale

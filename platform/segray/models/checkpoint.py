@@ -81,7 +81,7 @@ class CheckpointContents:
     """All that a checkpoint holds, in memory of its own: training may go on while it is written."""
 
     weights: dict[str, Tensor]
-    live: dict[str, Tensor] | None
+    training_weights: dict[str, Tensor] | None
     state: dict[str, Any]
     config: Config
     classes: Classes
@@ -90,8 +90,8 @@ class CheckpointContents:
     def write(self, folder: Path) -> None:
         """Writes a checkpoint into an existing folder."""
         save_file(self.weights, folder / WEIGHTS)
-        if self.live is not None:
-            save_file(self.live, folder / LIVE)
+        if self.training_weights is not None:
+            save_file(self.training_weights, folder / LIVE)
         torch.save(self.state, folder / STATE)
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=2))
         (folder / CLASSES).write_text(self.classes.model_dump_json(indent=2))

@@ -42,7 +42,7 @@ def model_costs(config: Config, num_classes: int, height: int, width: int) -> li
     Raises:
         ModelError: the model cannot be built, or the image is too small for it.
     """
-    classes = Classes.named([str(index) for index in range(num_classes)])
+    classes = Classes.from_names([str(index) for index in range(num_classes)])
     model = build_model(config, classes).eval().to("meta")
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,1 +1,1 @@
-"""From challenger to champion: what is measured, what is decided of it, and how the aliases move."""
+"""Promotion of model versions: measurements, gates and registry aliases."""

@@ -1,8 +1,8 @@
-"""Moving aliases: several at once, by one process at a time, and to the end even if that process dies on the way.
+"""Transactional updates of several registry aliases.
 
-MLflow moves one alias at a time and knows no transactions. So what is to be moved is written down first, under a name
-that only one process can create: a registered model beside the one that is promoted. Whoever finds it there and nobody
-at work on it moves what it says, and removes it.
+MLflow moves one alias at a time and has no transactions. This module therefore stores a plan before it moves any alias.
+The plan is a tag of an additional registered model, which serves as a lock: only one process can create it. If the
+process dies, the next process that finds the plan carries it out and removes it.
 """
 
 import json
@@ -21,29 +21,35 @@ from segray.tracking.registry import CHALLENGER, LOCK, NOT_FOUND
 CHAMPION, PREVIOUS = "champion", "previous"
 
 SERVING_ALIASES = (PREVIOUS, CHAMPION)
-"""In the order they are moved: at every moment somebody is champion, and the one to go back to is known."""
+"""Aliases in the order of their update. At every moment there is a champion and a known version to roll back to."""
 
 PLAN_TAG, MOVED_TAG = "segray.plan", "segray.moved"
 
 PATIENCE_S, POLL_S = 30.0, 0.5
-"""After so long somebody else's plan is taken for one that nobody is at work on: to move its aliases takes seconds."""
+"""Seconds after which the plan of another process counts as abandoned, and seconds between two polls.
 
-MISSING_RUN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # of a run that was deleted, too
+An update takes a few seconds.
+"""
+
+MISSING_RUN_CODES = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_PARAMETER_VALUE",
+)  # MLflow also returns these for a deleted run
 
 Aliases = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
 class AliasChange:
-    """What is to be moved.
+    """Plan for an update of the serving aliases.
 
     Attributes:
-        what: is done.
-        model: registered model.
-        found: champion and previous version when it was decided, none for an alias that was not set.
-        wanted: what they are to be; whoever becomes champion is no challenger any more.
-        audit: MLflow run that is told when it is done; none tells nobody.
-        key: of this plan alone.
+        what: kind of the update.
+        model: name of the registered model.
+        found: champion and previous version at the time of the decision; `None` for an alias that was not set.
+        wanted: champion and previous version after the update. The new champion loses the challenger alias.
+        audit: id of the MLflow run that is tagged when the update is complete; `None` tags no run.
+        key: unique key of this plan.
     """
 
     what: Literal["promotion", "rollback"]
@@ -55,15 +61,15 @@ class AliasChange:
 
     @property
     def stages(self) -> tuple[Aliases, ...]:
-        """What the aliases are before it is carried out, on the way, and behind it."""
+        """Alias states before, during and after the update."""
         return self.found, {**self.found, PREVIOUS: self.wanted[PREVIOUS]}, self.wanted
 
 
 def plan_promotion(model: str, found: Aliases, version: str) -> AliasChange:
-    """Returns the plan that has a version served, and the champion of now as the one to go back to.
+    """Returns the plan that makes a version the champion and keeps the current champion as the previous version.
 
     Raises:
-        RegistryError: it is served already.
+        RegistryError: the version is the champion already.
     """
     if found[CHAMPION] == version:
         raise RegistryError(f"version {version} of {model} is {CHAMPION} already; name another with --version.")
@@ -73,10 +79,10 @@ def plan_promotion(model: str, found: Aliases, version: str) -> AliasChange:
 
 
 def plan_rollback(model: str, found: Aliases) -> AliasChange:
-    """Returns the plan that has the version before served again.
+    """Returns the plan that makes the previous version the champion again.
 
     Raises:
-        RegistryError: there is none.
+        RegistryError: the model has no previous version.
     """
     if found[PREVIOUS] is None:
         raise RegistryError(f"{model} has no version {PREVIOUS}: nothing was promoted over another, or it was undone.")
@@ -84,21 +90,21 @@ def plan_rollback(model: str, found: Aliases) -> AliasChange:
 
 
 def get_aliases(client: MlflowClient, model: str) -> dict[str, str | None]:
-    """Returns the version behind each alias.
+    """Returns the version of each alias.
 
     Raises:
-        MlflowException: there is no such model, or the store does not answer.
+        MlflowException: the model does not exist, or the store does not respond.
     """
     known = client.get_registered_model(model).aliases
     return {alias: None if alias not in known else str(known[alias]) for alias in (*SERVING_ALIASES, CHALLENGER)}
 
 
 def apply_change(client: MlflowClient, plan: AliasChange) -> None:
-    """Moves the aliases of a plan.
+    """Carries out a plan.
 
     Raises:
-        PromotionError: they were moved since it was decided, or somebody else is at it.
-        MlflowException: the store does not answer.
+        PromotionError: the aliases changed after the plan was made, or another process updates them.
+        MlflowException: the store does not respond.
     """
     if not _claims(client, plan):
         raise _taken(plan.model)
@@ -113,10 +119,10 @@ def apply_change(client: MlflowClient, plan: AliasChange) -> None:
 
 
 def pending_change(client: MlflowClient, model: str) -> AliasChange | None:
-    """Returns the plan that somebody is at work on, or was interrupted at; none if there is none.
+    """Returns the plan that is in progress or was interrupted, or `None`.
 
     Raises:
-        RegistryError: what bears the lock's name is a model of somebody's.
+        RegistryError: an ordinary registered model has the name of the lock.
     """
     try:
         tags = client.get_registered_model(_name(model)).tags
@@ -130,16 +136,16 @@ def pending_change(client: MlflowClient, model: str) -> AliasChange | None:
 
 
 def recover(client: MlflowClient, model: str, patience_s: float = PATIENCE_S) -> AliasChange | None:
-    """Carries out a plan that somebody was interrupted at, and returns it; none if there was nothing to carry out.
+    """Carries out an interrupted plan and returns it, or returns `None` if there is no plan to carry out.
 
     Args:
-        client: of the store.
-        model: registered model.
-        patience_s: how long somebody who may be at work on it is waited for.
+        client: client of the store.
+        model: name of the registered model.
+        patience_s: seconds to wait for a process that may still carry out the plan.
 
     Raises:
-        PromotionError: somebody is at it right now.
-        MlflowException: the store does not answer.
+        PromotionError: another process updates the aliases.
+        MlflowException: the store does not respond.
     """
     plan = still = pending_change(client, model)
     until = time.monotonic() + patience_s
@@ -150,7 +156,7 @@ def recover(client: MlflowClient, model: str, patience_s: float = PATIENCE_S) ->
         return None
     if still != plan:
         raise _taken(model)
-    if _served(get_aliases(client, model)) not in plan.stages:  # its process died before it found that out
+    if _served(get_aliases(client, model)) not in plan.stages:  # its process died before it detected the conflict
         _remove(client, plan)
         return None
     if not _is_there(client, model, str(plan.wanted[CHAMPION])):
@@ -173,7 +179,7 @@ def _taken(model: str) -> PromotionError:
 
 
 def _claims(client: MlflowClient, plan: AliasChange) -> bool:
-    """Writes a plan down, unless there is one already; a store never has two models of a name."""
+    """Creates the lock of a plan. Returns False if a lock exists: a store never has two models of the same name."""
     try:
         client.create_registered_model(_name(plan.model), {PLAN_TAG: json.dumps(asdict(plan))})
     except MlflowException as error:
@@ -205,7 +211,7 @@ def _move(client: MlflowClient, plan: AliasChange) -> None:
 
 
 def _check_held(client: MlflowClient, plan: AliasChange) -> None:
-    """Refuses to go on with a plan that others took for left behind: they carried it out, and may be at the next."""
+    """Raises a PromotionError if another process took the plan for abandoned, carried it out and removed its lock."""
     held = pending_change(client, plan.model)
     if held is None or held.key != plan.key:
         raise _taken(plan.model)
@@ -219,7 +225,7 @@ def _set(client: MlflowClient, model: str, alias: str, version: str | None) -> N
 
 
 def _tell(client: MlflowClient, audit: str) -> None:
-    """Writes into the audit that the aliases moved; one that somebody deleted is no reason not to have moved them."""
+    """Tags the audit run with the completed update. A deleted audit run is ignored."""
     try:
         client.set_tag(audit, MOVED_TAG, "yes")
     except MlflowException as error:
@@ -228,7 +234,7 @@ def _tell(client: MlflowClient, audit: str) -> None:
 
 
 def _remove(client: MlflowClient, plan: AliasChange) -> None:
-    """Gives the lock back, unless somebody else did and another has it now."""
+    """Removes the lock, unless it was removed already or belongs to another plan."""
     held = pending_change(client, plan.model)
     if held is None or held.key != plan.key:
         return

@@ -1,4 +1,4 @@
-"""What is kept of a promotion: a decision on the version, a run for whoever asks later, and the version's card."""
+"""Records of promotions and rollbacks: a tag on the version, an audit run, and the version's model card."""
 
 import json
 from collections.abc import Mapping
@@ -30,36 +30,36 @@ DEFAULT_EXPERIMENT = "0"
 
 @dataclass(frozen=True)
 class PromotionOptions:
-    """What the user said to a promotion.
+    """User options of a promotion.
 
     Attributes:
-        gates: what was asked of the challenger.
-        is_forced: whether it is promoted whatever they say.
-        reason: why.
+        gates: settings of the gates.
+        is_forced: True to promote the challenger even if a gate fails.
+        reason: reason for the record.
     """
 
     gates: PromoteConfig
     is_forced: bool = False
     reason: str | None = None
 
-    def verdict(self, decision: Decision) -> str:
-        """Returns what becomes of a challenger."""
+    def outcome(self, decision: Decision) -> str:
+        """Returns the outcome for a challenger: passed, forced or refused."""
         return "passed" if decision.is_passed else "forced" if self.is_forced else "refused"
 
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """The run that is written of a promotion or rollback.
+    """Content of the audit run of a promotion or rollback.
 
     Attributes:
-        model: registered model.
-        version: that is promoted, or gone back to.
-        run_id: of its training run, whose experiment the audit belongs to; none takes the default one.
+        model: name of the registered model.
+        version: version that is promoted or rolled back to.
+        run_id: id of its training run, whose experiment holds the audit run; `None` uses the default experiment.
         verdict: passed, refused, forced or rollback.
-        params: what it was decided by.
-        metrics: what was measured.
-        step: of the checkpoint.
-        document: all of it, for programs.
+        params: parameters of the decision.
+        metrics: measured metrics.
+        step: step of the checkpoint.
+        document: complete machine-readable record.
     """
 
     model: str
@@ -73,10 +73,10 @@ class AuditEntry:
 
 
 def write_audit_run(client: MlflowClient, audit: AuditEntry) -> str:
-    """Writes the run of an audit and returns its id; the aliases have not moved yet, and it says so.
+    """Writes an audit run and returns its id. Its tag states that the aliases have not moved yet.
 
     Raises:
-        MlflowException: the store does not answer.
+        MlflowException: the store does not respond.
     """
     known = client.get_run(audit.run_id).info.experiment_id if audit.run_id else DEFAULT_EXPERIMENT
     tags = {KIND_TAG: PROMOTION, DECISION_TAG: audit.verdict, MOVED_TAG: "no"}
@@ -98,18 +98,18 @@ def record_decision(
     decision: Decision,
     told: PromotionOptions,
 ) -> str:
-    """Writes down what was decided, on the version, its card and in an audit, and returns the audit's run.
+    """Records a decision in an audit run, on the version and in its model card, and returns the id of the audit run.
 
     Args:
-        client: of the store.
-        model: registered model.
-        challenger: that was judged.
-        measured: of it and the champion.
-        decision: of it.
-        told: what the user said to it.
+        client: client of the store.
+        model: name of the registered model.
+        challenger: candidate that was evaluated.
+        measured: measurements of the challenger and the champion.
+        decision: decision of the gates.
+        told: user options of the promotion.
 
     Raises:
-        MlflowException: the store does not answer.
+        MlflowException: the store does not respond.
     """
     document = decision_to_dict(measured, decision, told)
     run_id = write_audit_run(
@@ -135,10 +135,10 @@ def record_decision(
 
 
 def record_rollback(client: MlflowClient, model: str, back: Candidate, away: str | None, reason: str | None) -> str:
-    """Writes down that a version is gone back to, and returns the audit's run.
+    """Records a rollback in an audit run and on the replaced version, and returns the id of the audit run.
 
     Raises:
-        MlflowException: the store does not answer.
+        MlflowException: the store does not respond.
     """
     document = {"verdict": "rollback", "version": back.version, "instead_of": away, "reason": reason}
     params = {"model": model, "version": back.version, "instead_of": str(away), "reason": reason or ""}
@@ -150,10 +150,10 @@ def record_rollback(client: MlflowClient, model: str, back: Candidate, away: str
 
 
 def decision_to_dict(measured: Measurements, decision: Decision, told: PromotionOptions) -> dict[str, Any]:
-    """Returns what was measured and decided, for programs; what is not a number is none."""
+    """Returns the measurements and the decision as JSON-compatible data. A mean IoU that is not finite is `None`."""
     evaluation, comparison = measured.evaluation, measured.comparison
     return {
-        "verdict": told.verdict(decision),
+        "verdict": told.outcome(decision),
         "reason": told.reason,
         "version": decision.challenger,
         "champion": decision.champion,
@@ -191,8 +191,8 @@ def _params(evaluation: Evaluation, decision: Decision, told: PromotionOptions) 
 
 def _metrics(measured: Measurements) -> dict[str, float]:
     found = flat_metrics(measured.evaluation) | _costs("", measured.challenger)
-    if measured.other is not None:
-        found |= {f"champion/{name}": value for name, value in flat_metrics(measured.other).items()}
+    if measured.champion_evaluation is not None:
+        found |= {f"champion/{name}": value for name, value in flat_metrics(measured.champion_evaluation).items()}
     if measured.champion is not None:
         found |= _costs("champion/", measured.champion)
     if measured.comparison is not None:
@@ -205,11 +205,11 @@ def _costs(prefix: str, evidence: ModelMeasurements) -> dict[str, float]:
 
 
 def _gain(miou: MetricDelta) -> dict[str, float]:
-    return {"gain/miou": miou.gain, "gain/miou_low": miou.interval.low, "gain/miou_high": miou.interval.high}
+    return {"gain/miou": miou.delta, "gain/miou_low": miou.interval.low, "gain/miou_high": miou.interval.high}
 
 
 def _scored(evaluation: Evaluation) -> SplitScores:
-    found = evaluation.found
+    found = evaluation.results
     return SplitScores(
         split=evaluation.split,
         digest=evaluation.dataset_digest,

@@ -1,6 +1,6 @@
-"""Whether a model may be served: decided from what was measured, with a reason for each gate.
+"""Promotion gates: checks of the measurements that a challenger must pass before it is served.
 
-Pure: neither a store nor a cluster is asked here.
+The functions are pure. They access neither a store nor a cluster.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,21 +11,21 @@ from segray.config import PromoteConfig
 from segray.evaluation.compare import MIN_SAMPLES, Comparison
 
 MAX_NAMED = 10
-"""Classes that a reason names; how many more there are is told."""
+"""Maximum number of classes that a reason names. The reason also gives the number of classes left out."""
 
 
 @dataclass(frozen=True)
 class ModelMeasurements:
-    """What was measured of a version.
+    """Measurements of a model version.
 
     Attributes:
-        version: in the registry.
-        classes: it tells apart.
-        miou: mean IoU on the rows, 0 to 1; none where its classes are not theirs.
-        iou: of each class; none where it is neither true nor predicted.
-        latency_ms: median time for an image.
-        size_mib: of the weights.
-        differs: how what is stored differs from the checkpoint that was registered; empty if it does not.
+        version: version in the registry.
+        classes: names of the model's classes.
+        miou: mean IoU on the rows, 0 to 1; `None` if the version was not evaluated because its classes differ.
+        iou: IoU of each class; `None` for a class that occurs in neither labels nor predictions.
+        latency_ms: median time for an image, in milliseconds.
+        size_mib: size of the weights, in MiB.
+        differs: difference between the stored files and the registered checkpoint; empty if there is none.
     """
 
     version: str
@@ -39,13 +39,13 @@ class ModelMeasurements:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate, and how it was passed or not.
+    """Result of one gate.
 
     Attributes:
-        gate: its name.
-        is_passed: whether it was.
-        found: the figures it was decided by.
-        expected: what they have to be.
+        gate: name of the gate.
+        is_passed: True if the challenger passed the gate.
+        found: measured values, as text.
+        expected: required values, as text.
     """
 
     gate: str
@@ -56,12 +56,12 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of a challenger.
+    """Decision on a challenger.
 
     Attributes:
-        challenger: its version.
-        champion: the version that is served, none if none is.
-        checks: all gates, in order.
+        challenger: version of the challenger.
+        champion: version of the champion; `None` if there is none.
+        checks: results of all gates, in order.
     """
 
     challenger: str
@@ -70,12 +70,12 @@ class Decision:
 
     @property
     def is_passed(self) -> bool:
-        """Whether every gate was passed."""
+        """True if the challenger passed every gate."""
         return all(check.is_passed for check in self.checks)
 
     @property
     def reasons(self) -> list[str]:
-        """Why it was not, a line for each gate."""
+        """Reasons for a refusal, one line per failed gate."""
         return [
             f"{check.gate}: {check.found}; expected {check.expected}" for check in self.checks if not check.is_passed
         ]
@@ -87,13 +87,16 @@ def evaluate_gates(
     champion: ModelMeasurements | None = None,
     comparison: Comparison | None = None,
 ) -> Decision:
-    """Returns whether a challenger may be served.
+    """Evaluates all gates for a challenger.
 
     Args:
-        gates: what it has to be.
-        challenger: what was measured of it.
-        champion: what was measured of the version that is served, none if none is.
-        comparison: what the challenger gained over it on the same rows; none if their classes differ.
+        gates: settings of the gates.
+        challenger: measurements of the challenger.
+        champion: measurements of the champion; `None` if there is none.
+        comparison: metric differences between challenger and champion on the same rows; `None` if their classes differ.
+
+    Returns:
+        Decision with the result of each gate.
     """
     checks = [_parity(challenger), *_floors(gates, challenger), *_budgets(gates, challenger)]
     if champion is not None:
@@ -174,16 +177,16 @@ def _latency(gates: PromoteConfig, challenger: ModelMeasurements, champion: Mode
 def _miou(gates: PromoteConfig, comparison: Comparison) -> GateResult:
     gained = comparison.miou
     low, high = gained.interval
-    found = f"{gained.ours:.4f} against {gained.theirs:.4f}, gain {gained.gain:+.4f} [{low:+.4f}, {high:+.4f}]"
-    is_told = gained.support >= MIN_SAMPLES
+    found = f"{gained.candidate:.4f} against {gained.baseline:.4f}, gain {gained.delta:+.4f} [{low:+.4f}, {high:+.4f}]"
+    is_told = gained.num_samples >= MIN_SAMPLES
     expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
     if not is_told:
-        found, expected = f"{found} of {gained.support} images", f"{expected}, and {MIN_SAMPLES} images or more"
+        found, expected = f"{found} of {gained.num_samples} images", f"{expected}, and {MIN_SAMPLES} images or more"
     return GateResult("mean IoU", is_told and low > -gates.miou_drop, found, expected)
 
 
 def _no_class(gates: PromoteConfig, comparison: Comparison) -> GateResult:
-    gains = {name: one.gain for name, one in comparison.iou.items() if isfinite(one.gain)}
+    gains = {name: one.delta for name, one in comparison.iou.items() if isfinite(one.delta)}
     worse = {name: gain for name, gain in gains.items() if gain < -gates.class_drop}
     lost = sorted(worse or gains, key=lambda name: gains[name])[: max(1, len(worse))]
     found = _listed([f"{name} {gains[name]:+.4f}" for name in lost]) or "no class can be compared"

@@ -1,4 +1,4 @@
-"""What is measured of a challenger and of the champion: both on the same rows, the same images and the same machine."""
+"""Measurements of challenger and champion on the same rows, the same images and the same machine."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ from segray.promotion.gates import ModelMeasurements
 from segray.tracking.package import package_digest
 
 NUM_TIMED_IMAGES, NUM_PARITY_IMAGES = 16, 3
-"""Images that are timed, and of those, images whose masks are compared with those of what MLflow loads."""
+"""Number of timed images, and number of those whose masks are compared with the masks of the MLflow model."""
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version, fetched.
+    """Downloaded model version.
 
     Attributes:
-        version: its number.
-        folder: of its checkpoint.
-        digest: of its files when they were registered; none if none was kept.
-        run_id: of its training run; none if that is not known.
+        version: version number.
+        folder: folder of its checkpoint.
+        digest: digest of its files at registration; `None` if none was stored.
+        run_id: id of its training run; `None` if it is unknown.
     """
 
     version: str
@@ -49,37 +49,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured.
+    """Measurements of challenger and champion.
 
     Attributes:
-        challenger, champion: in figures; no champion if none is served.
-        comparison: what the challenger gained; none without a champion of its classes.
-        evaluation: of the challenger.
-        other: of the champion; none if there is none, or its classes are others.
+        challenger: measurements of the challenger.
+        champion: measurements of the champion; `None` if there is none.
+        comparison: metric differences between both; `None` if there is no champion with the same classes.
+        evaluation: evaluation of the challenger.
+        champion_evaluation: evaluation of the champion; `None` if there is no champion with the same classes.
     """
 
     challenger: ModelMeasurements
     champion: ModelMeasurements | None
     comparison: Comparison | None
     evaluation: Evaluation
-    other: Evaluation | None
+    champion_evaluation: Evaluation | None
 
 
 def measure_candidates(
     challenger: Candidate, champion: Candidate | None, config: Config, root: str, split: str, workers: int | None = None
 ) -> Measurements:
-    """Returns what was measured of both.
+    """Measures challenger and champion.
+
+    The champion is evaluated and compared only if its classes equal those of the challenger.
 
     Args:
-        challenger: to be judged.
-        champion: that is served, none if none is.
-        config: how images are looked at, where it says so, and on which device.
-        root: of the dataset.
-        split: of the dataset.
-        workers: tasks that share the rows; none takes one a GPU, or one a node.
+        challenger: candidate to measure.
+        champion: version that is served; `None` if there is none.
+        config: settings with the device and the overrides of the evaluation settings.
+        root: root folder of the dataset.
+        split: name of the split.
+        workers: number of evaluation tasks; defaults to one per GPU, or one per node without GPUs.
 
     Raises:
-        UserError: one cannot be evaluated on the split.
+        UserError: a candidate cannot be evaluated on the split.
     """
 
     def evaluated(one: Candidate) -> Evaluation:
@@ -97,7 +100,7 @@ def measure_candidates(
         champion=None if champion is None else _evidence(champion, other, times[1]),
         comparison=None if other is None else compare_evaluations(evaluation, other),
         evaluation=evaluation,
-        other=other,
+        champion_evaluation=other,
     )
 
 
@@ -106,7 +109,7 @@ def _names(one: Candidate) -> tuple[str, ...]:
 
 
 def _evidence(one: Candidate, evaluation: Evaluation | None, latency_ms: float, differs: str = "") -> ModelMeasurements:
-    scores = None if evaluation is None else evaluation.found.scores
+    scores = None if evaluation is None else evaluation.results.scores
     return ModelMeasurements(
         version=one.version,
         classes=_names(one),
@@ -119,10 +122,10 @@ def _evidence(one: Candidate, evaluation: Evaluation | None, latency_ms: float, 
 
 
 def _images(root: str, split: str) -> Iterator[bytes]:
-    """Yields some images that can be decoded, from all over a split."""
+    """Yields encoded images that can be decoded, spread evenly over a split."""
     source = SplitReader(root, read_manifest(root).split(split))
     rows = set(np.linspace(0, source.split.rows - 1, min(NUM_TIMED_IMAGES, source.split.rows)).astype(int).tolist())
-    table = source.read(sorted(set(source.group_of(sorted(rows)).tolist())))
+    table = source.read(sorted(set(source.groups_of_rows(sorted(rows)).tolist())))
     for row, image in zip(table["row"].to_pylist(), table["image"], strict=True):
         if row in rows and _is_image(image.as_py()):
             yield image.as_py()
@@ -137,20 +140,23 @@ def _is_image(encoded: bytes) -> bool:
 
 
 def latencies_ms(candidates: Sequence[Candidate], images: Sequence[Pixels], config: Config) -> list[float]:
-    """Returns each candidate's median time for an image, here, from pixels to mask.
+    """Returns each candidate's median time (ms) for an image on this machine, from pixels to mask.
 
-    They take turns, an image each: a machine that is slow for a while is so for all of them.
+    The candidates alternate after each image, so a temporary slowdown of the machine affects all of them.
+
+    Raises:
+        DataError: there is no image.
     """
     if not images:
         raise DataError("no image of the split can be decoded; there is nothing to time a model with.")
 
     def predicting(one: Candidate) -> "_Turn":
-        looked_at = checkpoint.load_config(one.folder).looked_at(config.eval)
+        looked_at = checkpoint.load_config(one.folder).with_eval_overrides(config.eval)
         return _Turn(Predictor(one.folder, config.train.device, looked_at), cycle(images))
 
     rounds = time_interleaved(
         [predicting(one) for one in candidates], len(images), torch.device("cpu")
-    )  # masks lie there
+    )  # the masks are on the CPU
     return [median(series) * 1000 for series in rounds]
 
 
@@ -164,11 +170,14 @@ class _Turn:
 
 
 def verify_package(one: Candidate, images: Sequence[bytes]) -> str:
-    """Returns how what is stored of a version differs from the checkpoint that was registered; nothing if it does not.
+    """Compares the stored files of a version with the registered checkpoint.
 
     Args:
-        one: the version.
-        images: encoded; what MLflow loads has to give the predictor's masks, to the pixel.
+        one: candidate to check.
+        images: encoded images, for which the MLflow model must return exactly the masks of the predictor.
+
+    Returns:
+        Description of the difference, or an empty string if there is none.
     """
     found = package_digest(one.folder)
     if one.digest is None:
@@ -179,7 +188,7 @@ def verify_package(one: Candidate, images: Sequence[bytes]) -> str:
         loaded = mlflow.pyfunc.load_model(str(one.folder.parents[1]))
         answer = loaded.predict(pd.DataFrame({"image": list(images)}))
         theirs = [decode_mask(mask) for mask in answer["mask"]]
-    except Exception as error:  # it is the version's own code that runs here
+    except Exception as error:  # this runs the code of the version, which may raise anything
         return f"MLflow cannot load or run it ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
     ours = [Predictor(one.folder)(decode_image(image)) for image in images]
     wrong = sum(int((mask != their).sum()) for mask, their in zip(ours, theirs, strict=True))

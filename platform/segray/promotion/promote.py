@@ -1,4 +1,8 @@
-"""A promotion from its beginning to its end: repair, measure, decide, write down, move; and the way back."""
+"""Promotion and rollback of model versions.
+
+A promotion recovers an interrupted one, measures the candidates, evaluates the gates, records the decision and moves
+the aliases.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,36 +35,36 @@ Show = Callable[[Measurements, Decision], None]
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """What is to be promoted.
+    """Request for a promotion.
 
     Attributes:
-        version: its number; none takes the challenger.
-        root: of the dataset it is judged on.
-        split: of the dataset.
-        told: the gates, and what the user says to them.
-        is_dry: whether it is only decided, and nothing written.
-        workers: tasks that share the rows; none takes one a GPU, or one a node.
+        version: version number; defaults to the challenger.
+        root: root folder of the evaluation dataset.
+        split: name of the split.
+        options: gates and user options.
+        dry_run: True to evaluate the gates without any change to the store.
+        workers: number of evaluation tasks; defaults to one per GPU, or one per node without GPUs.
     """
 
     version: str | None
     root: str
     split: str
-    told: PromotionOptions
-    is_dry: bool = False
+    options: PromotionOptions
+    dry_run: bool = False
     workers: int | None = None
 
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """What became of it.
+    """Result of a promotion or rollback.
 
     Attributes:
-        plan: whose aliases moved, or would have; none if none did.
-        decision: of the gates; none if they were not asked.
-        measured: what they were asked with.
-        audit: MLflow run; none if none was written.
-        is_moved: whether the aliases are as planned now.
-        is_finished: whether it was an interrupted one that was carried out.
+        plan: plan that was carried out, or would be without a dry run; `None` if no alias moves.
+        decision: decision of the gates; `None` if they were not evaluated.
+        measured: measurements that the gates evaluated.
+        audit: id of the audit run; `None` if none was written.
+        is_moved: True if the aliases match the plan now.
+        was_recovered: True if the call completed an interrupted update instead of a new one.
     """
 
     plan: AliasChange | None
@@ -68,7 +72,7 @@ class PromotionResult:
     measured: Measurements | None = None
     audit: str | None = None
     is_moved: bool = False
-    is_finished: bool = False
+    was_recovered: bool = False
 
 
 def promote(
@@ -78,38 +82,41 @@ def promote(
     show: Show = lambda *_: None,
     patience_s: float = aliases.PATIENCE_S,
 ) -> PromotionResult:
-    """Has a version served, if it passes the gates or is forced to; the champion is kept to go back to.
+    """Promotes a version to champion if it passes the gates or the promotion is forced.
+
+    The current champion becomes the previous version, which a rollback restores.
 
     Args:
-        config: names the store, the model, its gates, and how images are looked at.
-        wish: what is to be promoted.
-        say: called with the few lines a person should read.
-        show: called with what was measured and decided, before anything is moved.
-        patience_s: how long somebody else's promotion is waited for.
+        config: settings with the store, the model and the evaluation settings.
+        wish: request to carry out.
+        say: callable that receives messages for the user.
+        show: callable that receives the measurements and the decision before any alias moves.
+        patience_s: seconds to wait for a promotion by another process.
 
     Raises:
-        RegistryError: no such model or version, it has no files, it is served already, or the store does not answer.
-        PromotionError: somebody else promoted meanwhile.
+        RegistryError: the model or version does not exist, the version has no files or is the champion already, or
+            the store does not respond.
+        PromotionError: another process moved the aliases meanwhile.
         UserError: the version cannot be evaluated on the data.
     """
     name, uri = config.tracking.model, paths.tracking_uri(config)
-    client, finished, found = _begun(name, uri, wish.is_dry, say, patience_s)
+    client, finished, found = _begun(name, uri, wish.dry_run, say, patience_s)
     version = wish.version or found[CHALLENGER]
     if finished is not None and finished.what == "promotion" and version in (None, found[CHAMPION]):
-        return PromotionResult(finished, is_moved=True, is_finished=True)
+        return PromotionResult(finished, is_moved=True, was_recovered=True)
     if version is None:
         raise RegistryError(f"{name} has no {CHALLENGER}; name a version{available_hint(client, f'models:/{name}')}")
     plan = aliases.plan_promotion(name, found, version)
     challenger = _candidate(client, uri, name, version)
-    champion = _champion(client, uri, name, found[CHAMPION], wish.told.is_forced, say)
+    champion = _champion(client, uri, name, found[CHAMPION], wish.options.is_forced, say)
     measured = measure_candidates(challenger, champion, config, wish.root, wish.split, wish.workers)
-    decision = evaluate_gates(wish.told.gates, measured.challenger, measured.champion, measured.comparison)
+    decision = evaluate_gates(wish.options.gates, measured.challenger, measured.champion, measured.comparison)
     show(measured, decision)
-    if wish.is_dry:
-        return PromotionResult(plan if decision.is_passed or wish.told.is_forced else None, decision, measured)
+    if wish.dry_run:
+        return PromotionResult(plan if decision.is_passed or wish.options.is_forced else None, decision, measured)
     with _asking(uri):
-        audit = record_decision(client, name, challenger, measured, decision, wish.told)
-        if not (decision.is_passed or wish.told.is_forced):
+        audit = record_decision(client, name, challenger, measured, decision, wish.options)
+        if not (decision.is_passed or wish.options.is_forced):
             return PromotionResult(None, decision, measured, audit)
         aliases.apply_change(client, replace(plan, audit=audit))
     return PromotionResult(plan, decision, measured, audit, is_moved=True)
@@ -122,23 +129,24 @@ def rollback(
     is_dry: bool = False,
     patience_s: float = aliases.PATIENCE_S,
 ) -> PromotionResult:
-    """Has the version before served again.
+    """Makes the previous version the champion again.
 
     Args:
-        config: names the store and the model.
-        say: called with the few lines a person should read.
-        reason: why, for the record.
-        is_dry: whether nothing is moved.
-        patience_s: how long somebody else's promotion is waited for.
+        config: settings with the store and the model.
+        say: callable that receives messages for the user.
+        reason: reason for the record.
+        is_dry: True to return the plan without any change to the store.
+        patience_s: seconds to wait for a promotion by another process.
 
     Raises:
-        RegistryError: no such model, no version before or without its files, or the store does not answer.
-        PromotionError: somebody else promoted meanwhile.
+        RegistryError: the model does not exist, it has no previous version or that version has no files, or the store
+            does not respond.
+        PromotionError: another process moved the aliases meanwhile.
     """
     name, uri = config.tracking.model, paths.tracking_uri(config)
     client, finished, found = _begun(name, uri, is_dry, say, patience_s)
     if finished is not None and finished.what == "rollback":
-        return PromotionResult(finished, is_moved=True, is_finished=True)
+        return PromotionResult(finished, is_moved=True, was_recovered=True)
     plan = aliases.plan_rollback(name, found)
     back = _candidate(client, uri, name, str(plan.wanted[CHAMPION]))
     if is_dry:
@@ -152,7 +160,7 @@ def rollback(
 def _begun(
     name: str, uri: str, is_dry: bool, say: Say, patience_s: float
 ) -> tuple[MlflowClient, AliasChange | None, Aliases]:
-    """Returns a client, what was left to do by an interrupted promotion and is done now, and the aliases."""
+    """Returns a client, the interrupted plan that was carried out (or `None`), and the current aliases."""
     client = connect_mlflow(uri, f"model {name}")
     with _asking(uri):
         finished = _repaired(client, name, is_dry, say, patience_s)
@@ -190,7 +198,10 @@ def _candidate(client: MlflowClient, uri: str, name: str, version: str) -> Candi
 def _champion(
     client: MlflowClient, uri: str, name: str, version: str | None, is_forced: bool, say: Say
 ) -> Candidate | None:
-    """Returns who is to be compared with; one whose files are gone is passed over where that is forced."""
+    """Returns the champion to compare with, or `None` if there is none.
+
+    A forced promotion skips a champion whose files are missing.
+    """
     if version is None:
         return None
     try:
@@ -204,7 +215,7 @@ def _champion(
 
 @contextmanager
 def _asking(uri: str) -> Iterator[None]:
-    """Says of a store that does not answer which it is."""
+    """Converts errors of an unavailable store into a RegistryError that names the store."""
     try:
         yield
     except UNAVAILABLE as error:

@@ -20,12 +20,12 @@ class BatchResult(Generic[Result]):
     Attributes:
         result: of it.
         seconds: that its batch took.
-        batch: items in it.
+        batch_size: items in it.
     """
 
     result: Result
     seconds: float
-    batch: int
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Batcher(Generic[Item, Result]):
         most: items of a kind in a batch at most.
 
     Attributes:
-        begun: when the batch in hand was, as `perf_counter` counts; none if there is none.
+        batch_started_at: when the batch in hand was, as `perf_counter` counts; none if there is none.
     """
 
     def __init__(self, compute: Callable[[Any, Sequence[Item]], Sequence[Result]], most: Callable[[Any], int]) -> None:
@@ -63,10 +63,10 @@ class Batcher(Generic[Item, Result]):
         self._lines: dict[tuple[bool, Hashable], deque[_Waiting[Item, Result]]] = {}  # first those that are not late
         self._thread = ThreadPoolExecutor(1, "compute")
         self._task: asyncio.Task[None] | None = None
-        self.begun: float | None = None
+        self.batch_started_at: float | None = None
 
     @property
-    def waiting(self) -> int:
+    def num_pending(self) -> int:
         """Items that wait."""
         return sum(map(len, self._lines.values()))
 
@@ -97,7 +97,7 @@ class Batcher(Generic[Item, Result]):
     async def _do(self, kind: Hashable, taken: Sequence[_Waiting[Item, Result]]) -> None:
         if not taken:
             return
-        begun = self.begun = perf_counter()
+        begun = self.batch_started_at = perf_counter()
         items = [one.item for one in taken]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, kind, items)
@@ -105,7 +105,7 @@ class Batcher(Generic[Item, Result]):
             await self._apart(kind, taken, error)
             return
         finally:
-            self.begun = None
+            self.batch_started_at = None
         seconds = perf_counter() - begun
         for one, result in zip(taken, results, strict=True):
             one.told(BatchResult(result, seconds, len(taken)))

@@ -34,12 +34,12 @@ class TargetVersions:
     Attributes:
         champion: version that answers.
         challenger: version that is compared with it; none if none is.
-        good: the last version that some replica could load, for one that cannot load the champion.
+        fallback: the last version that some replica could load, for one that cannot load the champion.
     """
 
     champion: str
     challenger: str | None = None
-    good: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class StatusReport:
     """What somebody at work tells.
 
     Attributes:
-        who: one name for as long as it lives.
+        client_id: one name for as long as it lives.
         counts: of all it did.
         wanted: what it was told last.
         serving: version a replica answers with; none of a front.
-        described: the versions it has loaded, as people may know them.
+        models: the versions it has loaded, as people may know them.
         failures: why versions could not be loaded, by number.
     """
 
-    who: str
+    client_id: str
     counts: Mapping[Key, float]
     wanted: TargetVersions | None = None
     serving: str | None = None
-    described: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -108,7 +108,7 @@ class VersionController:
         self._wanted: TargetVersions | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Begins to watch, once a version is at hand.
 
         Raises:
@@ -119,10 +119,10 @@ class VersionController:
             raise SegrayError("; ".join(self._problems()))
         self._task = asyncio.create_task(self._watch())
 
-    async def check_in(self, report: StatusReport) -> TargetVersions:
+    async def sync(self, report: StatusReport) -> TargetVersions:
         """Returns what is wanted: at once if it is new to who asks, else when it is, or soon."""
-        self._reports[report.who] = (monotonic(), report)
-        self._gone.pop(report.who, None)  # it was only slow
+        self._reports[report.client_id] = (monotonic(), report)
+        self._gone.pop(report.client_id, None)  # it was only slow
         self._hear(report)
         changed = self._changed
         if report.wanted == self._wanted:
@@ -137,14 +137,14 @@ class VersionController:
         Raises:
             RegistryError: it is not at hand.
         """
-        return await asyncio.to_thread(self._shelf.version, number)
+        return await asyncio.to_thread(self._shelf.get, number)
 
     async def state(self) -> ServingState:
         """Returns what is known of all who are at work."""
         assert self._wanted is not None
         self._forget()
         reports = [report for _, report in self._reports.values()]
-        described = {number: one for report in reports for number, one in report.described.items()}
+        described = {number: one for report in reports for number, one in report.models.items()}
         return ServingState(
             wanted=self._wanted,
             serving=tuple(report.serving for report in reports if report.serving is not None),
@@ -169,7 +169,7 @@ class VersionController:
         except SegrayError as error:
             self._away, aliases = str(error), {}
             if self._wanted is None:
-                aliases = await asyncio.to_thread(self._shelf.remembered)
+                aliases = await asyncio.to_thread(self._shelf.cached_aliases)
         champion = aliases.get(self._settings.alias)
         if champion is None:
             self._away = self._away or f"no version bears the alias {self._settings.alias} any more"
@@ -188,11 +188,11 @@ class VersionController:
         is_new = before is None or before.champion != champion
         if is_new and not await self._is_at_hand(champion):
             return
-        good = None if before is None else before.good
+        good = None if before is None else before.fallback
         if challenger is not None and (before is None or before.challenger != challenger):
             self._announce(TargetVersions(champion, None, good))  # who answers does not wait for who is compared
             challenger = challenger if await self._is_at_hand(challenger) else None
-        self._announce(TargetVersions(champion, challenger, self._wanted.good if self._wanted else good))
+        self._announce(TargetVersions(champion, challenger, self._wanted.fallback if self._wanted else good))
 
     async def _is_at_hand(self, number: str) -> bool:
         """Fetches a version, unless that failed just now."""
@@ -215,16 +215,16 @@ class VersionController:
         self._changed = asyncio.Event()
         if before is not None:  # a watcher that is started anew has not heard yet what is in use
             used = {report.serving for _, report in self._reports.values()}
-            needed = used | {wanted.champion, wanted.challenger, wanted.good, before.champion}
-            self._shelf.tidy({number for number in needed if number})
+            needed = used | {wanted.champion, wanted.challenger, wanted.fallback, before.champion}
+            self._shelf.evict_except({number for number in needed if number})
 
     def _hear(self, report: StatusReport) -> None:
         """Learns from a replica that a version can be loaded: the champion, or else what it is at."""
         wanted, serving = self._wanted, report.serving
         if wanted is None or serving is None:
             return
-        if wanted.good is None or (serving == wanted.champion != wanted.good):
-            self._wanted = replace(wanted, good=serving)
+        if wanted.fallback is None or (serving == wanted.champion != wanted.fallback):
+            self._wanted = replace(wanted, fallback=serving)
 
     def _forget(self) -> None:
         """Lets those go who were not heard of, and keeps what they counted."""

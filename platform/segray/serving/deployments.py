@@ -53,7 +53,7 @@ class ControllerDeployment(VersionController):
         self, settings: ServeConfig, model: str, uri: str, kept: str
     ) -> None:
         super().__init__(settings, ModelCache(model, uri, Path(kept)))
-        await self.begin()
+        await self.start()
 
 
 class ReplicaDeployment(Replica):
@@ -63,7 +63,7 @@ class ReplicaDeployment(Replica):
         self, settings: ServeConfig, device: str, watcher: DeploymentHandle
     ) -> None:
         super().__init__(settings, device, DeploymentClient(watcher), _name())
-        await self.begin()
+        await self.start()
 
 
 class GatewayDeployment:
@@ -75,7 +75,7 @@ class GatewayDeployment:
         self._desk = Gateway(settings, DeploymentClient(replicas), DeploymentClient(watcher), token, _name())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._desk.begin()
+        self._desk.start()
         return build_app(self._desk)
 
 

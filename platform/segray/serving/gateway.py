@@ -29,7 +29,7 @@ class ReplicaClient(Protocol):
 class ControllerClient(Protocol):
     """The watcher."""
 
-    async def check_in(self, report: StatusReport) -> TargetVersions: ...
+    async def sync(self, report: StatusReport) -> TargetVersions: ...
     async def state(self) -> ServingState: ...
 
 
@@ -56,20 +56,20 @@ class Gateway:
         self._at_once = 0
         self._following: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begins to tell the watcher what was counted."""
         self._following = asyncio.create_task(self._follow())
 
-    def check_token(self, header: str | None) -> None:
+    def authenticate(self, header: str | None) -> None:
         """Refuses who does not bring the token.
 
         Raises:
             RefusedError: 401.
         """
-        if not self.is_known(header):
+        if not self.is_authenticated(header):
             raise RequestError("this server wants a token; expected the header Authorization: Bearer TOKEN.", 401)
 
-    def is_known(self, header: str | None) -> bool:
+    def is_authenticated(self, header: str | None) -> bool:
         """Returns whether a header brings the token, or none is wanted."""
         if self._token is None:
             return True
@@ -79,7 +79,7 @@ class Gateway:
         return kind.lower() == "bearer" and is_right
 
     @asynccontextmanager
-    async def place(self, images: int = 1) -> AsyncIterator[None]:
+    async def reserve(self, images: int = 1) -> AsyncIterator[None]:
         """Holds places for images, for as long as they may take.
 
         Raises:
@@ -98,7 +98,7 @@ class Gateway:
         finally:
             self._at_once -= images
 
-    async def segment_all(
+    async def segment_batch(
         self, images: Sequence[tuple[str, bytes]], asked: ResponseOptions
     ) -> list[SegmentationResponse]:
         """Returns what is asked of several images, each with its name; of one that is refused nobody is left at work.
@@ -128,7 +128,7 @@ class Gateway:
             try:
                 found = await self._replicas.segment(body, asked)
             except (ActorDiedError, ActorUnavailableError):
-                self.tally.add("segray_retries")
+                self.tally.inc("segray_retries")
                 continue
             except RayError as error:
                 raise ServingError(f"{name} could not be computed; a replica's log says why.") from error
@@ -153,6 +153,6 @@ class Gateway:
         wanted: TargetVersions | None = None
         while True:
             try:
-                wanted = await self._watcher.check_in(StatusReport(self._who, dict(self.tally.counts), wanted))
+                wanted = await self._watcher.sync(StatusReport(self._who, dict(self.tally.counts), wanted))
             except Exception:  # the watcher is started anew; the counts are not lost
                 await asyncio.sleep(1.0)

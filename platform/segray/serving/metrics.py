@@ -59,7 +59,7 @@ class Counters:
     def __init__(self, counts: Mapping[Key, float] | None = None) -> None:
         self.counts: defaultdict[Key, float] = defaultdict(float, counts or {})
 
-    def add(self, name: str, *labels: str, by: float = 1) -> None:
+    def inc(self, name: str, *labels: str, by: float = 1) -> None:
         """Counts something."""
         self.counts[name, labels, ""] += by
 

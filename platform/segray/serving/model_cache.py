@@ -54,15 +54,15 @@ class ModelCache:
         except UNAVAILABLE as error:
             raise RegistryError(f"{paths.redact(self._uri)}: {error_summary(error)}{self._there()}") from error
         aliases = {alias: str(version) for alias, version in found.items()}
-        if aliases != self.remembered():
+        if aliases != self.cached_aliases():
             self._remember(self._folder / ALIASES, aliases)
         return aliases
 
-    def remembered(self) -> dict[str, str]:
+    def cached_aliases(self) -> dict[str, str]:
         """Returns the aliases as they were last seen."""
         return self._read(self._folder / ALIASES)
 
-    def version(self, number: str) -> ModelFiles:
+    def get(self, number: str) -> ModelFiles:
         """Returns a version: the one kept, unless the registry has another under this number by now.
 
         Raises:
@@ -82,9 +82,9 @@ class ModelCache:
                 self._remember(self._folder / number / INFO_FILE, known)
             files = self._folder / number / FILES
             self._check(files, number, known["tags"].get(DIGEST_TAG))
-            return ModelFiles.read(self._model, number, files, known["tags"])
+            return ModelFiles.from_dir(self._model, number, files, known["tags"])
 
-    def tidy(self, needed: Collection[str]) -> None:
+    def evict_except(self, needed: Collection[str]) -> None:
         """Removes versions that are not needed."""
         with self._lock, suppress(OSError):
             for kept in self._folder.iterdir():

@@ -37,12 +37,12 @@ class ModelFiles:
     tags: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, model: str, number: str, folder: Path, tags: dict[str, str]) -> "ModelFiles":
+    def from_dir(cls, model: str, number: str, folder: Path, tags: dict[str, str]) -> "ModelFiles":
         """Returns the version in a checkpoint folder."""
         files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
         return cls(model, number, files, tags)
 
-    def write(self, folder: Path) -> None:
+    def to_dir(self, folder: Path) -> None:
         """Writes the checkpoint into a folder."""
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
@@ -74,26 +74,26 @@ class LoadedModel:
         self.number, self.model, self._tags = version.number, version.model, version.tags
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            version.write(folder)
+            version.to_dir(folder)
             trained = checkpoint.load_config(folder)
             self._meta = checkpoint.load_meta(folder)
             asked = EvalConfig(precision=settings.precision)
-            self._predictor = Predictor(folder, device, trained.looked_at(asked))
+            self._predictor = Predictor(folder, device, trained.with_eval_overrides(asked))
         self.classes = self._predictor.classes
         self._settings = settings
         self._modes = _modes(self._predictor.config)
         self._try_out(device)
 
-    def masks(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
+    def predict(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
         """Returns the masks (H, W) of images (H, W, 3) of one size, as the Predictor of the version does."""
         height, width = size
-        return self._predictor.many(images, self._modes[height * width > self._settings.window_above])
+        return self._predictor.predict_batch(images, self._modes[height * width > self._settings.window_above])
 
-    def at_once(self, size: tuple[int, int]) -> int:
+    def max_batch_size(self, size: tuple[int, int]) -> int:
         """Returns how many images of a size (H, W) may share a forward pass."""
         return max(1, min(self._settings.batch, BATCH_PIXELS // (size[0] * size[1])))
 
-    def described(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """Returns what people and programs may know of it."""
         config = self._predictor.config
         return {
@@ -115,8 +115,8 @@ class LoadedModel:
         """Has it segment an image of its crops' size, so that no request waits for what is done but once."""
         side = self._predictor.config.data.crop
         image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        count = self.at_once((side, side)) if device == "cuda" else 1
-        for mask in self.masks((side, side), [image] * count):
+        count = self.max_batch_size((side, side)) if device == "cuda" else 1
+        for mask in self.predict((side, side), [image] * count):
             if mask.shape != (side, side) or mask.max() >= self.classes.num_classes:
                 raise CheckpointError(
                     f"version {self.number} of {self.model} makes masks of {mask.shape} with ids up to {mask.max()}; "
@@ -127,7 +127,7 @@ class LoadedModel:
 def _modes(config: Config) -> dict[bool, InferenceConfig]:
     """Returns how images are looked at: those that are not too large, and those that are."""
     try:
-        windows = config.looked_at(EvalConfig(mode="slide"))
+        windows = config.with_eval_overrides(EvalConfig(mode="slide"))
     except ConfigError:  # of a model whose sizes no windows fit
         windows = config
-    return {False: InferenceConfig.of(config), True: InferenceConfig.of(windows)}
+    return {False: InferenceConfig.from_config(config), True: InferenceConfig.from_config(windows)}

@@ -112,16 +112,16 @@ class Operation:
         method, path: of HTTP.
         summary: what it is for.
         parameters: name, what may stand there, and what it says.
-        takes: types of the body.
-        gives: status and what it means.
+        request: types of the body.
+        responses: status and what it means.
     """
 
     method: str
     path: str
     summary: str
     parameters: tuple[tuple[str, str, str], ...]
-    takes: tuple[str, ...]
-    gives: tuple[tuple[str, str], ...]
+    request: tuple[str, ...]
+    responses: tuple[tuple[str, str], ...]
 
 
 def api_reference(schema: Schema) -> list[Operation]:

@@ -39,7 +39,7 @@ Size = tuple[int, int]
 class ControllerClient(Protocol):
     """Who tells what is wanted."""
 
-    async def check_in(self, report: StatusReport) -> TargetVersions: ...
+    async def sync(self, report: StatusReport) -> TargetVersions: ...
     async def version(self, number: str) -> ModelFiles: ...
 
 
@@ -76,13 +76,13 @@ class Replica:
         self._becoming: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.threads)
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Loads what is wanted, and follows what is wanted next.
 
         Raises:
             SegrayError: neither that nor the last version that was good can be loaded.
         """
-        self._told = await self._registry.check_in(self._report())
+        self._told = await self._registry.sync(self._report())
         await self._become(self._told)
         if self._champion is None:
             raise ServingError("; ".join(f"version {number}: {why}" for number, (_, why) in self._failures.items()))
@@ -104,7 +104,7 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises ServingError if a forward pass hangs."""
-        begun = self._batcher.begun
+        begun = self._batcher.batch_started_at
         if begun is not None and perf_counter() - begun > FORWARD_TIMEOUT_S:
             raise ServingError(f"a forward pass takes more than {FORWARD_TIMEOUT_S:g} s.")
 
@@ -138,24 +138,24 @@ class Replica:
     def _compute(self, kind: tuple[LoadedModel, Size], images: Sequence[Pixels]) -> list[Mask]:
         torch.set_num_threads(self._settings.threads)  # a setting of each thread
         loaded, size = kind
-        return loaded.masks(size, images)
+        return loaded.predict(size, images)
 
     def _at_once(self, kind: tuple[LoadedModel, Size]) -> int:
         loaded, size = kind
-        return loaded.at_once(size)
+        return loaded.max_batch_size(size)
 
     def _count(self, loaded: LoadedModel, found: BatchResult[Mask], pixels: NDArray[np.int64]) -> None:
         self._tally.observe("segray_batch_seconds", found.seconds, loaded.number)
-        self._tally.observe("segray_batch_images", found.batch, loaded.number)
+        self._tally.observe("segray_batch_images", found.batch_size, loaded.number)
         for number in pixels.nonzero()[0]:
             name = loaded.classes.names[number]
-            self._tally.add("segray_class_pixels", loaded.number, name, by=float(pixels[number]))
+            self._tally.inc("segray_class_pixels", loaded.number, name, by=float(pixels[number]))
 
     def _compare(self, drawn: _Routing, image: Pixels, mask: Mask) -> None:
         """Has the other version look at an image too, when there is time."""
         assert drawn.compared is not None
         if len(self._comparing) >= MAX_SHADOW_QUEUE:
-            self._tally.add("segray_uncompared_images")
+            self._tally.inc("segray_uncompared_images")
             return
         task = asyncio.create_task(self._compared(drawn.answers, drawn.compared, image, mask))
         self._comparing.add(task)
@@ -166,15 +166,15 @@ class Replica:
         both = (mask, answered.classes, found.result, other.classes)
         same = await asyncio.get_running_loop().run_in_executor(self._codec, count_agreeing_pixels, *both)
         labels = [one.number for one in ((other, answered) if other is self._champion else (answered, other))]
-        self._tally.add("segray_compared_images", *labels)
-        self._tally.add("segray_compared_pixels", *labels, by=mask.size)
-        self._tally.add("segray_agreed_pixels", *labels, by=same)
+        self._tally.inc("segray_compared_images", *labels)
+        self._tally.inc("segray_compared_pixels", *labels, by=mask.size)
+        self._tally.inc("segray_agreed_pixels", *labels, by=same)
 
     async def _follow(self) -> None:
         """Checks in for as long as the replica lives, also while it loads; without the watcher it goes on as it is."""
         while True:
             try:
-                self._told = await self._registry.check_in(self._report())
+                self._told = await self._registry.sync(self._report())
             except Exception:  # the watcher is started anew, or the cluster is busy; nothing is lost meanwhile
                 await asyncio.sleep(1.0)
                 continue
@@ -183,19 +183,19 @@ class Replica:
 
     def _report(self) -> StatusReport:
         return StatusReport(
-            who=self._who,
+            client_id=self._who,
             counts=dict(self._tally.counts),
             wanted=self._told,
             serving=self._champion.number if self._champion else None,
-            described={number: loaded.described() for number, loaded in self._loaded.items()},
+            models={number: loaded.info() for number, loaded in self._loaded.items()},
             failures={number: reason for number, (_, reason) in self._failures.items()},
         )
 
     async def _become(self, wanted: TargetVersions) -> None:
         """Has what is wanted loaded, and only then answers with it."""
         champion = await self._at_hand(wanted.champion)
-        if champion is None and self._champion is None and wanted.good is not None:
-            champion = await self._at_hand(wanted.good)
+        if champion is None and self._champion is None and wanted.fallback is not None:
+            champion = await self._at_hand(wanted.fallback)
         self._champion, self._wanted = champion or self._champion, replace(wanted, challenger=None)
         if wanted.challenger is not None:  # who answers does not wait for who is compared
             challenger = await self._at_hand(wanted.challenger)
@@ -247,7 +247,7 @@ def _answer(
     is_json = asked.output == "json"
     body = None if is_json else encode_png(image, mask, classes, asked)
     told = mask_summary(mask, pixels, classes, asked) if is_json else None
-    return SegmentationResponse(body, told, loaded.number, found.seconds, found.batch), pixels
+    return SegmentationResponse(body, told, loaded.number, found.seconds, found.batch_size), pixels
 
 
 def _decoded(body: bytes, most_pixels: int) -> Pixels:

@@ -30,15 +30,15 @@ class SegmentationResponse:
         body: encoded image; none where figures are.
         figures: for JSON; none where an image is.
         version: of the model that answered.
-        computed_s: seconds of the forward pass it was in.
-        batch: images in that pass.
+        compute_s: seconds of the forward pass it was in.
+        batch_size: images in that pass.
     """
 
     body: bytes | None
     figures: dict[str, Any] | None
     version: str
-    computed_s: float
-    batch: int
+    compute_s: float
+    batch_size: int
 
 
 def count_class_pixels(mask: Mask, classes: Classes) -> NDArray[np.int64]:

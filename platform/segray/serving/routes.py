@@ -109,7 +109,7 @@ class RequestMetrics:
         finally:
             route = scope.get("route")  # a stranger's own paths would be series without end
             path = getattr(route, "path", "other")
-            self._desk.tally.add("segray_requests", path, status)
+            self._desk.tally.inc("segray_requests", path, status)
             self._desk.tally.observe("segray_request_seconds", perf_counter() - begun, path)
 
 
@@ -145,7 +145,7 @@ def _pages(app: FastAPI) -> None:
 
 def _state(app: FastAPI, desk: Gateway) -> None:
     async def known(request: Request) -> None:
-        desk.check_token(request.headers.get("authorization"))
+        desk.authenticate(request.headers.get("authorization"))
 
     @app.get("/healthz", summary="Whether the server lives", responses=STATE)
     async def healthz() -> dict[str, bool]:
@@ -158,7 +158,7 @@ def _state(app: FastAPI, desk: Gateway) -> None:
         except ServingError as error:
             return _json({"ready": False, "problems": [str(error)]}, status=503)
         is_ready = state.version is not None
-        told = _told(state) if desk.is_known(request.headers.get("authorization")) else {}
+        told = _told(state) if desk.is_authenticated(request.headers.get("authorization")) else {}
         return _json({"ready": is_ready, **told}, status=200 if is_ready else 503)
 
     @app.get("/v1/model", summary="The model that answers", dependencies=[Depends(known)], responses=AUTHENTICATED)
@@ -191,8 +191,8 @@ def _told(state: ServingState) -> dict[str, Any]:
 
 def _segmentation(app: FastAPI, desk: Gateway) -> None:
     async def admitted(request: Request) -> AsyncIterator[None]:
-        desk.check_token(request.headers.get("authorization"))
-        async with desk.place():
+        desk.authenticate(request.headers.get("authorization"))
+        async with desk.reserve():
             yield
 
     def post(path: str, **more: Any) -> Callable[[Callable[..., Awaitable[Response]]], Any]:
@@ -214,8 +214,8 @@ def _segmentation(app: FastAPI, desk: Gateway) -> None:
         request: Request, include: IncludeAsked, output: BatchOutput = "json", opacity: OpacityAsked = 0.5
     ) -> Response:
         images, asked = await _images(request, desk), ResponseOptions(output, frozenset(include), opacity)
-        async with desk.place(len(images) - 1):
-            answers = await desk.segment_all(images, asked)
+        async with desk.reserve(len(images) - 1):
+            answers = await desk.segment_batch(images, asked)
         named = zip((name for name, _ in images), batch_json(answers), strict=True)
         return _json([{"name": name, **one} for name, one in named])
 
@@ -296,8 +296,8 @@ def _wanted(accept: str, kind: str) -> float:
 def _response(answer: SegmentationResponse, seconds: float) -> Response:
     headers = {
         "X-Segray-Version": answer.version,
-        "X-Segray-Batch": str(answer.batch),
-        "Server-Timing": f"model;dur={answer.computed_s * 1e3:.1f}, all;dur={seconds * 1e3:.1f}",
+        "X-Segray-Batch": str(answer.batch_size),
+        "Server-Timing": f"model;dur={answer.compute_s * 1e3:.1f}, all;dur={seconds * 1e3:.1f}",
         "Cache-Control": "no-store",
     }
     if answer.body is not None:

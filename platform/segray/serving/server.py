@@ -56,13 +56,13 @@ class ServerInfo:
     Attributes:
         url: of the server.
         device: "cpu" or "cuda".
-        most: replicas at most.
+        max_replicas: replicas at most.
         version: behind the alias at the start.
     """
 
     url: str
     device: str
-    most: int
+    max_replicas: int
     version: str
 
 
@@ -141,7 +141,7 @@ def load_initial_version(model: str, uri: str, settings: ServeConfig, kept: Path
         raise RegistryError(
             f"no version of {model} bears the alias {settings.alias}{available_hint(client, reference)}"
         )
-    shelf.version(aliases[settings.alias])
+    shelf.get(aliases[settings.alias])
     return aliases[settings.alias]
 
 

@@ -134,7 +134,7 @@ def _training(facts: CardData) -> Iterator[str]:
         "start": config.model.init or "random weights",
         "crop, batch": f"{config.data.crop} px, {config.train.batch}",
         "optimiser": f"AdamW, rate {config.optim.lr:g}, decay {config.optim.weight_decay:g}, {config.optim.schedule}",
-        "loss": ", ".join(f"{name} x {weight:g}" for name, weight in config.loss.weighted().items()),
+        "loss": ", ".join(f"{name} x {weight:g}" for name, weight in config.loss.weight_by_loss().items()),
         "precision, seed": f"{config.train.precision}, {config.train.seed}",
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(meta.versions.items())),
     }

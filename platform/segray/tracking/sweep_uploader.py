@@ -21,20 +21,20 @@ class SweepUploader:
         self._folder, self._uri, self._say = folder, uri, say
         self._uploads: dict[Path, RunUploader] = {}
         self._sizes: dict[Path, int] = {}
-        self.parent = self.upload_of(folder)
+        self.parent = self.uploader_for(folder)
 
     @property
     def run_id(self) -> str | None:
         """Returns MLflow's id of the sweep's own run, once it is known."""
         return self.parent.run_id
 
-    def upload_of(self, run: Path) -> RunUploader:
+    def uploader_for(self, run: Path) -> RunUploader:
         """Returns the upload of a run."""
         if run not in self._uploads:
             self._uploads[run] = RunUploader(run, self._uri, self._say)
         return self._uploads[run]
 
-    def drain(self) -> None:
+    def flush(self) -> None:
         """Uploads what has come since the last call.
 
         Raises:
@@ -46,7 +46,7 @@ class SweepUploader:
             if size == self._sizes.get(run):
                 continue
             try:
-                self.upload_of(run).drain()
+                self.uploader_for(run).flush()
                 self._sizes[run] = size
             except RegistryError as error:  # of one: the others may be taken
                 failed = error

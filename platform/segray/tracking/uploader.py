@@ -69,7 +69,7 @@ class RunUploader:
         self.version: str | None = None
         self._restore()
 
-    def drain(self) -> None:
+    def flush(self) -> None:
         """Uploads what has come since the last call, or since another process uploaded.
 
         Raises:
@@ -270,7 +270,7 @@ def _marked(key: str, name: str) -> str:
 class Flushable(Protocol):
     """What is uploaded bit by bit."""
 
-    def drain(self) -> None:
+    def flush(self) -> None:
         """Uploads what has come since the last call."""
 
 
@@ -290,7 +290,7 @@ class UploadThread(threading.Thread):
 
     def _try(self) -> bool:
         try:
-            self._upload.drain()
+            self._upload.flush()
         except Exception as error:  # tracking is no reason to lose a run
             if not self._complained:
                 self._complained = True
@@ -303,7 +303,7 @@ class UploadThread(threading.Thread):
             return False
         return True
 
-    def finish(self) -> bool:
+    def close(self) -> bool:
         """Stops, uploads what is left, and returns whether all of it is there."""
         self._stopped.set()
         self.join()

@@ -88,14 +88,14 @@ class CheckpointWriter:
         every: keep those whose step is a multiple of this, if given.
 
     Attributes:
-        newest: folder of the last that was written, none before that.
+        latest_path: folder of the last that was written, none before that.
     """
 
     def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
         self._run, self._num_best, self._every = run, num_best, every
         self._pool = ThreadPoolExecutor(1, "segray-checkpoints")
         self._waiting: deque[Future[None]] = deque()
-        self.newest: str | None = None
+        self.latest_path: str | None = None
         for left in run.glob(f"step-*{TEMP_SUFFIX}"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -107,12 +107,12 @@ class CheckpointWriter:
         Raises:
             TrainingError: an earlier one could not be written.
         """
-        self.check()
+        self.raise_if_failed()
         while len(self._waiting) >= MAX_PENDING:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._write, step, write))
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Does not wait.
 
         Raises:
@@ -140,7 +140,7 @@ class CheckpointWriter:
             if final.exists():  # a run that went on from an older one makes it again, the same
                 shutil.rmtree(final)
             partial.rename(final)
-            self.newest = str(final)
+            self.latest_path = str(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._complaint(step, error)) from error

@@ -54,8 +54,8 @@ def diagnose_cluster(config: Config, say: Callable[[str], None] = lambda _line: 
     members = list_nodes()
     first = [
         _joined(members),
-        checks.check_auth(stranger.refused(), is_multi_host()),
-        checks.check_capacity(settled, [one.offers for one in members], potential_nodes()),
+        checks.check_auth(stranger.is_rejected(), is_multi_host()),
+        checks.check_capacity(settled, [one.resources for one in members], potential_nodes()),
         *unread,
     ]
     try:
@@ -75,7 +75,7 @@ def _manifest(root: str) -> tuple[Manifest | None, list[CheckResult]]:
 
 
 def _joined(members: Sequence[NodeInfo]) -> CheckResult:
-    cpus, gpus = (sum(getattr(one.offers, name) for one in members) for name in ("cpus", "gpus"))
+    cpus, gpus = (sum(getattr(one.resources, name) for one in members) for name in ("cpus", "gpus"))
     where = os.environ.get("RAY_ADDRESS", "this machine")
     nodes = "1 node" if len(members) == 1 else f"{len(members)} nodes"
     return CheckResult("ray", Severity.OK, f"{ray.__version__} at {where}: {nodes}, {cpus:g} CPUs, {gpus:g} GPUs")
@@ -116,19 +116,19 @@ def _of_the_nodes(
     """Returns what nodes say of themselves and of the way between them."""
     from segray.training import footprint  # noqa: PLC0415 as above
 
-    told = asked.told()
-    if not told.answers.said:
+    told = asked.wait()
+    if not told.answers.replies:
         return check_nodes(config, told)
-    stores = {str(one): one.store for one in told.answers.said}
-    claimed = {str(one): one.offers.gpus for one in told.answers.said}
+    stores = {str(one): one.object_store_bytes for one in told.answers.replies}
+    claimed = {str(one): one.resources.gpus for one in told.answers.replies}
     found = [
         *check_nodes(config, told),
         checks.check_gpus(claimed, told.reports),
-        checks.check_clocks(by_node_name(asked.crew.ahead_s(list(told.answers.said)))),
+        checks.check_clocks(by_node_name(asked.crew.clock_offsets_s(list(told.answers.replies)))),
         *checks.check_object_store(stores, told.reports),
         checks.check_temp_dir(told.reports),
     ]
-    if sum(one.offers.cpus >= 1 or one.offers.gpus >= 1 for one in told.answers.said) < 2:  # there is no way
+    if sum(one.resources.cpus >= 1 or one.resources.gpus >= 1 for one in told.answers.replies) < 2:  # there is no way
         return found
     say("summing over the network ...")
     return [*found, _summed(told, asked.crew, footprint.gradient_bytes(config, _classes(manifest)))]
@@ -136,21 +136,23 @@ def _of_the_nodes(
 
 def _summed(told: ProbeResults, everybody: NodeProbes, gradients: int) -> CheckResult:
     """Returns how fast the nodes sum: those with GPUs by nccl, if they are free, else all by gloo."""
-    with_gpus = [one for one in told.answers.said if told.reports[str(one)].gpus and one.offers.gpus >= 1]
+    with_gpus = [one for one in told.answers.replies if told.reports[str(one)].gpus and one.resources.gpus >= 1]
     if len(with_gpus) > 1 and _are_free(with_gpus):
         with node_probes(with_gpus, gpus=1) as found:
             return _summed_by("nccl", found, with_gpus, gradients)
-    workers = [one for one in told.answers.said if one.offers.cpus >= 1 or one.offers.gpus >= 1]
+    workers = [one for one in told.answers.replies if one.resources.cpus >= 1 or one.resources.gpus >= 1]
     return _summed_by("gloo", everybody, workers, gradients)
 
 
 def _summed_by(backend: str, found: NodeProbes, members: Sequence[NodeInfo], gradients: int) -> CheckResult:
-    answers = found.reduce(members, backend, ALL_REDUCE_ELEMENTS)
-    if answers.silent:
-        return checks.bandwidth_failed(by_node_name(answers.silent), backend)
-    return checks.check_bandwidth(len(members), backend, 4 * ALL_REDUCE_ELEMENTS, max(answers.said.values()), gradients)
+    answers = found.time_all_reduce(members, backend, ALL_REDUCE_ELEMENTS)
+    if answers.failures:
+        return checks.bandwidth_failed(by_node_name(answers.failures), backend)
+    return checks.check_bandwidth(
+        len(members), backend, 4 * ALL_REDUCE_ELEMENTS, max(answers.replies.values()), gradients
+    )
 
 
 def _are_free(members: Sequence[NodeInfo]) -> bool:
     """Returns whether no GPU of theirs, nor any other, is at work."""
-    return bool(ray.available_resources().get("GPU", 0.0) >= sum(one.offers.gpus for one in members))
+    return bool(ray.available_resources().get("GPU", 0.0) >= sum(one.resources.gpus for one in members))

@@ -144,7 +144,7 @@ def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[s
         raise
     finally:
         _write_end(journal, status, say)
-        if uploading is not None and not uploading.finish() and keep:
+        if uploading is not None and not uploading.close() and keep:
             uri = paths.redact(prepared.tracking_uri)
             say(f"what {uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
         if not keep:
@@ -161,25 +161,25 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
 
 def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Callable[[str], None]) -> Path:
     """Returns the folder of the best checkpoint of the run."""
-    pulse = prepared.job.pulse or create_heartbeat_actor()
-    pulse.begin.remote()
+    pulse = prepared.job.heartbeat or create_heartbeat_actor()
+    pulse.reset.remote()
     watching = HangWatchdog(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
     watching.start()
     try:
         with (
-            handle_signals(lambda: stop.ask(paths.job_stop_timeout_s()), stop.hurry),
+            handle_signals(lambda: stop.request(paths.job_stop_timeout_s()), stop.force),
             stop_on_request(stop, pulse, say),
             _waiting(_is_elastic(prepared.config)),
         ):
             _trainer(prepared, pulse).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = root_cause(error)
-        if stop.asked and (cause is None or isinstance(cause, RunStoppedError)):
+        if stop.requested and (cause is None or isinstance(cause, RunStoppedError)):
             raise RunStoppedError(_stopped(prepared)) from error
         raise cause or TrainingError(f"run {prepared.name} failed: {error}") from error
     finally:
         watching.stop()
-        if prepared.job.pulse is None:
+        if prepared.job.heartbeat is None:
             ray.kill(pulse)
     best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(prepared.folder))
     if best is None:
@@ -221,7 +221,7 @@ def _trainer(prepared: PreparedRun, pulse: ray.actor.ActorHandle) -> SegrayTrain
     return SegrayTrainer(
         train_loop_per_worker,
         ours=[RegisterController(pulse)],
-        train_loop_config={"job": ray.put(replace(prepared.job, pulse=pulse))},  # the controller need not open it
+        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=pulse))},  # the controller need not open it
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if _is_elastic(prepared.config) else train.workers,
             use_gpu=placement.gpus > 0,

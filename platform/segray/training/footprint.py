@@ -51,5 +51,5 @@ def num_kept_checkpoints(config: Config) -> int:
     """Returns how many checkpoints a run, or the trials of a sweep together, keep at once."""
     train = config.train
     every = ceil(train.steps / train.keep_every) if train.keep_every else 0
-    runs = config.tune.most_trials + config.tune.seeds if config.tune.space else 1
+    runs = config.tune.max_trials + config.tune.seeds if config.tune.space else 1
     return (train.keep_best + ALWAYS_KEPT + every) * runs

@@ -39,9 +39,9 @@ class RankStatus:
         pid, born: its process, and when that began, in seconds since the epoch: a number is given away again.
         node: id of the node that runs it.
         step: the 0-based step it is in.
-        moves: phases of the step it has come to; ranks move alike.
+        phase_index: phases of the step it has come to; ranks move alike.
         phase: what it does there.
-        signs: all signs of life so far.
+        num_beats: all signs of life so far.
     """
 
     rank: int
@@ -50,9 +50,9 @@ class RankStatus:
     born: float
     node: str
     step: int
-    moves: int
+    phase_index: int
     phase: str
-    signs: int
+    num_beats: int
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on node {self.node[:8]}), at {self.phase} in step {self.step + 1}"
@@ -69,12 +69,12 @@ class HeartbeatMonitor:
         self._stops = False
         self._wait_s: int | None = None
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forgets all: another run begins."""
         self._places, self._moved, self._controller = {}, {}, None
         self._here, self._stops = {}, False
 
-    def led_by(self, controller: Any) -> None:
+    def set_controller(self, controller: Any) -> None:
         """Notes the actor that leads the run's workers."""
         self._controller = controller
 
@@ -89,48 +89,48 @@ class HeartbeatMonitor:
             wait_s: seconds until all of it is killed; none leaves them all they take.
         """
         self._stops, self._wait_s = True, wait_s
-        return self.has_ranks()
+        return self.has_live_ranks()
 
-    def wait_s(self) -> int | None:
+    def stop_timeout_s(self) -> int | None:
         """Returns how long who stops may take."""
         return self._wait_s
 
-    def has_ranks(self) -> bool:
+    def has_live_ranks(self) -> bool:
         """Returns whether any rank is there."""
         return any(monotonic() - heard < RANK_TIMEOUT_S for _, heard in self._here.values())
 
-    def here(self, rank: int, pid: int) -> bool:
+    def ping(self, rank: int, pid: int) -> bool:
         """Notes that a rank is there, and returns whether it is to stop."""
         self._here[rank] = pid, monotonic()
         return self._stops
 
-    def tell(self, place: RankStatus) -> bool:
+    def report(self, place: RankStatus) -> bool:
         """Notes where a rank is, and returns whether it is to stop."""
         before = self._places.get(place.rank)
-        if before is None or (before.pid, before.signs) != (place.pid, place.signs):
+        if before is None or (before.pid, before.num_beats) != (place.pid, place.num_beats):
             self._moved[place.rank] = monotonic()
         self._places[place.rank] = place
         for gone in [rank for rank in self._places if rank >= place.world]:  # there were more before
             del self._places[gone], self._moved[gone]
-        return self.here(place.rank, place.pid)
+        return self.ping(place.rank, place.pid)
 
-    def rest(self, rank: int, pid: int) -> None:
+    def mark_idle(self, rank: int, pid: int) -> None:
         """Forgets where a rank is, which may stand still."""
         if rank in self._places and self._places[rank].pid == pid:
             del self._places[rank], self._moved[rank]
 
-    def leave(self, rank: int, pid: int) -> None:
+    def unregister(self, rank: int, pid: int) -> None:
         """Forgets a rank that has nothing left to do."""
-        self.rest(rank, pid)
+        self.mark_idle(rank, pid)
         if self._here.get(rank, (None,))[0] == pid:
             del self._here[rank]
 
-    def stuck(self, most_s: float) -> list[RankStatus]:
+    def find_stalled(self, most_s: float) -> list[RankStatus]:
         """Returns the ranks that came least far, if one of them has not moved for longer, and forgets them all."""
         if not self._places:
             return []
-        least = min((place.step, place.moves) for place in self._places.values())
-        behind = [place for place in self._places.values() if (place.step, place.moves) == least]
+        least = min((place.step, place.phase_index) for place in self._places.values())
+        behind = [place for place in self._places.values() if (place.step, place.phase_index) == least]
         now = monotonic()
         if all(now - self._moved[place.rank] < most_s for place in behind):
             return []
@@ -148,11 +148,11 @@ class HeartbeatSender:
         hang_s: seconds it may stand still.
 
     Attributes:
-        stops: whether the rank was told to stop.
+        stop_requested: whether the rank was told to stop.
     """
 
     def __init__(self, pulse: Any, rank: int, world: int, hang_s: float) -> None:
-        self.stops = False
+        self.stop_requested = False
         self._pulse, self._rank, self._world = pulse, rank, world
         self._step, self._moves, self._phase, self._signs = 0, 0, "the start", 0
         self._node = ray.get_runtime_context().get_node_id()
@@ -168,23 +168,23 @@ class HeartbeatSender:
     def __call__(self, phase: str) -> None:
         """Notes that the rank comes to another phase of its step, as all ranks do."""
         self._phase, self._moves = phase, self._moves + 1
-        self.sign()
+        self.beat()
 
-    def sign(self) -> None:
+    def beat(self) -> None:
         """Notes that the rank is at work."""
         self._signs += 1
 
-    def rest(self) -> None:
+    def mark_idle(self) -> None:
         """Notes that the rank has made its steps and may stand still."""
         self._rests = True
         if self._pulse is not None:
-            self._pulse.rest.remote(self._rank, os.getpid())
+            self._pulse.mark_idle.remote(self._rank, os.getpid())
 
     def stop(self) -> None:
         """Tells nothing any more, and is missed by nobody."""
         self._stopped.set()
         if self._pulse is not None:
-            self._pulse.leave.remote(self._rank, os.getpid())
+            self._pulse.unregister.remote(self._rank, os.getpid())
 
     def _tell(self, every: float) -> None:
         me = psutil.Process()
@@ -201,8 +201,8 @@ class HeartbeatSender:
                 self._signs,
             )
             with suppress(RayError):  # the run is going down; its own error says more
-                told = self._pulse.here.remote(self._rank, me.pid) if self._rests else self._pulse.tell.remote(place)
-                self.stops = ray.get(told)
+                told = self._pulse.ping.remote(self._rank, me.pid) if self._rests else self._pulse.report.remote(place)
+                self.stop_requested = ray.get(told)
             self._stopped.wait(every)
 
 
@@ -224,7 +224,7 @@ class HangWatchdog(threading.Thread):
         """Watches until stopped."""
         while not self._stopped.wait(min(POLL_S, self._hang_s / BEATS_PER_TIMEOUT)):
             with suppress(RayError):  # the cluster is going down; the run's own error says more
-                for place in ray.get(self._pulse.stuck.remote(self._hang_s), timeout=PATIENCE_S):
+                for place in ray.get(self._pulse.find_stalled.remote(self._hang_s), timeout=PATIENCE_S):
                     self._look_at(place)
 
     def _look_at(self, place: RankStatus) -> None:

@@ -38,7 +38,7 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
     if len(members) > 1:
         try:
             with probing_nodes(config, manifest, members) as asked:
-                found += check_nodes(config, asked.told(), silent=Severity.WARN)  # it may only have come, or be going
+                found += check_nodes(config, asked.wait(), silent=Severity.WARN)  # it may only have come, or be going
         except ResultsNotWritableError as error:
             found.append(not_writable_result(error))
     wrong = [verdict for verdict in found if verdict.level is Severity.FAIL]

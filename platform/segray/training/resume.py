@@ -117,7 +117,7 @@ def diff_settings(run: Path, config: Config, manifest: Manifest, allowed: Collec
         ConfigError: a name is allowed that is none of these.
     """
     stored = checkpoint.load_config(run)
-    ours, theirs = config.decisive(), stored.decisive()
+    ours, theirs = config.training_settings(), stored.training_settings()
     _check_names(allowed, ours)
     known = {key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours}} | _of_dataset(run, manifest)
     differ = {key: pair for key, pair in known.items() if pair[0] != pair[1]}
@@ -183,5 +183,5 @@ def _dataset_of(run: Path) -> str | None:
 
 def _free(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
     """Returns the settings that may change, but for where the run lies."""
-    ours, theirs, decisive = flatten(config), flatten(stored), config.decisive()
+    ours, theirs, decisive = flatten(config), flatten(stored), config.training_settings()
     return {key: (theirs[key], ours[key]) for key in ours if key not in decisive and key not in ("name", "results")}

@@ -28,20 +28,20 @@ class RunSpec:
         manifest: of its dataset.
         placement: what each rank gets.
         folder: of the run; holds its checkpoints.
-        times: how often an epoch draws each row of the training split; none draws each once.
-        init: the state dict to start from; none keeps what was drawn.
-        pulse: the actor that every rank tells where it is; none has nobody watch.
-        shared: rows that lie in the cluster's memory already, by split.
+        draws_per_row: how often an epoch draws each row of the training split; none draws each once.
+        initial_weights: the state dict to start from; none keeps what was drawn.
+        heartbeat: the actor that every rank tells where it is; none has nobody watch.
+        shared_splits: rows that lie in the cluster's memory already, by split.
     """
 
     config: Config
     manifest: Manifest
     placement: WorkerResources
     folder: Path
-    times: NDArray[np.float64] | None = None
-    init: ray.ObjectRef | None = None
-    pulse: ray.actor.ActorHandle | None = None
-    shared: Mapping[str, SharedSplit] = field(default_factory=dict)
+    draws_per_row: NDArray[np.float64] | None = None
+    initial_weights: ray.ObjectRef | None = None
+    heartbeat: ray.actor.ActorHandle | None = None
+    shared_splits: Mapping[str, SharedSplit] = field(default_factory=dict)
 
 
 class BadRowPolicy:
@@ -65,11 +65,11 @@ class BadRowPolicy:
 
 def loader_resources(config: Config, placement: WorkerResources, shared: SharedSplit | None = None) -> LoaderResources:
     """Returns what a worker may use to make its batches."""
-    tasks = 2 * max(1, int(placement.spare_cpus)) if config.data.decode == "cluster" else 0
+    tasks = 2 * max(1, int(placement.free_cpus)) if config.data.decode == "cluster" else 0
     return LoaderResources(placement.read_cpus, placement.threads, tasks, placement.device == "cuda", shared)
 
 
 def build_epoch_plan(source: SplitReader, config: Config, times: NDArray[np.float64] | None) -> EpochPlan:
     """Returns the order of a run's rows."""
     batch = config.train.batch
-    return EpochPlan(source.group_rows(), batch, config.train.seed, shuffle_window_steps(source, batch), times)
+    return EpochPlan(source.rows_per_group(), batch, config.train.seed, shuffle_window_steps(source, batch), times)

@@ -111,7 +111,7 @@ def prepare_run(
     named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
     job = RunSpec(named, manifest, placement, folder, times, init)
     if part is not None:
-        job = replace(job, shared=part.shared, pulse=part.pulse)
+        job = replace(job, shared_splits=part.shared, heartbeat=part.pulse)
     _begin(job, is_new, changes, say, part)
     return PreparedRun(job, tracking_uri, is_new, lock)
 
@@ -153,7 +153,7 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
     train = manifest.split(config.data.train_split)
     validate_augment(config.data)
     if config.data.augment is not None:
-        for height, width in SplitReader(config.data.root, train).smallest():
+        for height, width in SplitReader(config.data.root, train).min_sizes():
             validate_transforms(config.data, height, width, manifest.classes.ignore_id)
     build_loss(config.loss, manifest.classes.num_classes, train.class_pixels)
     return train
@@ -184,7 +184,7 @@ def _begin(
     text = job.config.model_dump_json(indent=2)
     (job.folder / checkpoint.CONFIG).write_text(text)
     if is_new:
-        journal.write("run", **run_entry(job.config, job.folder, job.manifest), **(part.record if part else {}))
+        journal.write("run", **run_entry(job.config, job.folder, job.manifest), **(part.journal_fields if part else {}))
         journal.write("text", name=checkpoint.CONFIG, text=text)
         return
     journal.write("resumed", dataset={"digest": job.manifest.digest})

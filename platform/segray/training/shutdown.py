@@ -26,15 +26,15 @@ class StopRequest:
 
     Attributes:
         patience_s: seconds that the ranks have for their checkpoint.
-        asked: to end once a checkpoint holds all it did.
-        hurried: to end at once; its last checkpoint is what is left.
+        requested: to end once a checkpoint holds all it did.
+        forced: to end at once; its last checkpoint is what is left.
     """
 
-    asked = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
+    requested = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
 
     patience_s = float("inf")
 
-    def ask(self, wait_s: int | None = None) -> None:
+    def request(self, wait_s: int | None = None) -> None:
         """Asks it to end.
 
         Args:
@@ -42,11 +42,11 @@ class StopRequest:
         """
         if wait_s is not None:
             self.patience_s = max(wait_s - CLOSE_TIME_S, wait_s / 2)
-        self.asked = True
+        self.requested = True
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """Asks it to end at once."""
-        self.asked = self.hurried = True
+        self.requested = self.forced = True
 
 
 class RegisterController(ControllerCallback):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class RegisterController(ControllerCallback):  # type: ignore[misc]
 
     def after_controller_start(self, *_: Any) -> None:
         """Tells it."""
-        self._pulse.led_by.remote(ray.get_runtime_context().current_actor)
+        self._pulse.set_controller.remote(ray.get_runtime_context().current_actor)
 
 
 @contextmanager
@@ -90,20 +90,20 @@ def stop_on_request(stop: StopRequest, pulse: ray.actor.ActorHandle, say: Callab
 
 def _end(stop: StopRequest, over: threading.Event, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> None:
     nodes_until = monotonic() + NODE_WAIT_NOTICE_S
-    while not stop.asked:
+    while not stop.requested:
         if over.wait(POLL_S):
             return
         if monotonic() > nodes_until:
             nodes_until = float("inf")
             with suppress(RayError):
-                if not ray.get(pulse.has_ranks.remote(), timeout=PATIENCE_S):
+                if not ray.get(pulse.has_live_ranks.remote(), timeout=PATIENCE_S):
                     say("waiting for nodes with room for the workers ...")
     if not stop.hurried:
         say("stopping: a checkpoint is kept of this step; once more ends it at once.")
     until = monotonic() + stop.patience_s
     while not over.wait(POLL_S):
         if monotonic() > until:
-            stop.hurry()
+            stop.force()
         with suppress(RayError):  # the controller goes as it answers
             if _has_ended(stop, pulse):
                 return

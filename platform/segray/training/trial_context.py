@@ -31,6 +31,6 @@ class TrialContext:
     pulse: ray.actor.ActorHandle | None = None
 
     @property
-    def record(self) -> dict[str, Any]:
+    def journal_fields(self) -> dict[str, Any]:
         """Returns what a run's journal says of its sweep."""
         return {"parent": self.sweep, "number": self.number}

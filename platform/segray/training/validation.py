@@ -46,7 +46,7 @@ def validate(rank: WorkerState, sign: Callable[[], None], stops: Callable[[], bo
         stops: whether this rank has to; asked before every image.
     """
     classes, first = rank.job.manifest.classes, list[Any]()
-    bad_before, stopped = rank.bad_val.count, False
+    bad_before, stopped = rank.val_bad_rows.count, False
 
     def told() -> Iterator[Any]:
         nonlocal stopped
@@ -59,11 +59,11 @@ def validate(rank: WorkerState, sign: Callable[[], None], stops: Callable[[], bo
                 first.append(row)
             yield row
 
-    wanted, mode = CountSpec(classes.num_classes, classes.ignore_id), InferenceConfig.of(rank.job.config)
+    wanted, mode = CountSpec(classes.num_classes, classes.ignore_id), InferenceConfig.from_config(rank.job.config)
     counts = torch.from_numpy(
-        accumulate_counts(rank.learner.used, told(), wanted, rank.job.placement.threads, mode).confusion
+        accumulate_counts(rank.learner.eval_model, told(), wanted, rank.job.placement.threads, mode).confusion
     )
-    whole = torch.cat([counts.flatten(), torch.tensor([rank.bad_val.count - bad_before, int(stopped)])])
+    whole = torch.cat([counts.flatten(), torch.tensor([rank.val_bad_rows.count - bad_before, int(stopped)])])
     if rank.world > 1:
         whole = whole.to(rank.device)
         dist.all_reduce(whole)
@@ -83,8 +83,8 @@ def _rows(rank: WorkerState) -> Iterator[dict[str, Any]]:
         rank_rows(rank.rank, rank.world, source.split.rows),
         config.data.short_side,
         config.eval.align,
-        loader_resources(config, rank.job.placement, rank.job.shared.get(config.data.val_split)),
-        rank.bad_val,
+        loader_resources(config, rank.job.placement, rank.job.shared_splits.get(config.data.val_split)),
+        rank.val_bad_rows,
     )
 
 
@@ -92,8 +92,8 @@ def _show(rank: WorkerState, rows: list[dict[str, Any]]) -> None:
     shown = []
     for row in rows:
         truth = row["mask"][0].cpu().numpy()
-        images, mode = row["image"].to(rank.device), InferenceConfig.of(rank.job.config)
-        found = segment(rank.learner.used, images, truth.shape, mode)[0].cpu().numpy()
+        images, mode = row["image"].to(rank.device), InferenceConfig.from_config(rank.job.config)
+        found = segment(rank.learner.eval_model, images, truth.shape, mode)[0].cpu().numpy()
         shown.append(visualize.PreviewRow(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, found))
     try:
         visualize.save_previews(shown, rank.job.manifest.classes, preview_path(rank.job.folder, rank.progress.step))

@@ -42,7 +42,9 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     try:
         job: RunSpec = resolve_device(ray.get(settings["job"]))
         context = ray.train.get_context()
-        beat = HeartbeatSender(job.pulse, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s)
+        beat = HeartbeatSender(
+            job.heartbeat, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s
+        )
         try:
             TrainWorker(job, beat).train()
         finally:
@@ -110,14 +112,14 @@ class TrainWorker:
         """Makes the steps that are left, and waits until their checkpoints are written."""
         for _ in self.steps():
             pass
-        self._beat.rest()  # slow storage is no hang
+        self._beat.mark_idle()  # slow storage is no hang
         if self._writer is not None:
             self._writer.wait()
 
     def steps(self) -> Iterator[StepResult]:
         """Makes the steps that are left and yields each, once all that is due after it is done."""
         rank = self._rank
-        if rank.recent:  # the controller may have died before it wrote them
+        if rank.recent_reports:  # the controller may have died before it wrote them
             self._report()
         if rank.progress.owed is not None:
             self._validate(rank.progress.owed)
@@ -130,7 +132,7 @@ class TrainWorker:
             # Of the step before: to read this one's would make the device wait for the next.
             if noticed is not None and noticed:
                 self._stop(step)
-            noticed = step.noticed
+            noticed = step.stop_requested
             is_over = self._is_due(step.step) and self._conclude(step)
             yield step
             if is_over:
@@ -142,15 +144,15 @@ class TrainWorker:
         source = SplitReader(config.data.root, job.manifest.split(config.data.train_split))
         batches = training_batches(
             source,
-            build_epoch_plan(source, config, job.times),
+            build_epoch_plan(source, config, job.draws_per_row),
             rank_slots(rank.rank, rank.world, config.train.batch),
             rank.progress.step,
             config.train.steps,
             Augmenter(config.data, classes.ignore_id),
-            loader_resources(config, job.placement, job.shared.get(config.data.train_split)),
-            rank.bad,
+            loader_resources(config, job.placement, job.shared_splits.get(config.data.train_split)),
+            rank.train_bad_rows,
         )
-        return rank.learner.steps(
+        return rank.learner.train_steps(
             wrap_ddp(rank),
             build_loss(config.loss, classes.num_classes, source.split.class_pixels),
             batches,
@@ -166,7 +168,7 @@ class TrainWorker:
         return self._is_to_stop()
 
     def _is_to_stop(self) -> bool:
-        return self._beat.stops or is_preemption_announced()
+        return self._beat.stop_requested or is_preemption_announced()
 
     def _is_due(self, step: int) -> bool:
         """Returns whether a report follows this step; every rank reports at the same ones."""
@@ -200,10 +202,10 @@ class TrainWorker:
         progress, config = self._rank.progress, self._job.config
         progress.owed = values
         self._beat("validation")
-        found = validate(self._rank, self._beat.sign, self._is_to_stop)
+        found = validate(self._rank, self._beat.beat, self._is_to_stop)
         if found is None:
             self._leave()
-        scores = scores_from_confusion(found.counts.numpy(), self._job.manifest.classes.names).named("val")
+        scores = scores_from_confusion(found.counts.numpy(), self._job.manifest.classes.names).as_metrics("val")
         progress.validated(scores[SCORE_METRIC], config)
         self._note(values | scores | ({"val/bad_rows": found.bad_rows} if found.bad_rows else {}))
         self._save(scores, found.counts)
@@ -221,33 +223,33 @@ class TrainWorker:
         return aggregate_reports(everyone)
 
     def _found(self, step: StepResult) -> dict[str, Any]:
-        taken = self._meter.take()
+        taken = self._meter.flush()
         config = self._job.config
-        if len(self._meter.skipped) >= config.train.max_skipped:
-            raise TrainingError(_diverged(self._meter.skipped, self._job))
+        if len(self._meter.skipped_steps) >= config.train.max_skipped:
+            raise TrainingError(_diverged(self._meter.skipped_steps, self._job))
         lr = config.optim.lr * step.lr_factor
-        return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.bad.count}
+        return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.train_bad_rows.count}
 
     def _note(self, values: dict[str, float]) -> None:
         """Has these metrics reported as the last step's, with those of the report before."""
-        self._rank.recent = [*self._rank.recent[-1:], (self._rank.progress.step, values)]
+        self._rank.recent_reports = [*self._rank.recent_reports[-1:], (self._rank.progress.step, values)]
 
     def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
         if self._writer is not None:
-            self._beat.sign()
-            self._writer.submit(self._rank.progress.step, self._rank.contents(scores, counts).write)
+            self._beat.beat()
+            self._writer.submit(self._rank.progress.step, self._rank.checkpoint_contents(scores, counts).write)
 
     def _report(self) -> None:
         self._beat("report")
-        told: dict[str, Any] = {RECENT_REPORTS: self._rank.recent}
-        if self._rank.recent:
-            step, values = self._rank.recent[-1]
+        told: dict[str, Any] = {RECENT_REPORTS: self._rank.recent_reports}
+        if self._rank.recent_reports:
+            step, values = self._rank.recent_reports[-1]
             told |= {"step": step, **values}
         if self._writer is not None:
-            self._writer.check()
-            told[LATEST_CHECKPOINT] = self._writer.newest
+            self._writer.raise_if_failed()
+            told[LATEST_CHECKPOINT] = self._writer.latest_path
         ray.train.report(told)
-        self._meter.take()  # validating and reporting is not training
+        self._meter.flush()  # validating and reporting is not training
 
     def _stop(self, step: StepResult) -> NoReturn:
         """Ends this worker behind a step, because the run is to stop, or a node is preempted."""
@@ -264,7 +266,7 @@ class TrainWorker:
         if self._writer is not None:
             self._writer.wait()
         self._report()  # a barrier: no rank goes before the checkpoint is whole
-        if self._beat.stops:
+        if self._beat.stop_requested:
             raise RunStoppedError(f"stopped at step {self._rank.progress.step}.")
         raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")
 

@@ -71,8 +71,8 @@ class WorkerState:
         device: it computes on.
         learner: the model and what trains it.
         progress: how far the run has come.
-        recent: step and metrics of the last two reports.
-        bad, bad_val: what becomes of rows that cannot be decoded.
+        recent_reports: step and metrics of the last two reports.
+        train_bad_rows, val_bad_rows: what becomes of rows that cannot be decoded.
     """
 
     job: RunSpec
@@ -81,11 +81,11 @@ class WorkerState:
     device: torch.device
     learner: TrainState
     progress: RunProgress = field(default_factory=RunProgress)
-    recent: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    bad: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
-    bad_val: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
+    recent_reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    train_bad_rows: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
+    val_bad_rows: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
 
-    def contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.CheckpointContents:
+    def checkpoint_contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.CheckpointContents:
         """Returns what a checkpoint of now holds.
 
         Args:
@@ -99,7 +99,7 @@ class WorkerState:
             dataset_digest=self.job.manifest.digest,
             versions=checkpoint.library_versions(),
         )
-        state = {**self.learner.state(), "progress": asdict(self.progress), "recent": self.recent}
+        state = {**self.learner.state_dict(), "progress": asdict(self.progress), "recent": self.recent_reports}
         model, ema = self.learner.model, self.learner.ema
         average = None if ema is None else ema.model
         return checkpoint.snapshot(model, state, self.job.config, self.job.manifest.classes, meta, average)
@@ -107,9 +107,9 @@ class WorkerState:
     def restore(self, folder: Path) -> None:
         """Goes on from a checkpoint."""
         state = checkpoint.load_state(folder)
-        self.learner.restore(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
+        self.learner.load_state_dict(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
         self.progress = RunProgress(**state["progress"])
-        self.recent = state["recent"]
+        self.recent_reports = state["recent"]
 
 
 def init_worker(job: RunSpec) -> WorkerState:
@@ -127,8 +127,8 @@ def init_worker(job: RunSpec) -> WorkerState:
         context.get_world_size(),
         device,
         build_train_state(config, _model(job), device),
-        bad=BadRowPolicy(config.data.bad_rows),
-        bad_val=BadRowPolicy(config.data.bad_rows),
+        train_bad_rows=BadRowPolicy(config.data.bad_rows),
+        val_bad_rows=BadRowPolicy(config.data.bad_rows),
     )
     folder = _agreed_start(rank)
     if folder is not None:
@@ -173,8 +173,8 @@ def _model(job: RunSpec) -> nn.Module:
     config = job.config
     torch.manual_seed(config.train.seed)
     model = build_model(config, job.manifest.classes)
-    if job.init is not None:
-        model.load_state_dict(ray.get(job.init))
+    if job.initial_weights is not None:
+        model.load_state_dict(ray.get(job.initial_weights))
     return model
 
 

@@ -1,1 +1,1 @@
-"""Sweeps: trials of settings drawn from a space, each a whole run, stopped early where others go further."""
+"""Hyperparameter sweeps: trials with settings from a search space, each a training run, with early stopping."""

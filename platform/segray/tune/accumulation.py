@@ -1,7 +1,7 @@
-"""What fits into memory: learned from trials that did not, so that no later one fails as they did.
+"""Gradient accumulation steps that fit into memory, learned from trials that ran out of memory.
 
-The global batch stays what it is; a worker computes its share in more parts. Batch and accumulation so follow variant,
-crop and device without anybody having to know them beforehand.
+The global batch size stays the same. A worker computes its share of a batch in more accumulation steps. The number of
+steps adapts to model variant, crop size and device, and later trials start with a number that is known to fit.
 """
 
 from dataclasses import dataclass, field
@@ -14,48 +14,56 @@ VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What decides a worker's memory: larger in both, it takes more; other in anything else, nothing is known."""
+    """Settings that determine a worker's memory use.
+
+    Memory use grows with variant and crop. Profiles that differ in any other setting are not comparable.
+
+    Attributes:
+        variant: index of the model variant, 0 (b0) to 5 (b5).
+        crop: side of the crop, in pixels.
+        others: other settings that affect memory use.
+    """
 
     variant: int
     crop: int
     others: tuple[Any, ...]
 
     @classmethod
-    def of(cls, config: Config) -> "MemoryProfile":
-        """Returns what a run loads its workers with."""
+    def from_config(cls, config: Config) -> "MemoryProfile":
+        """Returns the memory profile of a run."""
         model = config.model.model_dump(exclude={"variant", "init", "drop_path", "dropout"})
         loss = tuple(str(term) for term in config.loss.terms)
         others = (config.train.batch, config.train.precision, config.train.ema > 0, *model.values(), *loss)
         return cls(VARIANTS.index(config.model.variant), config.data.crop, others)
 
     def is_within(self, other: "MemoryProfile") -> bool:
-        """Returns whether the other takes at least as much."""
+        """Returns True if the other profile uses at least as much memory."""
         return self.others == other.others and self.variant <= other.variant and self.crop <= other.crop
 
 
 @dataclass
 class AccumulationTable:
-    """The parts that steps have to be computed in.
+    """Accumulation steps that memory profiles require.
 
     Attributes:
-        known: loads that did not fit, and the parts in which they did.
+        known: profiles that did not fit with fewer steps, each with the number of accumulation steps that fits.
     """
 
     known: list[tuple[MemoryProfile, int]] = field(default_factory=list)
 
-    def learned(self, config: Config) -> None:
-        """Notes that a run needs as many parts as it has."""
-        self.known.append((MemoryProfile.of(config), config.train.accumulate))
+    def record(self, config: Config) -> None:
+        """Records that a run requires its number of accumulation steps."""
+        self.known.append((MemoryProfile.from_config(config), config.train.accumulate))
 
-    def parts(self, config: Config) -> int:
-        """Returns in how many parts a run's steps should be computed."""
-        load = MemoryProfile.of(config)
+    def accumulation_steps(self, config: Config) -> int:
+        """Returns the number of accumulation steps for a run."""
+        load = MemoryProfile.from_config(config)
         needed = [parts for known, parts in self.known if known.is_within(load)]
         return max([config.train.accumulate, *needed])
 
 
 def with_doubled_accumulation(config: Config) -> Config | None:
-    """Returns the settings with half as many images at once, none if it is one already."""
+    """Returns the settings with twice the accumulation steps, or `None` if a worker computes one image at a time."""
     train = config.train
     most = train.batch // train.workers
     if train.accumulate >= most:

@@ -1,9 +1,9 @@
-"""Where a learning curve is going: trials of a sweep are compared by their end rather than by their start.
+"""Extrapolation of learning curves: schedulers compare trials by their expected final values.
 
-Good settings often start slowly: a large model is behind a small one for half of the run, a careful rate behind a bold
-one. Compared by what they have reached, they would be stopped. So a curve is carried on to the run's last step as what
-rises towards a level, level * (1 - exp(-step / time)): for each of many times the level that fits best, weighed by how
-well it fits.
+Good settings often start slowly. A large model can trail a small one for half of a run, and a low learning rate can
+trail a high one. A comparison of current values would stop such trials. This module extrapolates a curve to the last
+step with the model `level * (1 - exp(-step / time))`. For each of many values of `time` it fits the best level. The
+forecast is the average of these fits, weighted by their goodness of fit.
 """
 
 from collections.abc import Sequence
@@ -14,25 +14,29 @@ from numpy.typing import NDArray
 MIN_POINTS = 4
 
 TIMES = np.geomspace(0.02, 5, 60)
-"""Of the rise, as shares of the whole run."""
+"""Time constants of the model, as fractions of the run."""
 
 MIN_NOISE = 1e-3
 
 
 def extrapolate_curve(steps: Sequence[int], values: Sequence[float], last: int) -> float:
-    """Returns where a curve ends.
+    """Returns the expected value of a curve at the last step.
+
+    A curve with fewer than `MIN_POINTS` points is not extrapolated: its last value is returned.
 
     Args:
-        steps: at which it was measured, ascending.
-        values: that were found; the higher, the better, or the other way round.
-        last: step of the end.
+        steps: steps of the measurements, ascending.
+        values: measured values, higher or lower is better.
+        last: last step of the run.
     """
     if len(steps) < MIN_POINTS or steps[-1] >= last:
         return values[-1]
     found = np.asarray(values, np.float64)[:, None]
     rises, end = _rises(np.asarray(steps, np.float64), last), _rises(np.array([float(last)]), last)[0]
     is_score = bool(((found >= 0) & (found <= 1)).all())
-    middle, shift = (0.0, 0.0) if is_score else (found.mean(0), rises.mean(0))  # a score begins at 0, a loss anywhere
+    middle, shift = (
+        (0.0, 0.0) if is_score else (found.mean(0), rises.mean(0))
+    )  # a score starts at 0, a loss at any value
     levels = ((rises - shift) * (found - middle)).sum(0) / ((rises - shift) ** 2).sum(0)
     ends = middle + levels * (end - shift)
     misses = ((found - middle - (rises - shift) * levels) ** 2).sum(0)
@@ -47,5 +51,5 @@ def extrapolate_curve(steps: Sequence[int], values: Sequence[float], last: int) 
 
 
 def _rises(steps: NDArray[np.float64], last: int) -> NDArray[np.float64]:
-    """Returns which share of its level each curve has reached, (steps, times)."""
+    """Returns the fraction of its level that the model reaches, as an array of shape (steps, times)."""
     return 1 - np.exp(-steps[:, None] / (TIMES * last))

@@ -55,15 +55,15 @@ class SweepEstimate:
 
 def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> SweepEstimate:
     """Returns what a sweep will cost; times one step on a worker's share of the cluster for it."""
-    trials = config.tune.most_trials
+    trials = config.tune.max_trials
     steps = trials * config.train.steps
     expected = round(steps * expected_step_fraction(config, trials))
     seconds = _seconds_of_step(config, manifest.classes, slots)
     if seconds is None:
-        return SweepEstimate(trials, slots.count, steps, expected, None, None)
+        return SweepEstimate(trials, slots.num_concurrent, steps, expected, None, None)
     busy = expected * seconds * _relative_cost(config, manifest) + trials * START_S
-    hours = busy / min(slots.count, trials) / 3600
-    return SweepEstimate(trials, slots.count, steps, expected, hours, busy * config.train.workers / 3600)
+    hours = busy / min(slots.num_concurrent, trials) / 3600
+    return SweepEstimate(trials, slots.num_concurrent, steps, expected, hours, busy * config.train.workers / 3600)
 
 
 def expected_step_fraction(config: Config, trials: int) -> float:
@@ -119,7 +119,7 @@ def time_step(config: Config, classes: Classes, device: str, threads: int) -> fl
         "mask": torch.zeros(images, side, side, dtype=torch.uint8),
     }
     times, began = [], monotonic()
-    for _ in trained.steps(trained.model, loss, [batch] * (1 + TURNS), ignore_id=classes.ignore_id):
+    for _ in trained.train_steps(trained.model, loss, [batch] * (1 + TURNS), ignore_id=classes.ignore_id):
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(monotonic() - began)

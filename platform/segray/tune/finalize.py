@@ -125,7 +125,7 @@ def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str],
 
 def with_registered_version(result: SweepResult, family: SweepUploader) -> SweepResult:
     """Returns a result with what MLflow made of it."""
-    version = family.upload_of(Path(result.checkpoint).parent).version
+    version = family.uploader_for(Path(result.checkpoint).parent).version
     return replace(result, run_id=family.run_id, version=version)
 
 
@@ -145,7 +145,7 @@ def to_yaml(config: Config, comment: str) -> str:
     All that decide what is learned are there, so that no file below it changes them; of the others those that are not
     the default.
     """
-    usual, decisive = flatten(Config()), config.decisive()
+    usual, decisive = flatten(Config()), config.training_settings()
     kept = {key: value for key, value in flatten(config).items() if key in decisive or value != usual.get(key)}
     kept = {key: value for key, value in kept.items() if key not in ("name", "results", "tracking.uri")}
     tree: dict[str, Any] = merge({}, kept)

@@ -39,25 +39,25 @@ class SweepJournal:
         self._paused: dict[int, int | None] = {}
         self._heard: dict[int, int] = {}
 
-    def suggested(self, trial: Trial) -> None:
+    def log_suggestion(self, trial: Trial) -> None:
         """Notes a trial before it is tried."""
         self.journal.write("trial", number=trial.number, values=trial.values)
 
-    def became(self, trial: Trial) -> None:
+    def log_state(self, trial: Trial) -> None:
         """Notes what became of a trial, and for how long it has run."""
         self.journal.write(
             "became",
             number=trial.number,
             state=trial.state,
-            why=trial.why,
+            why=trial.reason,
             values=trial.values,
-            copies=trial.copies,
+            copies=trial.copy_from,
             step=trial.step,
             costs={name: value for name, value in trial.others.items() if name.startswith(COST)},
             seconds=trial.seconds,
         )
 
-    def trials(self) -> list[Trial]:
+    def load_trials(self) -> list[Trial]:
         """Returns all trials as they were left; those that ran then wait to go on."""
         found: list[Trial] = []
         self._paused, self._heard = {}, {}
@@ -76,16 +76,16 @@ class SweepJournal:
         """Fills in what a trial's run has come to."""
         records = Journal(trial_dir(self.folder, trial.number)).records()
         if trial.state is State.RUNNING:
-            trial.state = State.WAITING
+            trial.state = State.PENDING
         for record in records:
             if record["kind"] == "rewound":
-                trial.rewinds(record["step"])
+                trial.roll_back(record["step"])
                 if record["time_ms"] >= self._heard.get(trial.number, 0):  # the copy that it was to make
-                    trial.copies = None
+                    trial.copy_from = None
             elif record["kind"] == "metrics":
                 self._read_metrics(trial, record["step"], record["values"])
         ended = [record["status"] for record in records if record["kind"] == "end"]
-        if ended and ended[-1] == "FINISHED" and trial.state is State.WAITING:
+        if ended and ended[-1] == "FINISHED" and trial.state is State.PENDING:
             trial.state = State.FINISHED
         trial.seconds = max(trial.seconds, active_seconds(records))
 
@@ -96,13 +96,13 @@ class SweepJournal:
         if paused is not None and step > paused:  # made before the run heard that it was to pause: not judged yet
             return
         first, *others = self._metrics
-        trial.reports(step, objective_sign(first) * values[first] if first in values else WORST)
+        trial.add_result(step, objective_sign(first) * values[first] if first in values else WORST)
         trial.others |= {name: values[name] for name in others if name in values}
 
 
 def _became(trial: Trial, record: dict[str, Any]) -> None:
-    trial.state, trial.why, trial.values = State(record["state"]), record["why"], record["values"]
-    trial.copies, trial.seconds = record["copies"], record["seconds"]
+    trial.state, trial.reason, trial.values = State(record["state"]), record["why"], record["values"]
+    trial.copy_from, trial.seconds = record["copies"], record["seconds"]
     trial.others |= record["costs"]
 
 

@@ -27,7 +27,7 @@ def available_metrics(config: Config, manifest: Manifest) -> tuple[str, ...]:
     """Returns the metrics that a sweep may look for."""
     names = manifest.classes.names
     counts = np.eye(len(names), dtype=np.int64)
-    return (*scores_from_confusion(counts, names).named("val"), "train/loss", *COSTS)
+    return (*scores_from_confusion(counts, names).as_metrics("val"), "train/loss", *COSTS)
 
 
 def validate_objectives(config: Config, manifest: Manifest) -> None:

@@ -115,11 +115,11 @@ class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
             return Searcher.FINISHED
         if len(self.running) >= self._actors.count:
             return None
-        while (trial := self._sweeping.next()) is not None:
+        while (trial := self._sweeping.next_trial()) is not None:
             try:
                 task = self._actors.task(trial)
             except SegrayError as error:  # settings that cannot be trained, say
-                self._sweeping.ended(trial, State.FAILED, str(error))
+                self._sweeping.on_end(trial, State.FAILED, str(error))
                 self._became(trial)
                 continue
             self._became(trial)
@@ -130,32 +130,32 @@ class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.running.pop(trial_id)
         if result and SECONDS in result:
-            trial.part_s = result[SECONDS]
-        trial.ends_part()
+            trial.segment_s = result[SECONDS]
+        trial.end_segment()
         if trial.state is State.RUNNING:
             self._ended(trial, result or {}, error)
         self._became(trial)
 
-    def leave(self) -> None:
+    def suspend_running(self) -> None:
         """Notes what runs as waiting to go on: the sweep ends before it is over, and Tune tells nothing of it."""
         for trial in self.running.values():
-            trial.ends_part()
+            trial.end_segment()
             if trial.state is State.RUNNING:
-                self._sweeping.ended(trial, State.WAITING)
+                self._sweeping.on_end(trial, State.PENDING)
             self._became(trial)
         self.running = {}
 
     def _ended(self, trial: Trial, result: dict[str, Any], error: bool) -> None:
         if error:
-            trial.losses += 1
-            lost = trial.losses >= MAX_ACTOR_FAILURES
-            self._sweeping.ended(trial, State.FAILED if lost else State.WAITING, "its actor died")
+            trial.actor_failures += 1
+            lost = trial.actor_failures >= MAX_ACTOR_FAILURES
+            self._sweeping.on_end(trial, State.FAILED if lost else State.PENDING, "its actor died")
         elif result.get(ERROR):
-            self._sweeping.ended(trial, State.FAILED, result[ERROR])
+            self._sweeping.on_end(trial, State.FAILED, result[ERROR])
         elif result.get(DONE) and ERROR in result:
-            self._sweeping.ended(trial, State.FINISHED)
+            self._sweeping.on_end(trial, State.FINISHED)
         else:
-            self._sweeping.ended(trial, State.WAITING)
+            self._sweeping.on_end(trial, State.PENDING)
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -175,12 +175,12 @@ class ControllerScheduler(NoTuneState, FIFOScheduler):  # type: ignore[misc]
         if STEP not in result or result.get(DONE):
             return str(TrialScheduler.CONTINUE)
         ours = self._asking.running[trial.trial_id]
-        ours.part_s = result[SECONDS]
-        verdict = self._sweeping.reported(ours, result[STEP], json.loads(result[METRICS]))
-        if verdict is SchedulerDecision.GO_ON:
+        ours.segment_s = result[SECONDS]
+        verdict = self._sweeping.on_result(ours, result[STEP], json.loads(result[METRICS]))
+        if verdict is SchedulerDecision.CONTINUE:
             return str(TrialScheduler.CONTINUE)
         # At once: Tune may keep the actor for the next trial, and tells it nothing before that.
-        trial.temporary_state.ray_actor.halt.remote()
+        trial.temporary_state.ray_actor.stop_now.remote()
         return str(TrialScheduler.STOP)
 
 

@@ -77,12 +77,12 @@ def sweep_cost(trials: Sequence[Trial], last: int, workers: int, ended: str | No
         workers: of a trial.
         ended: why the sweep ended before they were over, if it did.
     """
-    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.why != ended]
+    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.reason != ended]
     return SweepCost(
         steps=sum(trial.step for trial in trials),
         whole=len(trials) * last,
         spared=sum(last - trial.step for trial in stopped),
-        worker_hours=sum(trial.seconds + trial.part_s for trial in trials) * workers / 3600,
+        worker_hours=sum(trial.seconds + trial.segment_s for trial in trials) * workers / 3600,
     )
 
 
@@ -91,7 +91,7 @@ def failure_reasons(trials: Sequence[Trial]) -> str:
     found: dict[str, list[int]] = defaultdict(list)
     for trial in trials:
         if trial.state is State.FAILED:
-            found[trial.why.strip().splitlines()[0] if trial.why.strip() else "unknown"].append(trial.number)
+            found[trial.reason.strip().splitlines()[0] if trial.reason.strip() else "unknown"].append(trial.number)
     lines = []
     for why, numbers in sorted(found.items(), key=lambda one: -len(one[1])):
         named = ", ".join(map(str, numbers[:MAX_NAMED])) + (" ..." if len(numbers) > MAX_NAMED else "")

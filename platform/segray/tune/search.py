@@ -116,7 +116,7 @@ class TpeSearch:
         return {one.key: one.values[asked[one.key]] if one.is_choice else asked[one.key] for one in self._space}
 
     def _told(self, trial: Trial) -> FrozenTrial:
-        if trial.state in (State.RUNNING, State.WAITING) or not trial.curve:
+        if trial.state in (State.RUNNING, State.PENDING) or not trial.curve:
             return self._frozen(trial.values, None)
         expected = trial.forecast(trial.step, self._last) * objective_sign(self._metrics[0])
         others = [trial.others.get(name) for name in self._metrics[1:]]
@@ -138,7 +138,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.is_choice:
         return CategoricalDistribution(range(len(dimension.values)))  # by place: a value may be a list
     low, high = dimension.values
-    if dimension.is_whole:
+    if dimension.is_integer:
         return IntDistribution(low, high, log=dimension.is_log)
     return FloatDistribution(low, high, log=dimension.is_log)
 

@@ -108,7 +108,7 @@ def prepare_sweep(
     else:
         record.journal.write("resumed", dataset={"digest": manifest.digest})
     key, spent_s, known = _read_start(record)
-    return PreparedSweep(named, tracking_uri, manifest, slots, record, key, record.trials(), known, spent_s, lock)
+    return PreparedSweep(named, tracking_uri, manifest, slots, record, key, record.load_trials(), known, spent_s, lock)
 
 
 def _write_start(record: SweepJournal, config: Config, manifest: Manifest, known: tuple[PriorTrial, ...]) -> None:
@@ -223,4 +223,6 @@ def _differences(folder: Path, config: Config, manifest: Manifest) -> list[str]:
 
 def _decisive(config: Config) -> dict[str, object]:
     own = {key: value for key, value in flatten(config).items() if key.startswith("tune.")}
-    return config.decisive() | {key: value for key, value in own.items() if not key.startswith(CHANGEABLE_ON_RESUME)}
+    return config.training_settings() | {
+        key: value for key, value in own.items() if not key.startswith(CHANGEABLE_ON_RESUME)
+    }

@@ -56,32 +56,32 @@ class Dimension:
         return self.kind.startswith("log")
 
     @property
-    def is_whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Returns whether only whole numbers are meant."""
         return self.kind.endswith("int")
 
-    def at(self, share: float) -> Any:
+    def from_unit(self, share: float) -> Any:
         """Returns the value at a share (0 to 1) of the way from the lowest to the highest, or of the list."""
         if self.is_choice:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         low, high = self.values
-        if self.is_whole:
+        if self.is_integer:
             low, high = low - 0.5, high + 0.5
         if self.is_log:
             found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         else:
             found = low + share * (high - low)
         whole = min(max(round(found), self.values[0]), self.values[1])
-        return whole if self.is_whole else min(max(found, low), high)
+        return whole if self.is_integer else min(max(found, low), high)
 
-    def share_of(self, value: Any) -> float:
+    def to_unit(self, value: Any) -> float:
         """Returns how far a value lies from the lowest to the highest, 0 to 1; of a list, by its place."""
         if self.is_choice:
             return self.values.index(value) / max(1, len(self.values) - 1)
         low, high = (math.log(end) if self.is_log else end for end in self.values)
         return ((math.log(value) if self.is_log else value) - low) / (high - low)
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Returns whether a value is one of these."""
         if self.is_choice:
             return value in self.values
@@ -102,7 +102,7 @@ def dimensions(settings: Config) -> tuple[Dimension, ...]:
 def sample(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
     """Returns settings at random: of a seed and a number always the same."""
     shares = np.random.default_rng([seed, number]).random(len(space))
-    return {dimension.key: dimension.at(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
+    return {dimension.key: dimension.from_unit(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
 
 
 def grid(space: tuple[Dimension, ...]) -> Iterator[Values]:

@@ -116,7 +116,7 @@ def _uploaded(begun: PreparedSweep, say: Callable[[str], None]) -> Iterator[Swee
         begun.record.journal.write("end", status=status)
         raise
     finally:
-        if not uploading.finish():
+        if not uploading.close():
             uri = paths.redact(begun.tracking_uri)
             say(f"what {uri} lacks is uploaded later by `segray tracking sync {begun.folder}`.")
 
@@ -128,10 +128,10 @@ def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[S
     sweeping = SweepController(
         build_scheduler(config),
         build_search(config, begun.known),
-        config.tune.most_trials,
+        config.tune.max_trials,
         config.tune.metric,
         begun.trials,
-        record.suggested,
+        record.log_suggestion,
     )
     crew, why, failed_before = TrialManager(begun, sweeping), None, _failed(begun.trials)
     try:
@@ -140,15 +140,19 @@ def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[S
             view = SweepView(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
             watch(view)
             why = run_tune(
-                sweeping, crew.actors(say), begun.folder, crew.became, lambda: exhausted_budget(view, failed_before)
+                sweeping,
+                crew.trial_runners(say),
+                begun.folder,
+                crew.on_trial_change,
+                lambda: exhausted_budget(view, failed_before),
             )
         sweeping.close(why or "not among the best")
         if why is None:  # otherwise a larger budget goes on with them
             for trial in sweeping.trials:
-                record.became(trial)
+                record.log_state(trial)
     finally:
         for trial in sweeping.trials:
-            crew.close(trial)
+            crew.close_trial(trial)
     failed = _failed(sweeping.trials)
     if failed and results.best_trial(sweeping.trials) is None:
         told = "all" if failed == len(sweeping.trials) else f"{failed} of"
@@ -198,7 +202,7 @@ class TrialManager:
         for trial in sweeping.trials:
             self._learn(trial)
 
-    def actors(self, say: Callable[[str], None]) -> TrialRunners:
+    def trial_runners(self, say: Callable[[str], None]) -> TrialRunners:
         """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
         begun, bell = self._begun, create_heartbeat_actor()
         data = preload_splits(begun.config, begun.manifest, say)
@@ -209,29 +213,31 @@ class TrialManager:
             say(f"{why}: each trial at work keeps a checkpoint of its step.")
             bell.stop.remote(paths.job_stop_timeout_s() if interrupted else None)
 
-        return TrialRunners(trainable, begun.slots.count, self.task, stop)
+        return TrialRunners(trainable, begun.slots.num_concurrent, self.build_task, stop)
 
-    def task(self, trial: Trial) -> str:
+    def build_task(self, trial: Trial) -> str:
         """Returns what an actor is to do for a trial, as text."""
         begun = self._begun
         config = space.apply_values(begun.config, trial.values)
         folder = trial_dir(begun.folder, trial.number)
         config = config.model_copy(update={"name": folder.name, "results": str(begun.folder)})
-        if trial.parts is None:
-            trial.parts = self._memory.parts(config)
-        config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": trial.parts})})
+        if trial.accumulation_steps is None:
+            trial.accumulation_steps = self._memory.accumulation_steps(config)
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"accumulate": trial.accumulation_steps})}
+        )
         trial.others |= self._costs_of(config)
-        donor = None if trial.copies is None else str(trial_dir(begun.folder, trial.copies))
+        donor = None if trial.copy_from is None else str(trial_dir(begun.folder, trial.copy_from))
         is_moved = begun.config.tune.scheduler == "pbt"
         moved = tuple(one.key for one in space.dimensions(begun.config)) if is_moved else ()
-        return TrialTask(trial.number, trial.step, config, moved, donor).spelt()
+        return TrialTask(trial.number, trial.step, config, moved, donor).to_json()
 
-    def became(self, trial: Trial) -> None:
+    def on_trial_change(self, trial: Trial) -> None:
         """Writes down that a trial was started or has ended its part."""
         self._learn(trial)
-        self._begun.record.became(trial)
+        self._begun.record.log_state(trial)
 
-    def close(self, trial: Trial) -> None:
+    def close_trial(self, trial: Trial) -> None:
         """Ends a trial's run in its journal, whoever died before doing so, and says what became of it."""
         run = trial_dir(self._begun.folder, trial.number)
         if not (run / JOURNAL).exists():
@@ -246,7 +252,7 @@ class TrialManager:
         ends = [record for record in records if record["kind"] in ("run", "resumed", "end")]
         if ends and ends[-1]["kind"] != "end":
             journal.write("end", status=STATUS.get(trial.state, "KILLED"))
-        told = f"{trial.state}{f': {trial.why}' if trial.why else ''}"
+        told = f"{trial.state}{f': {trial.reason}' if trial.reason else ''}"
         journal.write("tag", name=OUTCOME_TAG, value=told)
 
     def _learn(self, trial: Trial) -> None:
@@ -256,9 +262,9 @@ class TrialManager:
             config = checkpoint.load_config(run)
         except CheckpointError:  # it has not begun
             return
-        trial.parts = config.train.accumulate
-        if trial.parts > space.apply_values(self._begun.config, trial.values).train.accumulate:
-            self._memory.learned(config)
+        trial.accumulation_steps = config.train.accumulate
+        if trial.accumulation_steps > space.apply_values(self._begun.config, trial.values).train.accumulate:
+            self._memory.record(config)
 
     def _costs_of(self, config: Config) -> dict[str, float]:
         """Returns what a trial's model costs, where the sweep looks for that."""

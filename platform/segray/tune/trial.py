@@ -21,7 +21,7 @@ def objective_sign(metric: str) -> int:
 class State(StrEnum):
     """What becomes of a trial."""
 
-    WAITING = "waiting"
+    PENDING = "waiting"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
@@ -42,27 +42,27 @@ class Trial:
         state: what it does now.
         curve: the first metric at each validation, by step; the higher, the better.
         others: the other metrics as last reported, as they are.
-        allowed: step of the validation that it was last allowed to go on from.
-        copies: trial whose checkpoint its part begins with, until it has validated behind that.
+        approved_step: step of the validation that it was last allowed to go on from.
+        copy_from: trial whose checkpoint its part begins with, until it has validated behind that.
         seconds: it has run, in parts that have ended.
-        part_s: seconds of the part that runs.
-        parts: its steps are computed in, once that is known.
-        losses: of its actor, so far.
-        why: it is in this state.
+        segment_s: seconds of the part that runs.
+        accumulation_steps: its steps are computed in, once that is known.
+        actor_failures: of its actor, so far.
+        reason: it is in this state.
     """
 
     number: int
     values: dict[str, Any]
-    state: State = State.WAITING
+    state: State = State.PENDING
     curve: dict[int, float] = field(default_factory=dict)
     others: dict[str, float] = field(default_factory=dict)
-    allowed: int = 0
-    copies: int | None = None
+    approved_step: int = 0
+    copy_from: int | None = None
     seconds: float = 0.0
-    part_s: float = 0.0
-    parts: int | None = None
-    losses: int = 0
-    why: str = ""
+    segment_s: float = 0.0
+    accumulation_steps: int | None = None
+    actor_failures: int = 0
+    reason: str = ""
     _forecasts: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -85,7 +85,7 @@ class Trial:
         """Returns whether nothing comes of it any more."""
         return self.state in TERMINAL_STATES
 
-    def reached(self, step: int) -> int | None:
+    def first_step_at(self, step: int) -> int | None:
         """Returns the step of the first validation at or behind a step, if it came so far."""
         return min((found for found in self.curve if found >= step), default=None)
 
@@ -101,16 +101,16 @@ class Trial:
             self._forecasts[step] = extrapolate_curve(steps, [self.curve[found] for found in steps], last)
         return self._forecasts[step]
 
-    def ends_part(self) -> None:
+    def end_segment(self) -> None:
         """Adds the seconds of the part that ran to those before it."""
-        self.seconds, self.part_s = self.seconds + self.part_s, 0.0
+        self.seconds, self.segment_s = self.seconds + self.segment_s, 0.0
 
-    def reports(self, step: int, value: float) -> None:
+    def add_result(self, step: int, value: float) -> None:
         """Notes a validation."""
         self.curve[step] = value
         self._forecasts.pop(step, None)
 
-    def rewinds(self, step: int) -> None:
+    def roll_back(self, step: int) -> None:
         """Forgets what came after a step: it goes on from another's checkpoint."""
         self.curve = {found: value for found, value in self.curve.items() if found <= step}
         self._forecasts = {}

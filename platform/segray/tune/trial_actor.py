@@ -47,22 +47,24 @@ class TrialTask:
         number: of the trial.
         step: of its last validation that was judged.
         config: of its run; its name and results say where.
-        moved: settings that may have changed since its last part.
-        donor: folder of the run whose checkpoint it begins with, none goes on from its own.
+        changed_settings: settings that may have changed since its last part.
+        source_run: folder of the run whose checkpoint it begins with, none goes on from its own.
     """
 
     number: int
     step: int
     config: Config
-    moved: tuple[str, ...] = ()
-    donor: str | None = None
+    changed_settings: tuple[str, ...] = ()
+    source_run: str | None = None
 
-    def spelt(self) -> str:
+    def to_json(self) -> str:
         """Returns it as text: Tune makes names of what it sees, and searches it for grids."""
-        return json.dumps([self.number, self.step, self.config.model_dump(mode="json"), self.moved, self.donor])
+        return json.dumps(
+            [self.number, self.step, self.config.model_dump(mode="json"), self.changed_settings, self.source_run]
+        )
 
     @classmethod
-    def read(cls, text: str) -> "TrialTask":
+    def from_json(cls, text: str) -> "TrialTask":
         """Returns what was spelt."""
         number, step, config, moved, donor = json.loads(text)
         return cls(number, step, Config.model_validate(config), tuple(moved), donor)
@@ -74,22 +76,22 @@ class TrialActor(Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], part: TrialContext) -> None:
         silence_libraries()
         self._bell, self._part = part.pulse, replace(part, pulse=create_heartbeat_actor())
-        self._run = TrialRun(TrialTask.read(config[TASK]), self._part, self._bell)
+        self._run = TrialRun(TrialTask.from_json(config[TASK]), self._part, self._bell)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._run.end()
-        self._run = TrialRun(TrialTask.read(new_config[TASK]), self._part, self._bell)
+        self._run.close()
+        self._run = TrialRun(TrialTask.from_json(new_config[TASK]), self._part, self._bell)
         return True
 
     def step(self) -> dict[str, Any]:
-        return self._run.next()
+        return self._run.next_result()
 
-    def halt(self) -> None:
+    def stop_now(self) -> None:
         """Has the run end now; does not wait for it."""
-        self._run.stop.hurry()
+        self._run.stop.force()
 
     def cleanup(self) -> None:
-        self._run.end()
+        self._run.close()
 
 
 class TrialRun:
@@ -112,11 +114,13 @@ class TrialRun:
         self._began = monotonic()
         self.stop = StopRequest()
         self._failed: str | None = None
-        self._tail = JournalReader(self._folder / JOURNAL, _offset(self._folder, None if task.donor else task.step))
+        self._tail = JournalReader(
+            self._folder / JOURNAL, _offset(self._folder, None if task.source_run else task.step)
+        )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="segray-trial")
         self._thread.start()
 
-    def next(self) -> dict[str, Any]:
+    def next_result(self) -> dict[str, Any]:
         """Waits for the next validation, whose checkpoint is whole, or for the end, and returns what it is."""
         while True:
             is_over = not self._thread.is_alive()
@@ -131,15 +135,15 @@ class TrialRun:
 
     def _listen(self) -> None:
         """Asks the run to end, if the sweep does."""
-        if self._bell is None or self.stop.asked:
+        if self._bell is None or self.stop.requested:
             return
         with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
-            if ray.get(self._bell.here.remote(self._task.number, os.getpid())):
-                self.stop.ask(ray.get(self._bell.wait_s.remote()))
+            if ray.get(self._bell.ping.remote(self._task.number, os.getpid())):
+                self.stop.request(ray.get(self._bell.stop_timeout_s.remote()))
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Has it end behind a checkpoint, and waits until it has."""
-        self.stop.ask()
+        self.stop.request()
         self._thread.join()
 
     def _told(self) -> dict[str, Any]:
@@ -157,8 +161,8 @@ class TrialRun:
     def _fit(self) -> None:
         try:
             resume = resumable_run(self._folder)
-            if self._task.donor is not None:
-                copy_checkpoint(Path(self._task.donor), self._folder)
+            if self._task.source_run is not None:
+                copy_checkpoint(Path(self._task.source_run), self._folder)
             if resume is None or not is_finished(self._folder):  # it may have come to its end before it was to pause
                 while not self._fits():
                     pass
@@ -177,7 +181,7 @@ class TrialRun:
             fit(
                 self._config,
                 resume=resumable_run(self._folder),
-                allowed=[*self._task.moved, "train.accumulate"],
+                allowed=[*self._task.changed_settings, "train.accumulate"],
                 say=logging.getLogger(__name__).info,
                 part=self._part,
                 stop=self.stop,

@@ -121,7 +121,7 @@ class _Space:
             if dimension.key not in params:
                 return None
             value = self._read(dimension, params[dimension.key])
-            if not dimension.holds(value):
+            if not dimension.contains(value):
                 return None
             values[dimension.key] = value
         return values
@@ -132,7 +132,7 @@ class _Space:
             return next((value for value in dimension.values if self._spelt(dimension.key, value) == text), None)
         value = yaml.safe_load(text)
         try:
-            return int(value) if dimension.is_whole else float(value)
+            return int(value) if dimension.is_integer else float(value)
         except (TypeError, ValueError):
             return None
 

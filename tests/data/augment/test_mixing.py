@@ -48,5 +48,5 @@ def test_the_originals_stay_as_they_were():
 
 def test_rows_are_mixed_as_often_as_set():
     data = config.build({"data.mosaic": 0.25, "data.cut_mix": 0.5}).data
-    counts = np.bincount([Augmenter(data, 255).companions(seed) for seed in range(4000)], minlength=4) / 4000
+    counts = np.bincount([Augmenter(data, 255).num_mix_partners(seed) for seed in range(4000)], minlength=4) / 4000
     assert counts == pytest.approx([0.375, 0.375, 0, 0.25], abs=0.03)

@@ -170,7 +170,7 @@ def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
 
 def test_a_blank_crop_teaches_nothing():
     for ignore_id, dtype in ((255, np.uint8), (65535, np.uint16)):
-        image, mask = Augmenter(settings_of(crop=32), ignore_id).blank()
+        image, mask = Augmenter(settings_of(crop=32), ignore_id).ignored_crop()
         assert image.shape == (32, 32, 3)
         assert (mask == ignore_id).all()
         assert mask.dtype == dtype

@@ -22,7 +22,7 @@ from segray.data.sources.sample import SourceListing, SourceSample
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 HEIGHT, WIDTH = 6, 8
-NAMES = Classes.named(["sky", "road", "car"])
+NAMES = Classes.from_names(["sky", "road", "car"])
 
 
 def make_source(root: Path, rows: int = 6, splits: tuple[str, ...] = ("train", "val"), most: int = 2) -> Path:
@@ -100,7 +100,7 @@ def test_a_thousand_random_images_and_masks_come_back_bit_for_bit(tmp_path):
         ids = np.array([*range(200), 255], np.uint8)[rng.integers(0, 201, (height, width))]
         Image.fromarray(ids).save(f"{mask}.png")
         files[f"train/{index}"] = (Path(f"{image}.{suffix}").read_bytes(), ids)
-    many = Classes.named([str(index) for index in range(200)])
+    many = Classes.from_names([str(index) for index in range(200)])
     (split,) = converted(source, tmp_path / "out", many, absent_ok=True).splits.values()
     rows = [row for shard in split.shards for row in pq.read_table(tmp_path / "out" / shard.path).to_pylist()]
     assert len(rows) == len(files) == split.rows
@@ -190,7 +190,7 @@ def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
 
 def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
     source = make_source(tmp_path / "source")
-    names = Classes.named(["void", *NAMES.names])
+    names = Classes.from_names(["void", *NAMES.names])
     assert "4 class names (ids 0..3) but the largest id in the masks is 2" in refused(source, tmp_path / "out", names)
     assert converted(source, tmp_path / "out", names, absent_ok=True).split("val").class_pixels[3] == 0
 
@@ -205,7 +205,7 @@ def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
     source = make_source(tmp_path / "source", rows=2, splits=("train",))
     for index in range(2):
         save_mask(source, "train", index, (np.eye(HEIGHT, WIDTH) * 255).astype(np.uint8))
-    for classes, options in ((None, {}), (Classes.named(["a", "b"]), {"absent_ok": True})):
+    for classes, options in ((None, {}), (Classes.from_names(["a", "b"]), {"absent_ok": True})):
         assert "store a foreground of 255 as 1" in refused(source, tmp_path / "out", classes, **options)
 
 

@@ -7,7 +7,7 @@ from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.data.convert.labels import apply_class_map, build_label_map, read_class_map
 
-CLASSES = Classes.named(["sky", "car", "van", "tree"])
+CLASSES = Classes.from_names(["sky", "car", "van", "tree"])
 
 
 def known(labels):
@@ -18,11 +18,11 @@ def test_without_a_lookup_an_id_is_its_classs():
     labels = build_label_map(CLASSES, None, [7])
     assert known(labels) == {0: 0, 1: 1, 2: 2, 3: 3}
     assert {index for index, target in labels.lookup.items() if target is None} == {7, 255, 65535}
-    assert (labels.num_classes, labels.ignore_id, labels.expected) == (4, 255, "0..3 or 7 or 255")
+    assert (labels.num_classes, labels.ignore_id, labels.expected_ids) == (4, 255, "0..3 or 7 or 255")
 
 
 def test_255_is_a_class_where_there_are_so_many():
-    labels = build_label_map(Classes.named([str(number) for number in range(300)]), None)
+    labels = build_label_map(Classes.from_names([str(number) for number in range(300)]), None)
     assert labels.lookup[255] == 255
     assert (labels.ignore_id, labels.lookup[65535]) == (65535, None)
 
@@ -52,7 +52,7 @@ def test_a_star_is_all_others(others, names):
 
 
 def test_300_classes_made_few_have_255_to_ignore():
-    many = Classes.named([f"c{number}" for number in range(300)])
+    many = Classes.from_names([f"c{number}" for number in range(300)])
     classes, made = apply_class_map(many, build_label_map(many, None), {"c0": "a", "c255": "b", "*": None})
     assert (classes.ignore_id, made.ignore_id) == (255, 255)
     assert known(made) == {0: 0, 255: 1}
@@ -83,11 +83,11 @@ def test_a_file_that_is_no_renaming_is_refused(tmp_path, text):
 
 def test_expected_ids_are_told_in_runs():
     labels = build_label_map(CLASSES, {0: 0, 1: 1, 2: 2, 9: 3, 34: None})
-    assert labels.expected == "0..2 or 9 or 34 or 255"
+    assert labels.expected_ids == "0..2 or 9 or 34 or 255"
     assert np.array_equal(sorted(known(labels)), [0, 1, 2, 9])
 
 
 @pytest.mark.parametrize("name", ["", "  ", "\ud800"])
 def test_a_class_has_a_name_that_can_be_written(name):
     with pytest.raises(ValueError, match="a class is called .*; expected text"):
-        Classes.named(["road", name])
+        Classes.from_names(["road", name])

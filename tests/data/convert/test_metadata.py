@@ -52,5 +52,5 @@ def test_a_table_that_is_not_there_is_refused(tmp_path):
 def test_a_column_that_is_not_there_names_those_that_are(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("val"))
     with pytest.raises(DataError, match="has no column city; it has id, image, mask, height, .*prepare --columns FILE"):
-        source.columns(["city"])
-    assert np.array_equal(source.columns(["height"])["height"].to_pylist(), [source.split.mean_height] * 7)
+        source.read_columns(["city"])
+    assert np.array_equal(source.read_columns(["height"])["height"].to_pylist(), [source.split.mean_height] * 7)

@@ -28,7 +28,7 @@ from segray.data.validate.dataset import validate_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-CLASSES = Classes.named(["sky", "road", "car"])
+CLASSES = Classes.from_names(["sky", "road", "car"])
 SIZE = (6, 8)
 
 
@@ -182,7 +182,7 @@ def test_a_dataset_of_odd_names_has_no_fault(source, tmp_path):
     odd = (*found.problems, "a name that is no text: \ud800")
     manifest = convert_dataset(replace(found, problems=odd), str(tmp_path / "out"), on_bad="skip")
     assert (manifest.left_out, len(manifest.normalised)) == (2, 1)
-    assert validate_dataset(str(tmp_path / "out")).faults == []
+    assert validate_dataset(str(tmp_path / "out")).errors == []
 
 
 def test_of_many_problems_twenty_are_shown_and_all_are_in_a_file(source, tmp_path):

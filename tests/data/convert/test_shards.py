@@ -36,7 +36,7 @@ def sample(index: int, ids: np.ndarray, image: Image.Image = IMAGE) -> SourceSam
 
 
 def job(folder, samples, num_classes=4, ignored=(), **bounds) -> ShardJob:
-    labels = build_label_map(Classes.named([str(index) for index in range(num_classes)]), None, ignored)
+    labels = build_label_map(Classes.from_names([str(index) for index in range(num_classes)]), None, ignored)
     return ShardJob(
         "part-00000.parquet", tuple(samples), str(folder), labels, ShardLimits(**{"group_rows": 2} | bounds)
     )

@@ -42,7 +42,7 @@ def healthy(ray_cluster, tmp_path_factory):
             image.save(root / "source" / "images" / split / f"{index:02d}.png")
             mask = Image.fromarray(rng.integers(0, 3, SIZE, np.uint8))
             mask.save(root / "source" / "masks" / split / f"{index:02d}.png")
-    found = SourceListing(folder.list_samples(str(root / "source")).samples, Classes.named(["sky", "road", "car"]))
+    found = SourceListing(folder.list_samples(str(root / "source")).samples, Classes.from_names(["sky", "road", "car"]))
     convert_dataset(found, str(root / "made"), bounds=ShardLimits(group_rows=1, shard_bytes=4000))
     return root / "made"
 
@@ -50,7 +50,7 @@ def healthy(ray_cluster, tmp_path_factory):
 def test_a_healthy_set_has_no_fault_and_its_counts_are_the_manifests(healthy):
     progress = []
     found = validate_dataset(str(healthy), lambda *step: progress.append(step))
-    assert (found.faults, found.doubts) == ([], [])
+    assert (found.errors, found.warnings) == ([], [])
     assert {name: one.rows for name, one in found.splits.items()} == ROWS
     for name, split in read_manifest(str(healthy)).splits.items():
         assert found.splits[name].class_pixels == list(split.class_pixels)
@@ -198,16 +198,16 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
         "train/31, test/00: the same image in test and train",
     }
     for line in expected:
-        assert any(line in fault for fault in found.faults), line
-    unexpected = [fault for fault in found.faults if not any(line in fault for line in expected)]
+        assert any(line in fault for fault in found.errors), line
+    unexpected = [fault for fault in found.errors if not any(line in fault for line in expected)]
     assert unexpected == []
-    assert found.doubts == ["train/22, train/30: the same image"]
+    assert found.warnings == ["train/22, train/30: the same image"]
     contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png", per_split=40)
 
 
 def test_classes_that_hardly_occur_are_doubted(healthy, tmp_path):
     planting = Planting(Path(shutil.copytree(healthy, tmp_path / "rare")))
-    names = Classes.named(["sky", "road", "car", "moose"])
+    names = Classes.from_names(["sky", "road", "car", "moose"])
 
     def widen(rows):
         for row in rows:
@@ -217,10 +217,10 @@ def test_classes_that_hardly_occur_are_doubted(healthy, tmp_path):
         for number in range(len(found.shards)):
             planting.rows(number, widen, split)
         planting.change(split, class_pixels=(*planting.manifest.splits[split].class_pixels, 0))
-    planting.write(planting.manifest.model_copy(update={"classes": names}).sealed())
+    planting.write(planting.manifest.model_copy(update={"classes": names}).with_digest())
     found = validate_dataset(str(planting.root))
-    assert found.faults == []
-    assert found.doubts == ["class moose: 0 pixels in 0 images of train; little to learn from"]
+    assert found.errors == []
+    assert found.warnings == ["class moose: 0 pixels in 0 images of train; little to learn from"]
 
 
 def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_path):
@@ -239,7 +239,7 @@ def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_p
     text = report.render_report("<made>", found, "sheet.png")
     for part in ("&lt;made&gt;", "No fault.", "No doubt.", found.manifest.digest, "32 x 24", "sheet.png", *ROWS):
         assert part in text
-    found.faults.append("a <fault>")
+    found.errors.append("a <fault>")
     assert "<li>a &lt;fault&gt;</li>" in report.render_report("made", found, "sheet.png")
 
 
@@ -259,11 +259,11 @@ def test_columns_of_another_name_and_no_split_are_faults(healthy, tmp_path):
         whole = pq.read_table(path)
         pq.write_table(whole.rename_columns([new if name == old else name for name in whole.column_names]), path)
     found = validate_dataset(str(planting.root))
-    assert sum("columns " in fault for fault in found.faults) == 2
+    assert sum("columns " in fault for fault in found.errors) == 2
     contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
-    planting.write(planting.manifest.model_copy(update={"splits": {}}).sealed())
+    planting.write(planting.manifest.model_copy(update={"splits": {}}).with_digest())
     found = validate_dataset(str(planting.root))
-    assert found.faults[0].endswith("dataset.json: no split")
+    assert found.errors[0].endswith("dataset.json: no split")
     contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
 
 

@@ -131,7 +131,7 @@ def test_absent_classes_are_skipped_and_listed_and_predicted_ones_count_as_zero(
     assert result.without_truth == ("car",)
     assert result.iou == {"road": 0.8, "car": 0.0, "ghost": None}
     assert result.miou == pytest.approx(0.4)
-    assert result.named("val") == {
+    assert result.as_metrics("val") == {
         "val/miou": pytest.approx(0.4),
         "val/macc": 0.8,
         "val/aacc": 0.8,

@@ -48,13 +48,13 @@ def counted(num_classes, seed):
         sure = torch.rand(HEIGHT, WIDTH, generator=random)
         counts.bins += calibration_bins(found, sure, truth, 65535).numpy()
         counts.confusion += own
-        counts.images[row] = ImageCounts.of(own)
+        counts.images[row] = ImageCounts.from_confusion(own)
     return counts
 
 
 def evaluation(num_classes=4, seed=0):
     counts = counted(num_classes, seed)
-    classes = Classes.named([f"<class> {number}" for number in range(num_classes)])
+    classes = Classes.from_names([f"<class> {number}" for number in range(num_classes)])
     ids = {row: f"val/image & {row}" for row in range(IMAGES)}
     slices = {"city": {row: "Ulm" if row < 4 else "Aachen" for row in ids}}
     found = compute_results(counts, classes.names, ids, slices, count=200)
@@ -245,8 +245,8 @@ def test_the_comparison_is_the_one_that_was_made(page):
     assert parsed.text("id", "verdict") == [comparison.verdict("this model", "the other") + "."]
     for name, gain in comparison.iou.items():
         texts = parsed.text("gain", name)
-        if gain.gain == gain.gain:
-            assert texts == [name, f"{gain.ours:.4f}", f"{gain.theirs:.4f}", f"{gain.gain:+.4f}"]
+        if gain.delta == gain.delta:
+            assert texts == [name, f"{gain.candidate:.4f}", f"{gain.baseline:.4f}", f"{gain.delta:+.4f}"]
 
 
 def test_nothing_is_fetched_and_nothing_runs(page, one):
@@ -298,8 +298,8 @@ def test_a_browser_shows_the_whole_report_without_an_error(folder, streets, tmp_
     said, dom = console(written.page)
     assert said == []
     parsed = Page(dom)
-    assert parsed.text("id", "miou") == [f"{found.found.scores.miou:.4f}"]
-    assert parsed.text("boundary", "3") == [f"{found.found.boundary[3].miou:.4f}"]
+    assert parsed.text("id", "miou") == [f"{found.results.scores.miou:.4f}"]
+    assert parsed.text("boundary", "3") == [f"{found.results.boundary[3].miou:.4f}"]
     assert len(re.findall(r'<div class="example">', dom)) == 7
     figures = {path.name: Image.open(path) for path in written.figures}
     assert set(figures) == {f"{name}.png" for name in FIGURES}

@@ -26,7 +26,7 @@ from segray.inference.predictor import Predictor
 
 def job(folder, source, out, on_progress=lambda *_: None, workers=2):
     predictor, inputs = Predictor(folder), open_inputs(str(source))
-    work = BatchTask(predictor, inputs.are_upright, Outputs(str(out), predictor.classes, overlay=True))
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(out), predictor.classes, overlay=True))
     return run_batch_job(inputs, work, {"model": "m"}, workers, "cpu", on_progress)
 
 
@@ -126,7 +126,7 @@ def test_a_table_that_breaks_meanwhile_ends_the_job(folder, tmp_path, ray_cluste
     pq.write_table(pa.table({"image": [encode_mask(np.zeros((40, 52), np.uint8))] * 5}), path)
     inputs, predictor = open_inputs(str(path)), Predictor(folder)
     path.write_bytes(b"none")
-    work = BatchTask(predictor, inputs.are_upright, Outputs(str(tmp_path / "out"), predictor.classes))
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
     with pytest.raises(DataError, match=f"{path} cannot be read as parquet"):
         run_batch_job(inputs, work, {}, device="cpu")
 
@@ -135,7 +135,7 @@ def test_parquet_holds_the_same(folder, drawn, tmp_path):
     predictor, inputs = Predictor(folder), open_inputs(str(drawn / "cam1"))
     for form in ("png", "parquet"):
         how = {"format": form, "overlay": True, "probabilities": True}
-        work = BatchTask(predictor, inputs.are_upright, Outputs(str(tmp_path / form), predictor.classes, **how))
+        work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / form), predictor.classes, **how))
         assert segment_locally(inputs, work, "cpu") == ChunkResult(19)
     table = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "parquet").rglob("*.parquet"))])
     assert table.num_rows == 19
@@ -154,7 +154,7 @@ def test_parquet_holds_the_same(folder, drawn, tmp_path):
 
 def test_one_image_is_not_written_into_the_results_of_a_job(folder, drawn, whole):
     predictor, inputs = Predictor(folder), open_inputs(str(drawn / "turned.jpg"))
-    work = BatchTask(predictor, inputs.are_upright, Outputs(str(whole), predictor.classes))
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(whole), predictor.classes))
     with pytest.raises(DataError, match="holds predictions; choose another folder"):
         segment_locally(inputs, work, "cpu")
 
@@ -164,7 +164,7 @@ def test_one_images_table_bears_its_name_however_long(folder, tmp_path):
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
     predictor, inputs = Predictor(folder), open_inputs(str(tmp_path / f"{name}.png"))
     for form, written in (("parquet", f"{name}.parquet"), ("png", f"masks/{name}.png")):
-        work = BatchTask(predictor, inputs.are_upright, Outputs(str(tmp_path / "out"), predictor.classes, form))
+        work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes, form))
         assert segment_locally(inputs, work, "cpu") == ChunkResult(1)
         assert (tmp_path / "out" / written).exists()
 
@@ -176,12 +176,12 @@ def test_an_image_for_which_nothing_works_is_a_problem_of_its_own(folder, drawn,
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Predictor, "__call__", no_memory)
-    work = BatchTask(predictor, inputs.are_upright, Outputs(str(tmp_path / "out"), predictor.classes))
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
     assert segment_locally(inputs, work, "cpu") == ChunkResult(0, ("turned: RuntimeError: out of memory",))
 
 
 def test_a_prepared_dataset_is_segmented_as_it_is(folder, streets, tmp_path):
     predictor, inputs = Predictor(folder), open_inputs(str(streets), "val")
-    work = BatchTask(predictor, inputs.are_upright, Outputs(str(tmp_path / "out"), predictor.classes))
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
     assert segment_locally(inputs, work, "cpu") == ChunkResult(7)
     assert len(list((tmp_path / "out/masks/val").iterdir())) == 7

@@ -22,7 +22,7 @@ NONE = frozenset()
 
 
 def pictures(inputs, done=NONE):
-    return [one for unit in inputs.units for _, part in unit.parts(done) for one in part]
+    return [one for unit in inputs.units for _, part in unit.chunks(done) for one in part]
 
 
 def png(image):
@@ -33,7 +33,7 @@ def png(image):
 
 def test_a_folder_is_its_images_in_parts_named_by_their_paths(images):
     found = open_inputs(str(images))
-    assert (found.images, found.left_out, found.is_single) == (40, 1, False)
+    assert (found.images, found.num_skipped, found.is_single) == (40, 1, False)
     assert [unit.images for unit in found.units] == [16, 16, 8]
     names = [one.name for one in pictures(found)]
     assert names == [*sorted(f"cam{number % 2}/deep/{number:03d}" for number in range(39)), "turned"]
@@ -76,7 +76,7 @@ def test_one_image_is_single(images):
 
 def test_rows_of_a_dataset_bear_their_ids(streets):
     found = open_inputs(str(streets))
-    assert found.are_upright
+    assert found.are_normalized
     assert found.images == sum(split.rows for split in read_manifest(str(streets)).splits.values())
     val = open_inputs(str(streets), "val")
     assert val.images == 7
@@ -94,7 +94,7 @@ def test_parquet_of_any_make(tmp_path, as_struct):
     found = open_inputs(str(tmp_path / "some.parquet"))
     assert [one.name for one in pictures(found)] == [f"a/{number}" for number in range(37)]
     assert [one.encoded for one in pictures(found)] == cells
-    assert [unit.num_parts for unit in found.units] == [2, 2]
+    assert [unit.num_chunks for unit in found.units] == [2, 2]
     second = [one.name for one in pictures(found, frozenset({0}))]
     assert second == [f"a/{number}" for number in [*range(PART_IMAGES, 20), 36]]
     assert pictures(open_inputs(str(tmp_path)))[36].encoded == cells[36]
@@ -133,13 +133,13 @@ def film(path, frames):
 def test_a_videos_frames_come_in_order_and_those_done_are_passed_over(tmp_path):
     film(tmp_path / "street.avi", 40)
     found = open_inputs(str(tmp_path / "street.avi"))
-    assert (found.images, found.are_upright) == (40, True)
+    assert (found.images, found.are_normalized) == (40, True)
     whole = pictures(found)
     assert [one.name for one in whole] == [f"frame-{number:06d}" for number in range(40)]
     greys = [decode_image(one.encoded).mean() for one in whole]
     assert greys == pytest.approx([number * 5 for number in range(40)], abs=2)
     (unit,) = found.units
-    left = dict(unit.parts(frozenset({0})))
+    left = dict(unit.chunks(frozenset({0})))
     assert sorted(left) == [1, 2, 3, 4]
     assert [one.encoded for part in left.values() for one in part] == [one.encoded for one in whole[8:]]
 
@@ -148,14 +148,14 @@ def test_a_videos_frames_come_in_order_and_those_done_are_passed_over(tmp_path):
 def test_a_video_that_ends_early_says_so_in_a_part_of_its_own(tmp_path, frames):
     film(tmp_path / "whole.avi", frames)
     unit = VideoShard(str(tmp_path / "whole.avi"), 40, "")
-    parts = list(unit.parts(NONE))
+    parts = list(unit.chunks(NONE))
     numbers = [number for number, _ in parts]
     assert numbers == list(range(len(parts)))
     assert [one.name for _, part in parts[:-1] for one in part] == [f"frame-{number:06d}" for number in range(frames)]
     (problem,) = parts[-1][1]
     assert f"says it has 40 frames, of which {frames} can be read" in problem.problem
-    assert list(unit.parts(frozenset(numbers))) == []
-    assert [number for number, _ in unit.parts(frozenset(numbers[:-1]))] == numbers[-1:]
+    assert list(unit.chunks(frozenset(numbers))) == []
+    assert [number for number, _ in unit.chunks(frozenset(numbers[:-1]))] == numbers[-1:]
 
 
 def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path):

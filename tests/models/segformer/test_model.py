@@ -119,7 +119,7 @@ def test_loss_and_gradients_are_those_of_transformers(variant, livelier, lively,
     grads = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     largest = max(grad.abs().max() for grad in grads.values())
     for name, parameter in model.named_parameters():
-        wanted = assemble(names.pieces(name), grads)
+        wanted = assemble(names.slices_of(name), grads)
         assert (parameter.grad - wanted.view_as(parameter)).abs().max() < 1e-4 * largest, name
 
 

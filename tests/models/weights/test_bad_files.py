@@ -131,7 +131,7 @@ def test_a_tensor_too_many_is_an_error_unless_named(tmp_path):
     file = saved(model, tmp_path / "w.pth", lambda state: state | {"aux.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"hold 1 tensors .*allow_left_over to go on without:\n  aux.weight"):
         load_weights(model, file)
-    assert load_weights(model, file, allow_left_over=["aux.*"]).left_over == ("aux.weight",)
+    assert load_weights(model, file, allow_left_over=["aux.*"]).unexpected == ("aux.weight",)
 
 
 def test_names_of_nobody(model, tmp_path):

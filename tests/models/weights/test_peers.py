@@ -2,7 +2,7 @@
 
 `pip install --no-deps --target PEERS segmentation-models-pytorch==0.6.0 timm torchvision==0.28.0` and, for the other,
 `mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 addict yapf ftfy wcwidth termcolor terminaltables prettytable
-platformdirs`; then `PYTHONPATH=PEERS pytest tests/model/weights/test_peers.py`.
+platformdirs`; then `PYTHONPATH=PEERS pytest tests/models/weights/test_peers.py`.
 """
 
 import sys

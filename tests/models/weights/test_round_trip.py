@@ -28,7 +28,7 @@ def test_what_is_saved_is_loaded_with_the_same_logits(layout, lively, logits, ta
     report = load_weights(other, save_weights(model, target(layout), layout))
     assert (report.layout, report.part) == (layout, "model")
     assert set(report.loaded) == set(model.state_dict())
-    assert (report.reinitialised, report.missing, report.left_over) == ((), (), ())
+    assert (report.reinitialised, report.missing, report.unexpected) == ((), (), ())
     assert torch.equal(logits(other), logits(model))
 
 
@@ -65,7 +65,7 @@ def test_a_backbone_file_is_an_encoder_and_its_imagenet_classifier_is_left(layou
     other = build_segformer("b0", 5, head=head_of(layout))
     report = load_weights(other, file, part="auto")
     assert report.part == "encoder"
-    assert report.left_over == ("head.weight", "head.bias")
+    assert report.unexpected == ("head.weight", "head.bias")
     assert torch.equal(other.encoder.stages[3].norm.weight, model.encoder.stages[3].norm.weight)
 
 
@@ -119,7 +119,7 @@ def test_nvlabs_unused_layer_is_left_and_named(lively, target):
     content["state_dict"]["decode_head.conv_seg.bias"] = torch.zeros(5)
     torch.save(content, file)
     report = load_weights(build_segformer("b0", 5), file)
-    assert report.left_over == ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
+    assert report.unexpected == ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "model.", "_orig_mod.module."])

@@ -135,10 +135,10 @@ def test_a_batch_that_is_not_finite_is_skipped_and_the_run_goes_on():
     assert [bool(step.finite) for step in made] == [True, False, True, True]
     for step in made:
         meter.add(step)
-    taken = meter.take()
+    taken = meter.flush()
     assert (taken["skipped"], taken["steps"]) == (1, 4)
     assert taken["loss"] == pytest.approx(sum(float(made[i].loss) for i in (0, 2, 3)) / 3)
-    assert meter.skipped == range(2, 3)
+    assert meter.skipped_steps == range(2, 3)
 
 
 def step(number, loss=1.0, finite=True):
@@ -152,10 +152,10 @@ def test_the_meter_averages_and_starts_anew():
     meter = TrainMeter()
     for number, loss in enumerate((1.0, 3.0), 1):
         meter.add(step(number, loss))
-    taken = meter.take()
+    taken = meter.flush()
     assert (taken["loss"], taken["loss/aux"], taken["images"], taken["wait_s"]) == (2.0, 1.0, 8.0, 1.0)
     assert taken["grad_norm"] == 6.0
-    assert meter.take()["images"] == 0
+    assert meter.flush()["images"] == 0
 
 
 def test_a_run_of_skipped_steps_is_followed_from_one_report_to_the_next():
@@ -164,6 +164,6 @@ def test_a_run_of_skipped_steps_is_followed_from_one_report_to_the_next():
     for first, window in ((1, [True, False]), (3, [False, False]), (5, [False, True, False]), (8, [True, True])):
         for number, finite in enumerate(window, first):
             meter.add(step(number, finite=finite))
-        meter.take()
-        runs.append(meter.skipped)
+        meter.flush()
+        runs.append(meter.skipped_steps)
     assert runs == [range(2, 3), range(2, 5), range(2, 6), range(0)]

@@ -64,9 +64,9 @@ def test_an_update_with_a_number_that_is_not_finite_is_not_made(model, kind, spo
 def test_a_loss_that_is_not_finite_spoils_gradients_that_are(model):
     """On one rank of several, the others' average must know of it."""
     updater = OptimizerStepper(OPTIMISERS["fused"](model))
-    updater.begin(1.0)
+    updater.start(1.0)
     updater.backward(model(torch.ones(1, 3)).sum() + torch.tensor(float("inf")))
-    assert not updater.finish().finite
+    assert not updater.apply().finite
 
 
 def test_a_step_that_is_not_made_counts_for_nothing_in_adam(model):
@@ -103,12 +103,12 @@ def test_the_scale_changes_no_update_and_follows_what_overflows(model):
         norms = step(scaled, model).norm, step(plain, twin).norm
         assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-5)
     assert torch.allclose(weights(model), weights(twin), atol=1e-6)
-    assert scaled.state()["scale"] == 2**16
+    assert scaled.state_dict()["scale"] == 2**16
     step(scaled, model, factor=float("inf"))
-    assert (scaled.state()["scale"], scaled.state()["clean"]) == (2**15, 0)
-    scaled.restore({"scale": torch.tensor(MIN_SCALE), "clean": torch.tensor(0)})
+    assert (scaled.state_dict()["scale"], scaled.state_dict()["clean"]) == (2**15, 0)
+    scaled.load_state_dict({"scale": torch.tensor(MIN_SCALE), "clean": torch.tensor(0)})
     step(scaled, model, factor=float("inf"))
-    assert scaled.state()["scale"] == MIN_SCALE
-    scaled.restore({"scale": torch.tensor(8.0), "clean": torch.tensor(GROWTH_INTERVAL - 1)})
+    assert scaled.state_dict()["scale"] == MIN_SCALE
+    scaled.load_state_dict({"scale": torch.tensor(8.0), "clean": torch.tensor(GROWTH_INTERVAL - 1)})
     step(scaled, model)
-    assert (scaled.state()["scale"], scaled.state()["clean"]) == (16, 0)
+    assert (scaled.state_dict()["scale"], scaled.state_dict()["clean"]) == (16, 0)

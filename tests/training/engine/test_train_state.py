@@ -10,7 +10,7 @@ from segray.models.build import build_model
 from segray.training.engine.train_state import build_train_state
 from segray.training.losses.build import build_loss
 
-CLASSES = Classes.named(["road", "car", "sky"])
+CLASSES = Classes.from_names(["road", "car", "sky"])
 CPU = torch.device("cpu")
 
 

@@ -11,7 +11,7 @@ from segray.tune.trial import State, Trial
 def test_the_headline_is_that_of_the_best_trial(tmp_path):
     tune = {"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "trials": 2}
     made = config.build({"data.root": "a <b>", "train.steps": 100, "optim.warmup_steps": 1, "tune": tune})
-    stopped = Trial(0, {"optim.lr": 1e-3}, State.STOPPED, {15: 0.7}, why="not among the <best>")
+    stopped = Trial(0, {"optim.lr": 1e-3}, State.STOPPED, {15: 0.7}, reason="not among the <best>")
     finished = Trial(1, {"optim.lr": 2e-3}, State.FINISHED, {15: 0.2, 100: 0.65})
     cost = results.sweep_cost([stopped, finished], 100, 1)
     page = write_report(made, [stopped, finished], finished, [], cost, tmp_path / "report").read_text()

@@ -30,19 +30,19 @@ def drive(policy, most, value, at_once=1, seed=0, every=10):
     random, at_work = np.random.default_rng(seed), []
     steps = {}
     while True:
-        while len(at_work) < at_once and (trial := sweeping.next()) is not None:
+        while len(at_work) < at_once and (trial := sweeping.next_trial()) is not None:
             at_work.append(trial)
         if not at_work:
             break
         trial = at_work[random.integers(len(at_work))]
         steps[trial.number] = steps.get(trial.number, 0) + every
         step = steps[trial.number]
-        verdict = sweeping.reported(trial, step, {"val/miou": value(trial, step)})
-        if verdict is SchedulerDecision.GO_ON and step < LAST:
+        verdict = sweeping.on_result(trial, step, {"val/miou": value(trial, step)})
+        if verdict is SchedulerDecision.CONTINUE and step < LAST:
             continue
         at_work.remove(trial)
-        if verdict is SchedulerDecision.GO_ON:
-            sweeping.ended(trial, State.FINISHED)
+        if verdict is SchedulerDecision.CONTINUE:
+            sweeping.on_end(trial, State.FINISHED)
     assert sweeping.is_over
     sweeping.close("over")
     return sweeping.trials
@@ -109,9 +109,9 @@ def test_the_best_of_a_rung_are_those_whose_curves_end_highest():
 
 def test_a_trial_that_failed_is_not_waited_for():
     trials = [Trial(number, {}, State.PAUSED, {20: value}) for number, value in enumerate((0.9, 0.5, 0.4))]
-    assert AsyncSuccessiveHalving((20,), 2, LAST).resumed(trials, False) is trials[0]  # room for one of three
+    assert AsyncSuccessiveHalving((20,), 2, LAST).next_to_resume(trials, False) is trials[0]  # room for one of three
     trials[0].state = State.FAILED
-    assert AsyncSuccessiveHalving((20,), 2, LAST).resumed(trials, False) is trials[1]
+    assert AsyncSuccessiveHalving((20,), 2, LAST).next_to_resume(trials, False) is trials[1]
 
 
 def test_below_the_median_of_three_others_a_trial_is_stopped():
@@ -120,12 +120,12 @@ def test_below_the_median_of_three_others_a_trial_is_stopped():
 
     def verdict(value, step=20, among=others):
         one = Trial(9, {}, State.RUNNING, {step: value})
-        return policy.judge(one, [*among, one], False)
+        return policy.on_result(one, [*among, one], False)
 
     assert verdict(0.49) is SchedulerDecision.STOP
-    assert verdict(0.5) is SchedulerDecision.GO_ON
-    assert verdict(0.0, step=10) is SchedulerDecision.GO_ON
-    assert verdict(0.0, among=others[:2]) is SchedulerDecision.GO_ON
+    assert verdict(0.5) is SchedulerDecision.CONTINUE
+    assert verdict(0.0, step=10) is SchedulerDecision.CONTINUE
+    assert verdict(0.0, among=others[:2]) is SchedulerDecision.CONTINUE
 
 
 SPACE = (Dimension("lr", "loguniform", (1e-4, 1e-1)), Dimension("crop", "choice", (32, 64, 96)))
@@ -150,7 +150,7 @@ def test_the_worst_copies_the_best_with_settings_nearby():
     assert trials[0].values["lr"] in [pytest.approx(3e-2 * factor) for factor in FACTORS]
     assert trials[0].values["crop"] in (32, 64)
     for other in trials[1:]:
-        assert population().judge(other, trials, True) is SchedulerDecision.GO_ON
+        assert population().judge(other, trials, True) is SchedulerDecision.CONTINUE
         assert other.copies is None
 
 
@@ -158,13 +158,13 @@ def test_settings_that_are_moved_stay_in_the_space():
     for seed in range(50):
         trials = four()
         trials[3].values = {"lr": 0.1, "crop": 96}
-        PopulationBasedTraining(SPACE, 20, LAST, 0.25, 0.5, seed).judge(trials[0], trials, False)
-        assert all(one.holds(trials[0].values[one.key]) for one in SPACE)
+        PopulationBasedTraining(SPACE, 20, LAST, 0.25, 0.5, seed).on_result(trials[0], trials, False)
+        assert all(one.contains(trials[0].values[one.key]) for one in SPACE)
 
 
 def test_between_two_looks_and_at_the_end_nobody_copies():
-    assert population().judge(four(15)[0], four(15), False) is SchedulerDecision.GO_ON
-    assert population().judge(four(LAST)[0], four(LAST), False) is SchedulerDecision.GO_ON
+    assert population().judge(four(15)[0], four(15), False) is SchedulerDecision.CONTINUE
+    assert population().judge(four(LAST)[0], four(LAST), False) is SchedulerDecision.CONTINUE
 
 
 def test_who_has_come_least_far_has_its_turn():

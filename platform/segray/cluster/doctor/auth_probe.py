@@ -36,7 +36,7 @@ class AuthProbe:
             stderr=subprocess.DEVNULL,
         )
 
-    def refused(self) -> bool | None:
+    def is_rejected(self) -> bool | None:
         """Waits until they have tried, and returns whether they were refused; none if they came to no end."""
         try:
             return EXIT_CODES.get(self._process.wait(PATIENCE_S))

@@ -48,7 +48,7 @@ def check_capacity(config: Config, alive: Sequence[NodeResources], possible: Seq
     def room(nodes: Sequence[NodeResources]) -> str:
         if is_sweep:
             found = allocate_trials(nodes, wanted.workers, wanted.device, config.tune.concurrent)
-            return f"{found.count} trials at once, each {found.placement}"
+            return f"{found.num_concurrent} trials at once, each {found.placement}"
         return str(allocate_workers(nodes, wanted.workers, wanted.device, least=wanted.min_workers))
 
     check = "sweep fits" if is_sweep else "run fits"

@@ -27,13 +27,13 @@ class ProbeRequest:
 
     Attributes:
         results: folder that every node is to see.
-        mark: name, and content, of a file that the asker put there.
+        marker_file: name, and content, of a file that the asker put there.
         root: of the dataset; none asks nothing of it.
         digest: of the dataset as the asker sees it.
     """
 
     results: str
-    mark: str
+    marker_file: str
     root: str | None
     digest: str | None
 
@@ -81,24 +81,24 @@ class NodeProbe:
             free=disk_free_bytes(question.results),
             temporary=disk_free_bytes(ray_session_dir()) or 0,
             gpus=len(list(NVIDIA.iterdir())) if NVIDIA.exists() else 0,
-            storage=check_results_dir(question, f"{question.mark}-{os.getpid()}-{socket.gethostname()}"),
+            storage=check_results_dir(question, f"{question.marker_file}-{os.getpid()}-{socket.gethostname()}"),
             dataset=check_dataset(question),
         )
 
-    def clock(self) -> float:
+    def time_s(self) -> float:
         """Returns its time, in seconds since the epoch."""
         return time.time()
 
-    def warm(self) -> None:
+    def import_torch(self) -> None:
         """Imports what a sum needs: nodes take their time with that, and meet behind it."""
         from segray.cluster.doctor import bandwidth  # noqa: F401, PLC0415 torch is needed nowhere else
 
-    def port(self) -> int:
+    def free_port(self) -> int:
         """Returns a port that is free."""
         with socket.create_server(("", 0)) as found:
             return int(found.getsockname()[1])
 
-    def reduce(self, backend: str, address: str, rank: int, world: int, count: int) -> float:
+    def time_all_reduce(self, backend: str, address: str, rank: int, world: int, count: int) -> float:
         """Returns the seconds that the sum of `count` float32 over all nodes takes, once they have met."""
         from segray.cluster.doctor.bandwidth import time_all_reduce  # noqa: PLC0415 torch is needed nowhere else
 
@@ -109,12 +109,12 @@ def check_results_dir(question: ProbeRequest, ours: str) -> str:
     """Returns what is wrong with the results' folder: the asker's file is not seen, or none can be written."""
     folder = Path(question.results)
     until = time.monotonic() + VISIBILITY_TIMEOUT_S
-    while not _has(folder / question.mark, question.mark):
+    while not _has(folder / question.marker_file, question.marker_file):
         if time.monotonic() > until:
             return f"{folder} is another folder there" if folder.is_dir() else f"{folder} is not there"
         time.sleep(0.1)
     try:
-        (folder / ours).write_text(question.mark)
+        (folder / ours).write_text(question.marker_file)
         (folder / ours).unlink()
     except OSError as error:
         return f"{folder} cannot be written to there ({error.strerror})"

@@ -33,12 +33,12 @@ class ProbeAnswers:
     """What nodes said.
 
     Attributes:
-        said: by the node that did.
-        silent: why the others did not.
+        replies: by the node that did.
+        failures: why the others did not.
     """
 
-    said: dict[NodeInfo, Any]
-    silent: dict[NodeInfo, str]
+    replies: dict[NodeInfo, Any]
+    failures: dict[NodeInfo, str]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class PendingAnswers:
     """What nodes were asked.
 
     Attributes:
-        answers_to_come: by node.
+        references: by node.
     """
 
-    answers_to_come: dict[NodeInfo, ray.ObjectRef]
+    references: dict[NodeInfo, ray.ObjectRef]
 
-    def answers(self, patience_s: float = ANSWER_TIMEOUT_S, together: bool = False) -> ProbeAnswers:
+    def wait(self, patience_s: float = ANSWER_TIMEOUT_S, together: bool = False) -> ProbeAnswers:
         """Waits for some seconds, and returns what they said by then.
 
         Args:
@@ -61,7 +61,7 @@ class PendingAnswers:
         said: dict[NodeInfo, Any] = {}
         failed: dict[NodeInfo, str] = {}
         until = time.monotonic() + patience_s
-        asked = {reference: one for one, reference in self.answers_to_come.items()}
+        asked = {reference: one for one, reference in self.references.items()}
         late = list(asked)
         while late and not (together and failed):
             done, late = ray.wait(late, timeout=max(0.0, until - time.monotonic()))
@@ -82,34 +82,36 @@ class NodeProbes:
     def __init__(self, members: Sequence[NodeInfo], gpus: int) -> None:
         self._actors = {one: _examiner(one, gpus) for one in members}
 
-    def asked(self, method: str, *arguments: Any) -> PendingAnswers:
+    def submit(self, method: str, *arguments: Any) -> PendingAnswers:
         """Asks each the same."""
         return PendingAnswers({one: getattr(actor, method).remote(*arguments) for one, actor in self._actors.items()})
 
-    def ahead_s(self, of: Sequence[NodeInfo]) -> dict[NodeInfo, float]:
+    def clock_offsets_s(self, of: Sequence[NodeInfo]) -> dict[NodeInfo, float]:
         """Returns by how many seconds clocks are ahead of ours: no less than that, whatever the way there took."""
         return {one: _ahead_s(self._actors[one]) for one in of}
 
-    def reduce(self, members: Sequence[NodeInfo], backend: str, count: int) -> ProbeAnswers:
+    def time_all_reduce(self, members: Sequence[NodeInfo], backend: str, count: int) -> ProbeAnswers:
         """Returns the seconds that a sum of `count` float32 over some of them takes."""
         first = members[0]
-        warm = PendingAnswers({one: self._actors[one].warm.remote() for one in members}).answers(RENDEZVOUS_TIMEOUT_S)
-        if warm.silent:  # the others would wait for it
+        warm = PendingAnswers({one: self._actors[one].import_torch.remote() for one in members}).wait(
+            RENDEZVOUS_TIMEOUT_S
+        )
+        if warm.failures:  # the others would wait for it
             return warm
         try:
-            port = ray.get(self._actors[first].port.remote(), timeout=ANSWER_TIMEOUT_S)
+            port = ray.get(self._actors[first].free_port.remote(), timeout=ANSWER_TIMEOUT_S)
         except RayError as error:
             return ProbeAnswers({}, {first: one_line(error)})
         host = f"[{first.address}]" if ":" in first.address else first.address
         where = f"tcp://{host}:{port}"
         return PendingAnswers(
             {
-                one: self._actors[one].reduce.remote(backend, where, rank, len(members), count)
+                one: self._actors[one].time_all_reduce.remote(backend, where, rank, len(members), count)
                 for rank, one in enumerate(members)
             }
-        ).answers(RENDEZVOUS_TIMEOUT_S, together=True)
+        ).wait(RENDEZVOUS_TIMEOUT_S, together=True)
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Sends them home."""
         for actor in self._actors.values():
             ray.kill(actor)
@@ -127,7 +129,7 @@ def node_probes(members: Sequence[NodeInfo], gpus: int = 0) -> Iterator[NodeProb
     try:
         yield found
     finally:
-        found.leave()
+        found.shutdown()
 
 
 def _examiner(member: NodeInfo, gpus: int) -> ray.actor.ActorHandle:
@@ -146,7 +148,7 @@ def _ahead_s(actor: ray.actor.ActorHandle) -> float:
 
 def _asked(actor: ray.actor.ActorHandle) -> tuple[float, float, float]:
     before = time.time()
-    there = ray.get(actor.clock.remote(), timeout=ANSWER_TIMEOUT_S)
+    there = ray.get(actor.time_s.remote(), timeout=ANSWER_TIMEOUT_S)
     return before, there, time.time()
 
 
@@ -171,7 +173,7 @@ class ProbeResults:
     @property
     def reports(self) -> dict[str, NodeReport]:
         """Returns the reports, by the name of the node."""
-        return by_node_name(self.answers.said)
+        return by_node_name(self.answers.replies)
 
 
 class PendingProbes:
@@ -184,14 +186,14 @@ class PendingProbes:
     def __init__(self, members: Sequence[NodeInfo], found: NodeProbes, question: ProbeRequest) -> None:
         self.crew = found
         self._members, self._data = members, question.root
-        self._asked: PendingAnswers = found.asked("report", question)
+        self._asked: PendingAnswers = found.submit("report", question)
 
-    def told(self) -> ProbeResults:
+    def wait(self) -> ProbeResults:
         """Waits for what they say, and returns it; nodes that are gone by then are asked for nothing."""
-        answers = self._asked.answers()
-        there = {one.id for one in list_nodes()} if answers.silent else set()
-        silent = {one: why for one, why in answers.silent.items() if one.id in there}
-        return ProbeResults([*answers.said, *silent], ProbeAnswers(answers.said, silent), self._data)
+        answers = self._asked.wait()
+        there = {one.id for one in list_nodes()} if answers.failures else set()
+        silent = {one: why for one, why in answers.failures.items() if one.id in there}
+        return ProbeResults([*answers.replies, *silent], ProbeAnswers(answers.replies, silent), self._data)
 
 
 @contextmanager
@@ -244,8 +246,8 @@ def check_nodes(config: Config, told: ProbeResults, silent: Severity = Severity.
         told: what nodes said.
         silent: what it means that a node says nothing.
     """
-    answered = checks.check_responses(by_node_name(told.answers.silent), len(told.members), silent)
-    if not told.answers.said:  # nobody said what could be judged
+    answered = checks.check_responses(by_node_name(told.answers.failures), len(told.members), silent)
+    if not told.answers.replies:  # nobody said what could be judged
         return [answered]
     found = [
         answered,

@@ -36,18 +36,18 @@ class Augmenter:
 
     Attributes:
         ignore_id: mask value of what is padded.
-        side: of the crop, in px.
+        crop_px: of the crop, in px.
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
         self._config = config
-        self.ignore_id, self.side = ignore_id, config.crop
+        self.ignore_id, self.crop_px = ignore_id, config.crop
         self._one = _of_one_row(config, ignore_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Augmenter, (self._config, self.ignore_id)
 
-    def companions(self, seed: int) -> int:
+    def num_mix_partners(self, seed: int) -> int:
         """Returns how many other rows this draw is mixed with: 3 for a mosaic, 1 for a cut-mix, mostly 0."""
         return self._mixture(seed)[1]
 
@@ -81,11 +81,11 @@ class Augmenter:
             return random, MOSAIC_ROWS - 1
         return random, int(random.random() < self._config.cut_mix)
 
-    def blank(self) -> Crop:
+    def ignored_crop(self) -> Crop:
         """Returns a crop that teaches nothing: the pad colour, and the ignore id everywhere."""
         dtype = np.uint8 if self.ignore_id <= 255 else np.uint16
-        ids = np.full((self.side, self.side), self.ignore_id, dtype)
-        return np.full((self.side, self.side, 3), PAD_COLOUR, np.uint8), ids
+        ids = np.full((self.crop_px, self.crop_px), self.ignore_id, dtype)
+        return np.full((self.crop_px, self.crop_px, 3), PAD_COLOUR, np.uint8), ids
 
 
 def validate_augment(config: DataConfig) -> None:

@@ -119,7 +119,7 @@ def _counted_classes(
             f"the masks hold ids up to {highest}; without class names expected ids up to 254; "
             "give --classes FILE with a name a line."
         )
-    return Classes.named([f"class_{index}" for index in range(highest + 1)])
+    return Classes.from_names([f"class_{index}" for index in range(highest + 1)])
 
 
 def _jobs(samples: Sequence[SourceSample], out: str, labels: LabelMap, bounds: ShardLimits) -> list[ShardJob]:
@@ -169,7 +169,7 @@ def _hint(outcomes: list[ShardResult], classes: Classes, labels: LabelMap) -> st
     if highest <= max(labels.lookup.keys() - {255, IGNORE_ID_16BIT}, default=-1):
         return ""
     return (
-        f"\nThere are {classes.num_classes} classes, ids {labels.expected}, but the masks hold ids up to {highest}; "
+        f"\nThere are {classes.num_classes} classes, ids {labels.expected_ids}, but the masks hold ids up to {highest}; "
         "add the missing names, or give --ignore-id for what is not a class."
     )
 
@@ -203,7 +203,7 @@ def _manifest(
         source=source,
         normalised=tuple(line for outcome in outcomes for line in outcome.normalised),
         left_out=left_out,
-    ).sealed()
+    ).with_digest()
 
 
 def _split(name: str, outcomes: list[ShardResult]) -> Split:

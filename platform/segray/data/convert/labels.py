@@ -38,7 +38,7 @@ class LabelMap:
         return ignore_id(self.num_classes)
 
     @property
-    def expected(self) -> str:
+    def expected_ids(self) -> str:
         """The source ids that may occur, for people: `0..10 or 255`; 65535, which always may, is left out."""
         ids = sorted(index for index in self.lookup if index != IGNORE_ID_16BIT or len(self.lookup) == 1)
         runs = [[index for _, index in run] for _, run in groupby(enumerate(ids), lambda pair: pair[1] - pair[0])]
@@ -66,7 +66,7 @@ def build_label_map(classes: Classes, lookup: Lookup | None, ignored: Iterable[i
         classes_only = LabelMap(num_classes, {index: target for index, target in known.items() if target is not None})
         raise DataError(
             f"--ignore-id {conflicts[0]} is also the id of a class: there are {num_classes} classes, ids "
-            f"{classes_only.expected}; leave out its name, renumber the masks, or drop the class with --map."
+            f"{classes_only.expected_ids}; leave out its name, renumber the masks, or drop the class with --map."
         )
     nothing = dict.fromkeys([ignore_id(num_classes), IGNORE_ID_16BIT, *out])
     return LabelMap(num_classes, nothing | dict(known))

@@ -77,10 +77,10 @@ class ShardJob:
             sorted(self.labels.lookup.items()),
             asdict(self.bounds),
         )
-        samples = ((one.id, one.image, one.mask, one.version, *self.further(one).items()) for one in self.samples)
+        samples = ((one.id, one.image, one.mask, one.version, *self.extra_columns(one).items()) for one in self.samples)
         return content_hash(repr(known).encode(), *(repr(one).encode("utf-8", "surrogateescape") for one in samples))
 
-    def further(self, sample: SourceSample) -> dict[str, str | None]:
+    def extra_columns(self, sample: SourceSample) -> dict[str, str | None]:
         """Returns the further columns of a sample."""
         return {name: sample.columns.get(name) for name in self.columns}
 
@@ -238,7 +238,7 @@ def _row(sample: SourceSample, job: ShardJob, outcome: ShardResult) -> Row | Non
         "width": image.width,
         "class_pixels": class_pixels,
         "digest": content_hash(image.encoded, encoded),
-        **job.further(sample),
+        **job.extra_columns(sample),
     }
 
 
@@ -265,7 +265,7 @@ def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tup
     if unknown:
         pixels = ", ".join(f"id {index} ({counts[index]} pixels)" for index in unknown[:10])
         more = f" and {len(unknown) - 10} more ids" if len(unknown) > 10 else ""
-        raise DataError(f"{name} holds {pixels}{more}; expected ids {labels.expected}")
+        raise DataError(f"{name} holds {pixels}{more}; expected ids {labels.expected_ids}")
     class_pixels = np.zeros(labels.num_classes, np.int64)
     for index in present:
         target = labels.lookup[index]

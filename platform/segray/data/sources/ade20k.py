@@ -32,7 +32,7 @@ def list_samples(source: str | None) -> SourceListing:
     """
     root = require_source_dir("ade20k", source, LAYOUT)
     images, masks = require_path(root / "images", LAYOUT), require_path(root / "annotations", LAYOUT)
-    classes = Classes.named(_names(require_path(root / NAMES, LAYOUT)))
+    classes = Classes.from_names(_names(require_path(root / NAMES, LAYOUT)))
     collected = SampleCollector(root)
     for folder, split in SPLITS.items():
         image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collected.problems)
@@ -40,7 +40,7 @@ def list_samples(source: str | None) -> SourceListing:
         for stem in match_stems(image_of, mask_of, (images / folder, masks / folder), collected.problems):
             collected.add(split, stem, image_of[stem], mask_of[stem])
     lookup: dict[int, int | None] = {0: None} | {label: label - 1 for label in range(1, NUM_CLASSES + 1)}
-    return collected.found(classes, lookup, absent_ok=True)
+    return collected.listing(classes, lookup, absent_ok=True)
 
 
 def _names(file: Path) -> list[str]:

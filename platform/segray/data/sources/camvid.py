@@ -62,7 +62,7 @@ def _tutorial(root: Path) -> SourceListing:
             files = root / split / Path(image).name, root / f"{split}annot" / Path(mask or image).name
             collected.add(split, Path(image).stem, *files)
     lookup: dict[int, int | None] = {index: index for index in range(len(NAMES))} | {UNLABELLED: None}
-    return collected.found(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
+    return collected.listing(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
 
 
 def _published(root: Path, reading: MaskReader) -> SampleCollector:

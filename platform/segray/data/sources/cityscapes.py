@@ -75,7 +75,7 @@ def list_samples(source: str | None) -> SourceListing:
             city = {"city": image_of[frame].parent.name}
             collected.add(split, frame, image_of[frame], mask_of[frame], columns=city)
     classes = Classes(names=tuple(CLASSES), palette=tuple(colour for _, colour in CLASSES.values()))
-    return collected.found(classes, _lookup(ending), absent_ok=True)
+    return collected.listing(classes, _lookup(ending), absent_ok=True)
 
 
 def _by_frame(folder: Path, ending: str) -> dict[str, Path]:

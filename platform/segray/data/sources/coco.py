@@ -70,7 +70,7 @@ def _find(kind: str, source: str | None) -> SourceListing:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"{file} is no COCO annotation file ({error!r}).") from error
     _check_categories(root, categories)
-    return collected.found(*_classes(categories, kind == "instances"), absent_ok=True)
+    return collected.listing(*_classes(categories, kind == "instances"), absent_ok=True)
 
 
 def _check_categories(root: Path, categories: dict[int, str]) -> None:

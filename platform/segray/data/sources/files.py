@@ -30,7 +30,7 @@ class SourceFile:
     time: int
 
     @classmethod
-    def at(cls, path: Path) -> "SourceFile":
+    def stat(cls, path: Path) -> "SourceFile":
         """Returns the file as it is now; OSError where there is none."""
         found = path.stat()
         return cls(str(path), found.st_size, found.st_mtime_ns)
@@ -182,7 +182,7 @@ class SampleCollector:
             if not self._is_inside(path):
                 self.problems.append(f"{path}: leaves the source, to {path.resolve()}; copy the {what} into it")
             elif path.is_file():
-                return SourceFile.at(path)
+                return SourceFile.stat(path)
             else:
                 found = "a link to nothing" if path.is_symlink() else "missing"
                 self.problems.append(f"{path}: {found}; expected the {what} there")
@@ -200,7 +200,7 @@ class SampleCollector:
         found = path.resolve() if path.is_symlink() else self._folders[path.parent]
         return found.is_relative_to(self._folders[self.root])
 
-    def found(
+    def listing(
         self, classes: Classes | None, lookup: Mapping[int, int | None] | None = None, *, absent_ok: bool = False
     ) -> SourceListing:
         """Returns the samples and problems, with what the ids mean (see Found)."""

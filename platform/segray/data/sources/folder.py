@@ -41,7 +41,7 @@ def list_samples(source: str | None) -> SourceListing:
     root = require_source_dir("folder", source, LAYOUT)
     collected = list_pairs(root)
     named = root / CLASSES
-    return collected.found(Classes.named(read_class_names(named)) if named.exists() else None)
+    return collected.listing(Classes.from_names(read_class_names(named)) if named.exists() else None)
 
 
 def list_pairs(root: Path, reading: MaskReader | None = None) -> SampleCollector:

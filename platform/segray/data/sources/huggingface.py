@@ -60,7 +60,7 @@ def list_samples(source: str | None) -> SourceListing:
     collected = SampleCollector(root)
     for split in sort_splits(files):
         _collect(split, files[split], collected)
-    return collected.found(_classes(root / NAMES))
+    return collected.listing(_classes(root / NAMES))
 
 
 def _files(root: Path) -> dict[str, list[Path]]:
@@ -97,7 +97,7 @@ def _collect(split: str, paths: list[Path], collected: SampleCollector) -> None:
         try:
             if not is_encodable(str(path)):
                 raise DataError(f"{str(path)!a}: a name that is no UTF-8; rename it")
-            cells = _table(SourceFile.at(path))
+            cells = _table(SourceFile.stat(path))
         except OSError as error:
             collected.problems.append(f"{path}: cannot be read ({error.strerror}); expected a table")
             continue
@@ -193,7 +193,7 @@ def _classes(file: Path) -> Classes | None:
         return None
     try:
         names = {int(key): str(name) for key, name in json.loads(file.read_bytes()).items()}
-        return Classes.named([names[index] for index in range(len(names))])
+        return Classes.from_names([names[index] for index in range(len(names))])
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f'{file} cannot be used ({error!r}); expected {{"0": NAME, ...}}, without gaps.') from error
 
@@ -244,7 +244,7 @@ def _cell(file: SourceFile, row: int, column: str, path: str | None) -> ImageCel
     try:
         beside = (folder / path).resolve()
         if beside.is_relative_to(folder):
-            return ImageCell(file, row, column, SourceFile.at(beside))
+            return ImageCell(file, row, column, SourceFile.stat(beside))
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{place} holds no bytes, and {path!r} beside it cannot be read ({error})") from error
     raise DataError(f"{place} holds no bytes, and its path {path!r} leaves the folder; copy the image into it")
@@ -302,7 +302,7 @@ def _groups(file: SourceFile) -> tuple[int, ...]:
 @lru_cache(maxsize=2)  # images and labels of a part; rows are asked for in order
 def _cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
     with _readable(file):
-        if SourceFile.at(Path(file.path)) != file:
+        if SourceFile.stat(Path(file.path)) != file:
             raise DataError(f"{file.path} has changed since the conversion began; convert again.")
         if _is_parquet(file):
             with pq.ParquetFile(file.path) as opened:

@@ -61,7 +61,7 @@ def list_samples(source: str | None) -> SourceListing:
         split = file.parent.name if file.parent != root else UNSPLIT
         collected.add(split, file.stem, image, file, partial(PolygonMask, names=names))
     classes = Classes(names=names, palette=((0, 0, 0), *default_palette(len(names) - 1)))
-    return collected.found(classes, absent_ok=True)
+    return collected.listing(classes, absent_ok=True)
 
 
 def _files(root: Path) -> list[Path]:

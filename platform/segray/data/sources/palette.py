@@ -102,7 +102,7 @@ def list_coloured(
     collected = collect(lambda file: ColourMask(file, colours))
     lookup = {index: index if index < len(names) else None for index in range(len(colours))}
     classes = Classes(names=tuple(names), palette=colours[: len(names)])
-    return collected.found(classes, lookup, absent_ok=True)
+    return collected.listing(classes, lookup, absent_ok=True)
 
 
 def read_palette(file: Path) -> dict[str, Colour]:

@@ -41,4 +41,4 @@ def list_samples(source: str | None) -> SourceListing:
             split_of[stem] = split
             collected.add(split, stem, images / f"{stem}.jpg", masks / f"{stem}.png")
     palette = ((0, 0, 0), *default_palette(len(NAMES) - 1))
-    return collected.found(Classes(names=NAMES, palette=palette), absent_ok=True)
+    return collected.listing(Classes(names=NAMES, palette=palette), absent_ok=True)

@@ -53,7 +53,7 @@ def _split(source: SplitReader, name: str, classes: Classes, count: int) -> Imag
 
 
 def _overlaid(source: SplitReader, row: int, classes: Classes) -> tuple[str, Image.Image]:
-    table = source.read([int(source.group_of([row])[0])])
+    table = source.read([int(source.groups_of_rows([row])[0])])
     index = table["row"].to_pylist().index(row)
     image, mask = (table[column][index].as_py() for column in ("image", "mask"))
     return str(table["id"][index].as_py()), Image.fromarray(

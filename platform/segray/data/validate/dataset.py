@@ -46,14 +46,14 @@ class ValidationReport:
 
     Attributes:
         manifest: of the dataset.
-        faults: what is wrong, a line each.
-        doubts: what may be meant so, a line each.
+        errors: what is wrong, a line each.
+        warnings: what may be meant so, a line each.
         splits: counted anew, by name.
     """
 
     manifest: Manifest
-    faults: list[str]
-    doubts: list[str]
+    errors: list[str]
+    warnings: list[str]
     splits: dict[str, SplitStatistics]
 
 

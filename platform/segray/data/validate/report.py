@@ -33,8 +33,8 @@ def render_report(name: str, checked: ValidationReport, sheet: str) -> str:
         f"<h1>{escape(name)}</h1>",
         f"<p>{manifest.classes.num_classes} classes, digest <code>{manifest.digest}</code>, "
         f"made from {escape(manifest.source.get('format', 'an unknown format'))}</p>",
-        _findings("Faults", "No fault.", checked.faults),
-        _findings("Doubts", "No doubt.", checked.doubts),
+        _findings("Faults", "No fault.", checked.errors),
+        _findings("Doubts", "No doubt.", checked.warnings),
         "<h2>Splits</h2>" + _splits(checked.splits),
         *(_classes(split, manifest.classes, found) for split, found in checked.splits.items()),
         "<h2>Image sizes</h2>" + _sizes(checked.splits),

@@ -55,7 +55,7 @@ class Scores:
     without_truth: tuple[str, ...]
     pixels: int
 
-    def named(self, split: str) -> dict[str, float]:
+    def as_metrics(self, split: str) -> dict[str, float]:
         """Returns the usual scores under their metric names, e.g. `val/miou` and `val/iou/car`."""
         named = {f"{split}/miou": self.miou, f"{split}/macc": self.macc, f"{split}/aacc": self.aacc}
         return named | {f"{split}/iou/{name}": iou for name, iou in self.iou.items() if iou is not None}
@@ -65,7 +65,7 @@ class Scores:
         means = ("mdice", "mprecision", "mfscore", "fwiou", "kappa")
         by_class = {metric: getattr(self, metric) for metric in PER_CLASS}
         return (
-            self.named(split)
+            self.as_metrics(split)
             | {f"{split}/{name}": getattr(self, name) for name in means}
             | {
                 f"{split}/{metric}/{name}": value

@@ -60,12 +60,12 @@ def segment_examples(folder: Path, config: Config, source: SplitReader, images: 
     model = checkpoint.load_model(folder).eval()
     found = []
     for kind, score in select_examples(images):
-        table = source.read([int(source.group_of([score.row])[0])])
+        table = source.read([int(source.groups_of_rows([score.row])[0])])
         index = table["row"].to_pylist().index(score.row)
         image, truth = decode_image(table["image"][index].as_py()), decode_mask(table["mask"][index].as_py())
         fitted = resize_for_model(image, config.data.short_side, config.eval.align)
         images_ = torch.from_numpy(fitted).permute(2, 0, 1)[None]
-        ids = segment(model, images_, truth.shape, InferenceConfig.of(config))[0].numpy()
+        ids = segment(model, images_, truth.shape, InferenceConfig.from_config(config))[0].numpy()
         own: Mask = ids.astype(np.uint8) if truth.dtype == np.uint8 else ids.astype(np.uint16)
         found.append(Example(kind, score, image, truth, own))
     return found

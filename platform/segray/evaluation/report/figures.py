@@ -35,16 +35,16 @@ def save_figures(evaluation: Evaluation, shown: Sequence[Example], folder: Path)
         "images": plot_images(evaluation),
         "examples": plot_examples(shown, evaluation.classes),
     }
-    if evaluation.found.calibration:
+    if evaluation.results.calibration:
         drawn["reliability"] = plot_reliability(evaluation)
-    if evaluation.found.slices:
+    if evaluation.results.slices:
         drawn["slices"] = plot_slices(evaluation)
     return tuple(plots.save_figure(figure, folder / f"{name}.png") for name, figure in drawn.items())
 
 
 def plot_by_class(evaluation: Evaluation) -> Figure:
     """Returns each class's IoU with its interval, best first."""
-    found, classes = evaluation.found, evaluation.classes
+    found, classes = evaluation.results, evaluation.classes
     there = [(name, iou) for name, iou in found.scores.iou.items() if iou is not None]
     there.sort(key=lambda one: one[1])
     figure, axes = new_axes(8, 1 + 0.28 * len(there))
@@ -83,7 +83,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
 
 def plot_reliability(evaluation: Evaluation) -> Figure:
     """Returns accuracy by confidence; the more pixels, the darker."""
-    known = evaluation.found.calibration
+    known = evaluation.results.calibration
     assert known is not None
     figure, axes = new_axes(4.4, 4.4)
     for index, (accuracy, share) in enumerate(zip(known.accuracy, known.share, strict=True)):
@@ -99,9 +99,9 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 def plot_images(evaluation: Evaluation) -> Figure:
     """Returns how many images reach which mean IoU."""
     figure, axes = new_axes(6, 3.2)
-    axes.hist([image.miou for image in evaluation.found.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
+    axes.hist([image.miou for image in evaluation.results.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
     axes.set(xlim=(0, 1), xlabel="mean IoU of an image", ylabel="images")
-    axes.set_title(f"{len(evaluation.found.images)} images", **TITLE)
+    axes.set_title(f"{len(evaluation.results.images)} images", **TITLE)
     return figure
 
 
@@ -109,7 +109,7 @@ def plot_slices(evaluation: Evaluation) -> Figure:
     """Returns the mean IoU of each value of each slice."""
     found = [
         (f"{name} {value}", scores.miou)
-        for name, values in evaluation.found.slices.items()
+        for name, values in evaluation.results.slices.items()
         for value, scores in values.items()
     ]
     figure, axes = new_axes(8, 1 + 0.28 * len(found))

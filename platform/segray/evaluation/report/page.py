@@ -59,7 +59,7 @@ def render_evaluation_page(
         about: further facts, such as versions, by name.
         against: another model, if there is one.
     """
-    found, classes = evaluation.found, evaluation.classes
+    found, classes = evaluation.results, evaluation.classes
     return render_page(
         TEMPLATE,
         model=model,
@@ -101,7 +101,7 @@ def _widest(against: Baseline | None) -> float:
 
 def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Returns a line for each class, best first, absent ones last."""
-    found, classes = evaluation.found, evaluation.classes
+    found, classes = evaluation.results, evaluation.classes
     true = evaluation.counts.confusion.sum(axis=1)
     lines = [
         {
@@ -151,7 +151,7 @@ def _confused(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _bins(evaluation: Evaluation) -> list[dict[str, float]] | None:
     """Returns the bins of the reliability plot that are not empty."""
-    known = evaluation.found.calibration
+    known = evaluation.results.calibration
     if known is None:
         return None
     columns = zip(known.accuracy, known.confidence, known.share, strict=True)

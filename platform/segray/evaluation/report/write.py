@@ -61,7 +61,7 @@ def write_report(
     """
     source = SplitReader(evaluation.root, read_manifest(evaluation.root).split(evaluation.split))
     config = checkpoint.load_config(folder).model_copy(update={"eval": evaluation.settings})
-    shown = segment_examples(folder, config, source, evaluation.found.images)
+    shown = segment_examples(folder, config, source, evaluation.results.images)
     about = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "python": platform.python_version(),

@@ -76,16 +76,16 @@ class ImageFiles:
         return len(self.files)
 
     @property
-    def num_parts(self) -> int:
+    def num_chunks(self) -> int:
         """One."""
         return 1
 
     @property
-    def is_counted(self) -> bool:
+    def is_length_known(self) -> bool:
         """Yes."""
         return True
 
-    def parts(self, done: frozenset[int]) -> Chunks:
+    def chunks(self, done: frozenset[int]) -> Chunks:
         """Yields the one part, if it is not done."""
         if 0 not in done:
             yield 0, [self._read(file) for file in self.files]

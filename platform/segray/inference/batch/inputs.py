@@ -38,8 +38,8 @@ class InputShard(Protocol):
     Attributes:
         version: changes with what it reads.
         images: how many there are, as far as that is known.
-        num_parts: how many parts there are, as far as that is known.
-        is_counted: whether that is known.
+        num_chunks: how many parts there are, as far as that is known.
+        is_length_known: whether that is known.
     """
 
     @property
@@ -47,10 +47,10 @@ class InputShard(Protocol):
     @property
     def images(self) -> int: ...
     @property
-    def num_parts(self) -> int: ...
+    def num_chunks(self) -> int: ...
     @property
-    def is_counted(self) -> bool: ...
-    def parts(self, done: frozenset[int]) -> Chunks:
+    def is_length_known(self) -> bool: ...
+    def chunks(self, done: frozenset[int]) -> Chunks:
         """Yields the parts that are not done, with their numbers.
 
         Raises:
@@ -65,15 +65,15 @@ class Inputs:
     Attributes:
         place: the source, for people.
         units: of it.
-        are_upright: whether images are as a dataset stores them: upright, of 8 bits, without alpha.
-        left_out: files that are no images.
+        are_normalized: whether images are as a dataset stores them: upright, of 8 bits, without alpha.
+        num_skipped: files that are no images.
         is_single: whether one image was named.
     """
 
     place: str
     units: Sequence[InputShard]
-    are_upright: bool
-    left_out: int = 0
+    are_normalized: bool
+    num_skipped: int = 0
     is_single: bool = False
 
     @property

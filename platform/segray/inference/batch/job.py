@@ -53,7 +53,7 @@ def run_batch_job(
     """
     job = {"source": inputs.place, "source version": inputs.version, **about}
     record = JobProgress(work.outputs.root)
-    with record.claimed(job) as done:
+    with record.lock(job) as done:
         images = sum(part.images + len(part.problems) for part in done.values())
         connect()
         nodes = potential_nodes()
@@ -69,7 +69,7 @@ def run_batch_job(
             sum(part.images for part in done.values()),
             tuple(line for key in sorted(done) for line in done[key].problems),
         )
-        record.finish({**job, **asdict(whole)})
+        record.commit({**job, **asdict(whole)})
     return whole
 
 
@@ -144,7 +144,7 @@ def _streamed(units: "_Units", work: BatchTask, placement: WorkerResources) -> I
             fn_constructor_args=(shared, placement.device, placement.threads),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(placement.workers, units.num_parts)),
+            compute=ActorPoolStrategy(size=min(placement.workers, units.num_chunks)),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
             max_restarts=0,
@@ -171,7 +171,7 @@ class _Actor:
         part = [InputImage(**picture) for picture in row["pictures"]]
         try:
             done = self._worker(f"part-{format_key(key)}", part)
-            self._record.note(key, done)
+            self._record.save(key, done)
         except DataError as error:
             return _answer(key, error=str(error))
         return _answer(key, done)
@@ -205,13 +205,13 @@ class _Units(Datasource):  # type: ignore[misc]
         return [
             number
             for number, unit in enumerate(self._units)
-            if not unit.is_counted or unit.num_parts > len(self._done[number])
+            if not unit.is_length_known or unit.num_chunks > len(self._done[number])
         ]
 
     @property
-    def num_parts(self) -> int:
+    def num_chunks(self) -> int:
         """How many parts may be left, at least one."""
-        return max(1, sum(unit.num_parts - len(self._done[number]) for number, unit in enumerate(self._units)))
+        return max(1, sum(unit.num_chunks - len(self._done[number]) for number, unit in enumerate(self._units)))
 
 
 def _task(number: int, unit: InputShard, done: set[int]) -> ReadTask:
@@ -222,7 +222,7 @@ def _task(number: int, unit: InputShard, done: set[int]) -> ReadTask:
 def _rows(number: int, unit: InputShard, done: frozenset[int]) -> Iterator[pa.Table]:
     """Yields a row a part; pictures in one row, so that no part is torn apart."""
     try:
-        for part, pictures in unit.parts(done):
+        for part, pictures in unit.chunks(done):
             yield _row(number, part, [asdict(picture) for picture in pictures])
     except DataError as error:
         yield _row(number, 0, [], str(error))

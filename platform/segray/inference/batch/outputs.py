@@ -70,7 +70,7 @@ class Outputs:
     overlay: bool = False
     probabilities: bool = False
 
-    def encoded(
+    def encode(
         self, name: str, image: Pixels, mask: Mask, probabilities: NDArray[np.float32] | None = None
     ) -> ImageOutput:
         """Returns what is to be written of an image.

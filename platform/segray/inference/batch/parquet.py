@@ -46,22 +46,22 @@ class RowGroupShard:
         return len(self.names)
 
     @property
-    def num_parts(self) -> int:
+    def num_chunks(self) -> int:
         """How many parts there are."""
         return ceil(self.images / PART_IMAGES)
 
     @property
-    def is_counted(self) -> bool:
+    def is_length_known(self) -> bool:
         """Yes."""
         return True
 
-    def parts(self, done: frozenset[int]) -> Chunks:
+    def chunks(self, done: frozenset[int]) -> Chunks:
         """Yields the parts that are not done; the row group is not read where all are.
 
         Raises:
             DataError: the file is damaged or gone.
         """
-        wanted = [number for number in range(self.num_parts) if number not in done]
+        wanted = [number for number in range(self.num_chunks) if number not in done]
         cells = self._read() if wanted else []
         for number in wanted:
             rows = range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, self.images))

@@ -43,7 +43,7 @@ class JobProgress:
     root: str
 
     @contextmanager
-    def claimed(self, job: Mapping[str, Any]) -> Iterator[dict[Key, ChunkResult]]:
+    def lock(self, job: Mapping[str, Any]) -> Iterator[dict[Key, ChunkResult]]:
         """Holds the folder for one job, and yields what an earlier try of the same has done.
 
         Args:
@@ -64,7 +64,7 @@ class JobProgress:
                 done = self._done(fs, root)
             yield done
 
-    def check_no_job(self) -> None:
+    def require_no_job(self) -> None:
         """Refuses a folder that holds a job, finished or not.
 
         Raises:
@@ -124,7 +124,7 @@ class JobProgress:
                 found[unit, part] = ChunkResult(record["images"], tuple(record["problems"]))
         return found
 
-    def note(self, key: Key, done: ChunkResult) -> None:
+    def save(self, key: Key, done: ChunkResult) -> None:
         """Writes down what came of a part, whose results are written.
 
         Raises:
@@ -135,7 +135,7 @@ class JobProgress:
             record = json.dumps({"images": done.images, "problems": done.problems})
             write_file(fs, f"{root}/{UNFINISHED}/done/{format_key(key)}.json", record.encode())
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def commit(self, summary: Mapping[str, Any]) -> None:
         """Writes what was done, and forgets how far it was.
 
         Raises:

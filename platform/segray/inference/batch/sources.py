@@ -44,11 +44,11 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
         ) from error
     suffix = PurePosixPath(path).suffix.lower()
     if suffix == PARQUET:
-        return Inputs(strip_credentials(source), list_row_groups(source, [info]), are_upright=False)
+        return Inputs(strip_credentials(source), list_row_groups(source, [info]), are_normalized=False)
     if suffix in VIDEO_SUFFIXES:
-        return Inputs(strip_credentials(source), [open_video(source, info)], are_upright=True)
+        return Inputs(strip_credentials(source), [open_video(source, info)], are_normalized=True)
     file = ImageFile(PurePosixPath(path).stem, info)
-    return Inputs(strip_credentials(source), [ImageFiles(source, (file,))], are_upright=False, is_single=True)
+    return Inputs(strip_credentials(source), [ImageFiles(source, (file,))], are_normalized=False, is_single=True)
 
 
 def _folder(source: str, split: str | None) -> Inputs:
@@ -69,8 +69,8 @@ def _folder(source: str, split: str | None) -> Inputs:
         return Inputs(
             strip_credentials(source),
             list_row_groups(source, parquet),
-            are_upright=False,
-            left_out=len(files) - len(parquet),
+            are_normalized=False,
+            num_skipped=len(files) - len(parquet),
         )
     if not images:
         raise DataError(
@@ -79,7 +79,7 @@ def _folder(source: str, split: str | None) -> Inputs:
     names = result_names([info.path.removeprefix(f"{root}/") for info in images])
     chosen = [ImageFile(name, info) for name, info in zip(names, images, strict=True)]
     units = [ImageFiles(source, tuple(chosen[at : at + PART_IMAGES])) for at in range(0, len(chosen), PART_IMAGES)]
-    return Inputs(strip_credentials(source), units, are_upright=False, left_out=len(files) - len(images))
+    return Inputs(strip_credentials(source), units, are_normalized=False, num_skipped=len(files) - len(images))
 
 
 def _is_hidden(path: str) -> bool:
@@ -91,4 +91,4 @@ def _dataset(source: str, manifest: Manifest, split: str | None) -> Inputs:
     fs, root = filesystem(source)
     paths = [f"{root}/{shard.path}" for part in splits for shard in part.shards]
     units = list_row_groups(source, fs.get_file_info(paths))
-    return Inputs(strip_credentials(source), units, are_upright=True)
+    return Inputs(strip_credentials(source), units, are_normalized=True)

@@ -31,16 +31,16 @@ class VideoShard:
     version: str
 
     @property
-    def num_parts(self) -> int:
+    def num_chunks(self) -> int:
         """How many parts there are, if it has the frames it says it has."""
         return ceil(self.images / PART_FRAMES)
 
     @property
-    def is_counted(self) -> bool:
+    def is_length_known(self) -> bool:
         """No: that is known at its end."""
         return False
 
-    def parts(self, done: frozenset[int]) -> Chunks:
+    def chunks(self, done: frozenset[int]) -> Chunks:
         """Yields the parts that are not done; the frames of the others are passed over."""
         capture = cv2.VideoCapture(self.path)
         number, frames, part = 0, 0, list[InputImage]()

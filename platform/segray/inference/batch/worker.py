@@ -33,9 +33,9 @@ class BatchTask:
 
 def segment_locally(inputs: Inputs, work: BatchTask, device: str) -> ChunkResult:
     """Segments everything in this process, without a cluster; for what is quicker done than one is started."""
-    JobProgress(work.outputs.root).check_no_job()
+    JobProgress(work.outputs.root).require_no_job()
     worker = ChunkSegmenter(work, device, threads=torch.get_num_threads())
-    parts = [worker(pictures[0].name, pictures) for unit in inputs.units for _, pictures in unit.parts(frozenset())]
+    parts = [worker(pictures[0].name, pictures) for unit in inputs.units for _, pictures in unit.chunks(frozenset())]
     return ChunkResult(sum(part.images for part in parts), tuple(line for part in parts for line in part.problems))
 
 
@@ -81,9 +81,9 @@ class ChunkSegmenter:
                 stored = normalize_image(stored, "the file").encoded
             image = decode_image(stored)
             if self._work.outputs.probabilities:
-                mask, probabilities = self._predictor.with_probabilities(image)
-                return self._work.outputs.encoded(picture.name, image, mask, probabilities)
-            return self._work.outputs.encoded(picture.name, image, self._predictor(image))
+                mask, probabilities = self._predictor.predict_with_probabilities(image)
+                return self._work.outputs.encode(picture.name, image, mask, probabilities)
+            return self._work.outputs.encode(picture.name, image, self._predictor(image))
         except (DataError, ModelError) as error:
             return f"{picture.name}: {error}"
         except Exception as error:  # such as no memory for this image: thousands of others are not lost for it

@@ -62,7 +62,7 @@ def _infer_in_strips(levels: PyramidLevels, classifier: Tensor, bias: Tensor) ->
     logits = levels.fine.new_empty(*levels.fine.shape[:3], len(bias))
     for image, rows in strips:
         out = logits[image, rows].flatten(0, 1)
-        torch.addmm(bias, strips.strip(image, rows).relu_(), classifier[image].t(), out=out)
+        torch.addmm(bias, strips.forward_tile(image, rows).relu_(), classifier[image].t(), out=out)
     return logits
 
 
@@ -71,7 +71,7 @@ def _train_in_strips(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier:
     tensors = fine, weight, norm.weight, norm.bias, classifier, bias, *coarse
     logits: Tensor
     logits, *moments = _NormedSum.apply(norm.eps, *tensors)  # type: ignore[no-untyped-call]
-    norm.track(BatchMoments(*moments))
+    norm.update_running_stats(BatchMoments(*moments))
     return logits
 
 
@@ -94,7 +94,7 @@ class _NormedSum(torch.autograd.Function):
         total = fine.new_empty(*fine.shape[:3], len(weight))
         parts = []
         for image, rows in strips:
-            parts.append(_moments(strips.strip(image, rows, out=total[image, rows].flatten(0, 1))))
+            parts.append(_moments(strips.forward_tile(image, rows, out=total[image, rows].flatten(0, 1))))
         moments = all_reduce_moments(
             combine_moments(BatchMoments(*(torch.stack(column) for column in zip(*parts, strict=True))))
         )
@@ -128,12 +128,12 @@ class _NormedSum(torch.autograd.Function):
             grad_product += slopes.mul_(strip).sum(0)
         grad_weight = (grad_product - mean * grad_bias) * torch.rsqrt(variance + ctx.eps)
         scale_in, slope, offset = input_gradient(moments, ctx.eps, norm_weight, grad_bias, grad_weight)
-        room = strips.room()
+        room = strips.zero_grads()
         for image, rows in strips:
             strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
             active = torch.addcmul(shift, strip, scale).relu_()
             slopes = rectified(grad @ classifier[image], active, 0).mul_(scale_in)
-            strips.take_back(image, rows, slopes.addcmul_(strip, slope).add_(offset), room)
+            strips.backward_tile(image, rows, slopes.addcmul_(strip, slope).add_(offset), room)
         norms = grad_weight, grad_bias
         return None, room.fine, room.weight, *norms, grad_classifier, grad_logits.sum((0, 1, 2)), *room.coarse
 

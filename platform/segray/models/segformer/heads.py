@@ -44,7 +44,7 @@ class FusedHead(nn.Module):
             bias: (E,), what all levels' biases add up to.
         """
         if not self.bn.training:
-            scale, shift = self.bn.scale_and_shift()
+            scale, shift = self.bn.inference_affine()
             weights = [weight * scale.unsqueeze(1) for weight in weights]
             bias = shift if bias is None else bias * scale + shift
         *coarser, coarsest = zip(maps[1:], weights[1:], strict=True)

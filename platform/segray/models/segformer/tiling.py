@@ -61,7 +61,7 @@ class TiledLevelSum:
             for rows in row_tiles(self.height, self.row_bytes):
                 yield image, rows
 
-    def strip(self, image: int, rows: slice, out: Tensor | None = None) -> Tensor:
+    def forward_tile(self, image: int, rows: slice, out: Tensor | None = None) -> Tensor:
         """Returns these rows of the sum, (R*w, E), written to `out` if given."""
         total = torch.mm(self.levels.fine[image, rows].flatten(0, 1), self.levels.weight.t(), out=out)
         bands = [
@@ -73,7 +73,7 @@ class TiledLevelSum:
         total.unflatten(0, (-1, self.width)).baddbmm_(columns, narrow)
         return total
 
-    def take_back(self, image: int, rows: slice, grad: Tensor, room: PyramidLevels) -> None:
+    def backward_tile(self, image: int, rows: slice, grad: Tensor, room: PyramidLevels) -> None:
         """Adds to `room` what the gradient (R*w, E) of a strip means for the levels and the weight."""
         fine = self.levels.fine[image, rows].flatten(0, 1)
         room.weight.addmm_(grad.t(), fine)
@@ -84,7 +84,7 @@ class TiledLevelSum:
         for (level, source, band), part in zip(self._bands(room, rows), parts, strict=True):
             level[image, source].flatten(1).addmm_(band.t(), part.flatten(1))
 
-    def room(self) -> PyramidLevels:
+    def zero_grads(self) -> PyramidLevels:
         """Returns zeros of the levels' shapes, to hold their gradients."""
         fine, weight, coarse = self.levels
         zeros = [torch.zeros_like(level) for level in coarse]

@@ -218,7 +218,7 @@ class NameMap:
                 full = " ".join(theirs + name for name in names.split())
                 self._modules[ours + mine.format(**numbers)] = full.format(**numbers)
 
-    def pieces(self, key: str) -> list[TensorSlice] | None:
+    def slices_of(self, key: str) -> list[TensorSlice] | None:
         """Returns which of their tensors make our tensor `key`, in order, or None if the layout has no such tensor."""
         module, _, leaf = key.rpartition(".")
         names = self._modules.get(module)
@@ -257,7 +257,7 @@ def to_layout(layout_name: str, ours: State, depths: Sequence[int]) -> State:
     names = NameMap(layout, depths, layout.prefix)
     found: dict[str, dict[int, Tensor]] = {}
     for key, tensor in ours.items():
-        pieces = names.pieces(key)
+        pieces = names.slices_of(key)
         assert pieces is not None, f"{layout_name} has no name for {key}"
         theirs = tensor[..., None, None] if layout_name == "mmseg" and key.endswith(_MMSEG_CONVOLUTIONS) else tensor
         for piece, part in zip(pieces, theirs.chunk(len(pieces)) if len(pieces) > 1 else [theirs], strict=True):

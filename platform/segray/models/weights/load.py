@@ -45,7 +45,7 @@ class LoadReport:
         reinitialised: our names of the classifier's tensors, if the file has another number of classes; they keep the
             values they had, freshly drawn in a new model.
         missing: our names of what the file lacks and was allowed to.
-        left_over: the file's names of what the model has no use for and was allowed to be there.
+        unexpected: the file's names of what the model has no use for and was allowed to be there.
     """
 
     layout: str
@@ -53,7 +53,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     reinitialised: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    left_over: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors of the {self.part} from {self.layout} weights"]
@@ -61,8 +61,8 @@ class LoadReport:
             lines.append(f"other number of classes, freshly drawn: {', '.join(self.reinitialised)}")
         if self.missing:
             lines.append(f"not in the file, freshly drawn: {', '.join(self.missing[:3])} ({len(self.missing)} in all)")
-        if self.left_over:
-            lines.append(f"in the file, not used: {', '.join(self.left_over[:3])} ({len(self.left_over)} in all)")
+        if self.unexpected:
+            lines.append(f"in the file, not used: {', '.join(self.unexpected[:3])} ({len(self.unexpected)} in all)")
         return "; ".join(lines)
 
 
@@ -154,7 +154,7 @@ def _foreign(model: SegFormer, source: str, state: State) -> _TensorSource:
     layout = LAYOUTS[name]
     # As many blocks as any variant may have, so that a file of another variant can be told.
     names = NameMap(layout, (MAX_BLOCKS,) * len(model.encoder.depths), prefix)
-    return _TensorSource(source, state, name, names.pieces, layout.extras)
+    return _TensorSource(source, state, name, names.slices_of, layout.extras)
 
 
 def _check_variant(found: _TensorSource, encoder: Encoder) -> None:

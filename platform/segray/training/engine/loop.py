@@ -28,24 +28,24 @@ class StepResult:
     Attributes:
         step: steps made so far, this one included.
         loss: mean loss over this rank's share, detached, on the device.
-        parts: what the loss is made of, by name, likewise.
+        loss_parts: what the loss is made of, by name, likewise.
         lr_factor: what the peak rates were multiplied with.
         images: images this rank contributed.
-        wait_s: seconds this rank waited for its batch.
-        norm: of the gradient, before clipping.
-        finite: whether the update was made: loss and gradient were finite, on all ranks.
-        noticed: whether any rank was told to stop before this step began.
+        data_wait_s: seconds this rank waited for its batch.
+        grad_norm: of the gradient, before clipping.
+        was_applied: whether the update was made: loss and gradient were finite, on all ranks.
+        stop_requested: whether any rank was told to stop before this step began.
     """
 
     step: int
     loss: Tensor
-    parts: Mapping[str, Tensor]
+    loss_parts: Mapping[str, Tensor]
     lr_factor: float
     images: int
-    wait_s: float
-    norm: Tensor
-    finite: Tensor
-    noticed: Tensor
+    data_wait_s: float
+    grad_norm: Tensor
+    was_applied: Tensor
+    stop_requested: Tensor
 
 
 def train_steps(
@@ -87,7 +87,7 @@ def train_steps(
         at("forward")
         train_mode(model, frozen)
         factor = lr_factor(index)
-        updater.begin(factor)
+        updater.start(factor)
         normaliser, noticed = reduce_normalizer(moved["mask"], ignore_id, before(index))
         losses: list[dict[str, Tensor]] = []
         for number, part in enumerate(_split(moved, parts), 1):
@@ -101,7 +101,7 @@ def train_steps(
             losses.append({TOTAL_LOSS: total.detach(), **made_of})
         whole = {name: torch.stack([one[name] for one in losses]).sum() for name in losses[0]}
         at("update")
-        updated = updater.finish()
+        updated = updater.apply()
         yield StepResult(index + 1, whole.pop(TOTAL_LOSS), whole, factor, len(moved["mask"]), waited, *updated, noticed)
         asked = perf_counter()
         at("data")
@@ -182,11 +182,11 @@ class TrainMeter:
     """Sums steps up between two reports.
 
     Attributes:
-        skipped: the longest run of steps without an update, of those that reach into the steps last taken.
+        skipped_steps: the longest run of steps without an update, of those that reach into the steps last taken.
     """
 
     def __init__(self) -> None:
-        self.skipped = range(0)
+        self.skipped_steps = range(0)
         self._run = range(0)
         self._start()
 
@@ -198,33 +198,33 @@ class TrainMeter:
         """Counts a step in."""
         self._steps.append(step)
 
-    def take(self) -> dict[str, float]:
+    def flush(self) -> dict[str, float]:
         """Returns this rank's means, sums and seconds since the last call, and starts anew.
 
         The loss, its parts and the gradient's norm are means over the steps whose update was made; nan if none was.
         """
-        finite = torch.stack([step.finite for step in self._steps]).tolist() if self._steps else []
+        finite = torch.stack([step.was_applied for step in self._steps]).tolist() if self._steps else []
         made = [step for step, updated in zip(self._steps, finite, strict=True) if updated]
         self._follow(finite)
-        first = self._steps[0].parts if self._steps else {}
+        first = self._steps[0].loss_parts if self._steps else {}
         taken = {
             "loss": _mean([step.loss for step in made]),
-            **{f"loss/{name}": _mean([step.parts[name] for step in made]) for name in first},
-            "grad_norm": _mean([step.norm for step in made]),
+            **{f"loss/{name}": _mean([step.loss_parts[name] for step in made]) for name in first},
+            "grad_norm": _mean([step.grad_norm for step in made]),
             "steps": float(len(self._steps)),
             "skipped": float(len(self._steps) - len(made)),
             "images": float(sum(step.images for step in self._steps)),
-            "wait_s": sum(step.wait_s for step in self._steps),
+            "wait_s": sum(step.data_wait_s for step in self._steps),
             "elapsed_s": perf_counter() - self._since,
         }
         self._start()
         return taken
 
     def _follow(self, finite: Sequence[bool]) -> None:
-        self.skipped = range(0)
+        self.skipped_steps = range(0)
         for step, updated in zip(self._steps, finite, strict=True):
             self._run = range(0) if updated else range(self._run.start or step.step, step.step + 1)
-            self.skipped = max(self.skipped, self._run, key=len)
+            self.skipped_steps = max(self.skipped_steps, self._run, key=len)
 
 
 def _mean(values: Sequence[Tensor]) -> float:

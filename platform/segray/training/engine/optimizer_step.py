@@ -51,16 +51,16 @@ class OptimizerStepper:
         self._scale = torch.tensor(INITIAL_SCALE if scaled else 1.0, device=device)
         self._clean = torch.zeros((), dtype=torch.int64, device=device)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Returns float16's scale and the clean steps since it last changed."""
         return {"scale": self._scale, "clean": self._clean}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes a state up again."""
         self._scale.copy_(state["scale"])
         self._clean.copy_(state["clean"])
 
-    def begin(self, lr_factor: float) -> None:
+    def start(self, lr_factor: float) -> None:
         """Sets the rates of the step that begins, and clears the last one's gradients."""
         set_lr(self._optimiser, lr_factor)
         self._optimiser.zero_grad(set_to_none=True)
@@ -70,7 +70,7 @@ class OptimizerStepper:
         """Adds the gradients of a loss; those of one that is not finite are made NaN, on every rank that averages."""
         total.backward(torch.where(total.detach().isfinite(), self._scale, torch.nan).to(total.dtype))
 
-    def finish(self) -> UpdateResult:
+    def apply(self) -> UpdateResult:
         """Updates the parameters with the gradients that came together, unless one is not finite."""
         grads = [
             parameter.grad

@@ -34,36 +34,36 @@ class TrainState:
     ema: ModelEma | None
 
     @property
-    def used(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model to validate: the moving average, where there is one."""
         return self.model if self.ema is None else self.ema.model
 
     @property
-    def frozen(self) -> list[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """The modules that stay as in evaluation."""
         train = self.config.train
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         encoder = [self.model.encoder] if train.freeze_encoder else []
         return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns what goes on changing besides the weights, not copied: moments, scale and the average's age."""
         return {
             "moments": optimizer_state_by_name(self.optimiser, self.model),
-            "updater": self.updater.state(),
+            "updater": self.updater.state_dict(),
             "averaged": 0 if self.ema is None else self.ema.updates,
         }
 
-    def restore(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def load_state_dict(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Goes on from weights, those in training and those to use, and from what `state` returned."""
         self.model.load_state_dict(live)
         load_optimizer_state(self.optimiser, self.model, state["moments"])
-        self.updater.restore(state["updater"])
+        self.updater.load_state_dict(state["updater"])
         if self.ema is not None:
             self.ema.model.load_state_dict(used)
             self.ema.updates = state["averaged"]
 
-    def steps(
+    def train_steps(
         self,
         wrapped: nn.Module,
         loss: Loss,
@@ -95,7 +95,7 @@ class TrainState:
             start=start,
             precision=self.config.train.precision,
             parts=self.config.train.accumulate,
-            frozen=self.frozen,
+            frozen=self.frozen_modules,
             before=before,
             at=at,
         )

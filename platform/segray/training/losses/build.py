@@ -74,7 +74,7 @@ def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int]
     }
     terms = [
         (weight, _divided(name, known[name]) if name in known else import_callable("loss.terms", name, ModelError))
-        for name, weight in config.weighted().items()
+        for name, weight in config.weight_by_loss().items()
     ]
     return _weighted_sum(terms, _divided("aux", plain), config.aux_weight)
 

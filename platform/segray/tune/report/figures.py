@@ -43,7 +43,7 @@ def plot_parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Tri
     colours = colormaps["viridis"]
     for trial in sorted(known, key=lambda one: one.best or 0.0):
         share = ((trial.best or 0.0) - low) / ((high - low) or 1)
-        heights = [*(one.share_of(trial.values[one.key]) for one in space), share]
+        heights = [*(one.to_unit(trial.values[one.key]) for one in space), share]
         axes.plot(
             range(len(heights)), heights, color=colours(share), linewidth=2.4 if trial is best else 1.1, alpha=0.8
         )
@@ -60,9 +60,9 @@ def plot_parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Tri
 def _ticks(dimension: Dimension) -> dict[float, str]:
     """Returns what is written at which share of an axis."""
     if dimension.is_choice:
-        return {dimension.share_of(value): str(value)[:14] for value in dimension.values[:MAX_NAMED]}
+        return {dimension.to_unit(value): str(value)[:14] for value in dimension.values[:MAX_NAMED]}
     low, high = dimension.values
-    return {0.0: f"{low:.3g}", 0.5: f"{dimension.at(0.5):.3g}", 1.0: f"{high:.3g}"}
+    return {0.0: f"{low:.3g}", 0.5: f"{dimension.from_unit(0.5):.3g}", 1.0: f"{high:.3g}"}
 
 
 def _axis(axes: Axes, place: int, ticks: dict[float, str]) -> None:

@@ -24,14 +24,14 @@ class AsyncSuccessiveHalving:
     def __init__(self, rungs: Sequence[int], reduction: float, last: int) -> None:
         self._rungs, self._reduction, self._last = tuple(rungs), reduction, last
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
         rung = self._rung_at(trial)
         if rung is None or trial in self._promotable(rung, trials) or trial is self._last_hope(trials, is_whole, trial):
-            return SchedulerDecision.GO_ON
-        trial.why = f"not among the best at step {trial.step}"
+            return SchedulerDecision.CONTINUE
+        trial.reason = f"not among the best at step {trial.step}"
         return SchedulerDecision.PAUSE
 
-    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         for rung in reversed(range(len(self._rungs))):
             for trial in self._promotable(rung, trials):
                 if trial.state is State.PAUSED:
@@ -41,19 +41,21 @@ class AsyncSuccessiveHalving:
     def _last_hope(self, trials: Sequence[Trial], is_whole: bool, judged: Trial | None = None) -> Trial | None:
         """Returns the trial that is nearest to the end, if none has come or may yet come there: somebody has to."""
         others = {trial.state for trial in trials if trial is not judged}
-        if not is_whole or others & {State.WAITING, State.RUNNING, State.FINISHED}:
+        if not is_whole or others & {State.PENDING, State.RUNNING, State.FINISHED}:
             return None
         left = [trial for trial in trials if trial is judged or (trial.state is State.PAUSED and trial.curve)]
         return max(left, key=lambda one: (one.step, self._expected(one, one.step)), default=None)
 
     def _rung_at(self, trial: Trial) -> int | None:
         """Returns the highest rung that a trial's last validation was the first at, if it was at one."""
-        reached = [rung for rung, step in enumerate(self._rungs) if trial.reached(step) == trial.step]
+        reached = [rung for rung, step in enumerate(self._rungs) if trial.first_step_at(step) == trial.step]
         return max(reached, default=None)
 
     def _promotable(self, rung: int, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials that may go beyond a rung now, best first."""
-        members = {trial.number: step for trial in trials if (step := trial.reached(self._rungs[rung])) is not None}
+        members = {
+            trial.number: step for trial in trials if (step := trial.first_step_at(self._rungs[rung])) is not None
+        }
         room = int(len(members) / self._reduction)
         there = [trial for trial in trials if trial.number in members and trial.state is not State.FAILED]
         there.sort(key=lambda one: (-self._expected(one, members[one.number]), one.number))
@@ -63,7 +65,7 @@ class AsyncSuccessiveHalving:
 
     def _is_beyond(self, trial: Trial, rung: int, step: int) -> bool:
         """Returns whether a trial has gone on from a rung, where it came at a step."""
-        return trial.allowed >= step or trial.step > step or trial.state is State.FINISHED
+        return trial.approved_step >= step or trial.step > step or trial.state is State.FINISHED
 
     def _expected(self, trial: Trial, step: int) -> float:
         return trial.forecast(step, self._last)

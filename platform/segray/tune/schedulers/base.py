@@ -10,7 +10,7 @@ from segray.tune.trial import State, Trial
 class SchedulerDecision(Enum):
     """What becomes of a trial after a validation."""
 
-    GO_ON = "goes on"
+    CONTINUE = "goes on"
     PAUSE = "pauses"
     STOP = "stops"
 
@@ -18,7 +18,7 @@ class SchedulerDecision(Enum):
 class Scheduler(Protocol):
     """Who goes on."""
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
         """Returns what becomes of a trial that has just validated, and notes at the trial why.
 
         Args:
@@ -27,7 +27,7 @@ class Scheduler(Protocol):
             is_whole: whether no other is to come.
         """
 
-    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         """Returns a paused trial that may go on, if there is one. Changes nothing: it may be asked at any time.
 
         Args:
@@ -39,8 +39,8 @@ class Scheduler(Protocol):
 class NoEarlyStopping:
     """Stops nobody."""
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
-        return SchedulerDecision.GO_ON
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+        return SchedulerDecision.CONTINUE
 
-    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         return next((trial for trial in trials if trial.state is State.PAUSED), None)

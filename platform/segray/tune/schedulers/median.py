@@ -24,15 +24,15 @@ class MedianStopping:
     def __init__(self, grace: int, last: int) -> None:
         self._grace, self._last = grace, last
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
         step = trial.step
         if not self._grace <= step < self._last:
-            return SchedulerDecision.GO_ON
+            return SchedulerDecision.CONTINUE
         others = [one.forecast(step, self._last) for one in trials if one is not trial and step in one.curve]
         if len(others) < MIN_OTHERS or trial.forecast(step, self._last) >= median(others):
-            return SchedulerDecision.GO_ON
-        trial.why = f"below the median of {len(others)} others at step {step}"
+            return SchedulerDecision.CONTINUE
+        trial.reason = f"below the median of {len(others)} others at step {step}"
         return SchedulerDecision.STOP
 
-    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         return next((trial for trial in trials if trial.state is State.PAUSED), None)

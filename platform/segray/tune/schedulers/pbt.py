@@ -34,23 +34,23 @@ class PopulationBasedTraining:
         self._space, self._interval, self._last = tuple(space), interval, last
         self._quantile, self._resample, self._seed = quantile, resample, seed
 
-    def judge(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
         before = max((step for step in trial.curve if step < trial.step), default=0)
         if trial.step >= self._last or trial.step // self._interval == before // self._interval:
-            return SchedulerDecision.GO_ON
+            return SchedulerDecision.CONTINUE
         donor = self._donor(trial, trials)
         if donor is not None:
-            trial.copies = donor.number
+            trial.copy_from = donor.number
             trial.values = self._moved(donor.values, trial)
-            trial.why = f"copies trial {donor.number} at step {donor.step}"
+            trial.reason = f"copies trial {donor.number} at step {donor.step}"
             return SchedulerDecision.PAUSE
-        others = [one for one in trials if one is not trial and one.state in (State.WAITING, State.PAUSED)]
+        others = [one for one in trials if one is not trial and one.state in (State.PENDING, State.PAUSED)]
         if is_whole and not others:
-            return SchedulerDecision.GO_ON
-        trial.why = "waits for its turn"
+            return SchedulerDecision.CONTINUE
+        trial.reason = "waits for its turn"
         return SchedulerDecision.PAUSE
 
-    def resumed(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
         paused = [trial for trial in trials if trial.state is State.PAUSED]
         return min(paused, key=lambda one: (one.step, one.number), default=None)
 
@@ -71,14 +71,14 @@ class PopulationBasedTraining:
 
     def _move(self, dimension: Dimension, value: object, random: np.random.Generator) -> object:
         if random.random() < self._resample:
-            return dimension.at(random.random())
+            return dimension.from_unit(random.random())
         up = int(random.integers(2))
         if dimension.is_choice:
             place = dimension.values.index(value) + (1 if up else -1)
             return dimension.values[min(max(place, 0), len(dimension.values) - 1)]
         low, high = dimension.values
         moved = min(max(float(value) * FACTORS[up], low), high)  # type: ignore[arg-type]
-        return round(moved) if dimension.is_whole else moved
+        return round(moved) if dimension.is_integer else moved
 
     def _random(self, trial: Trial, draw: int = 0) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, trial.step, draw])

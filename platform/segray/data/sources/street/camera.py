@@ -89,7 +89,7 @@ class StreetScene:
         cv2.circle(self.pixels, (x, y), radius_px, _rgb(colour), -1)
         cv2.circle(self.ids, (x, y), radius_px, class_id, -1)
 
-    def pick(self, colours: Paint, spread: float = 14) -> Paint:
+    def vary_colour(self, colours: Paint, spread: float = 14) -> Paint:
         """Returns one of the colours, a little changed."""
         colour: Paint = self.rng.choice(colours) + self.rng.normal(0, spread, 3)
         return colour

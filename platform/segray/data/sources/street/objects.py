@@ -66,7 +66,7 @@ def _tree(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
     x = side * (street.wall_m + rng.uniform(-1.5, 3))
     bush = rng.random() < 0.3
     stem, reach = (0.3, 0.8) if bush else (rng.uniform(2, 3.2), rng.uniform(1.1, 2))
-    leaves, bark = street.pick(LEAVES), street.pick(_BARK)
+    leaves, bark = street.vary_colour(LEAVES), street.vary_colour(_BARK)
     crown = rng.normal(0, 0.55, (14, 3)) * reach
 
     def paint() -> None:
@@ -81,7 +81,7 @@ def _tree(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
 def _car(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
     rng = street.rng
     x = side * rng.choice([street.kerb_m * 0.45, street.kerb_m - 1.1])
-    body, glass = street.pick(_LACQUER), street.pick(DARK) * 0.6
+    body, glass = street.vary_colour(_LACQUER), street.vary_colour(DARK) * 0.6
     up, far = rng.uniform(1.35, 2.1), ahead + rng.uniform(3.4, 4.6)
     waist, lamp = up * 0.58, _TAIL_LAMP if side > 0 else _HEAD_LAMP
 
@@ -118,8 +118,8 @@ def _person(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
     on_pavement = (street.kerb_m + 0.3, street.kerb_m + 2.5)
     x = side * rng.uniform(*(on_pavement if rng.random() < 0.65 else (0, street.kerb_m)))
     tall, stride = rng.uniform(0.85, 1.1), rng.uniform(0.02, 0.3)
-    coat, legs = street.pick(_CLOTHES), street.pick(DARK) * 0.7
-    skin, hair = _SKIN * rng.uniform(0.5, 1.1), street.pick(_HAIR)
+    coat, legs = street.vary_colour(_CLOTHES), street.vary_colour(DARK) * 0.7
+    skin, hair = _SKIN * rng.uniform(0.5, 1.1), street.vary_colour(_HAIR)
 
     def paint() -> None:
         for foot in (x - stride, x + stride):
@@ -142,7 +142,7 @@ def _sign(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
     rng = street.rng
     x = side * (street.kerb_m + rng.uniform(0.2, 0.8))
     up, size = rng.uniform(2, 3), rng.uniform(0.45, 0.65)
-    face, rim, metal = street.pick(_FACE), street.pick(_RIM), street.pick(GREYS)
+    face, rim, metal = street.vary_colour(_FACE), street.vary_colour(_RIM), street.vary_colour(GREYS)
     corners = int(rng.choice([3, 4, 8, 24]))
 
     def paint() -> None:

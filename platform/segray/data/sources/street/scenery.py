@@ -32,7 +32,7 @@ _PANES = np.concatenate([DARK, [(170, 190, 210), (230, 200, 130)]])
 
 def paint_sky(street: StreetScene) -> None:
     """Fills the picture with a sky that changes from top to bottom."""
-    top, bottom = street.pick(_SKIES, 10), street.pick(_SKIES, 10)
+    top, bottom = street.vary_colour(_SKIES, 10), street.vary_colour(_SKIES, 10)
     share = np.linspace(0, 1, len(street.pixels))[:, None, None]
     street.pixels[:] = (top * (1 - share) + bottom * share).clip(0, 255)
     street.ids[:] = SKY
@@ -41,13 +41,13 @@ def paint_sky(street: StreetScene) -> None:
 def paint_ground(street: StreetScene) -> None:
     """Paints the slabs up to the horizon, grass on some of them, and the road in the middle."""
     rng, kerb = street.rng, street.kerb_m
-    asphalt = street.pick(_ASPHALT, 8)
-    slabs = street.pick(_SLABS, 8)
+    asphalt = street.vary_colour(_ASPHALT, 8)
+    slabs = street.vary_colour(_SLABS, 8)
     _strip(street, -400, 400, slabs, PAVEMENT)
     _paint_joints(street, slabs * 0.78)
     for side in (-1, 1):
         if rng.random() < 0.35:
-            _strip(street, side * (street.wall_m - 1.2), side * 60, street.pick(LEAVES), VEGETATION)
+            _strip(street, side * (street.wall_m - 1.2), side * 60, street.vary_colour(LEAVES), VEGETATION)
         _strip(street, side * kerb, side * (kerb + 0.2), slabs * 0.7, PAVEMENT)
     _strip(street, -kerb, kerb, asphalt, ROAD)
     _paint_markings(street, np.full(3, rng.uniform(170, 225)))
@@ -66,7 +66,7 @@ def houses(street: StreetScene) -> list[StreetObject]:
             near = far + rng.choice([0.0, 0.0, 3.0, 9.0])
     for _ in range(rng.integers(0, 5)):
         left, up = rng.uniform(-60, 50), rng.uniform(5, 30)
-        found.append(_front(street, left, left + rng.uniform(8, 24), FAR_M, up, street.pick(_WALLS)))
+        found.append(_front(street, left, left + rng.uniform(8, 24), FAR_M, up, street.vary_colour(_WALLS)))
     return found
 
 
@@ -94,8 +94,8 @@ def _paint_markings(street: StreetScene, colour: Paint) -> None:
 
 def _house(street: StreetScene, right: float, near: float, far: float) -> StreetObject:
     rng = street.rng
-    up, colour = rng.uniform(4.5, 15), street.pick(_WALLS)
-    glass = street.pick(_PANES)
+    up, colour = rng.uniform(4.5, 15), street.vary_colour(_WALLS)
+    glass = street.vary_colour(_PANES)
     floor, pitch = rng.uniform(2.4, 3.2), rng.uniform(1.6, 3)
     left, outer = sorted([right, right + 14 * np.sign(right)])
     _, paint_front = _front(street, left, outer, near, up, colour * 0.85)
@@ -116,7 +116,7 @@ def _house(street: StreetScene, right: float, near: float, far: float) -> Street
 
 
 def _front(street: StreetScene, left: float, right: float, ahead: float, up: float, colour: Paint) -> StreetObject:
-    glass = street.pick(_PANES)
+    glass = street.vary_colour(_PANES)
 
     def paint() -> None:
         street.fill(facing_rect(left, right, 0, up, ahead), colour, BUILDING)
