@@ -347,7 +347,7 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
     def failing(*_):
         raise OSError("disk I/O error")
 
-    monkeypatch.setattr(promote.audit, "record_decision", failing)
+    monkeypatch.setattr(promote, "record_decision", failing)
     with pytest.raises(RegistryError, match="does not answer as it should: disk I/O error; repeat the command"):
         promoted(store)
 

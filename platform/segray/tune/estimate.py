@@ -1,4 +1,4 @@
-"""What a sweep will cost, told before it begins: how far trials go, how long they take."""
+"""Cost estimate of a sweep before it starts: training steps and time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,26 +23,26 @@ SAMPLES = 64
 
 REFERENCE = 256  # px
 
-START_S = 12.0  # of a trial, on two cores; less where there are more
+START_S = 12.0  # start-up time of a trial on two cores; less on more cores
 
 TURNS = 3
 
 PATIENCE_S = 120.0
 
-MIN_STOPPED = 0.5  # of the others, where half of them are below the median
+MIN_STOPPED = 0.5  # fraction of trials that median stopping ends: half of them are below the median
 
 
 @dataclass(frozen=True)
 class SweepEstimate:
-    """What a sweep will cost.
+    """Estimated cost of a sweep.
 
     Attributes:
-        trials: there will be.
-        at_once: of them.
-        steps: of all trials together, at most.
-        expected: of these, with the scheduler.
-        hours: expected, from the start, none if no step could be timed.
-        worker_hours: expected, of all workers together, likewise.
+        trials: number of trials.
+        at_once: number of concurrent trials.
+        steps: maximum number of training steps of all trials together.
+        expected: expected number of these steps with the scheduler.
+        hours: expected duration in hours; `None` if no step could be timed.
+        worker_hours: expected hours of all workers together; `None` if no step could be timed.
     """
 
     trials: int
@@ -54,7 +54,7 @@ class SweepEstimate:
 
 
 def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> SweepEstimate:
-    """Returns what a sweep will cost; times one step on a worker's share of the cluster for it."""
+    """Estimates the cost of a sweep. Times a training step on the resources of one worker."""
     trials = config.tune.max_trials
     steps = trials * config.train.steps
     expected = round(steps * expected_step_fraction(config, trials))
@@ -67,7 +67,7 @@ def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> Swe
 
 
 def expected_step_fraction(config: Config, trials: int) -> float:
-    """Returns which share of the steps of all whole trials the scheduler is expected to have made."""
+    """Returns the expected fraction of steps that the scheduler runs, relative to training all trials to the end."""
     tune, last = config.tune, config.train.steps
     grace = grace_period(config)
     if tune.scheduler == "asha":
@@ -78,7 +78,7 @@ def expected_step_fraction(config: Config, trials: int) -> float:
 
 
 def _halved(rungs: Sequence[int], reduction: float, last: int, trials: int) -> float:
-    """Returns the share of steps that successive halving makes."""
+    """Returns the fraction of steps that successive halving runs."""
     made, there, before = 0.0, trials, 0
     for rung in rungs:
         made += there * (rung - before)
@@ -88,25 +88,25 @@ def _halved(rungs: Sequence[int], reduction: float, last: int, trials: int) -> f
 
 
 def _seconds_of_step(config: Config, classes: Classes, slots: TrialSlots) -> float | None:
-    """Returns how long a worker takes for its part of a step of the sweep's own settings, none if it cannot."""
+    """Returns the time (s) of a worker's part of a step with the sweep's base settings, or `None` if timing fails."""
     place = slots.placement
     task = ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0)(time_step)
     timing = task.remote(config, classes, place.device, place.threads)
     try:
         return float(ray.get(timing, timeout=PATIENCE_S))
-    except RayError:  # no node yet, or no memory for it: the sweep will tell
+    except RayError:  # no node yet, or too little memory: the sweep reports it
         ray.cancel(timing, force=True)
         return None
 
 
 def time_step(config: Config, classes: Classes, device: str, threads: int) -> float:
-    """Returns the median time (s) of a worker's part of a step, on made-up images.
+    """Returns the median time (s) of a worker's part of a step, on synthetic images.
 
     Args:
-        config: of the run.
-        classes: of its dataset.
+        config: settings of the run.
+        classes: classes of its dataset.
         device: "cpu" or "cuda".
-        threads: to compute with.
+        threads: number of CPU threads.
     """
     torch.set_num_threads(threads)
     model = build_model(config, classes)
@@ -128,7 +128,7 @@ def time_step(config: Config, classes: Classes, device: str, threads: int) -> fl
 
 
 def _relative_cost(config: Config, manifest: Manifest) -> float:
-    """Returns what a trial's step costs on average, beside one of the sweep's own settings, validations included."""
+    """Returns the mean cost of a trial's step relative to one with the base settings, including validations."""
     classes = manifest.classes.num_classes
     drawn_configs = [apply_values(config, sample(dimensions(config), config.tune.seed, n)) for n in range(SAMPLES)]
     known: dict[str, float] = {}
@@ -144,7 +144,7 @@ def _relative_cost(config: Config, manifest: Manifest) -> float:
 
 
 def _share_of_validation(config: Config, manifest: Manifest) -> float:
-    """Returns how long validations take beside the steps, by pixels; a forward pass is a third of a step."""
+    """Returns the validation time relative to the training time, by pixels. A forward pass costs a third of a step."""
     val = manifest.split(config.data.val_split)
     height, width = val.mean_height, val.mean_width
     scale = min(1.0, config.data.short_side / min(height, width)) if config.data.short_side else 1.0

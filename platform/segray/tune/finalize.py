@@ -1,4 +1,4 @@
-"""After a sweep: the best settings as a file, runs of them with other seeds, a registered model and a report."""
+"""Results of a sweep: a file with the best settings, runs with other seeds, a registered model and a report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,27 +33,27 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep left.
+    """Result of a sweep.
 
     Attributes:
-        name: of the sweep.
-        folder: of the sweep, absolute.
-        trials: all of them.
-        metric: that decided.
-        best: the trial with the best settings.
-        front: trials that are not beaten in every metric; the best alone, if there is one metric.
-        config: file with the best settings.
+        name: name of the sweep.
+        folder: absolute path of the sweep folder.
+        trials: all trials.
+        metric: first objective, which selects the best trial.
+        best: trial with the best settings.
+        front: trials of the Pareto front; only the best trial if there is one objective.
+        config: path of the file with the best settings.
         seeds: val/miou of the runs with other seeds.
-        mean: of these, none without any.
-        deviation: their standard deviation, none with fewer than two.
-        checkpoint: folder of what was registered.
-        report: the page.
-        cost: of all trials.
-        ended: why the sweep ended before all trials were over, none if it did not.
-        tracking_uri: MLflow store.
-        run_id: MLflow's id of the sweep's own run, none if MLflow was away.
-        model: name the checkpoint is registered under.
-        version: its version there, none if MLflow was away.
+        mean: mean of `seeds`; `None` if there are none.
+        deviation: standard deviation of `seeds`; `None` if there are fewer than two.
+        checkpoint: folder of the registered checkpoint.
+        report: path of the report page.
+        cost: cost of all trials.
+        ended: reason for an early end of the sweep; `None` if all trials were over.
+        tracking_uri: URI of the MLflow store, without its password.
+        run_id: MLflow id of the sweep's own run; `None` if MLflow was unavailable.
+        model: name of the registered model.
+        version: version of the registered model; `None` if MLflow was unavailable.
     """
 
     name: str
@@ -77,15 +77,17 @@ class SweepResult:
 
 
 def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str], None]) -> SweepResult:
-    """Writes down what came of a sweep, and returns it.
+    """Writes the results of a sweep and returns them.
+
+    Trains the best settings with other seeds, queues the best checkpoint for registration and writes the report.
 
     Args:
-        begun: the sweep.
-        ended: why it ended before all trials were over, none if it did not.
-        say: called with the few lines a person should read.
+        begun: sweep to finalize.
+        ended: reason for an early end of the sweep; `None` if all trials were over.
+        say: callable that receives messages for the user.
 
     Raises:
-        TrainingError: no trial was ever validated.
+        TrainingError: no trial was validated.
     """
     trials, config = begun.trials, begun.config
     best = results.best_trial(trials)
@@ -124,13 +126,13 @@ def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str],
 
 
 def with_registered_version(result: SweepResult, family: SweepUploader) -> SweepResult:
-    """Returns a result with what MLflow made of it."""
+    """Returns a result with the MLflow run id and the registered version."""
     version = family.uploader_for(Path(result.checkpoint).parent).version
     return replace(result, run_id=family.run_id, version=version)
 
 
 def _write_best(begun: PreparedSweep, best: Trial) -> Path:
-    """Writes the best trial's settings as train takes them."""
+    """Writes the best trial's settings to a file that `pipelines/train.py` accepts, and returns its path."""
     stored = checkpoint.load_config(trial_dir(begun.folder, best.number))
     text = to_yaml(stored, f"The best of sweep {begun.folder.name}: trial {best.number}.")
     file = begun.folder / BEST
@@ -140,10 +142,10 @@ def _write_best(begun: PreparedSweep, best: Trial) -> Path:
 
 
 def to_yaml(config: Config, comment: str) -> str:
-    """Returns the settings of a run as YAML, but for its name and place, with a line above that says what it is.
+    """Returns the settings of a run as YAML, without its name and paths, below a comment line.
 
-    All that decide what is learned are there, so that no file below it changes them; of the others those that are not
-    the default.
+    The YAML has all settings that affect training, so that no other configuration file changes them. Other settings
+    are included only if they differ from their defaults.
     """
     usual, decisive = flatten(Config()), config.training_settings()
     kept = {key: value for key, value in flatten(config).items() if key in decisive or value != usual.get(key)}
@@ -153,7 +155,10 @@ def to_yaml(config: Config, comment: str) -> str:
 
 
 def _seeded(begun: PreparedSweep, best: Trial, number: int, say: Callable[[str], None]) -> Path | None:
-    """Trains the best settings with another seed, unless that was done; returns the run's folder, none if it failed."""
+    """Trains the best settings with another seed, unless that run is finished.
+
+    Returns the folder of the run, or `None` if it failed.
+    """
     stored = checkpoint.load_config(trial_dir(begun.folder, best.number))
     folder = begun.folder / f"seed-{number}"
     train = stored.train.model_copy(update={"seed": (stored.train.seed + number) % 2**32})
@@ -167,7 +172,7 @@ def _seeded(begun: PreparedSweep, best: Trial, number: int, say: Callable[[str],
         _best_saved(folder)
     except RunStoppedError:
         raise
-    except SegrayError as error:  # the sweep has its result without it
+    except SegrayError as error:  # the sweep has a result without this run
         say(f"the run with seed {train.seed} failed: {error}")
         return None
     return folder
@@ -181,7 +186,10 @@ def _best_saved(run: Path) -> checkpoint_store.CheckpointInfo:
 
 
 def _registered(begun: PreparedSweep, best: Trial, runs: list[Path], scores: list[float]) -> Path:
-    """Has the best checkpoint registered, of the runs with other seeds if there are any, and returns its folder."""
+    """Queues the best checkpoint for registration and returns its folder.
+
+    The checkpoint is from the best run with another seed, or from the best trial if there are no such runs.
+    """
     run = trial_dir(begun.folder, best.number)
     if runs:
         run = runs[max(range(len(runs)), key=lambda index: scores[index])]
@@ -195,7 +203,7 @@ def _registered(begun: PreparedSweep, best: Trial, runs: list[Path], scores: lis
 def _write_metrics(
     journal: Journal, metric: str, trials: list[Trial], best: Trial, scores: list[float], cost: SweepCost
 ) -> None:
-    """Writes what a sweep found among the metrics of its own run."""
+    """Writes the results of a sweep as metrics of its own run."""
     values = {
         "sweep/best_trial": float(best.number),
         "sweep/trials": float(len(trials)),

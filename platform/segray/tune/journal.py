@@ -1,7 +1,7 @@
-"""What a sweep knows, on disk: its own journal, and the journals of its trials' runs.
+"""State of a sweep on disk: its own journal and the journals of its trials' runs.
 
-`sweep/journal.jsonl` holds each suggestion before it is tried, and what became of each trial; a trial's folder holds
-its run. Both together are all there is: a sweep that goes on is made of them.
+`sweep/journal.jsonl` holds each suggestion before its trial starts, and each change of a trial's state. A trial's
+folder holds its run. A resumed sweep is restored from these files only.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ KIND_TAG, SWEEP = "segray.kind", "sweep"
 RUN_NAME = "trial-{:03d}"
 
 AT_WORK = ("metrics", "event")
-"""Records that a run writes itself, while it is at work."""
+"""Kinds of records that a run writes during training."""
 
 
 def trial_dir(sweep: Path, number: int) -> Path:
@@ -26,11 +26,11 @@ def trial_dir(sweep: Path, number: int) -> Path:
 
 
 class SweepJournal:
-    """The journal of a sweep.
+    """Journal of a sweep.
 
     Args:
-        folder: of the sweep.
-        metrics: what is looked for.
+        folder: sweep folder.
+        metrics: objectives of the sweep.
     """
 
     def __init__(self, folder: Path, metrics: tuple[str, ...]) -> None:
@@ -40,11 +40,11 @@ class SweepJournal:
         self._heard: dict[int, int] = {}
 
     def log_suggestion(self, trial: Trial) -> None:
-        """Notes a trial before it is tried."""
+        """Records a trial before it starts."""
         self.journal.write("trial", number=trial.number, values=trial.values)
 
     def log_state(self, trial: Trial) -> None:
-        """Notes what became of a trial, and for how long it has run."""
+        """Records the state of a trial and its run time."""
         self.journal.write(
             "became",
             number=trial.number,
@@ -58,7 +58,7 @@ class SweepJournal:
         )
 
     def load_trials(self) -> list[Trial]:
-        """Returns all trials as they were left; those that ran then wait to go on."""
+        """Returns all trials in their last recorded state. Trials that were running become pending."""
         found: list[Trial] = []
         self._paused, self._heard = {}, {}
         for record in self.journal.records():
@@ -73,14 +73,14 @@ class SweepJournal:
         return found
 
     def _read_run(self, trial: Trial) -> None:
-        """Fills in what a trial's run has come to."""
+        """Adds the results from the journal of a trial's run."""
         records = Journal(trial_dir(self.folder, trial.number)).records()
         if trial.state is State.RUNNING:
             trial.state = State.PENDING
         for record in records:
             if record["kind"] == "rewound":
                 trial.roll_back(record["step"])
-                if record["time_ms"] >= self._heard.get(trial.number, 0):  # the copy that it was to make
+                if record["time_ms"] >= self._heard.get(trial.number, 0):  # the run has made the requested copy
                     trial.copy_from = None
             elif record["kind"] == "metrics":
                 self._read_metrics(trial, record["step"], record["values"])
@@ -93,7 +93,7 @@ class SweepJournal:
         if not any(name.startswith("val/") for name in values):
             return
         paused = self._paused.get(trial.number)
-        if paused is not None and step > paused:  # made before the run heard that it was to pause: not judged yet
+        if paused is not None and step > paused:  # validated before the run received its pause: no decision yet
             return
         first, *others = self._metrics
         trial.add_result(step, objective_sign(first) * values[first] if first in values else WORST)
@@ -107,7 +107,7 @@ def _became(trial: Trial, record: dict[str, Any]) -> None:
 
 
 def active_seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Returns the seconds that a run was at work, from its journal: whoever was killed could not tell them."""
+    """Returns the seconds that a run was active, from its journal. A killed process cannot report them itself."""
     began: int | None = None
     spent = last = 0
     for record in records:

@@ -1,4 +1,4 @@
-"""Which metrics a sweep may look for: those that trials report, and those that are known of a model beforehand."""
+"""Objectives of a sweep: metrics that trials report, and costs of a model that are known before training."""
 
 import time
 from statistics import median
@@ -24,17 +24,18 @@ TURNS, WARM_UP = 9, 2
 
 
 def available_metrics(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """Returns the metrics that a sweep may look for."""
+    """Returns the metrics that a sweep can use as objectives."""
     names = manifest.classes.names
     counts = np.eye(len(names), dtype=np.int64)
     return (*scores_from_confusion(counts, names).as_metrics("val"), "train/loss", *COSTS)
 
 
 def validate_objectives(config: Config, manifest: Manifest) -> None:
-    """Refuses metrics that nobody reports.
+    """Validates the objectives of a sweep.
 
     Raises:
-        ConfigError: there is one; those there are are listed.
+        ConfigError: an objective is not available (the message lists those that are), the first one is a cost, or one
+            is repeated.
     """
     known = available_metrics(config, manifest)
     for name in config.tune.metric:
@@ -55,13 +56,16 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
 def measure_costs(
     config: Config, classes: Classes, wanted: tuple[str, ...], placement: WorkerResources
 ) -> dict[str, float]:
-    """Returns what a model costs: parameters, GMAC of one image of data.crop, or milliseconds for it on a worker.
+    """Measures the costs of a model: its parameters, GMAC and latency (ms) on a worker for an image of data.crop.
 
     Args:
-        config: of the model.
-        classes: it tells apart.
-        wanted: metrics, of which those are returned that are costs.
-        placement: what a worker has to compute with.
+        config: settings of the model.
+        classes: classes of the model.
+        wanted: names of metrics; names that are not costs are ignored.
+        placement: resources of a worker.
+
+    Returns:
+        Cost by metric name.
     """
     found: dict[str, float] = {}
     side = config.data.crop
@@ -75,7 +79,7 @@ def measure_costs(
 
 
 def measure_latency_ms(config: Config, classes: Classes, device: str, threads: int) -> float:
-    """Returns the median time (ms) of a forward pass of one image of data.crop, from image to scores."""
+    """Returns the median time (ms) of a forward pass for one image of data.crop, from image to scores."""
     torch.set_num_threads(threads)
     model = build_model(config, classes).eval().to(device)
     image = torch.zeros(1, 3, config.data.crop, config.data.crop, dtype=torch.uint8, device=device)

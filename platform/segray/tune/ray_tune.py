@@ -1,7 +1,7 @@
-"""Ray Tune at work for a sweep: it keeps the actors, and asks what to do next.
+"""Integration with Ray Tune: Tune manages the actors and requests trials from the sweep controller.
 
-Tune knows the parts of trials: one that is paused has ended for Tune, and one that goes on is new to it. So nothing of
-what a sweep knows lies in Tune, and nothing has to be restored there.
+A Tune trial is one segment of a sweep's trial. A paused trial has ended for Tune, and a resumed trial is new to Tune.
+Tune therefore holds no state of the sweep, and nothing has to be restored there.
 """
 
 import json
@@ -35,32 +35,35 @@ CLOUD = "AWS_"
 FOLDER = "tune"
 
 VARIABLES = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has it all
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the sweep in order
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the sweep logs to MLflow
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the sweep's own handler shuts it down
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing is restored from it
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a run that is stopped ends its workers first
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a stopped run ends its workers first
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
 class NoTuneState:
-    """What Tune would write down for a restore that never comes; with locks and clusters in it, it cannot."""
+    """Base class that excludes all state from Tune's own checkpoints.
+
+    Tune is never restored, and it cannot pickle the locks and cluster handles in that state.
+    """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class SweepStopper(NoTuneState, Stopper):  # type: ignore[misc]
-    """Ends the sweep: when it was interrupted, or its budget is spent.
+    """Stops the sweep after an interrupt or when its budget is exhausted.
 
     Args:
-        spent: returns what of the budget is spent, none if nothing is.
-        stop: tells the trials at work why, and whether somebody interrupted the sweep.
+        spent: callable that returns a description of the exhausted budget, or `None`.
+        stop: callable that stops the running trials, with the reason and True after an interrupt.
 
     Attributes:
-        interrupted: whether somebody did.
-        why: the sweep ended before it was over, none if it did not.
+        interrupted: True if the sweep was interrupted.
+        why: reason for an early end of the sweep; `None` if there is none.
     """
 
     def __init__(self, spent: Callable[[], str | None], stop: Callable[[str, bool], object]) -> None:
@@ -69,7 +72,7 @@ class SweepStopper(NoTuneState, Stopper):  # type: ignore[misc]
         self.why: str | None = None
 
     def interrupt(self) -> None:
-        """Notes that somebody did."""
+        """Records an interrupt."""
         self.interrupted = True
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -85,13 +88,13 @@ class SweepStopper(NoTuneState, Stopper):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class TrialRunners:
-    """What runs the trials.
+    """Actors that run the trials.
 
     Attributes:
-        trainable: Tune's actor; it is given a task and tells of validations as `running.Running` does.
-        count: at once.
-        task: returns what an actor is to do for a trial, as text.
-        stop: has all of them end behind a checkpoint; called with why, and whether somebody interrupted the sweep.
+        trainable: class of the Tune actor, which takes a task and reports validations as `TrialActor` does.
+        count: maximum number of concurrent trials.
+        task: callable that returns the task of an actor for a trial, as text.
+        stop: callable that stops all trials after a checkpoint, with the reason and True after an interrupt.
     """
 
     trainable: type[Trainable]
@@ -101,7 +104,7 @@ class TrialRunners:
 
 
 class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
-    """Gives Tune the parts of trials to run."""
+    """Tune searcher that returns the trial segments to run next."""
 
     def __init__(
         self, sweeping: SweepController, actors: TrialRunners, ending: SweepStopper, became: Callable[[Trial], None]
@@ -118,7 +121,7 @@ class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
         while (trial := self._sweeping.next_trial()) is not None:
             try:
                 task = self._actors.task(trial)
-            except SegrayError as error:  # settings that cannot be trained, say
+            except SegrayError as error:  # for example, settings that cannot be trained
                 self._sweeping.on_end(trial, State.FAILED, str(error))
                 self._became(trial)
                 continue
@@ -137,7 +140,7 @@ class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
         self._became(trial)
 
     def suspend_running(self) -> None:
-        """Notes what runs as waiting to go on: the sweep ends before it is over, and Tune tells nothing of it."""
+        """Marks running trials as pending after an early end of the sweep, which Tune does not report."""
         for trial in self.running.values():
             trial.end_segment()
             if trial.state is State.RUNNING:
@@ -165,7 +168,7 @@ class ControllerSearcher(NoTuneState, Searcher):  # type: ignore[misc]
 
 
 class ControllerScheduler(NoTuneState, FIFOScheduler):  # type: ignore[misc]
-    """Has Tune end the part of a trial that does not go on."""
+    """Tune scheduler that ends the segment of a trial that does not continue."""
 
     def __init__(self, sweeping: SweepController, asking: ControllerSearcher) -> None:
         super().__init__()
@@ -179,7 +182,7 @@ class ControllerScheduler(NoTuneState, FIFOScheduler):  # type: ignore[misc]
         verdict = self._sweeping.on_result(ours, result[STEP], json.loads(result[METRICS]))
         if verdict is SchedulerDecision.CONTINUE:
             return str(TrialScheduler.CONTINUE)
-        # At once: Tune may keep the actor for the next trial, and tells it nothing before that.
+        # Stop the run now: Tune may keep the actor for the next trial without a call to it before that.
         trial.temporary_state.ray_actor.stop_now.remote()
         return str(TrialScheduler.STOP)
 
@@ -191,17 +194,20 @@ def run_tune(
     became: Callable[[Trial], None],
     spent: Callable[[], str | None] = lambda: None,
 ) -> str | None:
-    """Runs a sweep's trials until it is over, and returns why it ended before, if it did.
+    """Runs the trials of a sweep.
 
     Args:
-        sweeping: what to do next.
-        actors: what does it.
-        folder: of the sweep.
-        became: called with a trial that was started, or has ended its part.
-        spent: returns what of the budget is spent, none if nothing is.
+        sweeping: controller of the sweep.
+        actors: actors that run the trials.
+        folder: sweep folder.
+        became: callable that receives each trial after its segment starts or ends.
+        spent: callable that returns a description of the exhausted budget, or `None`.
+
+    Returns:
+        Reason for an early end of the sweep, or `None` if all trials are over.
 
     Raises:
-        KeyboardInterrupt: it was interrupted; its runs were ended in order.
+        KeyboardInterrupt: the sweep was interrupted; its runs are shut down.
     """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -224,7 +230,7 @@ def run_tune(
             name=_attempt(folder),
             storage_path=str(folder / FOLDER),
             stop=ending,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs keep their own
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs write their own checkpoints
             verbose=0,
         ),
     )
@@ -237,14 +243,14 @@ def run_tune(
 
 
 def _keep_secrets() -> None:
-    """Has Tune hand on no cloud keys: it would do so in a runtime environment, which Ray writes into its logs.
+    """Prevents Tune from passing on cloud keys in a runtime environment, which Ray writes to its logs.
 
-    Nodes have keys, or a role, of their own.
+    Nodes have their own keys or role.
     """
     names = class_cache.ENV_VARS_TO_PROPAGATE
     names.difference_update({name for name in names if name.startswith(CLOUD)})
 
 
 def _attempt(folder: Path) -> str:
-    """Returns a name that Tune has not met: it would take up what it knows under a known one."""
+    """Returns a new experiment name. Tune would reuse the state of an existing one."""
     return f"attempt-{1 + len(list((folder / FOLDER).glob('attempt-*')))}"

@@ -1,4 +1,4 @@
-"""What came of a sweep: which trial is best, which are weighed against each other, what it cost."""
+"""Analysis of a sweep: best trial, Pareto front, cost and reasons for failures."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,14 +11,17 @@ MAX_NAMED = 5
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Returns the trial with the highest value among those that came to their end, else among all."""
+    """Returns the trial with the highest value among the finished trials, or among all that did not fail if none is.
+
+    Returns `None` if no trial has a value.
+    """
     known = [trial for trial in trials if trial.best is not None and trial.state is not State.FAILED]
     finished = [trial for trial in known if trial.state is State.FINISHED]
     return max(finished or known, key=lambda one: (one.best or 0.0, -one.number), default=None)
 
 
 def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] | None:
-    """Returns what a trial found, each metric as it is, none if one is unknown."""
+    """Returns the objective values of a trial, without a change of sign, or `None` if one is unknown."""
     if trial.best is None:
         return None
     first, *others = metrics
@@ -27,9 +30,9 @@ def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] 
 
 
 def pareto_front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
-    """Returns the trials that no other one is better than in one metric, and at least as good in all (Pareto).
+    """Returns the trials of the Pareto front, in the order of `trials`, without failed ones.
 
-    Those that failed are left out; they are in the order of the trials.
+    A trial is on the front if no other trial is better in one metric and at least as good in all others.
     """
     whole = [trial for trial in trials if trial.state is not State.FAILED]
     known = {trial.number: found for trial in whole if (found := objective_values(trial, metrics)) is not None}
@@ -48,13 +51,13 @@ def pareto_front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]
 
 @dataclass(frozen=True)
 class SweepCost:
-    """What a sweep took.
+    """Cost of a sweep.
 
     Attributes:
-        steps: that were made.
-        whole: steps that all its trials would have made to their end.
-        spared: steps that were not made because the scheduler stopped their trials.
-        worker_hours: of all workers together.
+        steps: number of completed training steps.
+        whole: number of steps of all trials without early stopping.
+        spared: number of steps saved because the scheduler stopped trials.
+        worker_hours: hours of all workers together.
     """
 
     steps: int
@@ -64,18 +67,18 @@ class SweepCost:
 
     @property
     def saved(self) -> float:
-        """Returns the worker-hours that were saved by stopping early, at the same pace."""
+        """Worker-hours saved by early stopping, at the same time per step."""
         return self.worker_hours * self.spared / self.steps if self.steps else 0.0
 
 
 def sweep_cost(trials: Sequence[Trial], last: int, workers: int, ended: str | None = None) -> SweepCost:
-    """Returns what trials took.
+    """Computes the cost of trials.
 
     Args:
-        trials: all of them.
-        last: step of a trial's end.
-        workers: of a trial.
-        ended: why the sweep ended before they were over, if it did.
+        trials: all trials of the sweep.
+        last: last step of a trial.
+        workers: number of workers of a trial.
+        ended: reason for an early end of the sweep; trials stopped for it do not count as saved steps.
     """
     stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.reason != ended]
     return SweepCost(
@@ -87,7 +90,7 @@ def sweep_cost(trials: Sequence[Trial], last: int, workers: int, ended: str | No
 
 
 def failure_reasons(trials: Sequence[Trial]) -> str:
-    """Returns why trials failed, a line for each reason, the most frequent first."""
+    """Returns the reasons for failed trials, one line per reason, most frequent first."""
     found: dict[str, list[int]] = defaultdict(list)
     for trial in trials:
         if trial.state is State.FAILED:

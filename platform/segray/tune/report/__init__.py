@@ -1,1 +1,1 @@
-"""The HTML report of a sweep. Order of imports: write, figures and importance."""
+"""HTML report of a sweep. Import order: write, figures and importance."""

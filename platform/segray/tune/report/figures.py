@@ -1,4 +1,4 @@
-"""A sweep's figures: curves and where they stopped, settings beside each other, what mattered, what is weighed."""
+"""Figures of a sweep: learning curves, parallel coordinates, setting importances and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,10 @@ MAX_NAMED = 12
 
 
 def plot_curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) -> Figure:
-    """Returns each trial's curve; a dot where it was stopped, a cross where it failed, the best one strong."""
+    """Plots the learning curve of each trial.
+
+    The best trial is highlighted. A dot marks the end of an unfinished trial, and a cross the end of a failed one.
+    """
     figure, axes = new_axes(9, 4.2)
     sign = objective_sign(metric)
     for trial in sorted(trials, key=lambda one: one is best):
@@ -35,7 +38,7 @@ def plot_curves(trials: Sequence[Trial], best: Trial, metric: str, last: int) ->
 
 
 def plot_parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
-    """Returns the settings as axes beside each other, and the metric as the last; a line a trial."""
+    """Plots parallel coordinates: one axis per setting, the metric as the last axis, and one line per trial."""
     figure, axes = new_axes(1.9 * (len(space) + 1) + 1, 4.2)
     known = [trial for trial in trials if trial.best is not None]
     found = [trial.best or 0.0 for trial in known]
@@ -58,7 +61,7 @@ def plot_parallel(space: Sequence[Dimension], trials: Sequence[Trial], best: Tri
 
 
 def _ticks(dimension: Dimension) -> dict[float, str]:
-    """Returns what is written at which share of an axis."""
+    """Returns the tick labels of an axis by their position, 0 to 1."""
     if dimension.is_choice:
         return {dimension.to_unit(value): str(value)[:14] for value in dimension.values[:MAX_NAMED]}
     low, high = dimension.values
@@ -72,7 +75,7 @@ def _axis(axes: Axes, place: int, ticks: dict[float, str]) -> None:
 
 
 def plot_importance(found: Sequence[Importance]) -> Figure:
-    """Returns how much each setting mattered, with the spread."""
+    """Plots the importance of each setting with its standard deviation."""
     figure, axes = new_axes(8, 1 + 0.4 * len(found))
     names = [one.key for one in found][::-1]
     axes.barh(names, [one.share for one in found][::-1], color=BLUE, height=0.6)
@@ -85,7 +88,7 @@ def plot_importance(found: Sequence[Importance]) -> Figure:
 
 
 def plot_front(trials: Sequence[Trial], best: Sequence[Trial], metrics: Sequence[str]) -> Figure:
-    """Returns the first two metrics of each trial, and those that are not beaten in both joined."""
+    """Plots the first two objectives of each trial, with the trials of the Pareto front joined by a line."""
     figure, axes = new_axes(6.5, 4.4)
     points = {trial.number: found for trial in trials if (found := objective_values(trial, metrics)) is not None}
     axes.scatter([point[1] for point in points.values()], [point[0] for point in points.values()], color=BLUE, s=18)

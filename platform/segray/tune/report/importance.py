@@ -1,7 +1,7 @@
-"""How much each setting mattered: how much of what was found varies with it, by a forest over the trials.
+"""Importance of settings: the fraction of the objective's variance that each setting explains.
 
-fANOVA (Hutter et al., 2014), as Optuna has it. Of few trials it says little: so the forest is grown again over trials
-drawn with replacement, and the spread is told with the mean.
+Uses fANOVA (Hutter et al., 2014), a random forest over the trials, as implemented in Optuna. The estimate is uncertain
+for few trials. It is therefore repeated on bootstrap samples of the trials, and the result has a mean and a spread.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ DRAWS, TREES = 16, 32
 
 @dataclass(frozen=True)
 class Importance:
-    """How much a setting mattered.
+    """Importance of a setting.
 
     Attributes:
-        key: of the setting.
-        share: of the variance, 0 to 1.
-        spread: standard deviation of the share, over draws of the trials.
+        key: dotted key of the setting.
+        share: explained fraction of the variance, 0 to 1.
+        spread: standard deviation of the fraction over bootstrap samples of the trials.
     """
 
     key: str
@@ -38,12 +38,12 @@ class Importance:
 
 
 def setting_importances(space: Sequence[Dimension], trials: Sequence[Trial], last: int) -> list[Importance]:
-    """Returns how much each setting mattered, most first; nothing, if there are too few trials to tell.
+    """Returns the importance of each setting, highest first, or an empty list if there are too few trials.
 
     Args:
-        space: what was varied.
-        trials: of the sweep; each counts with what it was expected to end at.
-        last: step of the end.
+        space: search space of the sweep.
+        trials: trials of the sweep; the value of each is its forecast for the last step.
+        last: last step of a trial.
     """
     found = [(trial.values, trial.forecast(trial.step, last)) for trial in trials if trial.curve]
     if len(found) < MIN_TRIALS or len({value for _, value in found}) < 2:
@@ -61,7 +61,7 @@ def setting_importances(space: Sequence[Dimension], trials: Sequence[Trial], las
 
 
 def _shares(space: Sequence[Dimension], found: Sequence[tuple[dict[str, object], float]]) -> dict[str, float]:
-    """Returns each setting's share of the variance of some trials, nothing if they are all alike."""
+    """Returns the explained fraction of variance by setting, or an empty dictionary if all values are equal."""
     if len({value for _, value in found}) < 2:
         return {}
     distributions = {one.key: distribution(one) for one in space}

@@ -1,4 +1,4 @@
-"""A sweep's report: one page that needs no network, and its figures as PNGs."""
+"""Report of a sweep: a self-contained HTML page, and its figures as PNG files."""
 
 import base64
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 def write_report(
     config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[float], cost: SweepCost, out: Path
 ) -> Path:
-    """Writes the page of a sweep, and its figures, into a folder, and returns the page.
+    """Writes the report page of a sweep and its figures, and returns the path of the page.
 
     Args:
-        config: of the sweep.
-        trials: all of them.
-        best: of them.
-        seeds: val/miou of runs of the best settings with other seeds.
-        cost: of all trials.
-        out: folder to write into; it is made.
+        config: settings of the sweep.
+        trials: all trials of the sweep.
+        best: best trial.
+        seeds: val/miou of the runs of the best settings with other seeds.
+        cost: cost of all trials.
+        out: output folder; it is created if it does not exist.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the report cannot be written.
     """
     space, last, metrics = dimensions(config), config.train.steps, config.tune.metric
     important = setting_importances(space, trials, last)
@@ -71,7 +71,7 @@ def write_report(
 
 
 def _lines(trials: Sequence[Trial], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a line for each trial, best first."""
+    """Returns a table row for each trial, best first."""
     return [
         {
             "trial": trial,
