@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from segray.models.segformer.model import build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 
@@ -21,7 +21,7 @@ def test_it_speaks_in_training_alone(images):
 @pytest.mark.parametrize("there", [True, False])
 def test_weights_with_and_without_it_fit_either_way(tmp_path, there):
     source, target = build_segformer("b0", 5, aux_head=there), build_segformer("b0", 5, aux_head=not there)
-    loaded = load_weights(target, save_weights(source, tmp_path / "model.safetensors"))
+    loaded = load_pretrained(target, save_weights(source, tmp_path / "model.safetensors"))
     assert any(name.startswith("aux_head.") for name in loaded.missing) == (not there)
     assert torch.equal(target.head.fuse.weight, source.head.fuse.weight)
 

@@ -9,7 +9,7 @@ import torch
 
 from segray.core.errors import ModelError
 from segray.models.segformer.model import build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "plugins.md"
@@ -113,7 +113,7 @@ def test_a_model_of_ones_own_parts_keeps_its_weights(parts, tmp_path, images):
     made = [
         build_segformer("b0", 3, encoder="my_parts:ConvEncoder", head="my_parts:AuxiliaryHead").eval() for _ in range(2)
     ]
-    load_weights(made[1], save_weights(made[0], tmp_path / "own.safetensors"))
+    load_pretrained(made[1], save_weights(made[0], tmp_path / "own.safetensors"))
     batch = images(1, 64, 64)
     assert torch.equal(made[0](batch)["seg"], made[1](batch)["seg"])
     with pytest.raises(ModelError, match="transformers has no names for a ConvEncoder with a AuxiliaryHead"):

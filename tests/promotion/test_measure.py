@@ -22,21 +22,21 @@ from segray.promotion.measure import (
     measure_candidates,
     verify_package,
 )
-from segray.tracking.package import CHECKPOINT_FILES, build_package, checkpoint_dir, package_digest
+from segray.tracking.package import CHECKPOINT_FILES, build_package, packaged_checkpoint, package_digest
 
 
 @pytest.fixture(scope="module")
 def candidate(folder, tmp_path_factory):
     """A version as it is fetched."""
     packed = build_package(folder, tmp_path_factory.mktemp("version"))
-    return Candidate("2", checkpoint_dir(packed), package_digest(folder), None)
+    return Candidate("2", packaged_checkpoint(packed), package_digest(folder), None)
 
 
 @pytest.fixture
 def copy(candidate, tmp_path):
     """Another of its own, to be spoilt."""
     place = shutil.copytree(candidate.folder.parents[1], tmp_path / "model")
-    return replace(candidate, folder=checkpoint_dir(place))
+    return replace(candidate, folder=packaged_checkpoint(place))
 
 
 @pytest.fixture(scope="module")

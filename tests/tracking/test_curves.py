@@ -7,7 +7,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from segray.core.errors import DataError, RegistryError
-from segray.tracking.curves import METRICS, load_curves, plot_curves, running_mean
+from segray.tracking.curves import METRICS, load_curves, plot_training_curves, running_mean
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_all_runs_with_values_in_order_of_their_start_and_steps(uri, tmp_path):
     assert [curve.name for curve in found] == ["first", "second"]
     assert found[1].points == {"train/loss": ([10, 20], [1.1, 1.05]), "val/miou": ([10, 20], [1.1, 1.2])}
     assert set(METRICS) == set(found[0].points)
-    plot_curves(found, tmp_path / "curves.png")
+    plot_training_curves(found, tmp_path / "curves.png")
     assert len(Image.open(tmp_path / "curves.png").convert("RGB").getcolors(1 << 24)) > 50
 
 

@@ -87,7 +87,7 @@ def _curves(argv: Sequence[str]) -> None:
 
     _check_out(flags)
     found = curves.load_curves(paths.tracking_uri(config), config.tracking.experiment, flags.runs)
-    _write(flags, lambda: curves.plot_curves(found, flags.out))
+    _write(flags, lambda: curves.plot_training_curves(found, flags.out))
 
 
 def _check_out(flags: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ class ReplicaClient(Protocol):
     async def segment(self, body: bytes, asked: ResponseOptions) -> SegmentationResponse | RequestError: ...
 
 
-class ControllerClient(Protocol):
+class StateClient(Protocol):
     """The watcher."""
 
     async def sync(self, report: StatusReport) -> TargetVersions: ...
@@ -49,7 +49,7 @@ class Gateway:
     """
 
     def __init__(
-        self, settings: ServeConfig, replicas: ReplicaClient, watcher: ControllerClient, token: bytes | None, who: str
+        self, settings: ServeConfig, replicas: ReplicaClient, watcher: StateClient, token: bytes | None, who: str
     ) -> None:
         self.settings, self.tally = settings, Counters()
         self._replicas, self._watcher, self._token, self._who = replicas, watcher, token, who

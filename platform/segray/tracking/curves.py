@@ -82,7 +82,7 @@ def _curve(client: MlflowClient, run: Run) -> Curve:
     return Curve(str(run.info.run_name), points)
 
 
-def plot_curves(found: Sequence[Curve], file: Path) -> None:
+def plot_training_curves(found: Sequence[Curve], file: Path) -> None:
     """Writes the picture: loss at the left, faint as it is and strong as its running mean, mIoU at the right."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -59,7 +59,7 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def checkpoint_dir(local: Path) -> Path:
+def packaged_checkpoint(local: Path) -> Path:
     """Returns the checkpoint in an MLflow model folder."""
     return local / "artifacts" / "checkpoint"
 

@@ -15,7 +15,7 @@ from segray.core.errors import RegistryError
 from segray.models import checkpoint
 from segray.tracking import model_card
 from segray.tracking.client import UNAVAILABLE, connect_mlflow, error_summary
-from segray.tracking.package import ARTIFACT_PATH, build_package, checkpoint_dir, package_digest
+from segray.tracking.package import ARTIFACT_PATH, build_package, packaged_checkpoint, package_digest
 
 CHALLENGER = "challenger"
 
@@ -132,7 +132,7 @@ def download_checkpoint(reference: str, tracking_uri: str, into: Path | None = N
             f"model {reference} cannot be fetched: its files are not at {paths.redact(source)}, or cannot be read "
             f"({error_summary(error)}); choose another{available_hint(client, reference)}"
         ) from error
-    folder = checkpoint_dir(Path(local))
+    folder = packaged_checkpoint(Path(local))
     if not (folder / checkpoint.META).exists():
         raise RegistryError(
             f"model {reference} cannot be fetched: {paths.redact(source)} holds no whole checkpoint, its files were "

@@ -84,12 +84,12 @@ def _joined(members: Sequence[NodeInfo]) -> CheckResult:
 def _of_the_run(config: Config, uri: str, manifest: Manifest | None) -> list[CheckResult]:
     """Returns what can be known from here."""
     # Torch and MLflow take seconds to import: nodes look meanwhile.
-    from segray.training.preflight import check_disk_space, check_stop_timeout  # noqa: PLC0415
+    from segray.training.preflight import check_disk_space, preflight_stop_timeout  # noqa: PLC0415
 
     return [
         checks.check_tracking(paths.redact(uri), is_multi_host(), _unanswered(uri)),
         check_disk_space(config, _classes(manifest)),
-        check_stop_timeout(),
+        preflight_stop_timeout(),
     ]
 
 

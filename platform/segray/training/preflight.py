@@ -31,7 +31,7 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
     """
     found = [
         checks.check_tracking(paths.redact(uri), is_multi_host(), ""),
-        check_stop_timeout(),
+        preflight_stop_timeout(),
         check_disk_space(config, manifest.classes, goes_on),
     ]
     members = list_nodes()
@@ -58,6 +58,6 @@ def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) ->
     )
 
 
-def check_stop_timeout() -> CheckResult:
+def preflight_stop_timeout() -> CheckResult:
     """Judges whether `ray job stop` leaves this process the time to end in order."""
     return checks.check_stop_timeout(paths.job_stop_timeout_s())

@@ -22,7 +22,7 @@ from segray.data.manifest import Manifest, Split, read_manifest
 from segray.data.reader import SplitReader
 from segray.models import checkpoint
 from segray.models.build import build_model
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.tracking.journal import Journal
 from segray.tracking.registry import download_checkpoint
 from segray.training import resume as resuming
@@ -172,7 +172,7 @@ def _weights(
     if config.model.init is None:
         return None
     source = download_checkpoint(config.model.init.replace(VARIANT, config.model.variant), tracking_uri)
-    say(f"start: {load_weights(model, str(source), part='auto')}")
+    say(f"start: {load_pretrained(model, str(source), part='auto')}")
     return model.state_dict()
 
 

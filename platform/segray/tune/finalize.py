@@ -20,7 +20,7 @@ from segray.training.resume import is_finished
 from segray.training.trial_context import TrialContext
 from segray.tune import results
 from segray.tune.journal import trial_dir
-from segray.tune.report.write import write_report
+from segray.tune.report.write import write_sweep_report
 from segray.tune.results import SweepCost
 from segray.tune.setup import PreparedSweep
 from segray.tune.trial import Trial, objective_sign
@@ -101,7 +101,7 @@ def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str],
     scores = [found.score if found.score is not None else nan for found in map(_best_saved, runs)]
     chosen = _registered(begun, best, runs, scores)
     cost = results.sweep_cost(trials, config.train.steps, config.train.workers, ended)
-    page = write_report(begun.config, trials, best, scores, cost, begun.folder / REPORT)
+    page = write_sweep_report(begun.config, trials, best, scores, cost, begun.folder / REPORT)
     for picture in sorted((begun.folder / REPORT).iterdir()):
         begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
     _write_metrics(begun.record.journal, config.tune.metric[0], trials, best, scores, cost)

@@ -8,7 +8,7 @@ import torch
 
 from segray.core.errors import CheckpointError, ModelError
 from segray.models.segformer.model import build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 
@@ -40,12 +40,12 @@ class Malicious:
 
 def test_a_missing_file(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing.pth are not there; expected a .safetensors or .pth file"):
-        load_weights(model, tmp_path / "nothing.pth")
+        load_pretrained(model, tmp_path / "nothing.pth")
 
 
 def test_an_empty_folder(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no weights; expected one of model.safetensors"):
-        load_weights(model, tmp_path)
+        load_pretrained(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_empty_folder(model, tmp_path):
 def test_another_variant(model, layout, name, tmp_path):
     target = save_weights(build_segformer("b1", 3), tmp_path / name, layout)
     with pytest.raises(CheckpointError, match=r"are of a b1; the model is a b0"):
-        load_weights(model, target)
+        load_pretrained(model, target)
 
 
 def test_another_variant_of_the_same_widths(tmp_path):
@@ -65,7 +65,7 @@ def test_another_variant_of_the_same_widths(tmp_path):
         {key: torch.zeros(()).expand(value.shape) for key, value in b3.state_dict().items()}, tmp_path / "b3.pth"
     )
     with pytest.raises(CheckpointError, match=r"are of a b3; the model is a b2"):
-        load_weights(b2, tmp_path / "b3.pth")
+        load_pretrained(b2, tmp_path / "b3.pth")
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
@@ -75,20 +75,20 @@ def test_a_truncated_file(model, name, tmp_path):
     )
     (tmp_path / name).write_bytes(whole.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match=rf"{name} are (damaged|no whole safetensors file)"):
-        load_weights(model, tmp_path / name)
+        load_pretrained(model, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
 def test_an_html_page(model, name, tmp_path):
     (tmp_path / name).write_text("<!DOCTYPE html>\n<html><body>404: not found</body></html>")
     with pytest.raises(CheckpointError, match=r"text that starts with '<!doctype html>"):
-        load_weights(model, tmp_path / name)
+        load_pretrained(model, tmp_path / name)
 
 
 def test_an_empty_file(model, tmp_path):
     (tmp_path / "empty.pth").touch()
     with pytest.raises(CheckpointError, match=r"empty.pth are damaged or no PyTorch file \(.*0 bytes\)"):
-        load_weights(model, tmp_path / "empty.pth")
+        load_pretrained(model, tmp_path / "empty.pth")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -99,14 +99,14 @@ def test_a_malicious_pickle_is_refused_and_not_run(model, legacy, tmp_path):
     else:
         torch.save(content, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"hold more than tensors and plain values"):
-        load_weights(model, tmp_path / "evil.pth")
+        load_pretrained(model, tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_without_tensors(model, tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"hold no tensors"):
-        load_weights(model, tmp_path / "w.pth")
+        load_pretrained(model, tmp_path / "w.pth")
 
 
 def test_one_tensor_of_another_shape(model, tmp_path):
@@ -115,23 +115,23 @@ def test_one_tensor_of_another_shape(model, tmp_path):
     with pytest.raises(
         CheckpointError, match=rf"1 tensors of another shape:\n  {key}: found \(64, 65\), expected \(64, 64\)"
     ):
-        load_weights(model, file)
+        load_pretrained(model, file)
 
 
 def test_a_tensor_that_lacks_is_an_error_unless_named(tmp_path):
     model, key = build_segformer("b0", 3), "encoder.stages.0.norm.bias"
     file = saved(model, tmp_path / "w.pth", lambda state: {k: v for k, v in state.items() if k != key})
     with pytest.raises(CheckpointError, match=rf"lack 1 tensors .*allow_missing to go on without:\n  {key}"):
-        load_weights(model, file)
-    assert load_weights(model, file, allow_missing=["encoder.*.norm.bias"]).missing == (key,)
+        load_pretrained(model, file)
+    assert load_pretrained(model, file, allow_missing=["encoder.*.norm.bias"]).missing == (key,)
 
 
 def test_a_tensor_too_many_is_an_error_unless_named(tmp_path):
     model = build_segformer("b0", 3)
     file = saved(model, tmp_path / "w.pth", lambda state: state | {"aux.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"hold 1 tensors .*allow_left_over to go on without:\n  aux.weight"):
-        load_weights(model, file)
-    assert load_weights(model, file, allow_left_over=["aux.*"]).unexpected == ("aux.weight",)
+        load_pretrained(model, file)
+    assert load_pretrained(model, file, allow_left_over=["aux.*"]).unexpected == ("aux.weight",)
 
 
 def test_names_of_nobody(model, tmp_path):
@@ -139,14 +139,14 @@ def test_names_of_nobody(model, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"known here \(conv1.weight ...\); expected a SegFormer of segray, nvlabs"
     ):
-        load_weights(model, tmp_path / "resnet.pth")
+        load_pretrained(model, tmp_path / "resnet.pth")
 
 
 def test_an_encoder_where_a_whole_model_is_expected(model, tmp_path):
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     torch.save(encoder, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"hold an encoder and no decode head; load part='encoder'"):
-        load_weights(model, tmp_path / "w.pth")
+        load_pretrained(model, tmp_path / "w.pth")
 
 
 def test_the_head_of_another_layout(model, tmp_path):
@@ -154,9 +154,9 @@ def test_the_head_of_another_layout(model, tmp_path):
     with pytest.raises(
         ModelError, match=r"have the head of mmseg; the model's is a OfficialHead; build it with head='mmseg'"
     ):
-        load_weights(model, file)
+        load_pretrained(model, file)
 
 
 def test_a_part_that_does_not_exist(model, tmp_path):
     with pytest.raises(ModelError, match=r"part is 'encodr'; .*did you mean 'encoder'"):
-        load_weights(model, tmp_path, part="encodr")
+        load_pretrained(model, tmp_path, part="encodr")

@@ -11,7 +11,7 @@ import torch
 
 from segray.core.errors import CheckpointError
 from segray.models.segformer.model import build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 
@@ -35,25 +35,25 @@ def test_a_hub_id_is_fetched_once(hub, tmp_path):
     folder, _ = hub
     model, other = build_segformer("b0", 3), build_segformer("b0", 3)
     save_weights(model, folder / "me" / "mine-b0" / "resolve" / "main", "transformers")
-    assert load_weights(other, "me/mine-b0").layout == "transformers"
+    assert load_pretrained(other, "me/mine-b0").layout == "transformers"
     assert torch.equal(other.head.fuse.weight, model.head.fuse.weight)
     (folder / "me" / "mine-b0" / "resolve" / "main" / "model.safetensors").unlink()
-    load_weights(other, "me/mine-b0")
+    load_pretrained(other, "me/mine-b0")
     assert [file.name for file in (tmp_path / "cache" / "me--mine-b0").iterdir()] == ["model.safetensors"]
 
 
 def test_an_id_that_the_hub_does_not_have_is_refused(hub, tmp_path):
     with pytest.raises(CheckpointError, match=r"weights me/nothing are no file here and cannot be had from http://127"):
-        load_weights(build_segformer("b0", 3), "me/nothing")
+        load_pretrained(build_segformer("b0", 3), "me/nothing")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match=r"cannot be had from http://127.0.0.1:9 .*expected the path of a file"):
-        load_weights(build_segformer("b0", 3), "me/mine")
+        load_pretrained(build_segformer("b0", 3), "me/mine")
 
 
 def test_the_path_of_a_file_is_never_asked_of_the_hub(hub):
     with pytest.raises(CheckpointError, match=r"are not there"):
-        load_weights(build_segformer("b0", 3), "weights/mit_b0.pth")
+        load_pretrained(build_segformer("b0", 3), "weights/mit_b0.pth")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from segray.models.segformer.model import VARIANTS, build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -106,6 +106,6 @@ def test_the_peers_own_code_opens_our_file_and_gives_the_same_logits(
 
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pth")
     again = build_segformer(variant, CLASSES, head=kind, norm_eps=eps).eval()
-    load_weights(again, tmp_path / "theirs.pth")
+    load_pretrained(again, tmp_path / "theirs.pth")
     with torch.no_grad():
         assert torch.equal(again(batch)["seg"], found)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from segray.core.errors import ModelError
 from segray.models.segformer.model import build_segformer
-from segray.models.weights.load import load_weights
+from segray.models.weights.load import load_pretrained
 from segray.models.weights.save import save_weights
 
 LAYOUTS = ("segray", "nvlabs", "mmseg", "smp", "transformers")
@@ -25,7 +25,7 @@ def head_of(layout: str) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_saved_is_loaded_with_the_same_logits(layout, lively, logits, target):
     model, other = lively("b0", 5, head=head_of(layout)), build_segformer("b0", 5, head=head_of(layout))
-    report = load_weights(other, save_weights(model, target(layout), layout))
+    report = load_pretrained(other, save_weights(model, target(layout), layout))
     assert (report.layout, report.part) == (layout, "model")
     assert set(report.loaded) == set(model.state_dict())
     assert (report.reinitialised, report.missing, report.unexpected) == ((), (), ())
@@ -36,7 +36,7 @@ def test_what_is_saved_is_loaded_with_the_same_logits(layout, lively, logits, ta
 def test_another_number_of_classes_leaves_only_the_classifier_as_it_was(layout, lively, target):
     model, other = lively("b0", 5, head=head_of(layout)), build_segformer("b0", 7, head=head_of(layout))
     before = other.head.classifier.weight.clone()
-    report = load_weights(other, save_weights(model, target(layout), layout))
+    report = load_pretrained(other, save_weights(model, target(layout), layout))
     assert report.reinitialised == ("head.classifier.weight", "head.classifier.bias")
     assert "freshly drawn: head.classifier.weight" in str(report)
     assert torch.equal(other.head.classifier.weight, before)
@@ -47,7 +47,7 @@ def test_another_number_of_classes_leaves_only_the_classifier_as_it_was(layout, 
 def test_the_encoder_alone_is_loaded_from_a_whole_model(layout, lively, target):
     model, other = lively("b0", 5, head=head_of(layout)), build_segformer("b0", 5)
     before = other.head.fuse.weight.clone()
-    report = load_weights(other, save_weights(model, target(layout), layout), part="encoder")
+    report = load_pretrained(other, save_weights(model, target(layout), layout), part="encoder")
     assert report.part == "encoder"
     assert torch.equal(other.head.fuse.weight, before)
     for name, parameter in model.encoder.named_parameters():
@@ -63,7 +63,7 @@ def test_a_backbone_file_is_an_encoder_and_its_imagenet_classifier_is_left(layou
     bare = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     torch.save(bare | {"head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}, file)
     other = build_segformer("b0", 5, head=head_of(layout))
-    report = load_weights(other, file, part="auto")
+    report = load_pretrained(other, file, part="auto")
     assert report.part == "encoder"
     assert report.unexpected == ("head.weight", "head.bias")
     assert torch.equal(other.encoder.stages[3].norm.weight, model.encoder.stages[3].norm.weight)
@@ -100,7 +100,7 @@ def test_whatever_transformers_writes_is_loaded(how, lively, logits, peer, tmp_p
         torch.save(theirs.state_dict(), source / "pytorch_model.bin")
     else:
         save_file(theirs.state_dict(), source / "model.safetensors")
-    report = load_weights(other, source / "model.safetensors" if how == "file of 5" else source)
+    report = load_pretrained(other, source / "model.safetensors" if how == "file of 5" else source)
     assert report.layout.startswith("transformers")
     assert torch.equal(logits(other), logits(model))
 
@@ -108,7 +108,7 @@ def test_whatever_transformers_writes_is_loaded(how, lively, logits, peer, tmp_p
 def test_a_bare_segformer_model_of_transformers_is_an_encoder(lively, peer, tmp_path):
     model, other = lively("b0", 3), build_segformer("b0", 3)
     save_file(peer(model).segformer.state_dict(), tmp_path / "bare.safetensors")
-    assert load_weights(other, tmp_path / "bare.safetensors", part="auto").part == "encoder"
+    assert load_pretrained(other, tmp_path / "bare.safetensors", part="auto").part == "encoder"
     assert torch.equal(other.encoder.stages[2].norm.bias, model.encoder.stages[2].norm.bias)
 
 
@@ -118,7 +118,7 @@ def test_nvlabs_unused_layer_is_left_and_named(lively, target):
     content["state_dict"]["decode_head.conv_seg.weight"] = torch.zeros(5, 128, 1, 1)
     content["state_dict"]["decode_head.conv_seg.bias"] = torch.zeros(5)
     torch.save(content, file)
-    report = load_weights(build_segformer("b0", 5), file)
+    report = load_pretrained(build_segformer("b0", 5), file)
     assert report.unexpected == ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
 
 
@@ -126,7 +126,7 @@ def test_nvlabs_unused_layer_is_left_and_named(lively, target):
 def test_names_of_wrappers_are_taken_off(wrapper, lively, logits, tmp_path):
     model, other = lively("b0", 3), build_segformer("b0", 3)
     torch.save({"model": {wrapper + key: value for key, value in model.state_dict().items()}}, tmp_path / "w.pth")
-    load_weights(other, tmp_path / "w.pth")
+    load_pretrained(other, tmp_path / "w.pth")
     assert torch.equal(logits(other), logits(model))
 
 
@@ -134,7 +134,7 @@ def test_half_precision_files_are_loaded_into_float32(lively, tmp_path):
     model, other = lively("b0", 3), build_segformer("b0", 3)
     save_file({key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()},
               tmp_path / "half.safetensors")  # fmt: skip
-    load_weights(other, tmp_path / "half.safetensors")
+    load_pretrained(other, tmp_path / "half.safetensors")
     assert other.head.fuse.weight.dtype == torch.float32
     torch.testing.assert_close(other.head.fuse.weight, model.head.fuse.weight, rtol=1e-3, atol=1e-4)
 
@@ -161,5 +161,5 @@ def test_a_real_third_party_file_of_smp_is_loaded(tmp_path):
     if wheel is None:
         pytest.skip("SEGRAY_WINDBLADE names no wheel of windblade_seg 0.1.0")
     shutil.unpack_archive(wheel, tmp_path, "zip")
-    report = load_weights(build_segformer("b0", 1), Path(tmp_path) / WINDBLADE)
+    report = load_pretrained(build_segformer("b0", 1), Path(tmp_path) / WINDBLADE)
     assert (report.layout, report.part, len(report.loaded)) == ("smp", "model", 192)

@@ -4,7 +4,7 @@ import re
 
 from segray import config
 from segray.tune import results
-from segray.tune.report.write import write_report
+from segray.tune.report.write import write_sweep_report
 from segray.tune.trial import State, Trial
 
 
@@ -14,7 +14,7 @@ def test_the_headline_is_that_of_the_best_trial(tmp_path):
     stopped = Trial(0, {"optim.lr": 1e-3}, State.STOPPED, {15: 0.7}, reason="not among the <best>")
     finished = Trial(1, {"optim.lr": 2e-3}, State.FINISHED, {15: 0.2, 100: 0.65})
     cost = results.sweep_cost([stopped, finished], 100, 1)
-    page = write_report(made, [stopped, finished], finished, [], cost, tmp_path / "report").read_text()
+    page = write_sweep_report(made, [stopped, finished], finished, [], cost, tmp_path / "report").read_text()
     assert re.findall(r'id="best">([^<]*)<', page) == ["0.6500"]
     assert re.findall(r'id="best-trial">([^<]*)<', page) == ["1"]
     assert "not among the &lt;best&gt;" in page

@@ -61,7 +61,7 @@ class NodeReport:
     dataset: str = ""
 
 
-def library_versions() -> dict[str, str]:
+def probe_versions() -> dict[str, str]:
     """Returns the versions that have to be the same everywhere."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself looks at the rest
     for name in LIBRARIES:
@@ -76,13 +76,13 @@ class NodeProbe:
     def report(self, question: ProbeRequest) -> NodeReport:
         """Returns what there is to say."""
         return NodeReport(
-            versions=library_versions(),
+            versions=probe_versions(),
             shared_memory=disk_total_bytes(SHARED_MEMORY),
             free=disk_free_bytes(question.results),
             temporary=disk_free_bytes(ray_session_dir()) or 0,
             gpus=len(list(NVIDIA.iterdir())) if NVIDIA.exists() else 0,
-            storage=check_results_dir(question, f"{question.marker_file}-{os.getpid()}-{socket.gethostname()}"),
-            dataset=check_dataset(question),
+            storage=probe_results_dir(question, f"{question.marker_file}-{os.getpid()}-{socket.gethostname()}"),
+            dataset=probe_dataset(question),
         )
 
     def time_s(self) -> float:
@@ -105,7 +105,7 @@ class NodeProbe:
         return time_all_reduce(backend, address, rank, world, count)
 
 
-def check_results_dir(question: ProbeRequest, ours: str) -> str:
+def probe_results_dir(question: ProbeRequest, ours: str) -> str:
     """Returns what is wrong with the results' folder: the asker's file is not seen, or none can be written."""
     folder = Path(question.results)
     until = time.monotonic() + VISIBILITY_TIMEOUT_S
@@ -128,7 +128,7 @@ def _has(file: Path, content: str) -> bool:
         return False
 
 
-def check_dataset(question: ProbeRequest) -> str:
+def probe_dataset(question: ProbeRequest) -> str:
     """Returns what is wrong with the dataset: it cannot be read, or is another."""
     if question.root is None:
         return ""

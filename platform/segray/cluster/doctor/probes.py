@@ -251,7 +251,7 @@ def check_nodes(config: Config, told: ProbeResults, silent: Severity = Severity.
         return [answered]
     found = [
         answered,
-        checks.check_versions(node_probe.library_versions(), told.reports),
+        checks.check_versions(node_probe.probe_versions(), told.reports),
         checks.check_storage(config.results, told.reports),
     ]
     return [*found, checks.check_dataset(strip_credentials(told.data), told.reports)] if told.data else found

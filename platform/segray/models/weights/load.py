@@ -77,7 +77,7 @@ class _TensorSource:
     extras: tuple[str, ...] = ()
 
 
-def load_weights(
+def load_pretrained(
     model: SegFormer,
     source: str | Path,
     *,

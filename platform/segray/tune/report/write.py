@@ -20,7 +20,7 @@ PAGE = "index.html"
 TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 
 
-def write_report(
+def write_sweep_report(
     config: Config, trials: Sequence[Trial], best: Trial, seeds: Sequence[float], cost: SweepCost, out: Path
 ) -> Path:
     """Writes the report page of a sweep and its figures, and returns the path of the page.
