@@ -27,13 +27,9 @@ from segray.data.sources.sample import SourceListing, SourceSample
 from segray.data.storage import content_hash
 
 BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
-
 TENTH = "a tenth of the images"
-
 MIB = 2**20
-
 KINDS = 256  # images that differ
-
 MIN_WATCHED = 10_000  # a tenth of fewer is converted before anybody looks at its memory
 
 

@@ -13,7 +13,6 @@ from benchmarks.loaders import CONTENDERS, LoaderTask, PassTiming, serve_turns
 from benchmarks.memory_monitor import PeakMemory, is_supported
 
 OURS, DATALOADER, BARE_LOOP = CONTENDERS
-
 MIB = 2**20
 
 

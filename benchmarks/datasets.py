@@ -13,11 +13,8 @@ from segray.data.resize import resize_image, resize_mask
 from segray.data.sources.sample import SourceListing, SourceSample
 
 SPLIT = "train"
-
 JPEG_QUALITY = 92
-
 USUAL_BYTES = 60_000
-
 MAX_ROWS = 256  # of the original; what is read is what counts, not that it differs
 
 

@@ -28,7 +28,6 @@ from segray.models.build import build_model
 from segray.models.segformer.model import MEAN, STD, SegFormer
 
 PEER = "transformers + torchmetrics"
-
 MAX_DIFFERENT = 1e-3
 """Share of the pixels that may be counted elsewhere; a model that has learned nothing has many near ties."""
 

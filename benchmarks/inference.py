@@ -22,10 +22,8 @@ from segray.inference.timing import time_interleaved
 from segray.models.segformer.model import MEAN, STD, build_segformer
 
 MODES = ("whole", "slide", "flip", "scales")
-
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Those of the paper's multi-scale test."""
-
 MAX_DIFFERENT = 1e-3
 """Share of the pixels of a whole image whose class may differ; random weights leave many near ties."""
 

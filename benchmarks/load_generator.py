@@ -12,10 +12,8 @@ import numpy as np
 from segray.data.images import Mask, decode_mask
 
 VERSION = "X-Segray-Version"
-
 MAX_DIFFERENT = 1e-5
 """Share of the pixels in which a mask of a batch may differ."""
-
 FAILED = 0
 """The status of a request that had no answer."""
 

@@ -10,9 +10,7 @@ import torch
 from segray.inference.timing import time_call
 
 PACKAGES = ("segray", "torch", "transformers")
-
 MATRIX = {"cpu": 2048, "cuda": 8192}
-
 TRIES = 5
 
 

@@ -19,9 +19,7 @@ from segray.training.engine.train_state import build_train_state
 from segray.training.losses.build import build_loss
 
 STEPS = 2  # the optimiser's state is there from the second on
-
 SHARE = 0.9  # of the memory that is free: other parts of a worker need some too
-
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory")
 
 

@@ -11,9 +11,7 @@ import torch
 from benchmarks.peers import Case, Implementation, ImplementationSpec, build_implementation
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
 RESET_PEAK = "5"
-
 STEPS = 2  # the optimiser's state is there from the second on
 
 

@@ -10,9 +10,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 PROCESSES = Path("/proc")
-
 POLL_S = 0.1
-
 DAEMONS = ("raylet", "gcs_server", "/ray/", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 

@@ -16,13 +16,9 @@ from segray.models.weights.save import save_weights
 from segray.training.losses.build import cross_entropy
 
 OURS, TRANSFORMERS = "segray", "transformers"
-
 PEERS = (TRANSFORMERS,)
-
 IGNORE_ID = 255
-
 LR = 1e-5
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

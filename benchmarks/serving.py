@@ -34,11 +34,8 @@ from segray.serving.server import running_server
 from segray.tracking.registry import download_checkpoint
 
 CLIENTS = 16
-
 JPEG = {"Content-Type": "image/jpeg"}
-
 STARTS_S = 120.0
-
 IMAGES = 8
 
 

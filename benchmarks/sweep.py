@@ -17,7 +17,6 @@ from segray.core.errors import TrainingError
 from segray.tracking.journal import Journal
 
 SEPARATE = "train, one after another"
-
 LOWEST, TIMES = 1e-4, 2.0
 
 

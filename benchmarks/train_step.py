@@ -24,9 +24,7 @@ from segray.inference.timing import time_interleaved
 
 # A train step multiplies each matrix three times: forward, and backward to its input and to its weights.
 PRODUCTS = {"inference": 1, "train_step": 3}
-
 UNITS = {"inference": "s", "train_step": "s", "train_memory": "MiB"}
-
 MAX_DISAGREEMENT = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 

@@ -33,15 +33,10 @@ from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
 from segray.training.worker import TrainWorker, configure_worker_logging
 
 IN_MEMORY = 4  # batches that the bare loop trains on, over and over
-
 WARM_UP = 5  # steps of a turn that are not counted: what was made ahead meanwhile
-
 FOR_EVER = 1_000_000
-
 FOUND = "found.pt"
-
 PLATFORM, BARE_LOOP, HF_TRAINER = "segray", "bare_loop", "hf_trainer"
-
 PEERS = (BARE_LOOP, HF_TRAINER)
 
 

@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from segray.core.moved import explain_moved_imports
+
 if TYPE_CHECKING:
     from segray.tracking.references import ReferencePredictor as Predictor
 
 __all__ = ["Predictor"]
+
+explain_moved_imports()
 
 
 def __getattr__(name: str) -> Any:

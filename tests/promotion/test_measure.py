@@ -22,7 +22,7 @@ from segray.promotion.measure import (
     measure_candidates,
     verify_package,
 )
-from segray.tracking.package import CHECKPOINT_FILES, build_package, packaged_checkpoint, package_digest
+from segray.tracking.package import CHECKPOINT_FILES, build_package, package_digest, packaged_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,18 @@
 """What all commands share: their flags, and how they end."""
 
 import argparse
+import io
+import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
+import yaml
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from segray import config
@@ -21,6 +26,8 @@ from segray.core.logging import silence_libraries
 from segray.core.signals import raise_on_sigterm
 
 CONFIG_VARIABLE = "SEGRAY_CONFIG"
+EXIT_PIPE_CLOSED = 141
+"""128 + SIGPIPE, as a shell reports it."""
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
@@ -29,6 +36,10 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     raise_on_sigterm()
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has closed the pipe; the interpreter's own flush at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE_CLOSED)
     except SegrayError as error:
         print(f"error: {paths.redact(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -49,6 +60,8 @@ class CommandParser(argparse.ArgumentParser):
             add_help=False,
         )
         self._with_config = with_config
+        if with_config:
+            self.usage = "%(prog)s [OPTIONS] [--SECTION.SETTING VALUE ...]"
         self.add_argument("-h", "--help", action="store_true", help="show this help and end")
         if with_config:
             self.add_argument(
@@ -97,15 +110,21 @@ class CommandParser(argparse.ArgumentParser):
     def _help(self) -> NoReturn:
         self.print_help()
         if self._with_config:
-            print("\nsettings:")
-            registry = tyro.constructors.ConstructorRegistry()
-            registry.primitive_rule(_spelt_in_yaml)
-            with registry:
-                tyro.cli(Config, args=["--help"], prog="", description="", use_underscores=True)
+            print(f"\nsettings:\n{_settings_help()}")
+        sys.stdout.flush()
         sys.exit(0)
 
 
-def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def _settings_help() -> str:
+    """Returns the help of all settings, without the usage line of tyro: the command has one of its own."""
+    registry, text = tyro.constructors.ConstructorRegistry(), io.StringIO()
+    registry.primitive_rule(_yaml_flag)
+    with registry, redirect_stdout(text), suppress(SystemExit):
+        tyro.cli(Config, args=["--help"], prog="", description="", use_underscores=True)
+    return text.getvalue().partition("\n\n")[2].lstrip("\n")
+
+
+def _yaml_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
     if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives, ClassFloors, ClassNames):
         return None
@@ -114,8 +133,16 @@ def _spelt_in_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
         metavar="YAML",
         instance_from_str=lambda words: words[0],
         is_instance=lambda value: value is None or isinstance(value, tuple | str | dict | float),
-        str_from_instance=lambda value: [str(value)],
+        str_from_instance=lambda value: [_format_yaml(value)],
     )
+
+
+def _format_yaml(value: Any) -> str:
+    """Returns a value as a user types it after a flag: `[cross_entropy]`, `{road: 0.5}`, `none`."""
+    if value is None:
+        return "none"
+    text = yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def parse_dotted_flags(argv: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from rich.text import Text
 from segray.tracking.journal import JOURNAL, JournalReader, Record
 
 POLL_S = 0.3
-
 LINE_S = 10.0
 
 

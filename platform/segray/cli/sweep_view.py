@@ -17,9 +17,7 @@ from segray.tune.sweep import SweepView
 from segray.tune.trial import State, Trial, objective_sign
 
 POLL_S = 0.5
-
 LINE_S = 30.0
-
 MAX_SHOWN = 20
 
 

@@ -13,7 +13,6 @@ from segray.evaluation.results import EvaluationResults
 from segray.promotion.gates import Decision
 
 MAX_IMAGES = 3
-
 SPELT = {
     "mdice": "mDice",
     "mprecision": "mPrecision",

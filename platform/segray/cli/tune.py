@@ -5,17 +5,16 @@ import shlex
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from segray.cli.command import CommandParser, run_command
 from segray.cli.console import make_console
-from segray.cli.sweep_view import SweepProgress, print_result
-from segray.cli.tables import print_paths
-from segray.models.checkpoint import CONFIG
-from segray.training.resume import AUTO
-from segray.tune.finalize import SweepResult
-from segray.tune.sweep import run_sweep
+from segray.config.paths import CONFIG_FILE, RESUME_LATEST
+
+if TYPE_CHECKING:
+    from segray.tune.finalize import SweepResult
 
 
 def main() -> None:
@@ -37,6 +36,10 @@ def _tune() -> None:
     console = make_console()
     quiet = make_console(quiet=True) if flags.quiet else console
 
+    # torch, Ray and MLflow take seconds to import; `--help` and a wrong flag do without them.
+    from segray.cli.sweep_view import SweepProgress  # noqa: PLC0415
+    from segray.tune.sweep import run_sweep  # noqa: PLC0415
+
     with SweepProgress(quiet) as progress:
         result = run_sweep(
             config,
@@ -51,12 +54,15 @@ def _tune() -> None:
 
 def _stored(flags: Namespace) -> list[Path]:
     """Returns the settings that files and flags are laid on: those of the sweep that is named to go on with."""
-    if flags.resume in (None, AUTO):
+    if flags.resume in (None, RESUME_LATEST):
         return []
-    return [file for file in (Path(flags.resume) / CONFIG,) if file.exists()]
+    return [file for file in (Path(flags.resume) / CONFIG_FILE,) if file.exists()]
 
 
-def _show(console: Console, result: SweepResult) -> None:
+def _show(console: Console, result: "SweepResult") -> None:
+    from segray.cli.sweep_view import print_result  # noqa: PLC0415 as above
+    from segray.cli.tables import print_paths  # noqa: PLC0415
+
     print_result(console, result)
     model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
     console.print()
@@ -73,7 +79,7 @@ def _show(console: Console, result: SweepResult) -> None:
     )
 
 
-def _plain(result: SweepResult) -> dict[str, object]:
+def _plain(result: "SweepResult") -> dict[str, object]:
     """Returns a result as JSON has it."""
     trials = [
         {

@@ -9,9 +9,7 @@ from ray._private.state import state as ray_state
 from segray.cluster.resources import NodeResources
 
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head node
-
 SPOT_LABEL = "ray.io/market-type"
-
 MAX_NODES = 1000
 
 

@@ -5,9 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
 Positive = Annotated[int, Field(gt=0)]
-
 Count = Annotated[int, Field(ge=0)]
 
 

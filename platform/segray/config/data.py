@@ -14,7 +14,6 @@ from segray.config.parsers import invalid_setting
 
 Transform = str | dict[str, dict[str, Any] | None]
 """NAME, or NAME: {argument: value, ...}."""
-
 Transforms = tuple[Transform, ...] | None
 
 CROP_MULTIPLE = 32

@@ -14,7 +14,6 @@ from segray.config.data import CROP_MULTIPLE
 from segray.config.parsers import invalid_setting
 
 Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(parsers.parse_numbers)]
-
 BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(parsers.parse_numbers)]
 
 STRIDE_MULTIPLE = 4  # a model's scores are a quarter of its image

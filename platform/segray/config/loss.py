@@ -14,7 +14,6 @@ from segray.config.parsers import LOSSES, invalid_setting
 
 Terms = tuple[str | dict[str, float], ...]
 """Of NAME, or NAME: weight."""
-
 ClassWeights = str | tuple[float, ...] | None
 
 

@@ -7,11 +7,8 @@ from typing import Any
 import yaml
 
 NUMBERS = ("uniform", "loguniform")
-
 INTEGER_KINDS = ("int", "logint")
-
 KINDS = (*NUMBERS, *INTEGER_KINDS, "choice")
-
 EXPECTED = "one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [VALUE, ...]"
 
 
@@ -71,7 +68,6 @@ def _bounds(key: str, kind: str, values: Any) -> list[Any]:
 
 
 LOSSES = ("cross_entropy", "ohem", "focal", "dice", "tversky", "lovasz", "boundary")
-
 CLASS_WEIGHT_MODES = ("balanced", "median")
 
 

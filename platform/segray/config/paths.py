@@ -8,20 +8,19 @@ from pathlib import Path
 from segray.config import Config
 from segray.core.errors import ConfigError
 
+CONFIG_FILE = "config.json"
+"""Settings of a run, sweep or checkpoint, in its folder."""
+RESUME_LATEST = "auto"
+"""Value of `--resume` for the latest unfinished run with the same settings."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
-
 JOB_WAIT, JOB_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3
-
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-
 SQLITE = "sqlite:///"
-
 PASSWORD_PATTERN = re.compile(
     r"(?<=://)([^/@:?#\s]*:)(?!\d{1,5}(?:[/?#&\s]|$))\S*(?=@)"  # up to the last @: passwords may hold any but blanks
     r"|([?&](?:\w*password|passwd|pwd|odbc_connect)=)[^&\s]*",
     re.IGNORECASE,
 )
-
 REDACTED = "***"
 
 

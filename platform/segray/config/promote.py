@@ -9,7 +9,6 @@ from segray.config.parsers import parse_class_floors, parse_class_names
 
 ClassFloors = float | dict[str, float]
 """Of every class, or by name."""
-
 ClassNames = tuple[str, ...]
 
 

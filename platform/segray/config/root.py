@@ -28,9 +28,7 @@ _OF_THE_RUN = (
     *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
     *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
 )
-
 _SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
-
 CHANGEABLE_ON_RESUME = frozenset(
     {*_SECTIONS, "data.root", "data.decode", "data.bad_rows", "model.checkpointing"}
 ).union(f"train.{name}" for name in _OF_THE_RUN)

@@ -10,7 +10,6 @@ from segray.config.parsers import invalid_setting, parse_objectives, parse_searc
 
 Space = dict[str, dict[str, Any]]
 """Ranges by dotted key: {"optim.lr": {"loguniform": [1e-5, 1e-3]}}."""
-
 Objectives = tuple[str, ...]
 
 

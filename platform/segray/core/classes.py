@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from segray.core.errors import DataError
 
 ChannelValue = Annotated[int, Field(ge=0, le=255)]
-
 Colour = tuple[ChannelValue, ChannelValue, ChannelValue]
 
 

@@ -6,7 +6,6 @@ from concurrent.futures import Executor, Future
 from typing import TypeVar
 
 In = TypeVar("In")
-
 Out = TypeVar("Out")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MAX_LISTED = 20
-
 EXIT_INTERRUPTED = 130
 """What a command ends with that was asked to end."""
 

@@ -18,7 +18,6 @@ LEVELS = {
     "mlflow": logging.WARNING,
     "mlflow.store.db.utils": logging.CRITICAL,  # a traceback of a hundred lines, of what it raises too
 }
-
 VARIABLES = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours is on the terminal
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 INK, SOFT, LINE, BLUE, RED = "#1d2530", "#5d6b7c", "#c5ccd4", "#2f6fb0", "#dc2626"
-
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
-
 DPI = 130
 
 

@@ -11,19 +11,13 @@ from PIL import Image, ImageDraw
 from segray.core.classes import Classes
 
 Pixels = NDArray[np.uint8]
-
 Ids = NDArray[np.integer]
 
 WIDTH = 320  # px of a column
-
 HEADER = 16
-
 COLUMNS = ("image", "truth", "prediction")
-
 IGNORED = (255, 255, 255)
-
 LINE = 16  # px of a line of text
-
 BACK, TEXT = (24, 24, 24), (230, 230, 230)
 
 

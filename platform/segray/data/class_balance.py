@@ -10,7 +10,6 @@ from segray.core.errors import DataError
 from segray.data.reader import SplitReader
 
 DrawCounts = NDArray[np.float64]
-
 Pixels = NDArray[np.int64]
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from segray.core.errors import DataError
 
 Pixels = NDArray[np.uint8]
-
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 # OpenCV's flags for reduced reading name grey ones; the flag for colour decides.
@@ -20,7 +19,6 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-
 MODES_16BIT = {"I;16", "I;16L", "I;16B"}
 """Pillow's modes of 16 bits."""
 

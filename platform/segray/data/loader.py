@@ -26,13 +26,10 @@ from segray.data.resize import resize_for_model
 from segray.data.sampler import EpochPlan, row_seed
 
 Batch = dict[str, Any]
-
 Encoded = tuple[bytes, bytes]
-
 OnBadRow = Callable[[DataError], None]
 
 CACHE_BYTES = 64 * 2**20
-
 PREFETCH_BATCHES = 4
 
 
@@ -139,9 +136,7 @@ def _draw(plan: EpochPlan, augment: Augmenter, step: int, slot: int, epoch: int,
 
 
 Steps = Iterator[tuple[list[_Draw], RowCache]]
-
 Fault = tuple[int, str]  # which of a draw's rows is bad, and why
-
 Errors = list[tuple[int, str, str]]  # row, its id, and what is wrong
 
 

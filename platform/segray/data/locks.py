@@ -14,7 +14,6 @@ from segray.core.errors import DataError
 from segray.data.storage import UNFINISHED, filesystem, strip_credentials, write_atomic
 
 LEASE_REFRESH_S = 10.0
-
 LEASE_TIMEOUT_S = 60.0
 
 

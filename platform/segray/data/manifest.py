@@ -23,7 +23,6 @@ MANIFEST = "dataset.json"
 
 SKIPPED_LIST = "left_out.txt"
 """The list beside it of samples that could not be used."""
-
 FORMAT_VERSION = 1
 
 COLUMNS = pa.schema(
@@ -37,7 +36,6 @@ COLUMNS = pa.schema(
         pa.field("digest", pa.string(), nullable=False),
     ]
 )
-
 RESERVED_COLUMNS = {*COLUMNS.names, "row", "size", "error"}
 """No names of further columns."""
 

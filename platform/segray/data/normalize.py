@@ -13,14 +13,10 @@ from segray.core.errors import DataError
 from segray.data.images import MODES_16BIT, Mask, Pixels, mask_array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
 MAX_PIXELS = 2**27
-
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens no larger image, whatever is asked of it."""
-
 UPRIGHT = 1
-
 EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,9 +29,7 @@ EXIF_TRANSPOSES = {
 """What makes an image of each EXIF orientation upright."""
 
 _KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
-
 _KEPT_MODES = {"RGB", "L"}
-
 _MASK_MODES = {"1", "L", "P", *MODES_16BIT}
 
 

@@ -18,7 +18,6 @@ from segray.core.logging import silence_libraries
 from segray.data.reader import SplitReader, raise_error_in, read_or_error
 
 READ_CPUS = 0.25
-
 SHARED_BLOCK_BYTES = 16 * 2**20  # of a piece
 
 Load = TypeVar("Load")

@@ -10,7 +10,6 @@ from ray.exceptions import RayError, RayTaskError
 from segray.core.errors import DataError
 
 In = TypeVar("In")
-
 Out = TypeVar("Out")
 
 

@@ -20,7 +20,6 @@ from segray.data.manifest import Shard, Split
 from segray.data.storage import content_hash, credentials_hint, display_path, filesystem, strip_credentials
 
 ERROR_COLUMN = "error"
-
 COLUMNS = ["id", "image", "mask", "digest"]
 
 _AT_ONCE = 8  # shards that one read waits for at once; a store far away answers each in tens of milliseconds

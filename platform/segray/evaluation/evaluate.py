@@ -32,7 +32,6 @@ from segray.models import checkpoint
 from segray.models.build import build_model
 
 SIZE_SLICE = "size"
-
 UNKNOWN = "-"
 """The value of a column in rows of which nothing is known."""
 

@@ -21,7 +21,6 @@ from segray.models.layers import bilinear_matrix, source_rows
 
 # Full-size scores that are held at once: what fits a CPU core's cache, enough at a time to fill a GPU.
 MAX_BAND_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
-
 ANTIALIAS_BELOW_SCALE = 0.5
 """Below this scale a bilinear resize would skip pixels."""
 

@@ -28,9 +28,7 @@ from segray.core.errors import CheckpointError, format_list
 from segray.models.build import build_model
 
 FORMAT: Final = 2
-
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
 WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
     "model.safetensors",
     "live.safetensors",

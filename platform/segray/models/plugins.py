@@ -23,7 +23,6 @@ from segray.core.errors import ModelError
 from segray.core.imports import import_callable
 
 STRIDES = (4, 8, 16, 32)
-
 PROBE_PX = (64, 96)
 
 

@@ -19,18 +19,14 @@ from segray.core.errors import PromotionError, RegistryError
 from segray.tracking.registry import CHALLENGER, LOCK, NOT_FOUND
 
 CHAMPION, PREVIOUS = "champion", "previous"
-
 SERVING_ALIASES = (PREVIOUS, CHAMPION)
 """Aliases in the order of their update. At every moment there is a champion and a known version to roll back to."""
-
 PLAN_TAG, MOVED_TAG = "segray.plan", "segray.moved"
-
 PATIENCE_S, POLL_S = 30.0, 0.5
 """Seconds after which the plan of another process counts as abandoned, and seconds between two polls.
 
 An update takes a few seconds.
 """
-
 MISSING_RUN_CODES = (
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_PARAMETER_VALUE",

@@ -20,11 +20,8 @@ from segray.tracking.model_card import SplitScores, render_card
 from segray.tracking.registry import card_data
 
 PROMOTION, DECISION_TAG = "promotion", "segray.decision"
-
 PROMOTION_TAG, ROLLBACK_TAG = "segray.promotion", "segray.rollback"
-
 MODEL_TAG, VERSION_TAG = "segray.model", "segray.version"
-
 DEFAULT_EXPERIMENT = "0"
 
 

@@ -26,7 +26,6 @@ from segray.tracking.package import package_digest
 
 NUM_TIMED_IMAGES, NUM_PARITY_IMAGES = 16, 3
 """Number of timed images, and number of those whose masks are compared with the masks of the MLflow model."""
-
 MIB = 2**20
 
 

@@ -29,7 +29,6 @@ from segray.tracking.registry import (
 )
 
 Say = Callable[[str], None]
-
 Show = Callable[[Measurements, Decision], None]
 
 

@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
-
 Result = TypeVar("Result")
 
 

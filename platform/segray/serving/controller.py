@@ -19,10 +19,8 @@ from segray.tracking.registry import CHALLENGER
 
 LONG_POLL_S = 1.0
 """So long a check-in waits for something new."""
-
 CLIENT_TIMEOUT_S = 15.0
 """Who was not heard of for so long is not there any more."""
-
 RETRY_S = 10.0
 """After so long what could not be fetched is tried again."""
 

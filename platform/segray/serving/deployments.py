@@ -19,7 +19,6 @@ from segray.serving.replica import Replica
 from segray.serving.routes import build_app
 
 WATCHER, SEGMENTER, FRONT = "watcher", "segmenter", "front"
-
 EXTRA_REQUESTS = 64
 """Requests beyond the limit that a front still hears, to send them away or to say how it is."""
 

@@ -22,7 +22,6 @@ from segray.tracking.package import CHECKPOINT_FILES, package_digest
 from segray.tracking.registry import DIGEST_TAG, available_hint, download_checkpoint
 
 ALIASES, INFO_FILE = "aliases.json", "about.json"
-
 FILES, DOWNLOAD_DIR = "checkpoint", "raw"
 
 

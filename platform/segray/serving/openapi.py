@@ -7,21 +7,14 @@ from segray.serving.requests import IMAGE_TYPES
 from segray.serving.responses import JSON, PNG
 
 Responses = dict[int | str, dict[str, Any]]
-
 Schema = dict[str, Any]
 
 _REASON: Schema = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
-
 _BINARY: Schema = {"type": "string", "format": "binary"}
-
 _NUMBER, _TEXT, _WHOLE = {"type": "number"}, {"type": "string"}, {"type": "integer"}
-
 _POINTS: Schema = {"type": "array", "items": {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}}
-
 _POLYGON: Schema = {"type": "object", "properties": {"outer": _POINTS, "holes": {"type": "array", "items": _POINTS}}}
-
 _RLE: Schema = {"type": "object", "properties": {"size": {"type": "array", "items": _WHOLE}, "counts": _TEXT}}
-
 _CLASS: Schema = {
     "type": "object",
     "required": ["id", "name", "pixels", "share"],
@@ -34,7 +27,6 @@ _CLASS: Schema = {
         "rle": _RLE,
     },
 }
-
 _FIGURES: Schema = {
     "type": "object",
     "required": ["version"],
@@ -59,22 +51,16 @@ def _refused(**reasons: str) -> Responses:
 
 
 _KNOWN = _refused(_401="No token, or a wrong one", _503="Nobody can answer, or not in time")
-
 _LIMITS = _refused(
     _413="More bytes, pixels or images than are taken",
     _415="Of another type than JPEG, PNG or WebP",
     _422="No image, a damaged one, or a parameter out of range",
     _429="Too many requests at once",
 )
-
 STATE: Responses = {200: {"description": "It lives"}}
-
 READY: Responses = {200: {"description": "It answers"}, 503: {"description": "Nobody is ready"}}
-
 AUTHENTICATED: Responses = {**_KNOWN, 200: {"description": "The model, its classes and their colours, metrics, tags"}}
-
 METRICS: Responses = {**_KNOWN, 200: {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
-
 SEGMENT: Responses = {
     **_KNOWN,
     **_LIMITS,
@@ -83,7 +69,6 @@ SEGMENT: Responses = {
         "content": {PNG: {"schema": _BINARY}, JSON: {"schema": _FIGURES}},
     },
 }
-
 BATCH: Responses = {
     **_KNOWN,
     **_LIMITS,
@@ -100,7 +85,6 @@ def _form(name: str, schema: Schema) -> Schema:
 
 
 ONE_IMAGE = _body({**{kind: {"schema": _BINARY} for kind in IMAGE_TYPES}, **_form("image", _BINARY)})
-
 IMAGES = _body(_form("images", {"type": "array", "items": _BINARY}))
 
 

@@ -26,10 +26,8 @@ from segray.serving.responses import SegmentationResponse, count_class_pixels, e
 
 RETRY_S = 30.0
 """After so long a version that did not load is tried again."""
-
 MAX_SHADOW_QUEUE = 8
 """Images that wait to be compared; more are left out."""
-
 FORWARD_TIMEOUT_S = 300.0
 """A forward pass that takes longer never ends."""
 

@@ -12,11 +12,9 @@ from segray.core.errors import SegrayError
 
 IMAGE_TYPES = {"image/jpeg": ("JPEG", "MPO"), "image/png": ("PNG",), "image/webp": ("WEBP",)}
 """Media types that are taken, and what Pillow calls them; a telephone's MPO is a JPEG with another behind it."""
-
 MIB = 2**20
 
 Output = Literal["mask", "overlay", "json"]
-
 IncludeField = Literal["polygons", "rle", "mask", "colours"]
 """What a JSON answer may hold beside the classes' shares."""
 

@@ -16,7 +16,6 @@ from segray.data.images import Mask, Pixels, encode_mask
 from segray.serving.requests import ResponseOptions
 
 PNG = "image/png"
-
 JSON = "application/json"
 
 BinaryMask = NDArray[np.uint8]

@@ -35,9 +35,7 @@ from segray.serving.responses import JSON, PNG, SegmentationResponse, batch_json
 
 CLIENT_CLOSED = "499"
 """The status under which those are counted who did not wait for their answer."""
-
 MULTIPART = "multipart/form-data"
-
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -45,7 +43,6 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src 'self' blob: data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
-
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Referrer-Policy": "no-referrer",
@@ -55,13 +52,10 @@ PAGE_HEADERS = {
 OutputAsked = Annotated[
     Output | None, Query(description="What is answered; without it Accept decides: JSON, or the mask.")
 ]
-
 BatchOutput = Annotated[Output, Query(description="What is answered of each; an image stands in JSON as base64.")]
-
 IncludeAsked = Annotated[
     list[IncludeField], Query(default_factory=list, description="In JSON beside the shares; repeatable.")
 ]
-
 OpacityAsked = Annotated[float, Query(ge=0, le=1, description="Of the colours in an overlay.")]
 
 

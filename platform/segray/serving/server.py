@@ -32,16 +32,11 @@ from segray.tracking.client import connect_mlflow
 from segray.tracking.registry import available_hint
 
 APP_NAME = "segray"
-
 CACHE_DIR = "served"
 """Folder in the results in which versions are kept."""
-
 MIN_TOKEN_LENGTH = 16
-
 POLL_S, PATIENCE_S = 1.0, 10.0
-
 LOGGING = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # what was asked is nobody else's business
-
 SERVE_ENVIRONMENT = {
     # A replica's own threads compute; two event loops in a process only wait for each other.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

@@ -17,7 +17,6 @@ from segray.core.logging import silence_libraries
 UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 
 SERVER_ERROR = 500
-
 RETRY_DELAYS_S = (0.5, 1.0, 2.0)
 """Between the attempts to reach a store at the start."""
 

@@ -16,12 +16,9 @@ from segray.core.logging import silence_libraries
 from segray.tracking.client import error_summary, require_store
 
 METRICS = {"train/loss": "training loss", "val/miou": "mean IoU of the validation"}
-
 SMOOTHING = 0.6
 """Of the loss: what a point keeps of those before."""
-
 DPI = 130
-
 MAX_RUNS = 1000
 
 

@@ -20,7 +20,6 @@ from segray.tracking.registry import resolve_version
 from segray.tracking.uploader import MAX_METRICS, STATE_FILE, mlflow_metric_names
 
 KIND_TAG = "segray.kind"
-
 EVALUATION = "evaluation"
 
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
-
 Kind = Literal[
     "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became"
 ]

@@ -14,9 +14,7 @@ from segray.models.checkpoint import Meta
 
 MAX_CLASSES = 30
 """That are listed: a database may keep no more than 5,000 letters of a card."""
-
 FEW = 10
-
 NONE = "-"
 
 

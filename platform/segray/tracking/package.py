@@ -13,16 +13,11 @@ from mlflow.types import ColSpec, Schema
 from segray.models import checkpoint
 
 ARTIFACT_PATH = "model"
-
 LOADER = Path(__file__).with_name("pyfunc_model.py")
-
 # What a registered model consists of; the optimiser's state stays with the run.
 CHECKPOINT_FILES = (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES, checkpoint.META)
-
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("binary", "image")]), outputs=Schema([ColSpec("binary", "mask")]))
-
 IMPORTED = ("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic", "PyYAML", "safetensors")
-
 REQUIRED = ("segray", "torch", *IMPORTED)
 """All that loader.py imports, whether itself or by way of segray; a test looks."""
 

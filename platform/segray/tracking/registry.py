@@ -15,13 +15,11 @@ from segray.core.errors import RegistryError
 from segray.models import checkpoint
 from segray.tracking import model_card
 from segray.tracking.client import UNAVAILABLE, connect_mlflow, error_summary
-from segray.tracking.package import ARTIFACT_PATH, build_package, packaged_checkpoint, package_digest
+from segray.tracking.package import ARTIFACT_PATH, build_package, package_digest, packaged_checkpoint
 
 CHALLENGER = "challenger"
-
 LOCK = ".promotion"
 """What the name of a model's lock ends with: see segray.promotion.aliases."""
-
 RUN_TAG, DATASET_TAG, COMMIT_TAG, DIGEST_TAG = "segray.run", "segray.dataset", "segray.git", "segray.checkpoint"
 
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"

@@ -25,21 +25,14 @@ from segray.tracking.journal import JOURNAL, JournalReader, Record
 from segray.tracking.registry import RUN_TAG, register_checkpoint
 
 STATE_FILE = "uploaded.json"
-
 KEY_TAG = RUN_TAG
-
 NUMBER_TAG = "segray.trial"
-
 MAX_METRICS, MAX_PARAMS = 1000, 100
-
 MAX_VALUE = 6000
 
 BAD_REQUEST = 400  # the answer to a record that no repetition makes better
-
 MAX_NAME_LENGTH = 250
-
 AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # sqlalchemy's first line, before the reason
-
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 

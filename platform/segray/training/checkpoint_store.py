@@ -19,11 +19,8 @@ from segray.core.errors import CheckpointError, TrainingError
 from segray.models import checkpoint
 
 DIR_PATTERN = re.compile(r"step-(\d{6,})$")
-
 TEMP_SUFFIX = ".partial"
-
 SCORE_METRIC = "val/miou"
-
 MAX_PENDING = 2  # each holds the whole state in memory
 
 

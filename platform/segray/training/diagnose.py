@@ -28,7 +28,6 @@ from segray.core.errors import CapacityError, ConfigError, DataError, RegistryEr
 from segray.data.manifest import Manifest, read_manifest
 
 ALL_REDUCE_ELEMENTS = 2**22  # float32 that are summed
-
 PLACEHOLDER_CLASSES = Classes(names=tuple(f"class {number}" for number in range(19)), palette=((0, 0, 0),) * 19)
 
 

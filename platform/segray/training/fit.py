@@ -32,9 +32,7 @@ from segray.training.trial_context import TrialContext
 from segray.training.worker import train_loop_per_worker
 
 RAY_FOLDER = "ray"
-
 START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-
 START_TIMEOUT_S = {False: "1800", True: "20"}
 """How long workers are waited for, by whether there may be fewer: a cloud's nodes take minutes, and with fewer a run
 looks anew how many there are."""

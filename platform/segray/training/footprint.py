@@ -11,11 +11,8 @@ from segray.models.build import build_model
 from segray.models.segformer.model import SegFormer
 
 FLOAT32_BYTES = 4  # bytes of a float32
-
 MOMENTS_PER_PARAMETER = 2  # of the optimiser, for each parameter
-
 VARIANT = "model.variant"
-
 ALWAYS_KEPT = 2  # the last checkpoint, and one that is being written
 
 

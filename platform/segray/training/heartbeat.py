@@ -17,15 +17,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 BEATS_PER_TIMEOUT = 10  # a rank tells where it is so many times in the time that it may stand still
-
 POLL_S = 5.0
-
 BEAT_INTERVAL_S = 0.5  # and hears as often whether it is to stop: who stops a job may wait for three seconds
-
 RANK_TIMEOUT_S = 10.0  # who told nothing for so long is not there
-
 PATIENCE_S = 30.0  # with a cluster that does not answer
-
 START_TIME_TOLERANCE_S = 1.0  # the clock that births are told by may be set
 
 

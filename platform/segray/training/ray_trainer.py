@@ -23,7 +23,6 @@ from ray.train.v2._internal.util import TrainingFramework
 from segray.training.failure_policy import FailurePolicy
 
 TIMEOUT_S = 1800
-
 SHUTDOWN_TIMEOUT_S = 5.0
 
 

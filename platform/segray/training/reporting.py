@@ -13,9 +13,7 @@ from segray.tracking.journal import Journal, Kind
 from segray.training.failure_policy import PreemptedError
 
 RECENT_REPORTS = "recent"
-
 LATEST_CHECKPOINT = "newest"
-
 CHECKPOINT_TAG = "segray.checkpoint"
 
 

@@ -14,8 +14,6 @@ from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal
 from segray.training import checkpoint_store
 
-AUTO = "auto"
-
 LOCK = "lock"
 
 

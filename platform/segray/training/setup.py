@@ -32,9 +32,7 @@ from segray.training.run_spec import RunSpec
 from segray.training.trial_context import TrialContext
 
 FOLDER_TAG = "segray.folder"
-
 NOT_RUN_SECTIONS = ("promote.", "serve.")
-
 VARIANT = "{variant}"  # in model.init
 
 
@@ -90,9 +88,9 @@ def prepare_run(
         UserError: the run cannot work.
     """
     settled, tracking_uri = _settled(config, part)
-    folder = None if resume in (None, resuming.AUTO) else resuming.resolve_run(str(resume))
+    folder = None if resume in (None, paths.RESUME_LATEST) else resuming.resolve_run(str(resume))
     manifest = read_manifest(settled.data.root)
-    if resume == resuming.AUTO:
+    if resume == paths.RESUME_LATEST:
         folder = resuming.find_latest_run(settled, manifest.digest)
     if resume is not None and folder is None:
         say(f"no unfinished run with these settings in {settled.results}: a new one is started.")

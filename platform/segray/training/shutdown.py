@@ -11,13 +11,9 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 POLL_S = 0.1
-
 PATIENCE_S = 10.0
-
 ABORT_S = 3.0
-
 CLOSE_TIME_S = 15.0  # that a run takes to close its records, once its ranks are gone
-
 NODE_WAIT_NOTICE_S = 20.0  # workers on nodes that are there are at work by then
 
 

@@ -27,7 +27,6 @@ from segray.training.run_spec import BadRowPolicy, RunSpec
 
 FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
 """Ray's own mark of nodes that an autoscaler starts on one machine to try itself."""
-
 SEES_WITHIN_S = 10.0
 """A network file system may be as late as that with a folder that was just made."""
 

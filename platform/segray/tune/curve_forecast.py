@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_POINTS = 4
-
 TIMES = np.geomspace(0.02, 5, 60)
 """Time constants of the model, as fractions of the run."""
-
 MIN_NOISE = 1e-3
 
 

@@ -20,15 +20,10 @@ from segray.tune.schedulers.build import grace_period, rung_steps
 from segray.tune.space import apply_values, dimensions, sample
 
 SAMPLES = 64
-
-REFERENCE = 256  # px
-
+REFERENCE = 256  # side of the reference image, in pixels
 START_S = 12.0  # start-up time of a trial on two cores; less on more cores
-
 TURNS = 3
-
 PATIENCE_S = 120.0
-
 MIN_STOPPED = 0.5  # fraction of trials that median stopping ends: half of them are below the median
 
 

@@ -27,7 +27,6 @@ from segray.tune.trial import Trial, objective_sign
 from segray.tune.trial_actor import resumable_run as begun_run
 
 BEST = "best.yaml"
-
 REPORT = "report"
 
 

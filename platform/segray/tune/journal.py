@@ -13,9 +13,7 @@ from segray.tune.controller import WORST
 from segray.tune.trial import COST, State, Trial, objective_sign
 
 KIND_TAG, SWEEP = "segray.kind", "sweep"
-
 RUN_NAME = "trial-{:03d}"
-
 AT_WORK = ("metrics", "event")
 """Kinds of records that a run writes during training."""
 

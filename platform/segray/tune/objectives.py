@@ -17,9 +17,7 @@ from segray.models.build import build_model
 from segray.models.cost import model_costs
 
 PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
-
 COSTS = (PARAMETERS, GMAC, LATENCY)
-
 TURNS, WARM_UP = 9, 2
 
 

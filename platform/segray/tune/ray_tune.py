@@ -29,15 +29,12 @@ from segray.tune.trial import State, Trial
 from segray.tune.trial_actor import DONE, ERROR, METRICS, SECONDS, STEP, TASK
 
 MAX_ACTOR_FAILURES = 3
-
 CLOUD = "AWS_"
-
 FOLDER = "tune"
-
 VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the sweep logs to MLflow
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the sweep's own handler shuts it down
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # nothing is restored from it
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # this checkpoint is never restored
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "120",  # a stopped run ends its workers first
     "RAY_AIR_NEW_OUTPUT": "0",

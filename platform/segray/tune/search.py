@@ -1,6 +1,6 @@
-"""Where configurations come from: the n-th is a function of the seed and of what is known of the trials before it.
+"""Searchers: each suggestion is a function of the seed, the trial number and the results of the earlier trials.
 
-Nothing is kept between two suggestions, so a sweep that goes on after a kill suggests what it would have.
+Searchers keep no state between suggestions, so a sweep that resumes after a crash suggests the same settings.
 """
 
 import logging
@@ -17,18 +17,17 @@ from segray.tune.space import Dimension, Values, dimensions, grid, sample
 from segray.tune.trial import State, Trial, objective_sign
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
-
 NUM_STARTUP_TRIALS = 10
-"""Trials at random before the search learns from them."""
+"""Number of random trials before TPE uses their results."""
 
 
 @dataclass(frozen=True)
 class PriorTrial:
-    """What an earlier sweep found: settings, and what they ended at, by metric.
+    """Trial of an earlier sweep.
 
     Attributes:
         values: settings by dotted key.
-        found: of each metric of this sweep, as it is.
+        found: final value of each objective of this sweep, without a change of sign.
     """
 
     values: Values
@@ -36,19 +35,19 @@ class PriorTrial:
 
 
 class Search(Protocol):
-    """Where configurations come from."""
+    """Interface of a searcher."""
 
     def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
-        """Returns the settings of a trial, none if there are no more.
+        """Returns the settings of a trial, or `None` if the search space is exhausted.
 
         Args:
-            number: of the trial, 0-based.
-            trials: those before it.
+            number: number of the trial, 0-based.
+            trials: earlier trials.
         """
 
 
 def build_search(settings: Config, known: Sequence[PriorTrial] = ()) -> Search:
-    """Returns the search of a sweep."""
+    """Builds the searcher of a sweep. Only TPE uses the known trials."""
     space, tune = dimensions(settings), settings.tune
     if tune.search == "grid":
         return GridSearch(space)
@@ -58,7 +57,7 @@ def build_search(settings: Config, known: Sequence[PriorTrial] = ()) -> Search:
 
 
 class RandomSearch:
-    """Draws independently."""
+    """Searcher that samples each trial independently."""
 
     def __init__(self, space: tuple[Dimension, ...], seed: int) -> None:
         self._space, self._seed = space, seed
@@ -68,7 +67,7 @@ class RandomSearch:
 
 
 class GridSearch:
-    """Takes every combination of choices."""
+    """Searcher that enumerates all combinations of choices."""
 
     def __init__(self, space: tuple[Dimension, ...]) -> None:
         self._points = list(grid(space))
@@ -78,16 +77,16 @@ class GridSearch:
 
 
 class TpeSearch:
-    """Optuna's tree-structured Parzen estimator, over all settings together.
+    """Optuna's multivariate tree-structured Parzen estimator (TPE).
 
-    A trial that was stopped or waits counts with what its curve is expected to end at.
+    The value of a stopped or paused trial is the forecast of its final value.
 
     Args:
-        space: what is varied.
-        seed: of the search.
-        last: step of a trial's end.
-        metrics: what is looked for.
-        known: of an earlier sweep.
+        space: search space.
+        seed: seed of the search.
+        last: last step of a trial.
+        metrics: objectives.
+        known: trials of an earlier sweep.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class TpeSearch:
         return self._frozen(trial.values, [expected, *(value for value in others if value is not None)])
 
     def _frozen(self, values: Values, found: Sequence[float] | None) -> FrozenTrial:
-        """Returns a trial as Optuna knows it; without values, one that is running."""
+        """Returns an Optuna trial, complete if `found` has values, else running."""
         params: dict[str, Any] = {
             one.key: one.values.index(values[one.key]) if one.is_choice else values[one.key] for one in self._space
         }
@@ -134,9 +133,9 @@ class TpeSearch:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Returns what Optuna draws a setting from; of choices, their places."""
+    """Returns the Optuna distribution of a setting; for a choice, a distribution of indices."""
     if dimension.is_choice:
-        return CategoricalDistribution(range(len(dimension.values)))  # by place: a value may be a list
+        return CategoricalDistribution(range(len(dimension.values)))  # indices, because a value may be a list
     low, high = dimension.values
     if dimension.is_integer:
         return IntDistribution(low, high, log=dimension.is_log)

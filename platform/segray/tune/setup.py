@@ -1,4 +1,4 @@
-"""Before a sweep: everything that can be known to fail is tried, and the sweep has its folder, new or gone on with."""
+"""Preparation of a sweep: validates the settings and resources, then creates the sweep folder or opens it to resume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.sweep_uploader import trial_dirs
 from segray.training.preflight import preflight
-from segray.training.resume import AUTO, is_finished, is_locked, lock_run
+from segray.training.resume import is_finished, is_locked, lock_run
 from segray.training.setup import run_entry, validate_splits
 from segray.tune import objectives, space
 from segray.tune.journal import KIND_TAG, SWEEP, SweepJournal
@@ -26,27 +26,26 @@ from segray.tune.search import PriorTrial
 from segray.tune.trial import Trial
 
 PBT_SECTIONS = ("optim.", "loss.", "data.")
-"""Settings that may change while a trial is trained, by their beginning."""
-
+"""Prefixes of the settings that may change during the training of a trial."""
 CHANGEABLE_ON_RESUME = ("tune.trials", "tune.concurrent", "tune.seeds", "tune.budget.")
-"""Settings of a sweep that may differ when it goes on."""
+"""Prefixes of the sweep settings that may change on resume."""
 
 
 @dataclass(frozen=True)
 class PreparedSweep:
-    """A sweep that was checked and has its folder.
+    """Validated sweep with its folder.
 
     Attributes:
-        config: its settings, places settled.
-        tracking_uri: MLflow store, its password included.
-        manifest: of the dataset.
-        slots: what its trials get.
-        record: its journal.
-        key: by which MLflow finds its run.
-        trials: that it knows from before.
-        known: trials of an earlier sweep.
-        spent_s: seconds it ran before.
-        lock: that keeps others from running it.
+        config: settings with resolved paths.
+        tracking_uri: URI of the MLflow store, including its password.
+        manifest: manifest of the dataset.
+        slots: resources of the trials.
+        record: journal of the sweep.
+        key: key that identifies the sweep's run in MLflow.
+        trials: trials from before a resume.
+        known: trials of an earlier sweep, for a warm start.
+        spent_s: run time before a resume, in seconds.
+        lock: lock file that prevents another process from running the sweep.
     """
 
     config: Config
@@ -62,7 +61,7 @@ class PreparedSweep:
 
     @property
     def folder(self) -> Path:
-        """The sweep's folder, which holds those of its trials."""
+        """Sweep folder, which contains the folders of the trials."""
         return self.record.folder
 
 
@@ -72,16 +71,16 @@ def prepare_sweep(
     warm: Callable[[Config, str], tuple[PriorTrial, ...]],
     say: Callable[[str], None],
 ) -> PreparedSweep:
-    """Returns the sweep to run, new or gone on with.
+    """Prepares a new sweep or an existing one to resume.
 
     Args:
-        config: of the sweep.
-        resume: "auto" or a sweep's folder; none begins a new one.
-        warm: returns what an earlier sweep found, of settings and MLflow store.
-        say: called with the few lines a person should read.
+        config: settings of the sweep.
+        resume: "auto" or a sweep folder; `None` starts a new sweep.
+        warm: callable that loads the trials of an earlier sweep, given the settings and the URI of the MLflow store.
+        say: callable that receives messages for the user.
 
     Raises:
-        UserError: the sweep cannot work; no folder is left behind.
+        UserError: the sweep cannot run; no folder is created.
     """
     settled, tracking_uri = paths.resolve_paths(config), paths.tracking_uri(config)
     space.validate_space(settled)
@@ -119,7 +118,7 @@ def _write_start(record: SweepJournal, config: Config, manifest: Manifest, known
 
 
 def _read_start(record: SweepJournal) -> tuple[str, float, tuple[PriorTrial, ...]]:
-    """Returns key, seconds spent before, and what was known from the start, from a sweep's journal."""
+    """Returns the key, the seconds spent before, and the trials of the warm start, from a sweep's journal."""
     records = record.journal.records()
     starts = [one["time_ms"] for one in records if one["kind"] in ("run", "resumed")]
     times = [
@@ -127,16 +126,16 @@ def _read_start(record: SweepJournal) -> tuple[str, float, tuple[PriorTrial, ...
     ]
     spent = sum(
         max(time for time in times if start <= time < end) - start for start, end in pairwise(starts)
-    )  # a trial tells more of when its sweep was killed than the sweep's own few records
+    )  # the journals of the trials show more precisely when the sweep was killed
     known = tuple(PriorTrial(values, found) for values, found in records[0]["known"])
     return records[0]["key"], spent / 1000, known
 
 
 def _check_scheduler(config: Config) -> None:
-    """Refuses a scheduler that would have nothing to decide from, or settings that it cannot move.
+    """Validates the settings of the scheduler.
 
     Raises:
-        ConfigError: it is such.
+        ConfigError: the scheduler has no validation to decide from, or cannot change a setting of the search space.
     """
     tune, train = config.tune, config.train
     build_scheduler(config)
@@ -165,14 +164,14 @@ def _check_scheduler(config: Config) -> None:
 
 
 def _named(config: Config, manifest: Manifest, resume: str | None, say: Callable[[str], None]) -> Path | None:
-    """Returns the folder of the sweep to go on with, none for a new one.
+    """Returns the folder of the sweep to resume, or `None` for a new sweep.
 
     Raises:
-        ResumeError: it holds none, or one of other settings, or is finished.
+        ResumeError: the folder contains no sweep, a sweep with other settings, or a finished one.
     """
     if resume is None:
         return None
-    if resume == AUTO:
+    if resume == paths.RESUME_LATEST:
         found = _latest(config, manifest)
         if found is None:
             say(f"no unfinished sweep with these settings in {config.results}: a new one is started.")
@@ -191,7 +190,7 @@ def _named(config: Config, manifest: Manifest, resume: str | None, say: Callable
 
 
 def _is_cut_short(folder: Path) -> bool:
-    """Returns whether a sweep ended because its budget was spent, so that a larger one goes on with it."""
+    """Returns True if a sweep ended because its budget was exhausted, so it can resume with a larger one."""
     ends = [record for record in Journal(folder).records() if record["kind"] == "end"]
     return bool(ends) and ends[-1].get("cut_short") is not None
 
@@ -209,7 +208,7 @@ def _goes_on(folder: Path, config: Config, manifest: Manifest) -> bool:
 
 
 def _differences(folder: Path, config: Config, manifest: Manifest) -> list[str]:
-    """Returns what differs from how a sweep was started, a line each, that must not."""
+    """Returns the forbidden differences from the settings and data of a stored sweep, one line each."""
     stored = checkpoint.load_config(folder)
     if not stored.tune.space:
         return ["it is no sweep, but a run of its own"]

@@ -1,4 +1,4 @@
-"""The search space: which settings are varied between what, and whether every one of them can be trained."""
+"""Search space of a sweep: its dimensions, sampling and validation."""
 
 import itertools
 import math
@@ -26,19 +26,19 @@ NOT_TUNABLE: tuple[str, ...] = (
 )
 
 NOT_TUNABLE += ("train.min_workers", "train.device", "data.root", "data.val_split")
-"""What must be alike in all trials, so that they can be compared, and placed."""
+"""Settings, or prefixes of settings, that must be the same in all trials so that they can be compared and placed."""
 
 MAX_CORNERS, MAX_DRAWN = 1024, 256
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A setting and what it may be.
+    """Dimension of the search space.
 
     Attributes:
-        key: dotted.
-        kind: uniform, loguniform, int, logint or choice.
-        values: (low, high), both included; or all there are.
+        key: dotted key of the setting.
+        kind: kind of the dimension: uniform, loguniform, int, logint or choice.
+        values: bounds (low, high), both inclusive; for a choice, all values.
     """
 
     key: str
@@ -47,21 +47,21 @@ class Dimension:
 
     @property
     def is_choice(self) -> bool:
-        """Returns whether the values are all there are."""
+        """True if the dimension is a list of choices."""
         return self.kind == "choice"
 
     @property
     def is_log(self) -> bool:
-        """Returns whether ratios count rather than differences."""
+        """True if the dimension has a logarithmic scale."""
         return self.kind.startswith("log")
 
     @property
     def is_integer(self) -> bool:
-        """Returns whether only whole numbers are meant."""
+        """True if the values are integers."""
         return self.kind.endswith("int")
 
     def from_unit(self, share: float) -> Any:
-        """Returns the value at a share (0 to 1) of the way from the lowest to the highest, or of the list."""
+        """Returns the value at a position from 0 to 1 between the bounds, or in the list of choices."""
         if self.is_choice:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         low, high = self.values
@@ -75,14 +75,14 @@ class Dimension:
         return whole if self.is_integer else min(max(found, low), high)
 
     def to_unit(self, value: Any) -> float:
-        """Returns how far a value lies from the lowest to the highest, 0 to 1; of a list, by its place."""
+        """Returns the position of a value from 0 to 1 between the bounds, or in the list of choices."""
         if self.is_choice:
             return self.values.index(value) / max(1, len(self.values) - 1)
         low, high = (math.log(end) if self.is_log else end for end in self.values)
         return ((math.log(value) if self.is_log else value) - low) / (high - low)
 
     def contains(self, value: Any) -> bool:
-        """Returns whether a value is one of these."""
+        """Returns True if the dimension contains a value."""
         if self.is_choice:
             return value in self.values
         return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
@@ -94,39 +94,39 @@ class Dimension:
 
 
 def dimensions(settings: Config) -> tuple[Dimension, ...]:
-    """Returns what a sweep varies."""
+    """Returns the dimensions of a sweep's search space."""
     found = ((key, *next(iter(spelt.items()))) for key, spelt in settings.tune.space.items())
     return tuple(Dimension(key, kind, tuple(values)) for key, kind, values in found)
 
 
 def sample(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
-    """Returns settings at random: of a seed and a number always the same."""
+    """Returns random settings that depend only on the seed and the trial number."""
     shares = np.random.default_rng([seed, number]).random(len(space))
     return {dimension.key: dimension.from_unit(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
 
 
 def grid(space: tuple[Dimension, ...]) -> Iterator[Values]:
-    """Yields every combination of choices."""
+    """Yields all combinations of the values of each dimension."""
     keys = [dimension.key for dimension in space]
     for values in itertools.product(*(dimension.values for dimension in space)):
         yield dict(zip(keys, values, strict=True))
 
 
 def apply_values(settings: Config, values: Mapping[str, Any]) -> Config:
-    """Returns the settings of a trial: those of the sweep, with its own values.
+    """Returns the settings of a trial: the settings of the sweep, updated with the trial's values.
 
     Raises:
-        ConfigError: they cannot be trained.
+        ConfigError: the settings are invalid.
     """
     return config.build(config.merge(settings.model_dump(mode="json", exclude={"tune"}), values))
 
 
 def validate_space(settings: Config) -> None:
-    """Refuses a space that cannot be searched.
+    """Validates the search space.
 
     Raises:
-        ConfigError: it is empty, names what is no setting or must not differ, has values or combinations of them that
-            cannot be trained, or is a grid of numbers or of more points than there are trials.
+        ConfigError: the space is empty, contains an unknown setting or one that must not vary, contains invalid values
+            or combinations, or is a grid with numeric ranges or with more points than trials.
     """
     space = dimensions(settings)
     if not space:
@@ -186,7 +186,7 @@ def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:
 
 
 def _corners(space: tuple[Dimension, ...]) -> Iterator[Values]:
-    """Yields the combinations of ends and choices, or as many at random as are quickly tried."""
+    """Yields all combinations of bounds and choices, or `MAX_CORNERS` random ones if there are more."""
     count = math.prod(len(dimension.values) for dimension in space)
     if count <= MAX_CORNERS:
         yield from grid(space)

@@ -1,4 +1,4 @@
-"""A sweep from its check to its end: what `pipelines/tune.py` runs."""
+"""Complete execution of a sweep, from validation to results. `pipelines/tune.py` calls `run_sweep`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,26 +35,23 @@ from segray.tune.trial_actor import TrialActor, TrialTask
 from segray.tune.warm_start import load_prior_trials
 
 OUTCOME_TAG = "segray.outcome"
-
 MAX_STORE_FRACTION = 0.3
-"""Share of a node's object store that the data may take."""
-
+"""Maximum fraction of a node's object store for the data."""
 MAX_EARLY_FAILURES = 5
-"""Trials that fail before any is validated end the sweep: the others would fail as they did."""
-
+"""Number of failed trials that ends the sweep if no trial was validated: further trials would fail as well."""
 STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED"}
 
 
 @dataclass(frozen=True)
 class SweepView:
-    """What there is to see of a sweep while it runs.
+    """View of a running sweep.
 
     Attributes:
-        config: its settings.
-        folder: of the sweep.
-        outlook: what it was expected to cost.
-        sweeping: its trials.
-        spent_s: seconds since it began, those before it was gone on with included.
+        config: settings of the sweep.
+        folder: sweep folder.
+        outlook: estimated cost of the sweep.
+        sweeping: controller of the sweep.
+        spent_s: callable that returns the run time in seconds, including the time before a resume.
     """
 
     config: Config
@@ -71,18 +68,18 @@ def run_sweep(
     say: Callable[[str], None] = print,
     watch: Callable[[SweepView], None] = lambda _view: None,
 ) -> finalize.SweepResult:
-    """Tries settings, and returns the best with what was made of them.
+    """Runs a sweep and returns its result.
 
     Args:
-        config: what all trials share, and the space in `tune`.
-        resume: goes on with a sweep: "auto" or its folder; none begins a new one.
-        say: called with the few lines a person should read.
-        watch: called before the first trial, to follow them.
+        config: settings shared by all trials, and the search space in `tune`.
+        resume: "auto" or the folder of a sweep to resume; `None` starts a new sweep.
+        say: callable that receives messages for the user.
+        watch: callable that receives a view of the sweep before the first trial starts.
 
     Raises:
-        UserError: the sweep cannot work; no folder is left behind.
-        TrainingError: every trial failed; the reasons are told.
-        StoppedError: it was interrupted; `resume` goes on.
+        UserError: the sweep cannot run; no folder is created.
+        TrainingError: no trial was validated; the message has the reasons.
+        RunStoppedError: the sweep was interrupted; it can be resumed.
     """
     begun = prepare_sweep(config, resume, load_prior_trials, say)
     with begun.lock, _uploaded(begun, say) as family, _told_how_to_go_on(begun):
@@ -94,7 +91,7 @@ def run_sweep(
 
 @contextmanager
 def _told_how_to_go_on(begun: PreparedSweep) -> Iterator[None]:
-    """Has who stops a sweep, whatever it was at, hear what goes on with it."""
+    """Converts an interrupt into a RunStoppedError with the option that resumes the sweep."""
     try:
         yield
     except (KeyboardInterrupt, RunStoppedError) as error:
@@ -105,7 +102,7 @@ def _told_how_to_go_on(begun: PreparedSweep) -> Iterator[None]:
 
 @contextmanager
 def _uploaded(begun: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
-    """Uploads the journals beside the trials, and ends the sweep's own if it was no success."""
+    """Uploads the journals during the sweep, and writes an end record to its own journal if it fails."""
     family = SweepUploader(begun.folder, begun.tracking_uri, say)
     uploading = UploadThread(family, say)
     uploading.start()
@@ -122,7 +119,7 @@ def _uploaded(begun: PreparedSweep, say: Callable[[str], None]) -> Iterator[Swee
 
 
 def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[SweepView], None]) -> str | None:
-    """Runs the trials, and returns why that ended before all were over, if it did."""
+    """Runs the trials and returns the reason for an early end, or `None` if all trials are over."""
     config, record = begun.config, begun.record
     began = monotonic()
     sweeping = SweepController(
@@ -147,7 +144,7 @@ def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[S
                 lambda: exhausted_budget(view, failed_before),
             )
         sweeping.close(why or "not among the best")
-        if why is None:  # otherwise a larger budget goes on with them
+        if why is None:  # otherwise the sweep can resume these trials with a larger budget
             for trial in sweeping.trials:
                 record.log_state(trial)
     finally:
@@ -165,11 +162,11 @@ def _failed(trials: Sequence[Trial]) -> int:
 
 
 def exhausted_budget(view: SweepView, failed_before: int) -> str | None:
-    """Returns what of a sweep's budget is spent, none if nothing is.
+    """Returns a description of the exhausted budget or limit of a sweep, or `None` if there is none.
 
     Args:
-        view: of the sweep.
-        failed_before: trials that failed at an earlier start: what was at fault may be mended by now.
+        view: view of the sweep.
+        failed_before: number of trials that failed before a resume; they do not count, as the cause may be fixed.
     """
     budget, trials = view.config.tune.budget, view.sweeping.trials
     failed = _failed(trials) - failed_before
@@ -188,11 +185,11 @@ def exhausted_budget(view: SweepView, failed_before: int) -> str | None:
 
 
 class TrialManager:
-    """What a sweep's trials are run by, and what is written down of them.
+    """Creates the tasks of a sweep's trials and records their states.
 
     Args:
-        begun: the sweep.
-        sweeping: its trials.
+        begun: prepared sweep.
+        sweeping: controller of the sweep.
     """
 
     def __init__(self, begun: PreparedSweep, sweeping: SweepController) -> None:
@@ -203,7 +200,7 @@ class TrialManager:
             self._learn(trial)
 
     def trial_runners(self, say: Callable[[str], None]) -> TrialRunners:
-        """Returns Tune's actors for the trials, with the data in the cluster's memory where it fits."""
+        """Returns the Tune actors for the trials. The data is in the cluster's object store if it fits."""
         begun, bell = self._begun, create_heartbeat_actor()
         data = preload_splits(begun.config, begun.manifest, say)
         part = TrialContext(begun.key, 0, begun.slots.placement, begun.tracking_uri, data, bell)
@@ -216,7 +213,7 @@ class TrialManager:
         return TrialRunners(trainable, begun.slots.num_concurrent, self.build_task, stop)
 
     def build_task(self, trial: Trial) -> str:
-        """Returns what an actor is to do for a trial, as text."""
+        """Returns the task of an actor for a trial, as text."""
         begun = self._begun
         config = space.apply_values(begun.config, trial.values)
         folder = trial_dir(begun.folder, trial.number)
@@ -233,12 +230,12 @@ class TrialManager:
         return TrialTask(trial.number, trial.step, config, moved, donor).to_json()
 
     def on_trial_change(self, trial: Trial) -> None:
-        """Writes down that a trial was started or has ended its part."""
+        """Records a trial whose segment started or ended."""
         self._learn(trial)
         self._begun.record.log_state(trial)
 
     def close_trial(self, trial: Trial) -> None:
-        """Ends a trial's run in its journal, whoever died before doing so, and says what became of it."""
+        """Completes the journal of a trial's run with its costs, an end record if it is missing, and its outcome."""
         run = trial_dir(self._begun.folder, trial.number)
         if not (run / JOURNAL).exists():
             return
@@ -256,18 +253,18 @@ class TrialManager:
         journal.write("tag", name=OUTCOME_TAG, value=told)
 
     def _learn(self, trial: Trial) -> None:
-        """Notes in how many parts a trial's steps had to be computed."""
+        """Records the gradient accumulation steps that a trial required."""
         run = trial_dir(self._begun.folder, trial.number)
         try:
             config = checkpoint.load_config(run)
-        except CheckpointError:  # it has not begun
+        except CheckpointError:  # it has not started
             return
         trial.accumulation_steps = config.train.accumulate
         if trial.accumulation_steps > space.apply_values(self._begun.config, trial.values).train.accumulate:
             self._memory.record(config)
 
     def _costs_of(self, config: Config) -> dict[str, float]:
-        """Returns what a trial's model costs, where the sweep looks for that."""
+        """Returns the costs of a trial's model that are objectives of the sweep."""
         begun = self._begun
         wanted = tuple(name for name in begun.config.tune.metric if name in objectives.COSTS)
         key = f"{config.model.model_dump_json()} {config.data.crop}"
@@ -277,7 +274,7 @@ class TrialManager:
 
 
 def preload_splits(config: Config, manifest: Manifest, say: Callable[[str], None]) -> dict[str, SharedSplit]:
-    """Returns the rows of both splits in the cluster's memory, or nothing, where they do not fit."""
+    """Loads both splits into the cluster's object store. Returns an empty dictionary if they do not fit."""
     splits = {name: manifest.split(name) for name in (config.data.train_split, config.data.val_split)}
     size = sum(shard.bytes for split in splits.values() for shard in split.shards)
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]

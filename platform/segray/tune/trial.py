@@ -1,4 +1,4 @@
-"""The trials of a sweep as they are known at a moment: everything that policies and searches decide from."""
+"""State of a sweep's trials, which schedulers and searchers use for their decisions."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,19 +7,18 @@ from typing import Any
 from segray.tune.curve_forecast import extrapolate_curve
 
 COST = "cost/"
-"""Beginning of the metrics that are known of a model before it is trained."""
-
+"""Prefix of the metrics of a model that are known before training."""
 MINIMISED = (COST, "train/loss")
-"""Metrics that are the better the lower, by their beginning."""
+"""Prefixes of the metrics for which lower is better."""
 
 
 def objective_sign(metric: str) -> int:
-    """Returns 1 for a metric that is the better the higher, -1 for the others."""
+    """Returns 1 for a metric for which higher is better, -1 for the others."""
     return -1 if metric.startswith(MINIMISED) else 1
 
 
 class State(StrEnum):
-    """What becomes of a trial."""
+    """State of a trial."""
 
     PENDING = "waiting"
     RUNNING = "running"
@@ -34,21 +33,21 @@ TERMINAL_STATES = frozenset({State.STOPPED, State.FINISHED, State.FAILED})
 
 @dataclass
 class Trial:
-    """One trial.
+    """Trial of a sweep.
 
     Attributes:
-        number: 0-based, in order of their suggestion.
-        values: its settings, by dotted key.
-        state: what it does now.
-        curve: the first metric at each validation, by step; the higher, the better.
-        others: the other metrics as last reported, as they are.
-        approved_step: step of the validation that it was last allowed to go on from.
-        copy_from: trial whose checkpoint its part begins with, until it has validated behind that.
-        seconds: it has run, in parts that have ended.
-        segment_s: seconds of the part that runs.
-        accumulation_steps: its steps are computed in, once that is known.
-        actor_failures: of its actor, so far.
-        reason: it is in this state.
+        number: 0-based number, in order of suggestion.
+        values: settings by dotted key.
+        state: current state.
+        curve: first objective at each validation, by step; higher is better.
+        others: last reported values of the other objectives, without a change of sign, and costs.
+        approved_step: step of the last validation after which the scheduler let the trial continue.
+        copy_from: number of the trial whose checkpoint the segment starts from; `None` after the next validation.
+        seconds: run time of all completed segments, in seconds.
+        segment_s: run time of the current segment, in seconds.
+        accumulation_steps: number of gradient accumulation steps; `None` if it is unknown.
+        actor_failures: number of failures of its actor.
+        reason: reason for the current state.
     """
 
     number: int
@@ -67,34 +66,34 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """Returns the step of its last validation, 0 before the first."""
+        """Step of the last validation, 0 before the first."""
         return max(self.curve, default=0)
 
     @property
     def value(self) -> float | None:
-        """Returns its last validation's value."""
+        """Value of the last validation, or `None` before the first."""
         return self.curve[self.step] if self.curve else None
 
     @property
     def best(self) -> float | None:
-        """Returns its highest value."""
+        """Highest value, or `None` before the first validation."""
         return max(self.curve.values(), default=None)
 
     @property
     def is_over(self) -> bool:
-        """Returns whether nothing comes of it any more."""
+        """True if the trial is in a terminal state."""
         return self.state in TERMINAL_STATES
 
     def first_step_at(self, step: int) -> int | None:
-        """Returns the step of the first validation at or behind a step, if it came so far."""
+        """Returns the step of the first validation at or after a step, or `None` if the trial has not reached it."""
         return min((found for found in self.curve if found >= step), default=None)
 
     def forecast(self, step: int, last: int) -> float:
-        """Returns what it was expected to end at when it came to a step.
+        """Returns the forecast of the final value, based on the validations up to a step.
 
         Args:
-            step: of a validation.
-            last: step of the end.
+            step: step of a validation.
+            last: last step of the trial.
         """
         if step not in self._forecasts:
             steps = sorted(found for found in self.curve if found <= step)
@@ -102,15 +101,15 @@ class Trial:
         return self._forecasts[step]
 
     def end_segment(self) -> None:
-        """Adds the seconds of the part that ran to those before it."""
+        """Adds the run time of the current segment to the total run time."""
         self.seconds, self.segment_s = self.seconds + self.segment_s, 0.0
 
     def add_result(self, step: int, value: float) -> None:
-        """Notes a validation."""
+        """Records the value of a validation."""
         self.curve[step] = value
         self._forecasts.pop(step, None)
 
     def roll_back(self, step: int) -> None:
-        """Forgets what came after a step: it goes on from another's checkpoint."""
+        """Removes the values after a step, for a trial that resumes from an earlier checkpoint."""
         self.curve = {found: value for found, value in self.curve.items() if found <= step}
         self._forecasts = {}

@@ -1,4 +1,4 @@
-"""A trial at work: `train.fit`, in an actor that Tune asks for one validation after another."""
+"""Tune actor that runs a trial: it calls `fit` in a thread and returns one validation per request."""
 
 import json
 import logging
@@ -29,26 +29,23 @@ from segray.training.trial_context import TrialContext
 from segray.tune.accumulation import with_doubled_accumulation
 
 POLL_S = 0.05
-
-PATIENCE_S = 60.0  # with a checkpoint that is being written
-
+PATIENCE_S = 60.0  # maximum wait for a checkpoint or the lock of a run
 COPIES = 5
 
 TASK, STEP, METRICS, ERROR, DONE = "task", "step", "found", "failed", "done"
-
 SECONDS = "seconds"
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What an actor is to run.
+    """Task of an actor.
 
     Attributes:
-        number: of the trial.
-        step: of its last validation that was judged.
-        config: of its run; its name and results say where.
-        changed_settings: settings that may have changed since its last part.
-        source_run: folder of the run whose checkpoint it begins with, none goes on from its own.
+        number: number of the trial.
+        step: step of the last validation that the scheduler evaluated.
+        config: settings of the run; `name` and `results` determine its folder.
+        changed_settings: settings that may have changed since the last segment.
+        source_run: folder of the run whose checkpoint the segment starts from; defaults to the trial's own run.
     """
 
     number: int
@@ -58,20 +55,20 @@ class TrialTask:
     source_run: str | None = None
 
     def to_json(self) -> str:
-        """Returns it as text: Tune makes names of what it sees, and searches it for grids."""
+        """Returns the task as JSON text. Tune would derive names from a structure and search it for grids."""
         return json.dumps(
             [self.number, self.step, self.config.model_dump(mode="json"), self.changed_settings, self.source_run]
         )
 
     @classmethod
     def from_json(cls, text: str) -> "TrialTask":
-        """Returns what was spelt."""
+        """Returns the task from its JSON text."""
         number, step, config, moved, donor = json.loads(text)
         return cls(number, step, Config.model_validate(config), tuple(moved), donor)
 
 
 class TrialActor(Trainable):  # type: ignore[misc]
-    """A trial at work. Tune's actor, used for one trial after another."""
+    """Tune actor that runs one trial after another."""
 
     def setup(self, config: dict[str, Any], part: TrialContext) -> None:
         silence_libraries()
@@ -87,7 +84,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         return self._run.next_result()
 
     def stop_now(self) -> None:
-        """Has the run end now; does not wait for it."""
+        """Stops the run immediately, without a wait for its end."""
         self._run.stop.force()
 
     def cleanup(self) -> None:
@@ -95,16 +92,16 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
 
 class TrialRun:
-    """One part of a trial's run, in a thread of its own.
+    """Segment of a trial's run, in its own thread.
 
     Args:
-        task: what it is.
-        part: of its sweep.
-        bell: pulse of the sweep, which tells all trials at once that it ends: nobody else reaches an actor that waits
-            for its next validation.
+        task: task of the segment.
+        part: context of the sweep.
+        bell: heartbeat actor of the sweep, which signals the end of the sweep to all trials. No other call reaches an
+            actor that waits for a validation.
 
     Attributes:
-        stop: asks it to end.
+        stop: stop request of the run.
     """
 
     def __init__(self, task: TrialTask, part: TrialContext, bell: ray.actor.ActorHandle | None) -> None:
@@ -121,7 +118,7 @@ class TrialRun:
         self._thread.start()
 
     def next_result(self) -> dict[str, Any]:
-        """Waits for the next validation, whose checkpoint is whole, or for the end, and returns what it is."""
+        """Waits for the next validation and its checkpoint, or for the end of the run, and returns the result."""
         while True:
             is_over = not self._thread.is_alive()
             for record in self._tail.read():
@@ -134,15 +131,15 @@ class TrialRun:
             sleep(POLL_S)
 
     def _listen(self) -> None:
-        """Asks the run to end, if the sweep does."""
+        """Requests a stop of the run if the sweep ends."""
         if self._bell is None or self.stop.requested:
             return
-        with suppress(RayError):  # the sweep's driver is gone, and this process goes with it
+        with suppress(RayError):  # the sweep's driver is gone, and this process ends with it
             if ray.get(self._bell.ping.remote(self._task.number, os.getpid())):
                 self.stop.request(ray.get(self._bell.stop_timeout_s.remote()))
 
     def close(self) -> None:
-        """Has it end behind a checkpoint, and waits until it has."""
+        """Requests a stop of the run after a checkpoint, and waits for its end."""
         self.stop.request()
         self._thread.join()
 
@@ -150,7 +147,7 @@ class TrialRun:
         return {SECONDS: monotonic() - self._began}
 
     def _await_checkpoint(self, step: int) -> None:
-        """Waits until the run could go on from here: who is paused is ended at once."""
+        """Waits for the checkpoint of a step, because a pause stops the run immediately and resumes from it."""
         until = monotonic() + PATIENCE_S
         while monotonic() < until and self._thread.is_alive():
             whole = checkpoint_store.list_checkpoints(self._folder)
@@ -163,20 +160,23 @@ class TrialRun:
             resume = resumable_run(self._folder)
             if self._task.source_run is not None:
                 copy_checkpoint(Path(self._task.source_run), self._folder)
-            if resume is None or not is_finished(self._folder):  # it may have come to its end before it was to pause
+            if resume is None or not is_finished(self._folder):  # the run may have finished before the pause
                 while not self._fits():
                     pass
-        except RunStoppedError:  # as it was asked to: its checkpoint is whole, and it may go on from there
+        except RunStoppedError:  # expected: the run can resume from its complete checkpoint
             logging.getLogger(__name__).info("trial %d was stopped", self._task.number)
         except SegrayError as error:
             logging.getLogger(__name__).info("trial %d: %s", self._task.number, error)
             self._failed = one_line(error)
-        except Exception as error:  # a defect is the trial's, not the sweep's
+        except Exception as error:  # an unexpected error fails the trial, not the sweep
             logging.getLogger(__name__).exception("trial %d", self._task.number)
             self._failed = paths.redact(f"{type(error).__name__}: {error}")
 
     def _fits(self) -> bool:
-        """Trains to the end, and returns whether memory was enough; if not, it is tried again with half as much."""
+        """Trains to the end and returns True.
+
+        If memory is insufficient, doubles the gradient accumulation steps and returns False, for another attempt.
+        """
         try:
             fit(
                 self._config,
@@ -196,14 +196,15 @@ class TrialRun:
 
 
 def is_validation(record: Record) -> bool:
-    """Returns whether a run's record is of a validation."""
+    """Returns True if a run's record contains the metrics of a validation."""
     return record["kind"] == "metrics" and any(name.startswith("val/") for name in record["values"])
 
 
 def resumable_run(folder: Path) -> str | None:
-    """Returns the folder of a run to go on with, once whoever still ends it is gone; none if it is to begin.
+    """Returns the folder of a run to resume, or `None` for a new run.
 
-    A folder without a record of its run was left by somebody who was killed in its very first moment, and is removed.
+    Waits until no other process holds the lock of the run. A folder without a record is left over from a process that
+    was killed at its start, and is removed.
     """
     until = monotonic() + PATIENCE_S
     while folder.exists() and is_locked(folder) and monotonic() < until:
@@ -215,7 +216,7 @@ def resumable_run(folder: Path) -> str | None:
 
 
 def _offset(folder: Path, step: int | None) -> int:
-    """Returns where a run's journal goes on behind its validation at a step, or what it has by now, without one."""
+    """Returns the journal offset after the validation at a step, or the offset of its end if the step is `None`."""
     tail, found = JournalReader(folder / JOURNAL), 0
     for record in tail.read():
         if step is None or (is_validation(record) and record["step"] == step):
@@ -224,10 +225,10 @@ def _offset(folder: Path, step: int | None) -> int:
 
 
 def copy_checkpoint(donor: Path, run: Path) -> None:
-    """Has a run go on from another one's latest checkpoint instead of its own.
+    """Replaces the checkpoints of a run with the latest checkpoint of another run.
 
     Raises:
-        CheckpointError: the donor has none that stays there while it is copied.
+        CheckpointError: the donor has no checkpoint, or removes each one during the copy.
     """
     for attempt in range(COPIES):
         try:
@@ -237,7 +238,7 @@ def copy_checkpoint(donor: Path, run: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(latest.folder, partial)
             break
-        except (OSError, IndexError) as error:  # its own run keeps only the newest
+        except (OSError, IndexError) as error:  # the donor's run removes older checkpoints
             if attempt == COPIES - 1:
                 raise CheckpointError(f"{donor} has no checkpoint that could be copied.") from error
             sleep(POLL_S)

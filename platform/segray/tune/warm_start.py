@@ -1,4 +1,4 @@
-"""What an earlier sweep found, read from MLflow, for a search that knows it from the start."""
+"""Warm start of a search with the trials of an earlier sweep, read from MLflow."""
 
 import json
 from collections.abc import Mapping
@@ -21,20 +21,19 @@ from segray.tune.search import PriorTrial
 from segray.tune.space import Dimension, Values, apply_values, dimensions
 
 PAGE = 200
-
 TRIAL = RUN_NAME.partition("{")[0]
 
 
 def load_prior_trials(config: Config, uri: str) -> tuple[PriorTrial, ...]:
-    """Returns the trials of the sweep that tune.warm_start names, as far as they lie in this one's space.
+    """Returns the trials of the sweep that tune.warm_start names, restricted to those within the new search space.
 
     Args:
-        config: of the new sweep.
-        uri: MLflow store.
+        config: settings of the new sweep.
+        uri: URI of the MLflow store.
 
     Raises:
-        RegistryError: the store does not answer.
-        DataError: there is no such sweep, or none of its trials can be used.
+        RegistryError: the store does not respond.
+        DataError: the sweep does not exist, or none of its trials can be used.
     """
     silence_libraries()
     require_store(uri, "an earlier sweep")
@@ -69,14 +68,14 @@ def _parent(client: MlflowClient, experiment: str, name: str) -> Run:
 
 
 def _below(client: MlflowClient, parent: Run) -> list[Run]:
-    """Returns the runs of a sweep's trials; those of its best settings with other seeds are none."""
+    """Returns the runs of a sweep's trials, without the runs of its best settings with other seeds."""
     query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
     runs = _all(client, str(parent.info.experiment_id), query)
     return [run for run in runs if str(run.info.run_name).startswith(TRIAL)]
 
 
 def _all(client: MlflowClient, experiment: str, query: str) -> list[Run]:
-    """Returns the runs that a query finds, the newest first, however many they are."""
+    """Returns all runs that match a query, newest first, from all pages of the result."""
     found: list[Run] = []
     token = None
     while True:
@@ -88,11 +87,11 @@ def _all(client: MlflowClient, experiment: str, query: str) -> list[Run]:
 
 
 class _Space:
-    """A sweep's space, as an earlier one's trials are seen from it.
+    """Converts the trials of an earlier sweep to the search space of a new one.
 
     Args:
-        config: of the sweep.
-        parent: run of the earlier one.
+        config: settings of the new sweep.
+        parent: MLflow run of the earlier sweep.
     """
 
     def __init__(self, config: Config, parent: Run) -> None:
@@ -102,7 +101,7 @@ class _Space:
         self._keys = dict(zip(metrics, mlflow_metric_names(list(metrics)), strict=True))
 
     def known(self, client: MlflowClient, run: Run) -> PriorTrial | None:
-        """Returns what a trial found, none if it lies outside, or did not report it."""
+        """Returns a prior trial, or `None` if the run is outside the search space or did not report all objectives."""
         values = self._values(run.data.params)
         if values is None or not all(key in run.data.metrics for key in self._keys.values()):
             return None
@@ -112,7 +111,7 @@ class _Space:
         steps = sorted(history)
         found[first] = extrapolate_curve(
             steps, [history[step] for step in steps], self._last
-        )  # it may have been stopped
+        )  # the trial may have been stopped early
         return PriorTrial(values, found)
 
     def _values(self, params: Mapping[str, str]) -> Values | None:
@@ -127,7 +126,7 @@ class _Space:
         return values
 
     def _read(self, dimension: Dimension, text: str) -> object:
-        """Returns a setting as it was, from how it is spelt in MLflow."""
+        """Returns the value of a setting from its MLflow parameter text."""
         if dimension.is_choice:
             return next((value for value in dimension.values if self._spelt(dimension.key, value) == text), None)
         value = yaml.safe_load(text)
@@ -137,7 +136,7 @@ class _Space:
             return None
 
     def _spelt(self, key: str, value: object) -> str:
-        """Returns a choice as a run's parameters have it: as the setting is, not as the file of the sweep spells it."""
-        with suppress(ConfigError):  # alone it may not fit the other settings
+        """Returns the MLflow parameter text of a choice: the text of the parsed setting, not of the sweep file."""
+        with suppress(ConfigError):  # without the trial's other values the combination may be invalid
             value = flatten(apply_values(self._config, {key: value}))[key]
         return json.dumps(value) if isinstance(value, list | dict | tuple) else str(value)

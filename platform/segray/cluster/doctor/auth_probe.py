@@ -15,11 +15,8 @@ try:
 except AuthenticationError:
     sys.exit(3)
 """
-
 EXIT_CODES = {0: False, 3: True}
-
 PATIENCE_S = 10.0
-
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(seconds=10)
-
 ROUNDS = 3
 
 

@@ -10,19 +10,12 @@ from segray.config import Config
 from segray.core.errors import CapacityError
 
 MIB, GIB = 2**20, 2**30
-
 CLOCK_S = 1.0
-
 CLOCK_MOST_S = 300.0  # S3, and whoever checks a certificate, refuse clocks that are minutes apart
-
 MIN_STORE = 128 * MIB  # of blocks of 32 MiB, several at once
-
 MIN_TEMPORARY = 2 * GIB
-
 MIN_BYTES_PER_S = GIB / 8  # bytes a second: 1 Gbit/s
-
 MAX_REDUCE_S = 1.0
-
 MIN_STOP_TIMEOUT_S = 30  # for a checkpoint of the larger variants on slow storage
 
 

@@ -13,11 +13,8 @@ from pathlib import Path
 import ray
 
 SHARED_MEMORY = Path("/dev/shm")
-
 NVIDIA = Path("/proc/driver/nvidia/gpus")
-
 LIBRARIES = ("ray", "torch", "segray", "numpy", "pyarrow")
-
 VISIBILITY_TIMEOUT_S = 3.0  # a network file system may be as late as that
 
 

@@ -22,9 +22,7 @@ from segray.data.manifest import Manifest
 from segray.data.storage import strip_credentials
 
 ANSWER_TIMEOUT_S = 12.0  # with all of them together
-
 RENDEZVOUS_TIMEOUT_S = 20.0  # torch is imported, and they wait ten seconds for each other
-
 ROUNDS = 3
 
 

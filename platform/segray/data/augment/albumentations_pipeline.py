@@ -30,17 +30,13 @@ from segray.data.images import Mask, Pixels, decode_image, decode_mask
 from segray.data.resize import resize_image, resize_mask, scale_to_short_side
 
 TRIALS = 8
-
 QUICK_TRIALS = 2
-
 MAX_LISTED = 20
-
 UNSUPPORTED = {
     "Morphological": "it grows and shrinks class ids as if they were grey values",
     "Lambda": "a function has no name in a config",
     "Mosaic": "it needs other rows; use data.mosaic",
 }
-
 COMPOSITIONS = ("OneOf", "OneOrOther", "RandomOrder", "SelectiveChannelTransform", "Sequential", "SomeOf")
 
 

@@ -12,9 +12,7 @@ import numpy as np
 from segray.data.images import Pixels
 
 BRIGHTNESS = 32
-
 CONTRAST = SATURATION = (0.5, 1.5)
-
 HUE_DEGREES = 36
 
 

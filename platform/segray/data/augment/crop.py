@@ -19,11 +19,8 @@ PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
 
 CROP_TRIES = 10
-
 GRID = 128  # the shares of a window's classes are counted on a grid of about so many points a side
-
 SEEN = 512  # pixels of a class are looked for among so many a side
-
 REDUCTIONS = (8, 4, 2)
 
 

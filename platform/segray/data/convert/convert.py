@@ -22,7 +22,6 @@ from segray.data.sources.sample import SourceListing, SourceSample
 OnProgress = Callable[[str, int, int], None]
 
 SPLIT_NAME = re.compile(r"\w[\w.-]*")
-
 _SCAN_ROWS = 64
 
 

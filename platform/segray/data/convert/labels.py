@@ -11,11 +11,9 @@ from segray.core.classes import Classes, ignore_id
 from segray.core.errors import DataError, did_you_mean
 
 IGNORE_ID_16BIT = 65535
-
 WILDCARD = "*"
 
 Lookup = Mapping[int, int | None]
-
 Renaming = Mapping[str, str | None]
 """Source class to the dataset's class, or to none: dropped. `*` stands for all that are not named."""
 

@@ -28,9 +28,7 @@ from segray.data.storage import (
 )
 
 PROBLEMS = "problems.txt"
-
 LISTS = (SKIPPED_LIST, PROBLEMS)
-
 PARTIAL_OUTPUT = re.compile(rf"[^/]+/part-\d+(-\d+)?\.parquet(\.[0-9a-f]{{8}}\.partial)?|{SKIPPED_LIST}|{PROBLEMS}")
 """What an earlier try may have left, relative to the root."""
 

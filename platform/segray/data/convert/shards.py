@@ -26,7 +26,6 @@ from segray.data.storage import content_hash, display_path, filesystem
 MIN_SHARDS = 8
 
 Row = dict[str, Any]
-
 T = TypeVar("T")
 
 

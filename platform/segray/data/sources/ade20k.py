@@ -16,11 +16,8 @@ from segray.data.sources.files import (
 from segray.data.sources.sample import SourceListing
 
 LAYOUT = "images/training/, annotations/training/, the same of validation, and objectInfo150.txt"
-
 SPLITS = {"training": "train", "validation": "val"}
-
 NAMES = "objectInfo150.txt"
-
 NUM_CLASSES = 150
 
 

@@ -18,24 +18,16 @@ from segray.data.sources.palette import list_coloured, read_palette
 from segray.data.sources.sample import UNSPLIT, SourceListing
 
 TUTORIAL = "train.txt, train/ and trainannot/, the same of val and test"
-
 PUBLISHED = "701_StillsRaw_full/, LabeledApproved_full/ and label_colors.txt"
-
 LAYOUT = f"{TUTORIAL}; or {PUBLISHED}"
-
 NAMES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-
 PALETTE = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
 )
-
 UNLABELLED = len(NAMES)
-
 STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
-
 MASK = "_L"
-
 VOID = "Void"
 
 

@@ -39,19 +39,12 @@ CLASSES = {
     "bicycle": (33, (119, 11, 32)),
 }
 """By name: the id in labelIds, and the colour."""
-
 LABEL_IDS = range(34)
-
 IGNORED_IDS = 255
-
 LAYOUT = "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/"
-
 IMAGE = "_leftImg8bit"
-
 LABELS = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
-
 DUMMY = "test"  # its masks are published without labels
-
 UNLABELLED = {DUMMY, "train_extra", "demoVideo"}
 
 

@@ -24,11 +24,8 @@ from segray.data.sources.files import MaskReader, SampleCollector, SourceFile, r
 from segray.data.sources.sample import Ids, Json, SourceListing
 
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
-
 YEAR = re.compile(r"_?\d{4}$")
-
 BACKGROUND = "background"
-
 MAX_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
 """The largest category id, and what stands in a mask for the background and for what is not counted."""
 

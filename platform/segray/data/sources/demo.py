@@ -15,7 +15,6 @@ from segray.data.sources.street.scene import draw_street
 SPLITS = {"train": 320, "val": 60, "test": 60}
 
 _JPEG_QUALITY = 92
-
 _USUAL_BYTES = 16_000
 
 

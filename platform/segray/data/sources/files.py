@@ -11,7 +11,6 @@ from segray.data.sources.sample import Encoded, SourceListing, SourceSample
 from segray.data.storage import content_hash
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-
 USUAL_SPLITS = ("train", "val", "test")
 
 

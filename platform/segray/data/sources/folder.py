@@ -24,9 +24,7 @@ from segray.data.sources.files import (
 from segray.data.sources.sample import UNSPLIT, SourceListing
 
 LAYOUTS = (("images", "masks"), ("img_dir", "ann_dir"))
-
 LAYOUT = "images/<split> and masks/<split>"
-
 CLASSES = "classes.txt"
 
 

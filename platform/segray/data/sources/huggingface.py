@@ -27,23 +27,14 @@ from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file,
 from segray.data.sources.sample import SourceListing, SourceSample
 
 LAYOUT = "<split>-*.parquet (also under data/), or <split>/data-*.arrow as saved by `datasets`"
-
 IMAGES = ("image", "pixel_values", "img")
-
 LABELS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
-
 NAMES = "id2label.json"
-
 PARQUET = re.compile(r"([A-Za-z]\w*?)(-\d.*)?")
-
 VALIDATION = "validation"  # the hub's name of what is `val` elsewhere
-
 HUBS_SPLITS = {"train", VALIDATION, "val", "test"}
-
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
-
 FACTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
-
 AT_ONCE = 64  # rows of an arrow file that are held together
 
 

@@ -16,18 +16,12 @@ from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file,
 from segray.data.sources.sample import UNSPLIT, Ids, Json, SourceListing
 
 LAYOUT = "<split>/*.json, each with its image beside it; labels.txt names the classes in order"
-
 BACKGROUND, IGNORED = "_background_", "__ignore__"
-
 LABELS = "labels.txt"
-
 VOID = 65535
-
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "point": 1, "mask": 2}
 """The kinds of shapes, and the fewest points of each."""
-
 SHAPE = ("label", "points", "shape_type", "mask")
-
 FARTHEST = 2**20
 """Pixels from the corner at which a point is a mistake."""
 

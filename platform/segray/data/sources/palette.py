@@ -24,11 +24,8 @@ from segray.data.sources.files import (
 from segray.data.sources.sample import Ids, SourceListing
 
 PALETTE = "palette.txt"
-
 LAYOUT = f"{folder.LAYOUT} (masks in RGB) and {PALETTE} (`R G B name`, a class a line)"
-
 IGNORED = ("ignore", "void", "unlabelled", "unlabeled")
-
 LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)")
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from segray.core.classes import Classes
 
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
-
 Encoded = bytes | Ids
 """A mask: an image file's bytes, of one channel; or its ids (H, W), where they are made of something else."""
 

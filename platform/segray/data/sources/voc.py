@@ -7,12 +7,10 @@ from segray.data.sources.files import SampleCollector, read_lines, require_path,
 from segray.data.sources.sample import SourceListing
 
 LAYOUT = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
-
 NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-
 UNION = "trainval"
 
 

@@ -12,9 +12,7 @@ from segray.data.manifest import Manifest
 from segray.data.reader import SplitReader
 
 CELL = (240, 180)
-
 COLUMNS = 6
-
 PER_SPLIT = 12
 
 

@@ -13,7 +13,6 @@ from segray.data.storage import UNFINISHED, display_path, filesystem
 from segray.data.validate.shard import ShardFindings, ShardTask, inspect_shard
 
 MIN_IMAGES = 3
-
 MIN_SHARE = 1e-5
 """A class in fewer training images than this, or with a smaller share of their pixels, is near-empty."""
 

@@ -10,9 +10,7 @@ from segray.evaluation.metrics.confusion import ClassCounts
 from segray.evaluation.metrics.scores import AbsentPolicy, Ratios, class_mean, iou
 
 NUM_RESAMPLES = 2000
-
 CONFIDENCE_LEVEL = 0.95
-
 RESAMPLE_BATCH = 2**24  # weights that are held together
 
 Statistic = Callable[[Any], Ratios]

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NUM_BINS = 15
-
 UNIT = 2**16
 """A confidence of 1; sums of so many are the same in any order."""
 

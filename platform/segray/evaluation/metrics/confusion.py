@@ -10,7 +10,6 @@ Confusion = NDArray[np.int64]
 
 ClassCounts = NDArray[np.int64]
 """(..., K, 3): of each class the pixels that are right, that are true and that are predicted."""
-
 CORRECT, TARGET, PREDICTED = range(3)
 
 

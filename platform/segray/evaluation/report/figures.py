@@ -17,7 +17,6 @@ from segray.evaluation.report.examples import Example, error_overlay
 
 MAX_NAMED = 60
 """Beyond so many classes their names cannot be read beside the confusion matrix."""
-
 EXAMPLE_INCHES = 2.6
 
 

@@ -26,12 +26,9 @@ WIDTH = 420  # px of a picture
 TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 MAX_LABELLED = 25
 """Beyond so many classes a cell of the confusion matrix is too small for its figure."""
-
 MAX_CELLS = 60
 """Beyond so many classes the confusion matrix is a picture."""
-
 MAX_CONFUSED, MAX_IMAGES, MAX_CHANGED = 12, 15, 6
-
 RIGHT, WRONG = np.array([47, 111, 176]), np.array([220, 38, 38])
 
 

@@ -15,7 +15,6 @@ from segray.evaluation.report.page import Baseline, render_evaluation_page
 from segray.models import checkpoint
 
 PAGE = "index.html"
-
 GENERATOR = '<meta name="generator" content="segray">'
 
 

@@ -28,7 +28,6 @@ class InputImage:
 
 
 Chunk = list[InputImage]
-
 Chunks = Iterator[tuple[int, Chunk]]
 
 

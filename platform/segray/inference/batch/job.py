@@ -74,19 +74,15 @@ def run_batch_job(
 
 
 MAX_LOSSES = 3
-
 BLOCK_BYTES = 1
 """Less than any part: Ray Data joins small blocks, and the parts of one block would wait for the same actor."""
 
 PICTURE = pa.struct([("name", pa.string()), ("encoded", pa.large_binary()), ("problem", pa.string())])
-
 PARTS = pa.schema([("unit", pa.int64()), ("part", pa.int64()), ("pictures", pa.list_(PICTURE)), ("error", pa.string())])
-
 ANSWER = pa.schema(
     [(name, pa.int64()) for name in ("unit", "part", "images")]
     + [("problems", pa.list_(pa.string())), ("error", pa.string())]
 )
-
 NOTHING = ChunkResult(0)
 
 

@@ -24,14 +24,10 @@ from segray.data.images import Mask, Pixels, encode_mask
 from segray.data.storage import filesystem, translate_write_errors, write_atomic
 
 FORMATS = ("png", "parquet")
-
 MASK, OVERLAY, PROBABILITIES = "mask", "overlay", "probabilities"
-
 KINDS = {MASK: ("masks", ".png"), OVERLAY: ("overlays", ".jpg"), PROBABILITIES: ("probabilities", ".npy")}
 """What is written of an image: the folder, and the suffix."""
-
 JPEG_QUALITY = 90
-
 Key = tuple[int, int]
 """Numbers of a unit and of a part of it."""
 

@@ -15,7 +15,6 @@ from segray.data.storage import UNFINISHED, filesystem, strip_credentials, trans
 from segray.inference.batch.outputs import Key, format_key, write_file
 
 SUMMARY, JOB = "predictions.json", "job.json"
-
 LAYOUT = 1
 
 

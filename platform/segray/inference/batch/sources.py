@@ -14,7 +14,6 @@ from segray.inference.batch.parquet import list_row_groups
 from segray.inference.batch.video import open_video
 
 PARQUET = ".parquet"
-
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 

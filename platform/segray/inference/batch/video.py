@@ -11,7 +11,6 @@ from segray.data.storage import strip_credentials
 from segray.inference.batch.inputs import Chunks, InputImage
 
 PART_FRAMES = 8  # which travel as they are, without being encoded
-
 FRAMES_OFF = 0.01
 """A video may have fewer frames than it says by this share: of some kinds the count is an estimate."""
 

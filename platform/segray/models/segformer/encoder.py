@@ -19,13 +19,9 @@ from segray.models.segformer.mix_ffn import MixFFN
 from segray.models.segformer.tiling import should_tile
 
 PATCH = (7, 3, 3, 3)
-
 STRIDE = (4, 2, 2, 2)
-
 HEADS = (1, 2, 5, 8)
-
 REDUCTION = (8, 4, 2, 1)
-
 MLP_RATIO = 4
 
 # Epsilon of (block and stage norms, norms right after a convolution), as each publisher has it.

@@ -19,7 +19,6 @@ from segray.models.segformer.tiling import row_tiles, should_tile
 MIN_STRIPS = 4
 
 gelu_backward = torch.ops.aten.gelu_backward
-
 convolution_backward = torch.ops.aten.convolution_backward
 
 

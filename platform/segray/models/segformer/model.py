@@ -14,9 +14,7 @@ from segray.models.segformer.heads import FCNHead, MmsegHead, SegFormerHead
 
 # RGB mean and deviation of ImageNet, on the scale 0..255.
 MEAN = (123.675, 116.28, 103.53)
-
 STD = (58.395, 57.12, 57.375)
-
 MIN_INPUT_PX = 32
 
 
@@ -37,11 +35,8 @@ VARIANTS = {
     "b4": Variant((64, 128, 320, 512), (3, 8, 27, 3), 768),
     "b5": Variant((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
-
 HEADS = {"official": SegFormerHead, "mmseg": MmsegHead}
-
 MMSEG_WIDTH = 256
-
 AUX_STAGE = 2
 
 

@@ -13,14 +13,10 @@ from segray.core.errors import CheckpointError
 
 # What is looked for in a folder, best first.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-
 # Where training scripts put the weights among other things, and what wrappers put before every name.
 NESTED = ("state_dict", "model_state_dict", "model")
-
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"version https://git-lfs", b"{")
 
 

@@ -12,9 +12,7 @@ from segray.core.errors import CheckpointError
 from segray.models.weights.files import FOLDER_FILES
 
 HUB_URL = "https://huggingface.co"
-
 TIMEOUT_S = 30
-
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

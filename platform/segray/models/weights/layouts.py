@@ -19,28 +19,24 @@ _NVLABS_STAGE = {
     "norm": "norm{n}",
     "blocks.{j}.": "block{n}.{j}.",
 }
-
 _MMSEG_STAGE = {
     "embedding.proj": "layers.{i}.0.projection",
     "embedding.norm": "layers.{i}.0.norm",
     "norm": "layers.{i}.2",
     "blocks.{j}.": "layers.{i}.1.{j}.",
 }
-
 _TRANSFORMERS_4_STAGE = {
     "embedding.proj": "encoder.patch_embeddings.{i}.proj",
     "embedding.norm": "encoder.patch_embeddings.{i}.layer_norm",
     "norm": "encoder.layer_norm.{i}",
     "blocks.{j}.": "encoder.block.{i}.{j}.",
 }
-
 _TRANSFORMERS_5_STAGE = {
     "embedding.proj": "stages.{i}.patch_embeddings.proj",
     "embedding.norm": "stages.{i}.patch_embeddings.layer_norm",
     "norm": "stages.{i}.layer_norm",
     "blocks.{j}.": "stages.{i}.blocks.{j}.",
 }
-
 # What our blocks hold.
 _NVLABS_BLOCK = {
     "norm1": "norm1",
@@ -54,7 +50,6 @@ _NVLABS_BLOCK = {
     "ffn.mix": "mlp.dwconv.dwconv",
     "ffn.fc2": "mlp.fc2",
 }
-
 _MMSEG_BLOCK = {
     "norm1": "norm1",
     "attn.q": "attn.attn.in_proj@0/3",
@@ -67,7 +62,6 @@ _MMSEG_BLOCK = {
     "ffn.mix": "ffn.layers.1",
     "ffn.fc2": "ffn.layers.4",
 }
-
 _TRANSFORMERS_4_BLOCK = {
     "norm1": "layer_norm_1",
     "attn.q": "attention.self.query",
@@ -80,7 +74,6 @@ _TRANSFORMERS_4_BLOCK = {
     "ffn.mix": "mlp.dwconv.dwconv",
     "ffn.fc2": "mlp.dense2",
 }
-
 _TRANSFORMERS_5_BLOCK = {
     "norm1": "layernorm_before",
     "attn.q": "attention.q_proj",
@@ -93,7 +86,6 @@ _TRANSFORMERS_5_BLOCK = {
     "ffn.mix": "mlp.dwconv.dwconv",
     "ffn.fc2": "mlp.fc2",
 }
-
 # What our head holds.
 _NVLABS_HEAD = {
     "projections.{i}": "decode_head.linear_c{n}.proj",
@@ -101,14 +93,12 @@ _NVLABS_HEAD = {
     "bn": "decode_head.linear_fuse.bn",
     "classifier": "decode_head.linear_pred",
 }
-
 _SMP_HEAD = {
     "projections.{i}": "decoder.mlp_stage.{r}.linear",
     "fuse": "decoder.fuse_stage.0",
     "bn": "decoder.fuse_stage.1",
     "classifier": "segmentation_head.0",
 }
-
 _MMSEG_HEAD = {
     "projections.{i}.conv": "decode_head.convs.{i}.conv",
     "projections.{i}.bn": "decode_head.convs.{i}.bn",
@@ -116,14 +106,12 @@ _MMSEG_HEAD = {
     "bn": "decode_head.fusion_conv.bn",
     "classifier": "decode_head.conv_seg",
 }
-
 _TRANSFORMERS_4_HEAD = {
     "projections.{i}": "decode_head.linear_c.{i}.proj",
     "fuse": "decode_head.linear_fuse",
     "bn": "decode_head.batch_norm",
     "classifier": "decode_head.classifier",
 }
-
 _TRANSFORMERS_5_HEAD = _TRANSFORMERS_4_HEAD | {"projections.{i}": "decode_head.linear_projections.{i}.proj"}
 
 # Linear layers of ours that mmsegmentation stores as 1x1 convolutions.
@@ -150,11 +138,8 @@ class Layout(NamedTuple):
 
 
 _NVLABS_EXTRAS = ("decode_head.conv_seg.", "head.")
-
 _MMSEG_EXTRAS = ("auxiliary_head.",)
-
 _IMAGENET = ("classifier.",)
-
 LAYOUTS = {
     "nvlabs": Layout("official", "official", "backbone.", _NVLABS_STAGE, _NVLABS_BLOCK, _NVLABS_HEAD, _NVLABS_EXTRAS),
     "smp": Layout("official", "official", "encoder.", _NVLABS_STAGE, _NVLABS_BLOCK, _SMP_HEAD),
@@ -178,9 +163,7 @@ LAYOUTS = {
         _IMAGENET,
     ),
 }
-
 SEGRAY = "segray"
-
 AUX_HEAD = "aux_head."  # serves training alone: a file may lack it, or hold one that the model has no use for
 
 

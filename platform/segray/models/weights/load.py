@@ -25,12 +25,9 @@ from segray.models.weights.layouts import (
 )
 
 PARTS = ("model", "encoder", "auto")
-
 CLASSIFIER = tuple(f"{head}.classifier.{leaf}" for head in ("head", "aux_head") for leaf in ("weight", "bias"))
-
 # A counter of batch norm that old files lack and nothing reads.
 COUNTER = ".num_batches_tracked"
-
 MAX_BLOCKS = 64
 
 

@@ -15,9 +15,7 @@ from segray.training.engine.optimizer_step import OptimizerStepper
 from segray.training.losses.build import Loss
 
 Batch = Mapping[str, Any]
-
 TOTAL_LOSS = "total"
-
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -12,9 +12,7 @@ from segray.config import OptimConfig
 from segray.core.errors import ModelError
 
 HEAD_PREFIXES = ("head.", "aux_head.")
-
 NORM = "norm"
-
 LAYER = re.compile(r"encoder\.stages\.(\d+)\.(?:(embedding|norm)|blocks\.(\d+))\.")
 
 

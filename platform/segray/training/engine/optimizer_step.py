@@ -14,9 +14,7 @@ from torch.optim import Optimizer
 from segray.training.engine.optim import set_lr
 
 INITIAL_SCALE = 2.0**16
-
 MIN_SCALE = 2.0**-16  # of a loss that is never finite; 0 would never grow again
-
 GROWTH_INTERVAL = 2000  # clean steps after which the scale doubles, as torch's GradScaler
 
 

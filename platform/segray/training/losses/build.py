@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 LossParts = dict[str, Tensor]
-
 PixelSum = Callable[[Tensor, Tensor, int], Tensor]
 """From logits (B, K, h, w), ids (B, H, W) int64 and the ignore id to a sum over valid pixels."""
 

@@ -18,7 +18,6 @@ from segray.tune.space import Dimension
 from segray.tune.trial import Trial
 
 MIN_TRIALS = 8
-
 DRAWS, TREES = 16, 32
 
 

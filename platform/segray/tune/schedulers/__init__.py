@@ -1,1 +1,1 @@
-"""Trial schedulers. Order of imports: build, asha, median and pbt, base."""
+"""Trial schedulers. Import order: build, asha, median and pbt, base."""

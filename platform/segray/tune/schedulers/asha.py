@@ -1,9 +1,9 @@
-"""Asynchronous successive halving: at each rung one of so many goes on, the others wait there.
+"""Asynchronous successive halving (ASHA): at each rung a fraction of the trials continues, the others are paused.
 
-After Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), with their promotions: a trial that is
-not among the best when it comes to a rung is paused, not lost, and goes on from its checkpoint once it is among them.
-Trials are compared by what their curves are expected to end at. No more than one of `reduction` goes beyond a rung, so
-what a sweep costs is known beforehand.
+Follows Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), including promotions: a trial that is
+not among the best at a rung is paused, and resumes from its checkpoint once it is among them. Trials are compared by
+the forecasts of their final values. At most one of `reduction` trials continues past a rung, so the cost of a sweep is
+known in advance.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from segray.tune.trial import State, Trial
 
 
 class AsyncSuccessiveHalving:
-    """Successive halving.
+    """Scheduler for asynchronous successive halving.
 
     Args:
-        rungs: steps of validations, ascending.
-        reduction: one of so many goes on.
-        last: step of the end.
+        rungs: steps of the rungs, ascending.
+        reduction: reduction factor; one of `reduction` trials continues past a rung.
+        last: last step of a trial.
     """
 
     def __init__(self, rungs: Sequence[int], reduction: float, last: int) -> None:
@@ -39,7 +39,10 @@ class AsyncSuccessiveHalving:
         return self._last_hope(trials, is_whole)
 
     def _last_hope(self, trials: Sequence[Trial], is_whole: bool, judged: Trial | None = None) -> Trial | None:
-        """Returns the trial that is nearest to the end, if none has come or may yet come there: somebody has to."""
+        """Returns the trial closest to the last step, if no other trial is finished, running or pending.
+
+        This guarantees that at least one trial finishes.
+        """
         others = {trial.state for trial in trials if trial is not judged}
         if not is_whole or others & {State.PENDING, State.RUNNING, State.FINISHED}:
             return None
@@ -47,12 +50,12 @@ class AsyncSuccessiveHalving:
         return max(left, key=lambda one: (one.step, self._expected(one, one.step)), default=None)
 
     def _rung_at(self, trial: Trial) -> int | None:
-        """Returns the highest rung that a trial's last validation was the first at, if it was at one."""
+        """Returns the highest rung that a trial reached with its last validation, or `None` if there is no new one."""
         reached = [rung for rung, step in enumerate(self._rungs) if trial.first_step_at(step) == trial.step]
         return max(reached, default=None)
 
     def _promotable(self, rung: int, trials: Sequence[Trial]) -> list[Trial]:
-        """Returns the trials that may go beyond a rung now, best first."""
+        """Returns the trials that may continue past a rung now, best first."""
         members = {
             trial.number: step for trial in trials if (step := trial.first_step_at(self._rungs[rung])) is not None
         }
@@ -64,7 +67,7 @@ class AsyncSuccessiveHalving:
         return best[: max(0, room - len(beyond))]
 
     def _is_beyond(self, trial: Trial, rung: int, step: int) -> bool:
-        """Returns whether a trial has gone on from a rung, where it came at a step."""
+        """Returns True if a trial has continued past a rung that it reached at a step."""
         return trial.approved_step >= step or trial.step > step or trial.state is State.FINISHED
 
     def _expected(self, trial: Trial, step: int) -> float:

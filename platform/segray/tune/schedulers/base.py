@@ -1,4 +1,4 @@
-"""What a policy is."""
+"""Interface of trial schedulers."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -8,7 +8,7 @@ from segray.tune.trial import State, Trial
 
 
 class SchedulerDecision(Enum):
-    """What becomes of a trial after a validation."""
+    """Decision of a scheduler on a trial after a validation."""
 
     CONTINUE = "goes on"
     PAUSE = "pauses"
@@ -16,28 +16,28 @@ class SchedulerDecision(Enum):
 
 
 class Scheduler(Protocol):
-    """Who goes on."""
+    """Interface of a trial scheduler, which decides which trials continue."""
 
     def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
-        """Returns what becomes of a trial that has just validated, and notes at the trial why.
+        """Returns the decision on a trial after a validation, and stores the reason in `trial.reason`.
 
         Args:
-            trial: that has.
-            trials: all there are.
-            is_whole: whether no other is to come.
+            trial: trial that validated.
+            trials: all trials of the sweep.
+            is_whole: True if no further trials will be added.
         """
 
     def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
-        """Returns a paused trial that may go on, if there is one. Changes nothing: it may be asked at any time.
+        """Returns a paused trial that may resume, or `None`. Has no side effects and may be called at any time.
 
         Args:
-            trials: all there are.
-            is_whole: whether no other is to come.
+            trials: all trials of the sweep.
+            is_whole: True if no further trials will be added.
         """
 
 
 class NoEarlyStopping:
-    """Stops nobody."""
+    """Scheduler that lets every trial run to its last step."""
 
     def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
         return SchedulerDecision.CONTINUE

@@ -1,4 +1,4 @@
-"""Who goes on: after each validation a policy lets a trial go on, pauses it, or stops it."""
+"""Construction of trial schedulers, which continue, pause or stop a trial after each validation."""
 
 from segray.config import Config
 from segray.tune.schedulers.asha import AsyncSuccessiveHalving
@@ -8,13 +8,13 @@ from segray.tune.schedulers.pbt import PopulationBasedTraining
 from segray.tune.space import dimensions
 
 GRACE = 0.15
-"""Share of a run before a curve says enough to compare it."""
+"""Fraction of a run after which learning curves can be compared."""
 
 __all__ = ["Scheduler", "SchedulerDecision", "build_scheduler", "grace_period", "perturbation_interval", "rung_steps"]
 
 
 def build_scheduler(settings: Config) -> Scheduler:
-    """Returns the policy of a sweep."""
+    """Builds the scheduler of a sweep."""
     tune, train = settings.tune, settings.train
     grace = grace_period(settings)
     if tune.scheduler == "asha":
@@ -29,25 +29,25 @@ def build_scheduler(settings: Config) -> Scheduler:
 
 
 def grace_period(settings: Config) -> int:
-    """Returns the steps before a trial may be paused or stopped."""
+    """Returns the number of steps before a trial may be paused or stopped."""
     return settings.tune.grace or max(1, round(GRACE * settings.train.steps))
 
 
 def perturbation_interval(settings: Config) -> int:
-    """Returns the steps between two looks of population based training."""
+    """Returns the number of steps between two perturbations of population based training."""
     return settings.tune.interval or max(1, settings.train.steps // 10)
 
 
 def rung_steps(grace: int, every: int, steps: int) -> tuple[int, ...]:
-    """Returns the steps of the rungs: each twice as far as the one before, at validations.
+    """Returns the steps of the rungs. Each is twice the previous one, rounded up to a validation.
 
-    Behind the half of a run there is none: whoever came so far costs little more, and the best are to be told apart by
-    what they end at.
+    There is no rung after half of a run, apart from the first. A trial that reaches it costs little more to finish, and
+    the best trials are compared by their final values.
 
     Args:
-        grace: steps before the first.
-        every: steps between two validations.
-        steps: of a whole trial.
+        grace: number of steps before the first rung.
+        every: number of steps between two validations.
+        steps: number of steps of a complete trial.
     """
     found: list[int] = []
     rung = grace

@@ -1,7 +1,7 @@
-"""The median rule: who is expected to end below half of the others is stopped.
+"""Median stopping: a trial stops if its forecast is below the median of the others.
 
-After Golovin et al., Google Vizier (2017), but for what is compared: not what curves have reached, which is unjust to
-those that start slowly, but what they are expected to end at.
+Follows Golovin et al., Google Vizier (2017), with one difference: it compares the forecasts of the final values instead
+of the values reached so far, because these put slow starters at a disadvantage.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ MIN_OTHERS = 3
 
 
 class MedianStopping:
-    """The median rule.
+    """Scheduler for median stopping.
 
     Args:
-        grace: steps before a trial may be stopped.
-        last: step of the end.
+        grace: number of steps before a trial may be stopped.
+        last: last step of a trial.
     """
 
     def __init__(self, grace: int, last: int) -> None:

@@ -1,8 +1,8 @@
-"""Population based training: the worst go on from copies of the best, with settings moved a little.
+"""Population based training (PBT): the worst trials resume from checkpoints of the best, with perturbed settings.
 
-After Jaderberg et al., Population Based Training of Neural Networks (2017). Ray Tune's own needs a checkpoint that Tune
-keeps, which runs of Ray Train do not hand to it; here a trial is paused at its checkpoint and begins its next part with
-its donor's.
+Follows Jaderberg et al., Population Based Training of Neural Networks (2017). Ray Tune's implementation needs
+checkpoints managed by Tune, which Ray Train runs do not provide. Here a trial is paused at its checkpoint, and its next
+segment starts from the checkpoint of its donor.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ FACTORS = (0.8, 1.2)
 
 
 class PopulationBasedTraining:
-    """Population based training.
+    """Scheduler for population based training.
 
     Args:
-        space: what may be moved.
-        interval: steps between two looks.
-        last: step of the end.
-        quantile: share of the worst that copy, and of the best that are copied.
-        resample: probability that a setting is drawn anew.
-        seed: of what is drawn.
+        space: settings that may be perturbed.
+        interval: number of steps between two perturbations.
+        last: last step of a trial.
+        quantile: fraction of the trials that are replaced (the worst), and that are copied (the best).
+        resample: probability that a setting is resampled from its whole range.
+        seed: seed of the random numbers.
     """
 
     def __init__(
@@ -55,7 +55,10 @@ class PopulationBasedTraining:
         return min(paused, key=lambda one: (one.step, one.number), default=None)
 
     def _donor(self, trial: Trial, trials: Sequence[Trial]) -> Trial | None:
-        """Returns one of the best, if the trial is one of the worst; of its own state at random, but decided."""
+        """Returns one of the best trials if the trial is one of the worst, else `None`.
+
+        The choice is random but reproducible: it depends only on the seed, the trial number and its step.
+        """
         known = [one for one in trials if one.value is not None and one.state not in (State.FAILED, State.FINISHED)]
         known.sort(key=lambda one: (one.value, one.number))
         count = min(int(np.ceil(len(known) * self._quantile)), len(known) // 2)
@@ -65,7 +68,7 @@ class PopulationBasedTraining:
         return best[int(self._random(trial).integers(len(best)))]
 
     def _moved(self, values: Values, trial: Trial) -> Values:
-        """Returns settings near those that are copied."""
+        """Returns a perturbed copy of the settings."""
         random = self._random(trial, 1)
         return {one.key: self._move(one, values[one.key], random) for one in self._space}
 

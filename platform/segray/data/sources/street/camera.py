@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from segray.core.classes import Colour
 
 HEIGHT, WIDTH = 144, 192
-
 # Drawn at twice the size, so that edges are smooth and pixels of two classes are known.
 FINE = 2
-
 FAR_M = 90.0
 
 PALETTE: dict[str, Colour] = {
@@ -26,15 +24,12 @@ PALETTE: dict[str, Colour] = {
     "person": (220, 20, 60),
     "sign": (220, 220, 0),
 }
-
 SKY, BUILDING, ROAD, PAVEMENT, VEGETATION, CAR, PERSON, SIGN = range(len(PALETTE))
 
 Paint = NDArray[np.float64]
-
 Point = tuple[float, float, float]
 
 GREYS = np.array([(150, 148, 145), (112, 110, 110), (188, 184, 178), (84, 86, 92)], np.float64)
-
 DARK = np.array([(84, 86, 92), (66, 76, 92), (44, 46, 52)], np.float64)
 
 

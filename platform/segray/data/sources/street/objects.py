@@ -25,27 +25,17 @@ StreetObject = tuple[float, Callable[[], None]]
 LEAVES = np.array(
     [(66, 106, 46), (88, 120, 50), (50, 88, 48), (136, 126, 56), (158, 112, 58), (146, 92, 62)], np.float64
 )
-
 _BARK = np.array([(112, 96, 84), (96, 74, 60), (64, 56, 50)], np.float64)
-
 _LACQUER = np.concatenate([GREYS, DARK[2:], [(164, 42, 42), (50, 84, 150), (214, 214, 212), (60, 104, 84)]])
-
 _CLOTHES = np.array(
     [(190, 60, 50), (50, 70, 140), (204, 170, 60), (120, 60, 120), (60, 110, 90), (204, 204, 200)], np.float64
 )
-
 _HAIR = np.array([(96, 64, 44), (130, 110, 80), (40, 36, 34)], np.float64)
-
 _TYRE = np.array([26.0, 26, 28])
-
 _PLATE = np.array([210.0, 210, 200])
-
 _TAIL_LAMP, _HEAD_LAMP = np.array([190.0, 40, 40]), np.array([235.0, 230, 200])
-
 _FACE = np.array([(238, 238, 234), (240, 204, 50)], np.float64)
-
 _RIM = np.array([(196, 28, 34), (24, 62, 168)], np.float64)
-
 _SKIN = np.array([198.0, 154, 126])
 
 

@@ -28,9 +28,7 @@ MIXED_PIXEL = 255
 
 # Gains of red, green and blue: noon, overcast, low sun, dusk, sodium lamps.
 _LIGHTS = np.array([(1, 1, 1), (0.88, 0.92, 0.98), (1.12, 0.98, 0.8), (0.7, 0.74, 0.92), (0.88, 0.74, 0.56)])
-
 _IS_GROUND = np.isin(np.arange(len(PALETTE)), (ROAD, PAVEMENT))
-
 # Strength of fine, middle and coarse noise on each class, sky first.
 _GRAIN = np.array([(0, 1, 6), (3, 2, 4), (9, 3, 5), (4, 5, 5), (8, 15, 9), (1, 1, 3), (2, 4, 3), (1, 1, 2)], np.float32)
 

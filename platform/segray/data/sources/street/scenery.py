@@ -20,13 +20,9 @@ from segray.data.sources.street.camera import (
 from segray.data.sources.street.objects import LEAVES, StreetObject
 
 _SKIES = np.array([(136, 170, 212), (176, 186, 200), (206, 210, 214), (214, 180, 150), (120, 134, 170)], np.float64)
-
 _ASPHALT = np.array([(92, 92, 96), (110, 108, 108), (76, 78, 84), (128, 126, 124)], np.float64)
-
 _SLABS = np.array([(168, 160, 148), (150, 148, 145), (186, 178, 164), (140, 132, 124)], np.float64)
-
 _WALLS = np.concatenate([GREYS, [(158, 104, 84), (190, 160, 120), (206, 196, 172), (170, 126, 96)]])
-
 _PANES = np.concatenate([DARK, [(170, 190, 210), (230, 200, 130)]])
 
 
