@@ -1,1 +1,1 @@
-"""Benchmarks: segray and a peer take turns in one run, so that the ratio survives a noisy machine."""
+"""Benchmarks of segray and peers. All candidates take turns in one run, so that the ratios are robust to noise."""

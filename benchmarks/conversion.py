@@ -1,4 +1,4 @@
-"""A conversion beside bare loops that read, hash and count: images a second, and the most memory held."""
+"""Benchmark of dataset conversion: throughput and peak memory, compared with bare loops that read, hash and count."""
 
 import shutil
 from collections.abc import Callable
@@ -29,15 +29,15 @@ from segray.data.storage import content_hash
 BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
 TENTH = "a tenth of the images"
 MIB = 2**20
-KINDS = 256  # images that differ
-MIN_WATCHED = 10_000  # a tenth of fewer is converted before anybody looks at its memory
+KINDS = 256  # number of distinct images
+MIN_WATCHED = 10_000  # a tenth of fewer images is converted before the first memory sample
 
 
 def write_pairs(root: str, size: int, images: int, out: Path) -> SourceListing:
-    """Writes a folder of image and mask files, square and of `size` px, made of a dataset's, and returns what it holds.
+    """Writes a folder of square image and mask files of `size` px, taken from a dataset, and returns its listing.
 
     Raises:
-        DataError: there is no such dataset.
+        DataError: the dataset does not exist.
     """
     manifest = read_manifest(root)
     split = next(iter(manifest.splits))
@@ -53,17 +53,17 @@ def write_pairs(root: str, size: int, images: int, out: Path) -> SourceListing:
 def run_benchmark(
     found: SourceListing, place: Path, cores: int, turns: int, say: Callable[[str], None]
 ) -> BenchmarkReport:
-    """Returns a conversion beside the bare loops, in turns, on the connected cluster.
+    """Compares a conversion with the bare loops in alternating turns, on the connected cluster.
 
-    The bare loop decodes every image and mask, hashes the bytes and counts the ids, and keeps nothing. One that does
-    not decode the images would not notice a damaged one; it is measured too, to tell what that costs.
+    The bare loop decodes every image and mask, hashes the bytes, counts the ids and discards the data. A second loop
+    does not decode the images and so cannot detect damaged ones. It is measured to quantify the cost of decoding.
 
     Args:
-        found: what to convert.
-        place: folder to write in.
-        cores: processes of the bare loop; the cluster has as many CPUs.
-        turns: turns that each gets, after one that is not counted.
-        say: called with what is measured next.
+        found: listing of the images to convert.
+        place: destination folder.
+        cores: number of processes of the bare loop; the cluster has the same number of CPUs.
+        turns: number of timed turns of each candidate, after one warm-up turn.
+        say: callback that receives progress messages.
     """
     say(f"{len(found.samples)} images, {turns} turns each ...")
     images = len(found.samples)

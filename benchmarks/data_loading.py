@@ -1,4 +1,4 @@
-"""Our stream beside the DataLoader a user would write and beside a bare loop: images a second, start, memory."""
+"""Benchmark of data loading: throughput, start-up time and memory of segray, a DataLoader and a bare loop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,13 +19,13 @@ MIB = 2**20
 def run_benchmark(
     load: LoaderTask, tenfold: LoaderTask | None, turns: int, say: Callable[[str], None]
 ) -> BenchmarkReport:
-    """Returns ours beside the peers, in turns.
+    """Compares segray with the peers in alternating turns.
 
     Args:
-        load: what a turn is.
-        tenfold: the same with ten times the rows, to see whether memory grows; none leaves that out.
-        turns: turns that each gets, after one that is not counted.
-        say: called with what is measured next.
+        load: task of one turn.
+        tenfold: the same task with ten times the rows, to measure the growth of memory; `None` skips it.
+        turns: number of timed turns of each candidate, after one warm-up turn.
+        say: callback that receives progress messages.
     """
     say(f"crop {load.crop}: {', '.join(CONTENDERS)}, {turns} turns each ...")
     with _children(load) as children:
@@ -36,7 +36,7 @@ def run_benchmark(
 
 
 def describe(load: LoaderTask) -> dict[str, str | int]:
-    """Returns what a turn is, for people."""
+    """Returns a readable description of one turn."""
     return {
         "rows": load.source.split.rows,
         "mean_size": f"{load.source.split.mean_width:.0f}x{load.source.split.mean_height:.0f}",
@@ -59,7 +59,7 @@ def _times(load: LoaderTask, passes: dict[str, list[PassTiming]]) -> list[Row]:
 
 
 def _memory(load: LoaderTask, tenfold: LoaderTask | None, say: Callable[[str], None]) -> list[Row]:
-    """Returns the most memory held in a turn, beside the DataLoader's and beside that with a tenth of the rows."""
+    """Returns the peak memory of a turn, compared with the DataLoader's and with that for a tenth of the rows."""
     say("peak memory, in a turn of its own each ...")
     ours, theirs = _peak(OURS, load), _peak(DATALOADER, load)
     rows = [time_row("ingest_memory", DATALOADER, [ours.memory / MIB], [theirs.memory / MIB], "MiB")]
@@ -68,7 +68,7 @@ def _memory(load: LoaderTask, tenfold: LoaderTask | None, say: Callable[[str], N
     say(f"the same with {tenfold.source.split.rows} rows ...")
     larger, peer = _peak(OURS, tenfold), "a tenth of the rows"
     rows.append(time_row("ingest_memory_tenfold", peer, [larger.memory / MIB], [ours.memory / MIB], "MiB"))
-    if larger.store and ours.store:  # tables of a few rows never get there
+    if larger.store and ours.store:  # small tables are not stored in the object store
         rows.append(time_row("ingest_store_tenfold", peer, [larger.store / MIB], [ours.store / MIB], "MiB"))
     return rows
 
@@ -87,7 +87,7 @@ def _children(load: LoaderTask) -> Iterator[dict[str, Connection]]:
 
 @contextmanager
 def _child(name: str, load: LoaderTask) -> Iterator[Connection]:
-    """Starts a contender in a process of its own, and ends it with the block."""
+    """Starts a candidate in a separate process and ends the process when the block exits."""
     fresh = get_context("spawn")
     ours, theirs = fresh.Pipe()
     process = fresh.Process(target=serve_turns, args=(name, load, theirs))

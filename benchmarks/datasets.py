@@ -1,4 +1,4 @@
-"""Data sets of a given size to measure on: rows of a real one, at one size, as often as it takes."""
+"""Datasets for benchmarks: rows of an existing dataset, resized and repeated as needed."""
 
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,16 +15,16 @@ from segray.data.sources.sample import SourceListing, SourceSample
 SPLIT = "train"
 JPEG_QUALITY = 92
 USUAL_BYTES = 60_000
-MAX_ROWS = 256  # of the original; what is read is what counts, not that it differs
+MAX_ROWS = 256  # of the original; only the amount of data matters, not its variety
 
 
 def write_resized_dataset(root: str, split: str, size: int | None, rows: int, out: Path) -> SplitReader:
-    """Writes `rows` rows of a data set as square JPEGs and masks of `size` px, and returns where to read them.
+    """Writes `rows` rows of a dataset as square JPEGs and masks of `size` px, and returns a reader of them.
 
-    Without a size they stay as they are. Needs a connected Ray cluster.
+    With `size` `None`, the images keep their size. Requires a connected Ray cluster.
 
     Raises:
-        DataError: there is no such data set or split, or no room.
+        DataError: the dataset or split does not exist, or the disk is full.
     """
     manifest = read_manifest(root)
     kinds = min(rows, manifest.split(split).rows, MAX_ROWS)
@@ -43,7 +43,7 @@ def _part(root: str, split: str, size: int | None, kinds: int, index: int, part:
 
 @lru_cache(maxsize=1)
 def load_encoded(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
-    """Returns the encoded images and masks of the first rows, read once by each process."""
+    """Returns the encoded images and masks of the first rows, cached per process."""
     source = SplitReader(root, read_manifest(root).split(split))
     groups = sorted(set(source.groups_of_rows(range(kinds)).tolist()))
     table = source.read(groups)

@@ -1,4 +1,4 @@
-"""A split's scores, beside the loop people write: transformers' model, one image after the other, and torchmetrics."""
+"""Benchmark of evaluation on a split. The baseline is a loop over single images with transformers and torchmetrics."""
 
 import tempfile
 from collections.abc import Callable
@@ -29,16 +29,16 @@ from segray.models.segformer.model import MEAN, STD, SegFormer
 
 PEER = "transformers + torchmetrics"
 MAX_DIFFERENT = 1e-3
-"""Share of the pixels that may be counted elsewhere; a model that has learned nothing has many near ties."""
+"""Permitted fraction of pixels with a different prediction; an untrained model has many near ties."""
 
 
 def run_benchmark(root: str, split: str, config: Config, turns: int, say: Callable[[str], None]) -> BenchmarkReport:
-    """Returns ours beside the peer's loop, both from the shards to the confusion matrix.
+    """Compares segray's evaluation with the peer's loop, from the shards to the confusion matrix.
 
-    The cluster is there before; how long its start takes is said.
+    The cluster is started before the measurement. Its start-up time is reported separately.
 
     Raises:
-        ModelError: torchmetrics or transformers is missing, or the two count otherwise.
+        ModelError: torchmetrics or transformers is not installed, or the confusion matrices differ.
     """
     manifest = read_manifest(root)
     source = SplitReader(root, manifest.split(split))
@@ -96,10 +96,10 @@ def _loop(model: SegFormer, source: SplitReader, config: Config, num_classes: in
 
 
 def require_local(root: str) -> None:
-    """Refuses data in a store: the peer's loop reads files.
+    """Validates that the dataset is in a local folder, because the peer's loop reads files.
 
     Raises:
-        DataError: it is in one.
+        DataError: the dataset is in an object store.
     """
     if "://" in root:
         raise DataError(f"data.root is {root}; expected a folder: the peer's loop reads files.")

@@ -1,4 +1,4 @@
-"""transformers' Trainer on the same parquet: what its users write instead of this platform."""
+"""Training with transformers' Trainer on the same parquet files, as a baseline for segray."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,19 +22,19 @@ NEEDED = "--against hf_trainer needs transformers and accelerate ({}); pip insta
 def build_hf_run(
     config: Config, source: SplitReader, num_classes: int, ranks: int, warm_up: int, steps: int, folder: Path
 ) -> Callable[[], float]:
-    """Returns what trains so many steps and returns their images a second, over all ranks.
+    """Returns a function that trains `steps` steps and returns the images per second over all ranks.
 
-    The Trainer runs in this process, and with all ranks of a process group that exists. A turn is a run of its own,
-    and its first steps are not counted: then the loader's processes have started.
+    The Trainer runs in this process, together with the other ranks of an existing process group. Each turn is a new
+    run. Its first steps are not timed, because the loader's processes start during them.
 
     Args:
-        config: variant, crop, batch, precision and how often is reported.
-        source: the rows, in a local folder.
+        config: variant, crop, batch, precision and reporting interval.
+        source: reader of the rows, in a local folder.
         num_classes: K.
-        ranks: processes that share a batch.
-        warm_up: steps before the clock is started.
-        steps: steps that are timed.
-        folder: the Trainer's own.
+        ranks: number of processes that share a batch.
+        warm_up: number of steps before the timed steps.
+        steps: number of timed steps.
+        folder: output folder of the Trainer.
 
     Raises:
         ModelError: transformers or accelerate is not installed.
@@ -61,7 +61,7 @@ def build_hf_run(
 
 
 def require_installed() -> None:
-    """Raises ModelError where transformers or accelerate is missing."""
+    """Raises ModelError if transformers or accelerate is not installed."""
     try:
         import accelerate  # noqa: F401, PLC0415
         import transformers  # noqa: F401, PLC0415
@@ -84,8 +84,8 @@ def _arguments(config: Config, share: int, ranks: int, steps: int, folder: Path)
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        remove_unused_columns=False,  # the data set has none; they are pairs
-        ddp_find_unused_parameters=False,  # there are none; to look for them costs time
+        remove_unused_columns=False,  # the dataset has no columns; its items are pairs
+        ddp_find_unused_parameters=False,  # there are none, and searching for them takes time
         use_cpu=not torch.cuda.is_available(),
         bf16=config.train.precision == "bf16",
         fp16=config.train.precision == "fp16",
@@ -96,7 +96,7 @@ def _clock(warm_up: int) -> Any:
     from transformers import TrainerCallback  # noqa: PLC0415
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Notes when the first steps were over, and when all were."""
+        """Records the time after the warm-up steps and after the last step."""
 
         started = ended = 0.0
 
@@ -116,7 +116,7 @@ def _now() -> float:
 
 
 def _collated(pairs: Sequence[tuple[Any, Any]]) -> dict[str, torch.Tensor]:
-    """Returns a batch as transformers' SegFormer takes it: normalised pixels and labels."""
+    """Returns a batch in the format of transformers' SegFormer: normalised pixels and labels."""
     images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return {"pixel_values": (images - mean) / std, "labels": masks.long()}

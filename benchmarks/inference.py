@@ -1,7 +1,8 @@
-"""From images to class ids at full size beside a peer's: latency, images a second and memory, by mode and batch.
+"""Benchmark of inference from images to full-size class ids: latency, throughput and memory, by mode and batch size.
 
-The peer is transformers' model with the same weights, used as its documentation does: scores resized to the image's
-size, then the largest taken; windows added up at the image's size; the mirror image's probabilities averaged.
+The peer is transformers' model with the same weights, used as its documentation describes. Scores are resized to the
+image size before the argmax, windows are summed at the image size, and the probabilities of the mirrored image are
+averaged.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,26 +24,26 @@ from segray.models.segformer.model import MEAN, STD, build_segformer
 
 MODES = ("whole", "slide", "flip", "scales")
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Those of the paper's multi-scale test."""
+"""Scales of the paper's multi-scale test."""
 MAX_DIFFERENT = 1e-3
-"""Share of the pixels of a whole image whose class may differ; random weights leave many near ties."""
+"""Permitted fraction of pixels with a different class for full images; random weights produce many near ties."""
 
 Segment = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class InferenceCase:
-    """What is measured.
+    """A measured case.
 
     Attributes:
         variant: "b0" to "b5".
-        height, width: of the images, px.
-        batch: images at once.
-        mode: of MODES.
-        crop: side of a window, px; the stride is three quarters of it.
+        height, width: size of the images in px.
+        batch: number of images per batch.
+        mode: inference mode, one of MODES.
+        crop: side of a window in px; the stride is three quarters of it.
         classes: K.
         device: "cpu" or "cuda".
-        dtype: of the forward pass.
+        dtype: dtype of the forward pass.
     """
 
     variant: str
@@ -57,7 +58,7 @@ class InferenceCase:
 
     @property
     def inference_config(self) -> InferenceConfig:
-        """The mode as our inference spells it."""
+        """The mode as an InferenceConfig."""
         is_slide = self.mode == "slide"
         return InferenceConfig(
             crop=self.crop if is_slide else None,
@@ -69,16 +70,16 @@ class InferenceCase:
         )
 
     def images(self) -> Tensor:
-        """Returns the images (B, 3, H, W) uint8, the same at every call."""
+        """Returns the images (B, 3, H, W) uint8, identical for every call."""
         made = torch.Generator().manual_seed(1)
         return torch.randint(0, 256, (self.batch, 3, self.height, self.width), dtype=torch.uint8, generator=made)
 
 
 def run_benchmark(cases: list[InferenceCase], turns: int, say: Callable[[str], None]) -> BenchmarkReport:
-    """Returns ours beside transformers' in every case.
+    """Compares segray with transformers in every case.
 
     Raises:
-        ModelError: the two do not find the same, or transformers or the device is missing.
+        ModelError: the class ids differ, transformers is not installed, or the device is missing.
     """
     first = cases[0]
     if first.device == "cuda" and not torch.cuda.is_available():
@@ -110,7 +111,10 @@ def _p95(series: list[float]) -> float:
 
 
 def _check_agreed(contenders: list[Segment], case: InferenceCase) -> None:
-    """Refuses to compare what does not find the same; windows are blended otherwise, and may differ more."""
+    """Raises ModelError if the class ids of the candidates differ.
+
+    Only full images in float32 are checked. The candidates blend windows differently, so other modes may differ more.
+    """
     if case.mode != "whole" or case.dtype != "float32":
         return
     ours, theirs = (one() for one in contenders)
@@ -129,12 +133,15 @@ def _peak_alone(name: str, case: InferenceCase) -> int:
 
 def _peak(name: str, case: InferenceCase, threads: int) -> int:
     torch.set_num_threads(threads)
-    contender(name, replace(case, height=64, width=64, batch=1, crop=64))()  # what is made once
+    contender(name, replace(case, height=64, width=64, batch=1, crop=64))()  # warm-up
     return memory.peak_added_bytes(contender(name, case), torch.device(case.device))
 
 
 def contender(name: str, case: InferenceCase) -> Segment:
-    """Returns what makes class ids (B, H, W) of the case's images, with the weights that are always drawn."""
+    """Returns a function that computes the class ids (B, H, W) of the case's images.
+
+    The weights are random, with a fixed seed.
+    """
     torch.manual_seed(0)
     ours = build_segformer(case.variant, case.classes).eval()
     images, size = case.images().to(case.device), (case.height, case.width)
@@ -167,7 +174,7 @@ def _theirs(model: nn.Module, images: Tensor, case: InferenceCase) -> Tensor:
 
 
 def _added_up(scores: Callable[[Tensor], Tensor], pixels: Tensor, how: InferenceConfig, classes: int) -> Tensor:
-    """Returns the mean of the windows' scores at full size, a window at a time."""
+    """Returns the mean of the windows' scores at full size, computed one window at a time."""
     crop = how.crop or 0
     total = torch.zeros(len(pixels), classes, *pixels.shape[-2:], device=pixels.device)
     hits = torch.zeros(1, 1, *pixels.shape[-2:], device=pixels.device)

@@ -1,4 +1,4 @@
-"""Contenders that take turns, and what comes out of it: medians and a ratio."""
+"""Results of interleaved measurements: medians and ratios."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of ours beside a peer's.
+    """One measurement of segray compared with a peer.
 
     Attributes:
-        measure: what was measured; its name stays the same over versions.
-        ours: median of our turns.
-        peer: the other's name.
-        theirs: median of its turns.
-        unit: of both.
-        ratio: above 1 is better for us.
-        turns: turns that each had.
+        measure: name of the measurement; it is stable across versions.
+        ours: median of segray's turns.
+        peer: name of the peer.
+        theirs: median of the peer's turns.
+        unit: unit of both values.
+        ratio: ratio of segray and the peer; above 1 is better for segray.
+        turns: number of turns of each.
     """
 
     measure: str
@@ -29,25 +29,25 @@ class Row:
 
 
 def time_row(measure: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str) -> Row:
-    """Returns the row of two series of which less is better."""
+    """Returns the row of two series for which lower is better."""
     mine, other = median(ours), median(theirs)
     return Row(measure, mine, peer, other, unit, other / mine, len(ours))
 
 
 def rate_row(measure: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str) -> Row:
-    """Returns the row of two series of which more is better."""
+    """Returns the row of two series for which higher is better."""
     mine, other = median(ours), median(theirs)
     return Row(measure, mine, peer, other, unit, mine / other, len(ours))
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What one run measured.
+    """The results of one benchmark run.
 
     Attributes:
-        machine: what it ran on.
-        case: what was measured, for people.
-        rows: ours beside the peers'.
+        machine: description of the machine.
+        case: readable description of the measured case.
+        rows: measurements of segray compared with the peers.
     """
 
     machine: dict[str, str | int]

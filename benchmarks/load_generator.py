@@ -1,4 +1,4 @@
-"""Load on a server, from a process of its own: some clients, each with one request at a time."""
+"""Load generator for a server, for use in a separate process: several clients with one request at a time each."""
 
 import asyncio
 import random
@@ -13,40 +13,40 @@ from segray.data.images import Mask, decode_mask
 
 VERSION = "X-Segray-Version"
 MAX_DIFFERENT = 1e-5
-"""Share of the pixels in which a mask of a batch may differ."""
+"""Permitted fraction of pixels in which a mask may differ because of batching."""
 FAILED = 0
-"""The status of a request that had no answer."""
+"""Status of a request without a response."""
 
 Check = Callable[[int, str, bytes], bool]
-"""From the number of a body, the version that answered and its answer to whether that is right."""
+"""Maps the index of a body, the version of the response and the response to whether it is correct."""
 
 
 @dataclass(frozen=True)
 class MaskChecker:
-    """Says that an answer is right if it is the mask that is known of its version.
+    """Checks that a response equals the expected mask of its version.
 
     Attributes:
-        known: (H, W), by number of the body and version.
+        known: expected masks (H, W), by index of the body and version.
     """
 
     known: Mapping[tuple[int, str], Mask]
 
     def __call__(self, which: int, version: str, answer: bytes) -> bool:
-        """Returns whether it is, but for the pixels that a batch may change."""
+        """Returns True if the mask is correct, except for the pixels that batching may change."""
         return bool((decode_mask(answer) == self.known[which, version]).mean() >= 1 - MAX_DIFFERENT)
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is asked.
+    """The load to be applied.
 
     Attributes:
-        url: asked, by POST.
-        bodies: sent in turn, each with its headers.
-        clients: at work at once.
-        seconds: for so long.
-        rate: requests a second of all clients together; none sends each when the one before it is answered.
-        most: requests in all; none ends by the time alone.
+        url: URL of the POST requests.
+        bodies: request bodies with their headers, sent in turn.
+        clients: number of concurrent clients.
+        seconds: duration of the load.
+        rate: requests per second of all clients; with `None`, a client sends each request after the previous response.
+        most: maximum number of requests; `None` limits only the duration.
     """
 
     url: str
@@ -59,15 +59,15 @@ class LoadPlan:
 
 @dataclass(frozen=True)
 class RequestSample:
-    """A request.
+    """The result of a request.
 
     Attributes:
-        sent: when, or when it was due, seconds from the beginning.
-        seconds: until its answer was there.
-        status: of HTTP, 0 where there was none.
-        version: that answered.
-        is_right: whether the answer was; none if nobody looked.
-        message: by an answer that is not 200, or by the error.
+        sent: time at which the request was sent or due, in seconds from the start.
+        seconds: time until the response.
+        status: HTTP status, 0 if there was no response.
+        version: version of the model that responded.
+        is_right: whether the response was correct; `None` if it was not checked.
+        message: message of a response with a status other than 200, or of the error.
     """
 
     sent: float
@@ -80,12 +80,12 @@ class RequestSample:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """All requests of a plan, as they were sent.
+    """The results of all requests of a plan, in the order of sending.
 
     Attributes:
-        samples: of the requests.
-        seconds: from the beginning to the last answer.
-        begun: when that was, seconds since 1970.
+        samples: results of the requests.
+        seconds: time from the start to the last response.
+        begun: start time, in seconds since 1970.
     """
 
     samples: tuple[RequestSample, ...]
@@ -94,21 +94,21 @@ class LoadResult:
 
     @property
     def rate(self) -> float:
-        """Answers a second that were no refusals."""
+        """Successful responses per second."""
         return sum(one.status == 200 for one in self.samples) / self.seconds
 
     @property
     def failed(self) -> list[RequestSample]:
-        """Requests that were not answered, or refused, or wrongly answered."""
+        """Requests without a response, with an error status or with an incorrect response."""
         return [one for one in self.samples if one.status != 200 or one.is_right is False]
 
     def quantile_ms(self, share: float) -> float:
-        """Returns the milliseconds in which that share of the requests was answered."""
+        """Returns the quantile `share` of the response times in milliseconds."""
         return float(np.quantile([one.seconds for one in self.samples], share) * 1e3)
 
 
 def apply_load(plan: LoadPlan, check: Check | None = None) -> LoadResult:
-    """Returns what became of a plan; to be called in a process that does nothing else."""
+    """Applies the load of a plan and returns the results. Call it in a process that does nothing else."""
     return asyncio.run(_put(plan, check))
 
 
@@ -129,14 +129,14 @@ async def _client(
     samples: list[RequestSample],
     check: Check | None,
 ) -> None:
-    """Sends one request after another, in its rhythm where the plan has a rate."""
+    """Sends requests sequentially, at fixed intervals if the plan has a rate."""
     period = 0.0 if plan.rate is None else plan.clients / plan.rate
     due = begun + random.random() * period
     while True:
         await asyncio.sleep(max(0.0, due - perf_counter()))
         if perf_counter() - begun >= plan.seconds or (number := next(numbers, None)) is None:
             return
-        since = perf_counter() if plan.rate is None else due  # a client that is late made its request wait
+        since = perf_counter() if plan.rate is None else due  # includes the delay of a late client
         samples.append(await _asked(session, plan, number % len(plan.bodies), begun, since, check))
         due = max(due + period, perf_counter() - period)
 

@@ -1,6 +1,6 @@
-"""What makes training batches of the same parquet: our stream, a torch DataLoader, and a bare loop.
+"""Loaders of training batches from the same parquet files: segray's stream, a torch DataLoader and a bare loop.
 
-Each lives in a process of its own, takes its turns there, and says how long the first batch and the whole pass took.
+Each loader runs in a separate process and reports the time to the first batch and the time of the full pass.
 """
 
 import os
@@ -35,14 +35,14 @@ IGNORE_ID = 255
 
 @dataclass(frozen=True)
 class LoaderTask:
-    """What every contender has to do in a turn.
+    """The task of one turn.
 
     Attributes:
-        source: the rows, in a local folder.
+        source: reader of the rows, in a local folder.
         crop: side of the crops in px.
-        batch: crops of a batch.
-        batches: of a turn.
-        cores: processes or threads each may use.
+        batch: number of crops per batch.
+        batches: number of batches per turn.
+        cores: number of processes or threads of each loader.
     """
 
     source: SplitReader
@@ -54,7 +54,7 @@ class LoaderTask:
 
 @dataclass(frozen=True)
 class PassTiming:
-    """One turn: seconds to the first batch, and to the last."""
+    """The times of one turn: seconds to the first batch and to the last batch."""
 
     first_s: float
     all_s: float
@@ -65,7 +65,7 @@ Turn = Callable[[int], PassTiming]
 
 @contextmanager
 def segray_loader(load: LoaderTask) -> Iterator[Turn]:
-    """Gives our stream's turns: turn n continues where turn n-1 ended."""
+    """Yields the turn function of segray's stream. Turn n continues where turn n-1 ended."""
     connect()
     plan = EpochPlan(load.source.rows_per_group(), load.batch, 0, shuffle_window_steps(load.source, load.batch))
     augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
@@ -84,10 +84,10 @@ def segray_loader(load: LoaderTask) -> Iterator[Turn]:
 
 @contextmanager
 def torch_dataloader(load: LoaderTask) -> Iterator[Turn]:
-    """Gives the turns of the DataLoader that a user would write instead: rows in memory, as many workers."""
+    """Yields the turn function of a standard DataLoader: rows in memory, `cores` workers."""
     rows = ParquetRows(load.source, load.crop)
     sampler = RandomSampler(rows, replacement=True, num_samples=load.batches * load.batch)
-    # "fork" is what a user gets on Linux; this process was spawned, and would hand that on.
+    # "fork" is the default on Linux. This process was spawned, and its workers would be spawned as well.
     loader: DataLoader[tuple[Any, Any]] = DataLoader(
         rows, batch_size=load.batch, sampler=sampler, num_workers=load.cores, multiprocessing_context="fork"
     )
@@ -95,10 +95,10 @@ def torch_dataloader(load: LoaderTask) -> Iterator[Turn]:
 
 
 class ParquetRows(Dataset[tuple[Any, Any]]):
-    """A map-style data set, as the torch tutorial has it: crops (3, S, S) and masks (S, S), uint8.
+    """A map-style dataset like that of the torch tutorial: crops (3, S, S) and masks (S, S), uint8.
 
     Args:
-        source: the rows; they are held in memory.
+        source: reader of the rows; they are held in memory.
         crop: S.
     """
 
@@ -127,10 +127,10 @@ class ParquetRows(Dataset[tuple[Any, Any]]):
 
 @contextmanager
 def plain_loop(load: LoaderTask) -> Iterator[Turn]:
-    """Gives the turns of a loop that only decodes and augments, as ours does, rows it has in memory."""
+    """Yields the turn function of a loop that only decodes and augments rows in memory, like segray's stream."""
     fresh = get_context("spawn")
     with ProcessPoolExecutor(load.cores, fresh, initializer=_prepare, initargs=(load,)) as pool:
-        list(pool.map(_loop, range(load.cores), [load.batch] * load.cores))  # started, and warm
+        list(pool.map(_loop, range(load.cores), [load.batch] * load.cores))  # starts and warms up the workers
         rows = [load.batches * load.batch // load.cores] * load.cores
 
         def turn(number: int) -> PassTiming:
@@ -180,11 +180,11 @@ CONTENDERS: dict[str, Callable[[LoaderTask], AbstractContextManager[Turn]]] = {
 
 
 def serve_turns(name: str, load: LoaderTask, pipe: Any) -> None:
-    """Takes turns as the other end of the pipe asks for them, until it sends none; runs in a process of its own.
+    """Runs the turns requested through the pipe until it receives `None`. Runs in a separate process.
 
-    A question is the number of the turn and whether to watch the memory meanwhile, which slows it down.
+    A request consists of the number of the turn and whether to monitor the memory, which slows down the turn.
     """
-    cv2.setNumThreads(1)  # rows are worked on side by side, not the pixels of one
+    cv2.setNumThreads(1)  # rows are processed in parallel, not the pixels of one row
     with CONTENDERS[name](load) as turn:
         pipe.send("ready")
         while (question := pipe.recv()) is not None:

@@ -1,4 +1,4 @@
-"""What a measurement ran on, and how fast that multiplies matrices."""
+"""Description of the machine of a measurement and its matrix multiplication rate."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ TRIES = 5
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
-    """Returns the machine's parts and the versions of what ran on it."""
+    """Returns the hardware of the machine and the versions of the software."""
     found: dict[str, str | int] = {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
@@ -29,7 +29,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 
 def _cpu() -> str:
-    """Returns the processor's name where the system tells it."""
+    """Returns the name of the processor, if the system reports it."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         for line in listing.read_text().splitlines():
@@ -46,7 +46,7 @@ def _version(name: str) -> str | None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns the multiply-accumulates per second of the fastest of a few square matrix products."""
+    """Returns the multiply-accumulates per second of the fastest of several square matrix products."""
     size = MATRIX.get(device.type, 2048)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     left @ right

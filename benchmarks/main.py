@@ -1,4 +1,4 @@
-"""`benchmark WHAT`: ours beside a peer's, in turns, in one run."""
+"""`benchmark WHAT`: compares segray with a peer in alternating turns of one run."""
 
 import difflib
 import sys
@@ -35,5 +35,5 @@ def _benchmark() -> None:
         close = difflib.get_close_matches(what, WHAT, n=1)
         advice = f"; did you mean {close[0]}?" if close else "."
         raise ConfigError(f"'{what}' is nothing to measure; expected {', '.join(WHAT)}{advice}")
-    # Only the one asked for is imported: the model's needs neither Ray nor a picture library.
+    # Imports only the requested benchmark: the model benchmark needs neither Ray nor an image library.
     import_module(f"benchmarks.commands.{what}").run(sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The largest batch that a device trains: the settings' own steps, tried in processes that may run out of memory."""
+"""Search for the largest batch that fits on a device. Training steps run in processes that may run out of memory."""
 
 import os
 import resource
@@ -18,21 +18,21 @@ from segray.models.build import build_model
 from segray.training.engine.train_state import build_train_state
 from segray.training.losses.build import build_loss
 
-STEPS = 2  # the optimiser's state is there from the second on
-SHARE = 0.9  # of the memory that is free: other parts of a worker need some too
+STEPS = 2  # the optimiser state exists from the second step on
+SHARE = 0.9  # usable fraction of the free memory; other parts of a worker need the rest
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory")
 
 
 @dataclass(frozen=True)
 class MaxBatchReport:
-    """What was found.
+    """The results of the search.
 
     Attributes:
-        machine: what it ran on.
-        case: what was trained.
-        peaks: bytes of the batches that fit, by images.
-        too_many: images of the smallest batch that was tried and does not fit; none if all did.
-        budget: bytes there were.
+        machine: description of the machine.
+        case: description of the training settings.
+        peaks: peak memory in bytes of the batches that fit, by number of images.
+        too_many: size of the smallest tested batch that does not fit; `None` if all fit.
+        budget: available memory in bytes.
     """
 
     machine: dict[str, str | int]
@@ -43,24 +43,25 @@ class MaxBatchReport:
 
     @property
     def largest(self) -> int:
-        """Images of the largest batch that fits."""
+        """Size of the largest batch that fits."""
         return max(self.peaks)
 
 
 def run_benchmark(
     config: Config, num_classes: int, device: torch.device, most: int, say: Callable[[str], None]
 ) -> MaxBatchReport:
-    """Returns the batches that fit, in doublings and then in halves of what is between.
+    """Searches the largest batch that fits, by doubling and then by bisection.
 
     Args:
-        config: what is trained; its accumulation is not.
+        config: training configuration; gradient accumulation is disabled.
         num_classes: K.
-        device: to train on.
-        most: images that are not exceeded.
-        say: called with what was tried.
+        device: training device.
+        most: upper bound of the batch size.
+        say: callback that receives progress messages.
 
     Raises:
-        ModelError: not even one image fits, a step fails for another reason, or the system does not tell what it took.
+        ModelError: a batch of one image does not fit, a step fails for another reason, or the system does not report
+            the memory use.
     """
     if not can_measure(device):
         raise ModelError("what a step takes on this CPU is not told by its system; expected Linux, or a GPU.")
@@ -84,9 +85,9 @@ def run_benchmark(
 
 
 def smallest_failing(fits: Callable[[int], bool], most: int) -> int | None:
-    """Returns the smallest count that does not fit, within a sixteenth; none if `most` does.
+    """Returns the smallest count that does not fit, within a sixteenth, or `None` if `most` fits.
 
-    Where n fits, all smaller ones do.
+    The search assumes that all counts below one that fits also fit.
     """
     good, tried = 0, 1
     while fits(tried):
@@ -107,17 +108,17 @@ def _budget(device: torch.device) -> int:
 
 
 def _tried(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
-    """Returns the peak bytes of a few steps, or none if they do not fit."""
+    """Returns the peak memory in bytes of a few steps, or `None` if they do not fit."""
     try:
         with fresh_process() as pool:
             return pool.submit(_peak, config, num_classes, images, device, budget).result()
     except BrokenProcessPool:
-        return None  # the system ended it
+        return None  # the system killed the process
 
 
 def _peak(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
     if device.type == "cpu":
-        # Ours fails when it takes too much, before the system ends whom it likes.
+        # The limit makes this process fail before the system's out-of-memory killer selects another process.
         held = psutil.Process(os.getpid()).memory_info().data
         resource.setrlimit(resource.RLIMIT_DATA, (held + budget, held + budget))
     try:

@@ -1,4 +1,4 @@
-"""The peak memory of a train step, each contender alone in a fresh process."""
+"""Peak memory of a training step, measured for each implementation in a new process."""
 
 import gc
 from collections.abc import Callable
@@ -12,26 +12,29 @@ from benchmarks.peers import Case, Implementation, ImplementationSpec, build_imp
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-STEPS = 2  # the optimiser's state is there from the second on
+STEPS = 2  # the optimiser state exists from the second step on
 
 
 def can_measure(device: torch.device) -> bool:
-    """Returns whether this system tells a process's peak: Linux does, and so does CUDA."""
+    """Returns True if the peak memory can be measured: on Linux and on CUDA."""
     return device.type == "cuda" or REFERENCES.exists()
 
 
 def peak_bytes(entry: ImplementationSpec, case: Case, threads: int) -> int:
-    """Returns the most bytes held at once in a train step: parameters, gradients, optimiser state, activations.
+    """Returns the peak memory in bytes of a training step: parameters, gradients, optimiser state and activations.
 
-    On the CPU it is what the system says of the process, so that everything counts which any library allocates;
-    on CUDA it is what torch's allocator says.
+    On a CPU, the system reports the memory of the process, which includes allocations by all libraries. On CUDA,
+    torch's allocator reports it.
     """
     with fresh_process() as pool:
         return pool.submit(_peak, entry, case, threads).result()
 
 
 def fresh_process() -> ProcessPoolExecutor:
-    """Returns a fresh process; a fork would inherit a heap, and locks of threads it has not."""
+    """Returns an executor with one spawned process.
+
+    A forked process would inherit the heap, and the locks of threads that it does not have.
+    """
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
@@ -44,7 +47,10 @@ def _peak(entry: ImplementationSpec, case: Case, threads: int) -> int:
 
 
 def peak_added_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Returns the most bytes held during some work: on CUDA by torch in all, else by this process beyond now."""
+    """Returns the peak memory in bytes during a call.
+
+    On CUDA, the value is torch's total allocation. On a CPU, it is the increase over the current memory of the process.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -63,6 +69,6 @@ def _steps(measured: Implementation) -> None:
 
 
 def _status(field: str) -> int:
-    """Returns a field of the process's status in bytes."""
+    """Returns a field of the process status in bytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""The most memory that a process and those that work for it hold at once, and the most that Ray's object store does."""
+"""Monitors the peak memory of a process and its workers, and of Ray's object store."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ DAEMONS = ("raylet", "gcs_server", "/ray/", "ray::DashboardAgent", "ray::Runtime
 
 @dataclass
 class PeakMemory:
-    """The most bytes seen.
+    """Peak memory in bytes.
 
     Attributes:
-        memory: of the process, its children and Ray's workers together; shared pages count once. Ray's daemons, which
-            are there whatever is read, do not.
-        store: used in the object store.
+        memory: memory of the process, its children and Ray's workers together. Shared pages count once. Ray's daemons
+            are excluded, because they do not depend on the workload.
+        store: memory used in the object store.
     """
 
     memory: int = 0
@@ -30,7 +30,7 @@ class PeakMemory:
 
 @contextmanager
 def monitor_memory(pid: int) -> Iterator[PeakMemory]:
-    """Looks at a process of this machine, again and again, until the block ends; the peak grows meanwhile."""
+    """Samples the memory of a local process until the block exits, and updates the yielded peak."""
     peak, stopped, store = PeakMemory(), Event(), _store()
 
     def look() -> None:
@@ -48,7 +48,7 @@ def monitor_memory(pid: int) -> Iterator[PeakMemory]:
 
 
 def is_supported() -> bool:
-    """Returns whether this system tells what processes hold; Linux does."""
+    """Returns True if the system reports the memory of processes, as Linux does."""
     return (PROCESSES / "self" / "smaps_rollup").exists()
 
 
@@ -60,7 +60,7 @@ def _store() -> Callable[[], int]:
 
 
 def _workers(pid: int) -> list[int]:
-    """Returns the process and its descendants, but for Ray's daemons."""
+    """Returns the ids of the process and its descendants, without Ray's daemons."""
     parents = {int(entry.name): _parent(entry) for entry in PROCESSES.iterdir() if entry.name.isdigit()}
     family = {pid}
     for _ in range(4):  # Ray's workers are grandchildren
@@ -71,7 +71,7 @@ def _workers(pid: int) -> list[int]:
 def _parent(entry: Path) -> int:
     try:
         return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0
 
 
@@ -83,7 +83,7 @@ def _command(pid: int) -> str:
 
 
 def _bytes(pid: int) -> int:
-    """Returns a process's proportional share of the memory it maps."""
+    """Returns the proportional set size of a process in bytes."""
     try:
         lines = (PROCESSES / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Our SegFormer and transformers', as alike as they can be: same weights, same images, same rates of dropping."""
+"""Comparable models of segray and transformers: same weights, same images, same dropout rates."""
 
 import tempfile
 from collections.abc import Callable
@@ -24,15 +24,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A measured case.
 
     Attributes:
         variant: "b0" to "b5".
         size: side of the square images in px.
-        batch: images of a step.
+        batch: number of images per step.
         classes: K.
         device: "cpu" or "cuda".
-        dtype: "float32", or the dtype that autocast computes in.
+        dtype: "float32", or the dtype of autocast.
     """
 
     variant: str
@@ -43,19 +43,19 @@ class Case:
     dtype: str
 
     def images(self) -> Tensor:
-        """Returns the images (B, 3, H, W) uint8, the same at every call."""
+        """Returns the images (B, 3, H, W) uint8, identical for every call."""
         made = torch.Generator().manual_seed(1)
         return torch.randint(0, 256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, generator=made)
 
     def masks(self) -> Tensor:
-        """Returns the masks (B, H, W) int64, the same at every call."""
+        """Returns the masks (B, H, W) int64, identical for every call."""
         made = torch.Generator().manual_seed(2)
         return torch.randint(0, self.classes, (self.batch, self.size, self.size), generator=made)
 
 
 @dataclass(frozen=True)
 class ImplementationSpec:
-    """Whose model takes part, and whether through torch.compile."""
+    """The name of an implementation, and whether it uses torch.compile."""
 
     name: str
     compiled: bool = False
@@ -66,13 +66,13 @@ class ImplementationSpec:
 
 @dataclass(frozen=True)
 class Implementation:
-    """A model on its device with the input it takes.
+    """A model on its device with its input.
 
     Attributes:
-        model: the module.
-        forward: the images to logits (B, K, H/4, W/4).
-        loss: the images and masks to a loss.
-        case: what it is measured at.
+        model: model.
+        forward: function that computes the logits (B, K, H/4, W/4) of the images.
+        loss: function that computes the loss of the images and masks.
+        case: measured case.
     """
 
     model: nn.Module
@@ -81,13 +81,13 @@ class Implementation:
     case: Case
 
     def forward_inference(self) -> Tensor:
-        """Returns the logits, in evaluation mode and without gradients."""
+        """Returns the logits, in eval mode and without gradients."""
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             return self.forward()
 
     def train_step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Makes one step: forward, loss, backward, AdamW."""
+        """Performs one training step: forward, loss, backward, AdamW."""
         self.model.train()
         with self._autocast():
             loss = self.loss()
@@ -96,7 +96,7 @@ class Implementation:
         optimiser.step()
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """Returns a fresh optimiser over the model's parameters."""
+        """Returns a new optimiser for the model's parameters."""
         return torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
 
     def _autocast(self) -> torch.autocast:
@@ -105,10 +105,10 @@ class Implementation:
 
 
 def build_implementation(entry: ImplementationSpec, case: Case) -> Implementation:
-    """Returns a contender with the weights that `case` always draws.
+    """Builds an implementation with the random weights of `case`, sampled with a fixed seed.
 
     Raises:
-        ModelError: the name is nobody's, or its library is missing.
+        ModelError: the name is unknown, or the library is not installed.
     """
     torch.manual_seed(0)
     ours = build_segformer(case.variant, case.classes)
@@ -142,7 +142,7 @@ def _transformers(model: nn.Module, entry: ImplementationSpec, case: Case) -> Im
 
 
 def to_transformers(ours: SegFormer) -> nn.Module:
-    """Returns transformers' model with our weights, by way of a folder in its own layout.
+    """Converts a segray model to a transformers model, through a temporary folder in transformers' layout.
 
     Raises:
         ModelError: transformers is not installed.
@@ -160,9 +160,10 @@ def to_transformers(ours: SegFormer) -> nn.Module:
 
 
 def count_macs(name: str, case: Case) -> int:
-    """Returns the multiply-accumulates of one image's forward pass, attention products included.
+    """Returns the multiply-accumulates of the forward pass of one image, including attention products.
 
-    Counted on the meta device, where nothing is computed and an attention is the products it consists of.
+    The operations are counted on the meta device, which performs no computation and decomposes attention into its
+    products.
     """
     model = (
         build_implementation(ImplementationSpec(name), replace(case, batch=1, device="cpu", dtype="float32"))
@@ -177,6 +178,6 @@ def count_macs(name: str, case: Case) -> int:
 
 
 def max_relative_difference(ours: Implementation, peer: Implementation) -> float:
-    """Returns the largest difference of two contenders' logits, relative to their range."""
+    """Returns the largest difference between the logits of two implementations, relative to the range of `peer`'s."""
     mine, other = ours.forward_inference().float(), peer.forward_inference().float()
     return float((mine - other).abs().max() / (other.max() - other.min()))

@@ -1,4 +1,4 @@
-"""Serving beside a bare loop of the Predictor and MLflow's own server: one version, the same cores."""
+"""Benchmark of serving. Baselines are a loop over the Predictor and MLflow's server, with the same model and cores."""
 
 import base64
 import json
@@ -41,13 +41,13 @@ IMAGES = 8
 
 @dataclass(frozen=True)
 class ServingBenchmark:
-    """What is measured.
+    """Settings of the benchmark.
 
     Attributes:
-        sizes: sides of the images, px.
-        seconds: of a turn.
-        turns: of each.
-        requests: of the long run, whose memory is watched; none leaves it out.
+        sizes: sides of the images in px.
+        seconds: duration of a turn.
+        turns: number of turns of each candidate.
+        requests: number of requests of the long run, in which memory is monitored; 0 skips it.
     """
 
     sizes: Sequence[int]
@@ -57,13 +57,13 @@ class ServingBenchmark:
 
 
 def run_benchmark(config: Config, version: str, asked: ServingBenchmark, say: Callable[[str], None]) -> BenchmarkReport:
-    """Returns images a second of ours beside the peers', the time of requests at half of that, and memory.
+    """Compares the images per second with the peers, and measures latency at half of that rate, and memory.
 
     Args:
-        config: of serving; one replica for each core, so that all have the same.
-        version: of the model.
-        asked: what is measured.
-        say: called with what is being measured.
+        config: serving configuration, with one replica per core, so that all candidates use the same cores.
+        version: version of the model.
+        asked: settings of the benchmark.
+        say: callback that receives progress messages.
     """
     uri, name = str(config.tracking.uri), config.tracking.model
     folder = download_checkpoint(f"models:/{name}/{version}", uri)
@@ -88,7 +88,7 @@ def run_benchmark(config: Config, version: str, asked: ServingBenchmark, say: Ca
 def _beside(
     ours: str, theirs: str, pool: ProcessPoolExecutor, images: Sequence[bytes], size: int, asked: ServingBenchmark
 ) -> list[Row]:
-    """Returns the rows of one size, each contender warm, in turns."""
+    """Returns the rows of one image size. All candidates are warmed up and take alternating turns."""
     bodies = [(image, JPEG) for image in images]
     wrapped = [(_wrapped(image), {"Content-Type": "application/json"}) for image in images]
 
@@ -112,14 +112,14 @@ def _beside(
 
 
 def _half(url: str, images: Sequence[bytes], saturated: float, seconds: float) -> LoadResult:
-    """Returns a load of half of what saturates, by many clients."""
+    """Applies half of the saturating load, with many clients, and returns the result."""
     plan = LoadPlan(url, [(image, JPEG) for image in images], 100, max(seconds, 20.0), rate=saturated / 2)
     with _alone() as pool:
         return pool.submit(apply_load, plan).result()
 
 
 def _long(url: str, asked: ServingBenchmark, say: Callable[[str], None]) -> dict[str, str | int]:
-    """Returns how memory and latency moved over many requests of mixed sizes, a tenth at a time."""
+    """Returns the change of memory and latency over many requests of mixed sizes, measured in ten parts."""
     bodies = [(_jpeg(size, seed), JPEG) for seed in range(IMAGES) for size in (64, 96, 128, 192, 256)]
     held, slow = list[int](), list[int]()
     for tenth in range(10):
@@ -140,12 +140,12 @@ def _long(url: str, asked: ServingBenchmark, say: Callable[[str], None]) -> dict
 
 @contextmanager
 def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
-    """Serves the version with MLflow's own server, one worker for each core."""
+    """Starts MLflow's server for the version, with one worker per core, and yields its URL."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["models", "serve", "-m", f"models:/{name}/{version}", "--env-manager", "local", "--host", "127.0.0.1"]
     words += ["--port", str(port), "--workers", str(available_cpus())]
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it looks for uvicorn
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow searches for uvicorn in PATH
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": beside}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words],
@@ -187,7 +187,7 @@ def _loaded(folder: Path, threads: int) -> None:
 
 
 def _loop(images: Sequence[bytes], seconds: float) -> float:
-    """Returns images a second from JPEG to PNG, one after the other."""
+    """Returns the images per second of sequential prediction from JPEG to PNG."""
     begun, count = perf_counter(), 0
     while perf_counter() - begun < seconds:
         encode_mask(_HELD[0](decode_image(images[count % len(images)])))
@@ -196,7 +196,7 @@ def _loop(images: Sequence[bytes], seconds: float) -> float:
 
 
 def _jpeg(side: int, seed: int) -> bytes:
-    """Returns an image of soft noise."""
+    """Returns a JPEG image of smooth noise."""
     small = np.random.default_rng(seed).integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
     _, encoded = cv2.imencode(".jpg", cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC))
     return encoded.tobytes()

@@ -1,4 +1,4 @@
-"""A sweep beside the same runs one after another: the time of all, and between two of them."""
+"""Benchmark of a sweep. The baseline is the same runs one after another. Measures the total time and the gaps."""
 
 import subprocess
 import sys
@@ -23,13 +23,13 @@ LOWEST, TIMES = 1e-4, 2.0
 def run_benchmark(
     settings: Mapping[str, Any], trials: int, folder: Path, say: Callable[[str], None]
 ) -> BenchmarkReport:
-    """Returns a sweep of some trials beside the same runs one after another, each command's start-up included.
+    """Compares a sweep of `trials` trials with the same runs one after another, including the start-up of each command.
 
     Args:
-        settings: of every run; learning rates differ.
-        trials: how many.
-        folder: to work in.
-        say: called with what is being measured.
+        settings: settings of every run; the learning rates differ.
+        trials: number of trials.
+        folder: working folder.
+        say: callback that receives progress messages.
     """
     rates = [LOWEST * TIMES**number for number in range(trials)]
     tune = {"space": {"optim.lr": {"choice": rates}}, "search": "grid", "scheduler": "none", "trials": trials}
@@ -55,10 +55,10 @@ def run_benchmark(
 
 
 def _seconds(command: str, settings: Mapping[str, Any], folder: Path) -> float:
-    """Returns how long a command takes, as a user types it.
+    """Runs a command in a subprocess and returns its duration in seconds.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: the command failed.
     """
     file = folder / f"{settings['name']}.yaml"
     file.write_text(yaml.safe_dump({**settings, "results": str(folder / "results")}))
@@ -71,13 +71,13 @@ def _seconds(command: str, settings: Mapping[str, Any], folder: Path) -> float:
 
 
 def _gaps(runs: Sequence[Path]) -> list[float]:
-    """Returns the seconds from the end of each run to the first step of the next, of those that ran one at a time."""
+    """Returns the seconds between the end of each run and the first step of the next, for sequential runs."""
     spans = sorted(_span(run) for run in runs)
     return [(first - end) / 1000 for (_, end), (first, _) in pairwise(spans)]
 
 
 def _span(run: Path) -> tuple[int, int]:
-    """Returns when a run made its first step, and when it ended, in milliseconds."""
+    """Returns the times of the first step and of the end of a run, in milliseconds."""
     records = Journal(run).records()
     first = min(record["time_ms"] for record in records if record["kind"] == "metrics")
     return first, max(record["time_ms"] for record in records if record["kind"] == "end")

@@ -1,4 +1,4 @@
-"""SegFormer beside a peer's: train step, inference, memory, multiply-accumulates, and the machine's own limit."""
+"""Benchmark of the model: training step, inference, memory, multiply-accumulates and the machine's matrix rate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from benchmarks.peers import (
 from segray.core.errors import ModelError
 from segray.inference.timing import time_interleaved
 
-# A train step multiplies each matrix three times: forward, and backward to its input and to its weights.
+# Number of products per matrix. A training step has three: forward, and the gradients of the input and the weights.
 PRODUCTS = {"inference": 1, "train_step": 3}
 UNITS = {"inference": "s", "train_step": "s", "train_memory": "MiB"}
 MAX_DISAGREEMENT = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
@@ -30,15 +30,15 @@ MAX_DISAGREEMENT = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one run measured.
+    """The results of one run.
 
     Attributes:
-        machine: what it ran on.
-        case: what was measured.
-        rows: ours beside the peer's.
-        macs: multiply-accumulates of one image's forward pass, by contender.
+        machine: description of the machine.
+        case: measured case.
+        rows: measurements of segray compared with the peer.
+        macs: multiply-accumulates of the forward pass of one image, by implementation.
         matrix_rate: multiply-accumulates per second of a matrix product on this device, in this run.
-        share_of_rate: the part of that rate at which ours ran, by measure.
+        share_of_rate: fraction of that rate that segray achieves, by measurement.
         disagreement: largest difference of the logits, relative to their range.
     """
 
@@ -54,17 +54,17 @@ class StepReport:
 def run_benchmark(
     case: Case, peer: str, turns: int, *, compiled: bool = False, say: Callable[[str], None]
 ) -> StepReport:
-    """Returns ours beside a peer's at a case.
+    """Compares segray with a peer.
 
     Args:
-        case: what to measure.
-        peer: whom to measure against.
-        turns: turns that each gets.
-        compiled: whether ours is compiled, and stands beside the peer's as it is and compiled.
-        say: called with what is measured next.
+        case: measured case.
+        peer: name of the peer.
+        turns: number of turns of each implementation.
+        compiled: whether segray is compiled and compared with both the eager and the compiled peer.
+        say: callback that receives progress messages.
 
     Raises:
-        ModelError: the two do not give the same answer, or the peer's library or the device is missing.
+        ModelError: the outputs differ, the peer's library is not installed, or the device is missing.
     """
     device, dtype = _device(case), DTYPES[case.dtype]
     entries = [
@@ -95,7 +95,7 @@ def _device(case: Case) -> torch.device:
 
 
 def _agreed(contenders: list[Implementation], case: Case) -> float:
-    """Returns how far ours is from the peer's; a fast wrong answer is worth nothing."""
+    """Returns the relative difference between segray's and the peer's logits; raises ModelError if it is too large."""
     differs = max_relative_difference(contenders[0], contenders[1])
     if not differs <= MAX_DISAGREEMENT[case.dtype]:
         raise ModelError(
@@ -108,7 +108,7 @@ def _agreed(contenders: list[Implementation], case: Case) -> float:
 def _times(
     contenders: list[Implementation], turns: int, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, list[list[float]]]:
-    """Returns the seconds of every turn, by measure and contender."""
+    """Returns the seconds of every turn, by measurement and implementation."""
     say(f"inference, {turns} turns each ...")
     inference = time_interleaved([one.forward_inference for one in contenders], turns, device)
     say(f"train step, {turns} turns each ...")

@@ -1,4 +1,4 @@
-"""The whole platform's training beside a bare loop on tensors in memory, and beside transformers' Trainer."""
+"""Benchmark of the complete training loop. The baselines are a loop on tensors in memory and transformers' Trainer."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +32,8 @@ from segray.training.reporting import JournalCallback
 from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
 from segray.training.worker import TrainWorker, configure_worker_logging
 
-IN_MEMORY = 4  # batches that the bare loop trains on, over and over
-WARM_UP = 5  # steps of a turn that are not counted: what was made ahead meanwhile
+IN_MEMORY = 4  # number of batches that the bare loop trains on repeatedly
+WARM_UP = 5  # untimed steps per turn, which consume prefetched batches
 FOR_EVER = 1_000_000
 FOUND = "found.pt"
 PLATFORM, BARE_LOOP, HF_TRAINER = "segray", "bare_loop", "hf_trainer"
@@ -42,13 +42,13 @@ PEERS = (BARE_LOOP, HF_TRAINER)
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """What is trained.
+    """A measured training run.
 
     Attributes:
-        job: the run; its steps, validations and checkpoints are not made.
-        steps: of a turn.
-        turns: that each gets, after one that is not counted.
-        peers: besides the platform; of PEERS.
+        job: specification of the run; its steps, validations and checkpoints are not used.
+        steps: number of steps per turn.
+        turns: number of timed turns of each candidate, after one warm-up turn.
+        peers: baselines, from PEERS.
     """
 
     job: RunSpec
@@ -59,13 +59,13 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What was found.
+    """The results of the benchmark.
 
     Attributes:
-        machine: what it ran on.
-        case: what was trained.
-        rows: the platform beside each peer.
-        phases: shares of a step's time on rank 0, by what is done.
+        machine: description of the machine.
+        case: description of the training run.
+        rows: measurements of segray compared with each peer.
+        phases: fraction of the step time on rank 0, by phase.
     """
 
     machine: dict[str, str | int]
@@ -75,10 +75,10 @@ class TrainingReport:
 
 
 class PhaseTimer(HeartbeatSender):
-    """A beat that adds up the time of each phase.
+    """A heartbeat sender that accumulates the time of each phase.
 
     Attributes:
-        seconds: of each phase since the last clearing.
+        seconds: seconds of each phase since the last reset.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -89,7 +89,7 @@ class PhaseTimer(HeartbeatSender):
         self.waits = False
 
     def __call__(self, phase: str) -> None:
-        """Ends the phase before, and waits for what it left on the device, if it is to."""
+        """Ends the previous phase and starts `phase`. Synchronises the device first if `waits` is set."""
         if self.waits and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = perf_counter()
@@ -98,7 +98,7 @@ class PhaseTimer(HeartbeatSender):
 
 
 def run_benchmark(case: TrainingCase) -> TrainingReport:
-    """Returns images a second of both, in turns, in the same workers."""
+    """Measures the images per second of all candidates, in alternating turns in the same workers."""
     placement = case.job.placement
     with TemporaryDirectory(prefix="segray-benchmark-") as folder:
         inside = replace(case, job=replace(case.job, folder=Path(folder)))
@@ -143,7 +143,7 @@ def _described(case: TrainingCase) -> dict[str, str | int]:
 
 
 def _work(settings: dict[str, Any]) -> None:
-    """Takes the turns; the function Ray Train runs on every worker."""
+    """Runs the turns. Ray Train calls this function on every worker."""
     configure_worker_logging()
     case: TrainingCase = settings["case"]
     clock = PhaseTimer(get_device())
@@ -174,7 +174,7 @@ def _peer_trainer(case: TrainingCase, folder: str) -> Callable[[], float]:
 
 
 def _bare_loop(job: RunSpec) -> Iterator[torch.Tensor]:
-    """Yields the loss of each step of what one would write without a platform."""
+    """Yields the loss of each step of a minimal training loop without a platform."""
     device, classes = get_device(), job.manifest.classes
     model: nn.Module = build_model(job.config, classes).to(device).train()
     if dist.is_initialized():
@@ -199,7 +199,7 @@ def _stream(job: RunSpec) -> Iterator[Batch]:
 
 
 def _rate(made: Iterator[Any], case: TrainingCase) -> float:
-    """Returns the global batch's images a second of a turn."""
+    """Returns the images per second of the global batch in one turn."""
     list(islice(made, WARM_UP))
     _wait()
     start = perf_counter()

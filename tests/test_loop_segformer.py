@@ -87,10 +87,10 @@ bare = wrapped = model(torch.float64)
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world)
     wrapped = DistributedDataParallel(bare, forward_sync_buffers=False, gradient_as_bucket_view=True)
-own = slots_of(rank, world, 8)
+own = rank_slots(rank, world, 8)
 share = ({name: value[own.start : own.stop] for name, value in batch.items()} for batch in batches(20))
-updater = Updater(adamw(bare, OptimConfig(lr=1e-3, head_lr_factor=1)))
-made = steps(wrapped, losses.cross_entropy, updater, share, lr_factor=lambda _: 1.0, ignore_id=IGNORE)
+updater = OptimizerStepper(build_optimizer(bare, OptimConfig(lr=1e-3, head_lr_factor=1)))
+made = train_steps(wrapped, losses.cross_entropy, updater, share, lr_factor=lambda _: 1.0, ignore_id=IGNORE)
 found = {"losses": torch.stack([step.loss for step in made]), "state": bare.state_dict()}
 torch.save(found, folder / f"{rank}.pt")
 if world > 1:

@@ -1,4 +1,4 @@
-"""`benchmark batch`: the largest batch that a device trains."""
+"""`benchmark batch`: finds the largest batch that fits on a device."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from segray.core.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> None:
-    """Searches and shows."""
+    """Runs the search and prints the report."""
     parser = CommandParser("Finds the largest batch that a device trains with these settings.", with_config=True)
     parser.add_argument("--classes", type=int, default=150, help="classes (default: 150)")
     parser.add_argument("--most", type=int, default=512, help="images that are not exceeded (default: 512)")

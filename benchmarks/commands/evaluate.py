@@ -1,4 +1,4 @@
-"""`benchmark evaluate`: a split's scores, beside a plain loop."""
+"""`benchmark evaluate`: compares the evaluation of a split with a plain loop."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from segray.config import paths
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     parser = CommandParser(
         "Measures the evaluation of a split beside transformers' model in a plain loop with torchmetrics.",
         with_config=True,

@@ -1,4 +1,4 @@
-"""`benchmark inference`: from images to masks, beside a peer's."""
+"""`benchmark inference`: compares inference from images to masks with a peer's."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from segray.models.segformer.model import VARIANTS
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     flags = _parser().parse(argv)[0]
     require_positive(flags, "crop", "classes", "turns", "threads")
     if flags.threads:

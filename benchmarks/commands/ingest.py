@@ -1,4 +1,4 @@
-"""`benchmark ingest`: our stream beside a DataLoader and a bare loop."""
+"""`benchmark ingest`: compares segray's data stream with a DataLoader and a bare loop."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ TENFOLD = 10
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     flags = _parser().parse(argv)[0]
     require_positive(flags, "rows", "size", "crop", "batch", "images", "turns", "cores")
     build({"data.crop": flags.crop})
@@ -54,7 +54,7 @@ def _parser() -> CommandParser:
 
 
 def _loads(flags: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[LoaderTask, LoaderTask | None]:
-    """Returns what is measured, on data sets written for it; the cluster that writes them is gone afterwards."""
+    """Returns the measured tasks, on datasets written for them. The cluster that writes the datasets is shut down."""
     root = paths.absolute_path("--data", flags.data)
     read_manifest(root).split(flags.split)
     cores = flags.cores or available_cpus()

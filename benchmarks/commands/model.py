@@ -1,4 +1,4 @@
-"""`benchmark model`: SegFormer beside a peer's."""
+"""`benchmark model`: compares the SegFormer model with a peer's."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from segray.models.segformer.model import VARIANTS
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     flags = _parser().parse(argv)[0]
     require_positive(flags, "size", "batch", "classes", "turns", "threads")
     if flags.threads:

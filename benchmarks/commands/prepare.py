@@ -1,4 +1,4 @@
-"""`benchmark prepare`: a conversion beside a bare loop that reads, hashes and counts."""
+"""`benchmark prepare`: compares a conversion with a bare loop that reads, hashes and counts."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from segray.core.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     parser = CommandParser("Measures how fast images and masks become a dataset: turns in one run, on the same files.")
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset the images are taken from")
     parser.add_argument("--images", type=int, default=20_000, help="files to convert (default: 20000)")

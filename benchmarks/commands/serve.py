@@ -1,4 +1,4 @@
-"""`benchmark serve`: serving beside a bare loop and MLflow's own server."""
+"""`benchmark serve`: compares serving with a bare loop and MLflow's server."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from segray.core.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     parser = CommandParser("Measures requests a second on this machine's CPUs, and memory over many.", with_config=True)
     parser.add_argument("--name", default="segray", metavar="MODEL", help="registered model (default: segray)")
     parser.add_argument("--version", required=True, help="of the model; it needs the alias of serve.alias")

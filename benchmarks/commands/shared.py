@@ -1,4 +1,4 @@
-"""What all benchmarks share: flags, the table of rows, the file for programs."""
+"""Functions shared by all benchmarks: flags, the table of results and the JSON file."""
 
 import argparse
 import json
@@ -16,23 +16,23 @@ from segray.core.errors import ConfigError
 
 
 def add_common(parser: CommandParser, what: str, turns: int) -> None:
-    """Adds the flags of a benchmark that takes turns."""
+    """Adds the flags of a benchmark with turns."""
     parser.add_argument("--turns", type=int, default=turns, help=f"turns that each gets (default: {turns})")
     add_benchmark_flags(parser, what)
 
 
 def add_benchmark_flags(parser: CommandParser, what: str) -> None:
-    """Adds the flags that every benchmark has, and what it measures to the command's name."""
+    """Adds the flags of every benchmark, and appends `what` to the name of the command."""
     parser.prog = f"{parser.prog} {what}"
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
     parser.add_argument("--quiet", action="store_true", help="print the result alone")
 
 
 def require_positive(flags: argparse.Namespace, *names: str) -> None:
-    """Refuses counts below one.
+    """Validates that counts are at least 1.
 
     Raises:
-        ConfigError: one is; it is named.
+        ConfigError: a count is less than 1; the message contains its name.
     """
     for name in names:
         if (value := getattr(flags, name)) is not None and value < 1:
@@ -40,7 +40,7 @@ def require_positive(flags: argparse.Namespace, *names: str) -> None:
 
 
 def make_logger(flags: argparse.Namespace) -> Callable[[str], None]:
-    """Returns what prints a line, or does not where --quiet was given."""
+    """Returns a function that prints a line, unless --quiet is given."""
 
     def say(line: str) -> None:
         if not flags.quiet:
@@ -50,7 +50,7 @@ def make_logger(flags: argparse.Namespace) -> Callable[[str], None]:
 
 
 def print_case(machine: dict[str, Any], case: dict[str, Any]) -> None:
-    """Prints what was measured on what."""
+    """Prints the measured case and the machine."""
     for parts in (case, machine):
         print(", ".join(f"{name} {value}" for name, value in parts.items()))
     print()
@@ -67,7 +67,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def write_json(flags: argparse.Namespace, report: Any) -> None:
-    """Writes a report, and the command it comes from, where --json says."""
+    """Writes the report and the command to the file of --json, if given."""
     if flags.json:
         command = paths.redact(shlex.join(["python", *sys.argv]))
         flags.json.write_text(json.dumps({"command": command} | asdict(report), indent=2))

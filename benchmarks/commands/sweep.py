@@ -1,4 +1,4 @@
-"""`benchmark sweep`: a sweep beside the same runs one after another."""
+"""`benchmark sweep`: compares a sweep with the same runs one after another."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ from segray.core.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     parser = CommandParser("Measures what a sweep adds to the runs it consists of, on this machine's CPUs.")
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset to train on")
     parser.add_argument("--trials", type=int, default=8, help="(default: 8)")

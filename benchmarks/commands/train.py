@@ -1,4 +1,4 @@
-"""`benchmark train`: the whole platform's training beside a bare loop and transformers' Trainer."""
+"""`benchmark train`: compares complete training with a bare loop and transformers' Trainer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from segray.training.run_spec import RunSpec
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measures and shows."""
+    """Runs the benchmark and prints the report."""
     parser = CommandParser(
         "Measures what the platform costs a training: stream, reports and all, beside a loop that has none.",
         with_config=True,
@@ -48,6 +48,6 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _endless(given: Config, root: str) -> Config:
-    """Returns the settings of a run that comes to no validation."""
+    """Returns the settings of a run that never reaches a validation."""
     never: dict[str, Any] = {"train.steps": training.FOR_EVER, "train.val_every": training.FOR_EVER}
     return config.build(config.flatten(given) | never | {"data.root": root, "train.checkpoint_every": None})

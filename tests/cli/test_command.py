@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from benchmarks import main as benchmark
 from segray import config
 from segray.cli import main
 from segray.cli.command import CommandParser, parse_dotted_flags, run_command
@@ -106,8 +107,9 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
 )
 def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["segray", *argv])
-    found, message = ended(main.main, capsys)
+    command, words = (benchmark.main, argv[1:]) if argv[0] == "benchmark" else (main.main, argv)
+    monkeypatch.setattr(sys, "argv", ["segray", *words])
+    found, message = ended(command, capsys)
     assert found == 2
     assert message.startswith("error: ")
     assert said in message

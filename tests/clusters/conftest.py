@@ -130,7 +130,7 @@ from segray.data.convert.shards import ShardLimits
 from segray.data.sources.sample import SourceListing; from segray.data.sources import demo
 cluster.connect()
 samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
-convert(Found(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=Bounds(group_rows=4))
+convert_dataset(SourceListing(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
 """
 
 

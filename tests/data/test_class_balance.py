@@ -84,7 +84,7 @@ def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperat
     pixels = np.concatenate(list(camvid.class_pixels()))
     data = config.build({"data.sampler": "rare_class", "data.temperature": temperature}).data
     times = draws_per_epoch(camvid, data)
-    plan = EpochPlan(camvid.group_rows(), 8, 0, 64, times)
+    plan = EpochPlan(camvid.rows_per_group(), 8, 0, 64, times)
     rows = plan.assignments(0, 20 * plan.epoch_size // 8, range(8)).rows.reshape(-1)
     for name, index in (("pedestrian", 9), ("bicyclist", 10)):
         has = pixels[:, index] > 0

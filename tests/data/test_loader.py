@@ -41,7 +41,7 @@ def bad_source(spoilt):
 
 
 def batches(source, slots, start, stop, window=64, means=MEANS, on_bad=raise_bad_row, **data):
-    plan = EpochPlan(source.group_rows(), BATCH, 3, window, data.pop("times", None))
+    plan = EpochPlan(source.rows_per_group(), BATCH, 3, window, data.pop("times", None))
     augment = Augmenter(DataConfig(**({"crop": 32} | data)), 255)
     return list(training_batches(source, plan, slots, start, stop, augment, means, on_bad))
 
@@ -96,11 +96,11 @@ def test_each_group_is_read_once_an_epoch_and_not_again_while_it_is_at_hand(sour
     epoch = source.split.rows // BATCH
     batches(source, range(BATCH), 0, 3 * epoch)
     groups = [group for groups in read for group in groups]
-    assert sorted(groups) == list(range(len(source.group_rows())))  # small: read once, kept for all epochs
+    assert sorted(groups) == list(range(len(source.rows_per_group())))  # small: read once, kept for all epochs
     read.clear()
     batches(source, range(BATCH), 0, epoch, window=2)
     again = Counter(group for groups in read for group in groups)
-    assert set(again) == set(range(len(source.group_rows())))
+    assert set(again) == set(range(len(source.rows_per_group())))
     assert again.total() <= len(again) + BATCH  # the border of a slot's share may lie in a group
 
 
@@ -128,7 +128,7 @@ def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
 def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, means):
     with pytest.raises(DataError) as raised:
         batches(bad_source, range(BATCH), 0, 11, means=means)
-    shard, row = bad_source.place_of(5).rsplit(", ", 1), bad_source.place_of(30).rsplit(", ", 1)
+    shard, row = bad_source.describe_row(5).rsplit(", ", 1), bad_source.describe_row(30).rsplit(", ", 1)
     assert any(f"{path}, {number} (train/street_" in str(raised.value) for path, number in (shard, row))
     assert "no image" in str(raised.value)
 
@@ -139,7 +139,7 @@ def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, so
     bad = []
     left = batches(bad_source, range(BATCH), 0, 11, means=means, on_bad=lambda error: bad.append(str(error)), **data)
     whole = batches(source, range(BATCH), 0, 11, **data)
-    names = {bad_source.place_of(row).removeprefix(bad_source.root) for row in (5, 30)}
+    names = {bad_source.describe_row(row).removeprefix(bad_source.root) for row in (5, 30)}
     assert {text.removeprefix(bad_source.root).split(" (")[0] for text in bad} == names
     blank = 0
     for one, other in zip(left, whole, strict=True):
@@ -172,7 +172,7 @@ def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
 
 
 def test_a_stream_that_is_left_early_ends(source):
-    plan, augment = EpochPlan(source.group_rows(), BATCH, 3, 2), Augmenter(DataConfig(crop=32), 255)
+    plan, augment = EpochPlan(source.rows_per_group(), BATCH, 3, 2), Augmenter(DataConfig(crop=32), 255)
     stream = training_batches(source, plan, range(BATCH), 0, 10_000, augment, MEANS)
     next(stream)
     stream.close()

@@ -30,7 +30,7 @@ def train(root):
 def test_row_groups_come_as_they_were_written_and_numbered_through_the_shards(streets):
     source, groups = train(streets), [9, 0, 3]
     table = source.read(groups)
-    rows = [row for row in range(41) if source.group_of([row])[0] in groups]
+    rows = [row for row in range(41) if source.groups_of_rows([row])[0] in groups]
     assert table["row"].to_pylist() == rows
     assert table["id"].to_pylist() == [f"train/street_{row:05d}" for row in rows]
 
@@ -38,12 +38,12 @@ def test_row_groups_come_as_they_were_written_and_numbered_through_the_shards(st
 def test_a_row_is_told_by_its_shard_and_its_number_there(streets):
     source = train(streets)
     for row in range(41):
-        path, _, number = source.place_of(row).partition(", row ")
+        path, _, number = source.describe_row(row).partition(", row ")
         assert pq.read_table(path)["id"][int(number)].as_py() == f"train/street_{row:05d}"
 
 
 def test_the_smallest_sizes_come_without_reading_images(streets):
-    assert train(streets).smallest() == [(144, 192), (144, 192)]
+    assert train(streets).min_sizes() == [(144, 192), (144, 192)]
 
 
 def test_no_secret_is_told():
@@ -119,7 +119,7 @@ def bucket(streets, s3_server):
 def test_a_bucket_holds_the_same_rows_as_the_disk(bucket, streets, ray_cluster):
     here, there = train(streets), train(bucket)
     assert there.read([9, 0, 3]).equals(here.read([9, 0, 3]))
-    assert there.place_of(0) == "s3://segray-test/streets/train/part-00000.parquet, row 0"
+    assert there.describe_row(0) == "s3://segray-test/streets/train/part-00000.parquet, row 0"
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_the_stream_reads_from_a_bucket(bucket, streets, ray_cluster):
     found = []
     for root in (bucket, streets):
         source, augment = train(root), Augmenter(config.build({"data.crop": 32}).data, 255)
-        plan = EpochPlan(source.group_rows(), 4, 0)
+        plan = EpochPlan(source.rows_per_group(), 4, 0)
         found.append(list(training_batches(source, plan, range(4), 0, 12, augment, LoaderResources(0.5, 2))))
     for there, here in zip(*found, strict=True):
         assert all(there[name].equal(here[name]) for name in ("image", "mask", "row"))

@@ -25,7 +25,7 @@ def plans(draw, samplers=(True, False)):
 
 
 def sequence(plan, start, stop):
-    share = plan.share(start, stop, range(plan.batch))
+    share = plan.assignments(start, stop, range(plan.batch))
     return list(zip(*(part.reshape(-1).tolist() for part in share), strict=True))
 
 
@@ -39,14 +39,14 @@ def test_every_row_comes_once_an_epoch(plan):
 @settings(deadline=None, max_examples=150)
 @given(plans(samplers=[True]))
 def test_a_sampler_meets_its_quota_in_every_epoch(plan):
-    quota = math.ceil(plan.times.sum() - 1e-6)
-    expected = plan.times * quota / plan.times.sum()
+    quota = math.ceil(plan.draws_per_row.sum() - 1e-6)
+    expected = plan.draws_per_row * quota / plan.draws_per_row.sum()
     seen = sequence(plan, 0, -(-3 * quota // plan.batch))[: 3 * quota]
     for epoch in range(3):
         drawn = [(row, copy) for at, row, copy in seen if at == epoch]
         counts = np.bincount([row for row, _ in drawn], minlength=plan.rows)
         assert counts.sum() == quota
-        assert (counts >= np.floor(plan.times)).all()  # at least once stays at least once
+        assert (counts >= np.floor(plan.draws_per_row)).all()  # at least once stays at least once
         assert (np.abs(counts - expected) < 1 + 1e-6).all()  # rounded up or down
         assert len(set(drawn)) == quota  # copies are numbered, so that no two crops are alike
         assert max(copy for _, copy in drawn) == counts.max() - 1
@@ -63,8 +63,8 @@ def test_the_mean_over_the_epochs_is_what_the_sampler_asked_for():
 @given(plans(), st.integers(1, 8), st.integers(0, 60))
 def test_ranks_together_hold_the_global_batch_whatever_their_number(plan, world, start):
     stop = start + 5
-    whole = plan.share(start, stop, range(plan.batch))
-    shares = [plan.share(start, stop, rank_slots(rank, world, plan.batch)) for rank in range(world)]
+    whole = plan.assignments(start, stop, range(plan.batch))
+    shares = [plan.assignments(start, stop, rank_slots(rank, world, plan.batch)) for rank in range(world)]
     assert {len(share.rows) for share in shares} == {5}  # the same steps on every rank
     for number, part in enumerate(whole):
         assert np.array_equal(np.concatenate([share[number] for share in shares], axis=1), part)
@@ -74,11 +74,11 @@ def test_ranks_together_hold_the_global_batch_whatever_their_number(plan, world,
 @given(plans(), st.integers(0, 80), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5))
 def test_continuing_at_a_step_with_other_ranks_is_the_same_as_never_having_stopped(plan, cut, more, before, after):
     def ranks(world, start, stop):
-        shares = [plan.share(start, stop, rank_slots(rank, world, plan.batch)).rows for rank in range(world)]
+        shares = [plan.assignments(start, stop, rank_slots(rank, world, plan.batch)).rows for rank in range(world)]
         return np.concatenate(shares, axis=1)
 
     resumed = np.concatenate([ranks(before, 0, cut), ranks(after, cut, cut + more)])
-    assert np.array_equal(resumed, plan.share(0, cut + more, range(plan.batch)).rows)
+    assert np.array_equal(resumed, plan.assignments(0, cut + more, range(plan.batch)).rows)
 
 
 @settings(deadline=None, max_examples=100)
@@ -99,19 +99,19 @@ def test_windows_cut_the_steps_without_gap_and_at_the_same_places_from_anywhere(
 def test_companions_are_rows_that_the_same_slot_holds_in_the_same_window(plan, step, seed):
     slot = seed % plan.batch
     window = plan.window_of(step)
-    if plan.is_small:
-        epoch = (step * plan.batch + slot) // plan.quota
-        steps = range(epoch * plan.quota // plan.batch, -(-(epoch + 1) * plan.quota // plan.batch))
-        share = plan.share(steps.start, steps.stop, range(plan.batch))
+    if plan.is_fully_shuffled:
+        epoch = (step * plan.batch + slot) // plan.epoch_size
+        steps = range(epoch * plan.epoch_size // plan.batch, -(-(epoch + 1) * plan.epoch_size // plan.batch))
+        share = plan.assignments(steps.start, steps.stop, range(plan.batch))
         held = Counter(share.rows[share.epochs == epoch].tolist())
     else:
-        held = Counter(plan.share(window.start, window.stop, [slot]).rows.reshape(-1).tolist())
-    own = int(plan.share(step, step + 1, [slot]).rows[0, 0])
-    found = plan.companions(step, slot, 3, seed)
+        held = Counter(plan.assignments(window.start, window.stop, [slot]).rows.reshape(-1).tolist())
+    own = int(plan.assignments(step, step + 1, [slot]).rows[0, 0])
+    found = plan.mix_partners(step, slot, 3, seed)
     assert len(found) == 3
     assert set(found) <= set(held)
     assert own not in found or held[own] > 1 or held.total() == 1
-    assert found == plan.companions(step, slot, 3, seed)
+    assert found == plan.mix_partners(step, slot, 3, seed)
 
 
 @given(st.integers(0, 500), st.integers(1, 16))

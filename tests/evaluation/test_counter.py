@@ -42,7 +42,7 @@ def alike(ours, theirs):
         assert all(np.array_equal(own[width], other[width]) for width in own)
     assert sorted(ours.images) == sorted(theirs.images)
     for row, image in ours.images.items():
-        assert np.array_equal(image.whole(3), theirs.images[row].whole(3))
+        assert np.array_equal(image.dense(3), theirs.images[row].dense(3))
     return True
 
 

@@ -33,18 +33,18 @@ def test_everything_said_is_of_the_same_counts(plain, streets):
     assert np.array_equal(total[:, 0], np.diag(counts.confusion))
     assert np.array_equal(total[:, 1], counts.confusion.sum(1))
     assert sorted(counts.images) == list(range(7))
-    assert sum(one.pixels for one in plain.found.slices["last"].values()) == plain.found.scores.pixels
-    assert len(plain.found.slices["last"]) == 7
-    assert [image.id.split("/")[0] for image in plain.found.images] == ["val"] * 7
+    assert sum(one.pixels for one in plain.results.slices["last"].values()) == plain.results.scores.pixels
+    assert len(plain.results.slices["last"]) == 7
+    assert [image.id.split("/")[0] for image in plain.results.images] == ["val"] * 7
 
 
 def test_the_summary_is_json_and_metrics_are_numbers(plain):
     found = json.loads(json.dumps(evaluation_to_dict(plain), allow_nan=False))
     assert found["confusion"] == plain.counts.confusion.tolist()
-    assert found["scores"]["miou"] == plain.found.scores.miou
+    assert found["scores"]["miou"] == plain.results.scores.miou
     assert found["settings"]["mode"] == "whole"
     named = flat_metrics(plain)
-    assert named["val/miou"] == plain.found.scores.miou
+    assert named["val/miou"] == plain.results.scores.miou
     assert named["val/miou_low"] <= named["val/miou"] <= named["val/miou_high"]
     assert all(np.isfinite(value) for value in named.values())
 
@@ -108,7 +108,7 @@ def test_it_is_logged_below_the_models_training(plain, folder, empty_store, tmp_
         run = client.get_run(evaluations.log_evaluation(entry, reference, folder, uri))
         assert run.data.tags["mlflow.parentRunId"] == parent
         assert run.info.status == "FINISHED"
-        assert run.data.metrics["val/miou"] == plain.found.scores.miou
+        assert run.data.metrics["val/miou"] == plain.results.scores.miou
         assert run.data.params == {"split": "val"}
         file = client.download_artifacts(run.info.run_id, "evaluation.json", str(tmp_path))
         assert json.loads(Path(file).read_text())["confusion"] == plain.counts.confusion.tolist()

@@ -24,11 +24,11 @@ if num_ranks > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=num_ranks)
 shares = {1: [slice(0, 5)], 2: [slice(0, 2), slice(2, 5)]}[num_ranks]
 torch.manual_seed(0)
-norm = BatchNorm2d(3).double()
+norm = GlobalBatchNorm2d(3).double()
 with torch.no_grad():
     norm.weight.normal_()
     norm.bias.normal_()
-head = OfficialHead((2, 3), 4, 2, dropout=0.0).double()
+head = SegFormerHead((2, 3), 4, 2, dropout=0.0).double()
 inputs = torch.randn(5, 3, 4, 6, dtype=torch.float64) * 3 + 100, *(
     torch.randn(5, dim, *size, dtype=torch.float64) for dim, size in ((2, (6, 8)), (3, (3, 4)))
 )

@@ -101,7 +101,7 @@ def evaluation(version, split):
 
 
 def evidence(version, found):
-    return ModelMeasurements(version, CLASSES.names, found.found.scores.miou, found.found.scores.iou, 10.0, 14.0)
+    return ModelMeasurements(version, CLASSES.names, found.results.scores.miou, found.results.scores.iou, 10.0, 14.0)
 
 
 def measured(challenger, champion, _config, _root, split, _workers):
@@ -168,7 +168,7 @@ def test_the_version_bears_its_decision_and_its_card_the_figures_with_intervals(
     noted = json.loads(version.tags["segray.promotion"])
     assert (noted["verdict"], noted["champion"], noted["audit"]) == ("passed", "2", outcome.audit)
     assert [check["gate"] for check in noted["checks"]][-2:] == ["mean IoU", "every class"]
-    found = outcome.measured.evaluation.found
+    found = outcome.measured.evaluation.results
     low, high = found.miou_interval
     assert f"| test | 30 | {found.scores.miou:.4f} | [{low:.4f}, {high:.4f}] |" in version.description
     assert "`t3st`" in version.description
@@ -301,7 +301,7 @@ def test_what_was_interrupted_is_carried_out_and_not_measured_again(store, monke
     monkeypatch.setattr(promote, "measure_candidates", lambda *_: pytest.fail("measured"))
     said = []
     outcome = promoted(store, said=said)
-    assert (outcome.is_finished, outcome.is_moved) == (True, True)
+    assert (outcome.was_recovered, outcome.is_moved) == (True, True)
     assert said[1] == "the interrupted promotion was carried out: champion is 3, previous 2."
     assert aliases(store) == ("2", "3", None)
 

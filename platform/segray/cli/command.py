@@ -60,8 +60,6 @@ class CommandParser(argparse.ArgumentParser):
             add_help=False,
         )
         self._with_config = with_config
-        if with_config:
-            self.usage = "%(prog)s [OPTIONS] [--SECTION.SETTING VALUE ...]"
         self.add_argument("-h", "--help", action="store_true", help="show this help and end")
         if with_config:
             self.add_argument(
@@ -72,6 +70,11 @@ class CommandParser(argparse.ArgumentParser):
                 metavar="FILE",
                 help="settings in YAML; several are laid on each other, later ones win",
             )
+
+    def format_help(self) -> str:
+        """Returns the help of the command's own flags, whose usage line names the settings, too."""
+        usage, gap, rest = super().format_help().partition("\n\n")
+        return f"{usage} [--SECTION.SETTING VALUE ...]{gap}{rest}" if self._with_config else usage + gap + rest
 
     def error(self, message: str) -> NoReturn:
         """Raises the mistake as our error."""

@@ -1,4 +1,4 @@
-"""Counts, scores and reports.
+"""Evaluation of models: counts, scores and reports.
 
-Order of imports: report, evaluate, results and compare, counter, metrics.
+Import order: report, evaluate, results and compare, counter, metrics.
 """

@@ -1,4 +1,4 @@
-"""Two models on the same images: what one gained over the other, and whether chance alone may have done it."""
+"""Comparison of a candidate and a baseline model on the same images, with significance by the paired bootstrap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ from segray.evaluation.metrics.confusion import TARGET, ClassCounts
 from segray.evaluation.metrics.scores import AbsentPolicy, Ratios
 
 MIN_SAMPLES = 10
-"""Drawn from fewer images, intervals are far too narrow: of two equal models every fifth pair seems to differ at 4."""
+"""Minimum sample size. Smaller samples give too narrow intervals: with 4, one in five equal pairs seems to differ."""
 
 
 @dataclass(frozen=True)
 class MetricDelta:
-    """A figure of two models.
+    """A metric of two models.
 
     Attributes:
-        candidate, baseline: the figure; nan where it is not defined.
-        interval: of ours less theirs, 95%, of pairs: each draw of the bootstrap takes the same images for both.
-        num_samples: images, or groups of them, that it is drawn from.
+        candidate, baseline: values of the metric; nan if it is not defined.
+        interval: 95% interval of the candidate's value minus the baseline's, by the paired bootstrap; each resample
+            uses the same images for both models.
+        num_samples: number of images, or of groups of images, that are resampled.
     """
 
     candidate: float
@@ -43,28 +44,28 @@ class MetricDelta:
 
     @property
     def delta(self) -> float:
-        """Ours less theirs."""
+        """Difference of the candidate's and the baseline's value."""
         return self.candidate - self.baseline
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves zero out, and there are images enough for it to mean anything."""
+        """Whether the interval excludes zero and the number of samples is large enough for a valid interval."""
         return self.num_samples >= MIN_SAMPLES and (self.interval.low > 0 or self.interval.high < 0)
 
     def as_json(self) -> dict[str, float | None]:
-        """Returns it for programs; what is not a number is none."""
+        """Returns a JSON-compatible dict; nan becomes `None`."""
         named = {"ours": self.candidate, "theirs": self.baseline, "gain": self.delta, **self.interval._asdict()}
         return {name: None if isnan(value) else value for name, value in named.items()}
 
 
 @dataclass(frozen=True)
 class ImageDelta:
-    """An image as two models segmented it.
+    """The scores of two models on one image.
 
     Attributes:
-        row: its number in the split.
-        id: in the dataset.
-        candidate, baseline: mean IoU over the classes that are true or predicted in it.
+        row: row number in the split.
+        id: id in the dataset.
+        candidate, baseline: mean IoU over the classes that are true or predicted in the image.
     """
 
     row: int
@@ -74,19 +75,19 @@ class ImageDelta:
 
     @property
     def delta(self) -> float:
-        """Ours less theirs."""
+        """Difference of the candidate's and the baseline's mean IoU."""
         return self.candidate - self.baseline
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one model gained over another.
+    """Differences between a candidate and a baseline model.
 
     Attributes:
-        miou: over all images.
-        iou: of each class.
-        image_miou: the mean over images of each image's own mean IoU.
-        images: that which gained most first.
+        miou: mean IoU over all images.
+        iou: IoU of each class.
+        image_miou: mean over images of the mean IoU of each image.
+        images: images in descending order of the difference.
     """
 
     miou: MetricDelta
@@ -96,16 +97,16 @@ class Comparison:
 
     @property
     def improved(self) -> tuple[ImageDelta, ...]:
-        """Images that gained, most first."""
+        """Images with a better score, largest difference first."""
         return tuple(image for image in self.images if image.delta > 0)
 
     @property
     def regressed(self) -> tuple[ImageDelta, ...]:
-        """Images that lost, most first."""
+        """Images with a worse score, largest difference first."""
         return tuple(image for image in reversed(self.images) if image.delta < 0)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns it for programs; what is not a number is none."""
+        """Returns a JSON-compatible dict; nan becomes `None`."""
         return {
             "miou": self.miou.as_json(),
             "iou": {name: one.as_json() for name, one in self.iou.items()},
@@ -116,7 +117,7 @@ class Comparison:
         }
 
     def summary_line(self, ours: str, theirs: str) -> str:
-        """Returns the one line to be remembered."""
+        """Returns a summary of the comparison in one line."""
         if not self.miou.is_significant:
             said = f"no difference between {ours} and {theirs} can be told"
         else:
@@ -139,19 +140,19 @@ def compare(
     absent: AbsentPolicy = "skip",
     count: int = NUM_RESAMPLES,
 ) -> Comparison:
-    """Returns what our model gained over theirs.
+    """Compares a candidate model with a baseline model.
 
     Args:
-        ours: counts with the images' own.
-        theirs: the same of the other model, of the same rows.
-        names: of the classes.
-        ids: of the rows.
-        groups: of the rows, drawn as one; none draws images.
-        absent: what absent classes are to the means.
-        count: samples of the bootstrap.
+        ours: counts of the candidate, including the counts of each image.
+        theirs: counts of the baseline on the same rows.
+        names: names of the classes.
+        ids: ids of the rows.
+        groups: groups of the rows, resampled as a unit; defaults to resampling single images.
+        absent: policy for absent classes in the means.
+        count: number of bootstrap resamples.
 
     Raises:
-        DataError: they were counted on different rows.
+        DataError: the models were evaluated on different rows.
     """
     rows = sorted(ours.images)
     if not rows or rows != sorted(theirs.images):
@@ -173,10 +174,10 @@ def compare(
 def _differences(
     pair: Sequence[ClassCounts], names: Sequence[str], absent: AbsentPolicy, count: int
 ) -> tuple[MetricDelta, dict[str, MetricDelta]]:
-    """Returns those of the mean IoU and of each class's, of the tables (N, K, 3) of what is drawn."""
+    """Returns the differences of the mean IoU and of each class IoU, from the tables (N, K, 3) that are resampled."""
     whole = [miou_and_ious(tables.sum(axis=0), absent).tolist() for tables in pair]
     samples = [bootstrap(tables, lambda table: miou_and_ious(table, absent), count) for tables in pair]
-    there = (pair[0] + pair[1]).any(axis=2).sum(axis=0).tolist()  # in how many a class occurs
+    there = (pair[0] + pair[1]).any(axis=2).sum(axis=0).tolist()  # number of samples in which a class occurs
     figures = zip(*whole, (samples[0] - samples[1]).T, [len(pair[0]), *there], strict=True)
     miou_, *by_class = [
         MetricDelta(our, their, percentile_interval(gains), support) for our, their, gains, support in figures
@@ -185,7 +186,10 @@ def _differences(
 
 
 def _mean_difference(images: Sequence[Ratios], gains: Ratios, count: int) -> MetricDelta:
-    """Returns the mean of the images' own figures (N,); `gains` (G, 2) are the sums of what is drawn, and how many."""
+    """Returns the difference of the means of the per-image scores (N,).
+
+    `gains` (G, 2) contains, for each resampled unit, the sum of the differences and the number of images.
+    """
     drawn = bootstrap(gains, lambda total: total[:, 0] / np.maximum(total[:, 1], 1), count)
     ours, theirs = (float(one.mean()) if len(one) else nan for one in images)
     return MetricDelta(ours, theirs, percentile_interval(drawn), len(gains))

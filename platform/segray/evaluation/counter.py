@@ -1,4 +1,4 @@
-"""Counting a model's hits and misses, an image at a time; what is counted of each adds up in any order."""
+"""Counts of a model's correct and incorrect predictions, image by image. Counts of images add up in any order."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +18,15 @@ from segray.inference.segment import WHOLE_IMAGE, InferenceConfig, segment, segm
 
 @dataclass(frozen=True)
 class CountSpec:
-    """What is to be counted.
+    """Specification of the counts.
 
     Attributes:
         num_classes: K.
-        ignore_id: mask value that is not counted.
-        calibration: whether confidence is, too.
-        boundary: widths, in px, of the bands in which boundary IoU is counted.
-        trimap: widths, in px, of the bands around the truth's contours in which IoU is counted.
-        images: whether each image's own table is kept.
+        ignore_id: mask value of pixels that are not counted.
+        calibration: whether the confidence is counted.
+        boundary: widths in px of the bands for boundary IoU.
+        trimap: widths in px of the bands around the contours of the truth in which IoU is computed.
+        images: whether the table of each image is kept.
     """
 
     num_classes: int
@@ -39,11 +39,11 @@ class CountSpec:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """The counts of one image, of the classes that occur in it.
+    """The counts of one image, for the classes that occur in it.
 
     Attributes:
-        classes: (n,) ids that are true or predicted.
-        table: (n, 3) of those.
+        classes: (n,) ids of classes that are true or predicted.
+        table: (n, 3) counts of these classes.
     """
 
     classes: NDArray[np.int64]
@@ -51,7 +51,7 @@ class ImageCounts:
 
     @classmethod
     def from_confusion(cls, counts: Confusion) -> "ImageCounts":
-        """Returns what a confusion matrix (K, K) of one image holds."""
+        """Returns the counts of the confusion matrix (K, K) of one image."""
         whole = class_counts(counts)
         classes = np.flatnonzero(whole.any(axis=1))
         return cls(classes, whole[classes])
@@ -65,13 +65,13 @@ class ImageCounts:
 
 @dataclass
 class Counts:
-    """What was counted on some images; sums of these are those of all their images.
+    """Counts over a set of images. The sum of two such objects is the counts of both sets.
 
     Attributes:
-        confusion: (K, K); rows are the truth.
-        bins: (NUM_BINS, 3) of the confidence.
-        boundary, trimap: (K, 3) by width.
-        images: by row number.
+        confusion: (K, K) confusion matrix; rows are the truth.
+        bins: (NUM_BINS, 3) confidence bins.
+        boundary, trimap: (K, 3) tables by width.
+        images: counts of each image, by row number.
     """
 
     confusion: Confusion
@@ -82,7 +82,7 @@ class Counts:
 
     @classmethod
     def zeros(cls, wanted: CountSpec) -> "Counts":
-        """Returns the counts of no image."""
+        """Returns the counts of zero images."""
         classes = wanted.num_classes
         return cls(
             confusion=np.zeros((classes, classes), np.int64),
@@ -92,7 +92,7 @@ class Counts:
         )
 
     def merge(self, other: "Counts") -> None:
-        """Adds those of other images."""
+        """Adds the counts of other images."""
         self.confusion += other.confusion
         self.bins += other.bins
         for own, theirs in ((self.boundary, other.boundary), (self.trimap, other.trimap)):
@@ -108,17 +108,18 @@ def accumulate_counts(
     threads: int,
     mode: InferenceConfig = WHOLE_IMAGE,
 ) -> Counts:
-    """Returns the counts of a model over rows, one image a call.
+    """Returns the counts of a model over rows, one image per forward pass.
 
-    On a CPU, `threads` images are in flight at once and each forward pass stays on one thread: that is faster than
-    many threads on one image, and the counts do not depend on how many threads there were.
+    On a CPU, `threads` images are processed concurrently and each forward pass uses one thread. This is faster than
+    many threads per image, and the counts do not depend on the number of threads.
 
     Args:
-        model: on its device; put into eval mode here and left so.
-        rows: `image` (1, 3, H', W') uint8 at the model's size, `mask` (1, H, W) at its own and `row` (1,), its number.
-        wanted: what is to be counted.
-        threads: images in flight on a CPU.
-        mode: how they are looked at.
+        model: model on its device; it is set to eval mode and stays in it.
+        rows: rows with `image` (1, 3, H', W') uint8 at the model's input size, `mask` (1, H, W) at the original size
+            and `row` (1,), the row number.
+        wanted: specification of the counts.
+        threads: number of concurrent images on a CPU.
+        mode: inference settings.
     """
     model.eval()
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Counting a model's hits and misses on a split, on as many nodes as there are, each row exactly once."""
+"""Distributed evaluation of a model on a split. All available nodes share the rows, and each row is counted once."""
 
 import re
 from collections.abc import Mapping
@@ -33,26 +33,26 @@ from segray.models.build import build_model
 
 SIZE_SLICE = "size"
 UNKNOWN = "-"
-"""The value of a column in rows of which nothing is known."""
+"""Slice value of rows without a value in the column."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was evaluated on what, and the counts.
+    """The subject, the counts and the results of an evaluation.
 
     Attributes:
-        counts: of all images, and of each.
-        results: what they say.
-        ids: of the rows, by number.
-        groups: of the rows, drawn as one by the bootstrap; none draws images.
-        classes: of model and dataset.
-        split: evaluated split.
-        rows: how many rows were evaluated.
-        bad_rows: why others were not, a line each.
-        root: of the dataset.
-        dataset_digest: of the dataset.
-        step: of the checkpoint.
-        settings: how images were looked at, and what was counted.
+        counts: counts of all images, and of each image.
+        results: results computed from the counts.
+        ids: ids of the rows, by row number.
+        classes: classes of the model and the dataset.
+        split: name of the evaluated split.
+        rows: number of evaluated rows.
+        bad_rows: reasons why other rows were not evaluated, one line each.
+        root: root of the dataset.
+        dataset_digest: digest of the dataset.
+        step: training step of the checkpoint.
+        settings: settings of inference and counting.
+        groups: groups of the rows, resampled as a unit; `None` resamples single images.
     """
 
     counts: Counts
@@ -79,23 +79,23 @@ def evaluate(
     slices: Mapping[str, str | None] | None = None,
     groups: Mapping[str, str | None] | None = None,
 ) -> Evaluation:
-    """Returns the counts of a checkpoint on a split.
+    """Evaluates a checkpoint on a split.
 
     Args:
         folder: checkpoint folder.
         root: dataset folder or URI.
         split: name of the split.
-        workers: how many tasks share the rows; none takes one a GPU, or one a node.
+        workers: number of tasks that share the rows; defaults to one per GPU, or one per node.
         device: "cpu", "cuda" or "auto".
-        asked: settings that differ from those the model was validated with.
-        groups: a column or a regular expression as in slices, by which rows are drawn together by the bootstrap.
-        slices: further scores by the values of a column, or of what a regular expression finds in the ids.
+        asked: settings that override those of the training run's validation.
+        slices: columns or regular expressions on ids that define additional scores by value, by slice name.
+        groups: a column or a regular expression as in `slices`, by which the bootstrap groups rows.
 
     Raises:
-        CheckpointError: the folder is no whole checkpoint.
-        DataError: no such dataset or split, other classes than the model's, or a damaged shard.
-        CapacityError: the cluster cannot hold the workers.
-        ConfigError: fewer than one worker, or settings that cannot be together.
+        CheckpointError: the folder is not a complete checkpoint.
+        DataError: the dataset or split does not exist, its classes differ from the model's, or a shard is damaged.
+        CapacityError: the cluster has not enough resources for the workers.
+        ConfigError: `workers` is less than 1, or the settings are inconsistent.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}; expected at least 1.")
@@ -138,10 +138,10 @@ def _placed(workers: int | None, device: str) -> WorkerResources:
 
 
 def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> Comparison:
-    """Returns what one model gained over another.
+    """Compares the evaluations of a candidate and a baseline model.
 
     Raises:
-        DataError: they were not evaluated on the same rows.
+        DataError: the models were not evaluated on the same rows.
     """
     names, absent = ours.classes.names, ours.settings.absent
     if (ours.dataset_digest, ours.split) != (theirs.dataset_digest, theirs.split):
@@ -150,7 +150,7 @@ def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> Comparison:
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns an evaluation for programs: what was evaluated on what, the counts and what they say."""
+    """Returns an evaluation as a JSON-compatible dict: subject, counts and results."""
     return {
         "split": evaluation.split,
         "rows": evaluation.rows,
@@ -165,7 +165,7 @@ def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Returns every score under its metric name, e.g. `test/miou`, those that are not defined left out."""
+    """Returns all defined scores by metric name, e.g. `test/miou`."""
     found, split = evaluation.results, evaluation.split
     named = found.scores.all_named(split)
     named |= {f"{split}/miou_low": found.miou_interval.low, f"{split}/miou_high": found.miou_interval.high}
@@ -181,15 +181,15 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
 def slice_labels(
     source: SplitReader, slices: Mapping[str, str | None]
 ) -> tuple[dict[int, str], dict[str, dict[int, str]]]:
-    """Returns the ids of all rows by their number, and for each slice the value of each row.
+    """Returns the ids of all rows by row number, and the value of each row for each slice.
 
     Args:
-        source: the split.
-        slices: by name, a regular expression whose first group (or all of it) is the value, looked for in the id; none
-            takes the column of that name, or `size`, width x height.
+        source: reader of the split.
+        slices: regular expressions by slice name. The value is the first group of the match in the id, or the complete
+            match. `None` selects the column of that name, or `size`, width x height.
 
     Raises:
-        DataError: there is no such column, or an expression is none or does not occur in an id.
+        DataError: the column does not exist, the expression is invalid, or it does not match an id.
     """
     source.require_label_columns([name for name in slices if _is_column(name, slices)])
     table = source.read_columns(["id", "height", "width", *(name for name in slices if _is_column(name, slices))])
@@ -243,7 +243,7 @@ class _EvaluationTask:
 
     @property
     def wanted(self) -> CountSpec:
-        """What is to be counted."""
+        """Specification of the counts."""
         settings = self.config.eval
         return CountSpec(
             self.classes.num_classes,
@@ -257,7 +257,7 @@ class _EvaluationTask:
 
 def _count(job: _EvaluationTask) -> tuple[Counts, list[str]]:
     placement = job.placement
-    # The weights travel with the task: another node may not see the folder they came from.
+    # The task contains the weights, because other nodes may not have access to the checkpoint folder.
     shared = ray.put(job)
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, scheduling_strategy="SPREAD")(_count_share)
     try:

@@ -1,4 +1,4 @@
-"""What the counts of an evaluation say: scores with intervals, near contours, of images and of slices of them."""
+"""Results of an evaluation: scores with intervals, contour scores, image scores and slice scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +30,13 @@ from segray.evaluation.metrics.scores import (
 
 @dataclass(frozen=True)
 class ImageScore:
-    """How well one image was segmented.
+    """The scores of one image.
 
     Attributes:
-        row: its number in the split.
-        id: in the dataset.
-        miou: mean IoU over the classes that are true or predicted in it.
-        aacc: share of its counted pixels that are right.
+        row: row number in the split.
+        id: id in the dataset.
+        miou: mean IoU over the classes that are true or predicted in the image.
+        aacc: fraction of the counted pixels that are correct.
     """
 
     row: int
@@ -47,17 +47,17 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class EvaluationResults:
-    """What the counts say.
+    """Results computed from the counts.
 
     Attributes:
-        scores: of all images.
-        miou_interval: 95% of the bootstrap over images.
-        iou_intervals: of each class; none where it is absent.
-        boundary: mean and by-class scores within each width of each class's contours.
-        trimap: of the pixels within each width of the truth's contours.
-        calibration: how sure the model is, none where it was not counted.
-        images: worst first, those without a counted pixel left out.
-        slices: by name and value.
+        scores: scores of all images.
+        miou_interval: 95% interval of the mean IoU, by bootstrap over images.
+        iou_intervals: 95% interval of each class's IoU; `None` if the class is absent.
+        boundary: scores within each width of the contours of each class.
+        trimap: scores of the pixels within each width of the truth's contours.
+        calibration: calibration metrics; `None` if the confidence was not counted.
+        images: scores of the images, worst first, without images that have no counted pixels.
+        slices: scores by slice name and value.
     """
 
     scores: Scores
@@ -81,17 +81,17 @@ def compute_results(
     beta: float = 1.0,
     count: int = NUM_RESAMPLES,
 ) -> EvaluationResults:
-    """Returns what counts say.
+    """Computes the results from counts.
 
     Args:
-        counts: with the images' own.
-        names: of the classes.
-        ids: of the rows.
-        slices: by name, the value of each row.
-        groups: of the rows, drawn as one by the bootstrap; none draws images.
-        absent: what absent classes are to the means.
-        beta: of the F-score.
-        count: samples of the bootstrap.
+        counts: counts, including the counts of each image.
+        names: names of the classes.
+        ids: ids of the rows.
+        slices: value of each row, by slice name.
+        groups: groups of the rows, resampled as a unit; defaults to resampling single images.
+        absent: policy for absent classes in the means.
+        beta: weight of recall in the F-score.
+        count: number of bootstrap resamples.
     """
     rows = sorted(counts.images)
     tables = np.stack([counts.images[row].dense(len(names)) for row in rows])
@@ -130,7 +130,7 @@ def _images(rows: Sequence[int], tables: ClassCounts, ids: Mapping[int, str]) ->
 
 
 def results_to_dict(found: EvaluationResults) -> dict[str, Any]:
-    """Returns the findings for programs; what is not a number is none."""
+    """Returns the results as a JSON-compatible dict; nan becomes `None`."""
     written: dict[str, Any] = _plain(asdict(found))
     return written
 

@@ -1,1 +1,1 @@
-"""A model applied to images. Order of imports: batch, predictor, segment."""
+"""Inference on images. Import order: batch, predictor, segment."""

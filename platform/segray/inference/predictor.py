@@ -1,4 +1,4 @@
-"""From a checkpoint and an image to a mask: the same path for validation, evaluation and serving."""
+"""Prediction from a checkpoint and an image to a mask, shared by validation, evaluation and serving."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,15 @@ from segray.inference.segment import InferenceConfig, segment, segment_with_prob
 from segray.models import checkpoint
 
 MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
-"""An image that is seen with more pixels than the first, and as many times its own as the second, is a sliver."""
+"""An image is rejected if its model input exceeds both limits: pixels, and pixels relative to the original image."""
 
 
 class Predictor:
     """Segments images with the model of a checkpoint folder.
 
     Attributes:
-        config: what the model was trained with; the image is resized and looked at as it was for validation, unless
-            other settings are given.
-        classes: what the ids in a mask mean.
+        config: Config of the model; images are resized and processed as in validation, unless another Config is given.
+        classes: classes of the ids in a mask.
     """
 
     config: Config
@@ -41,10 +40,10 @@ class Predictor:
         self.classes = checkpoint.load_classes(folder)
 
     def to(self, device: str) -> Self:
-        """Moves the model to "cpu", "cuda" or, with "auto", to a GPU if there is one; returns itself.
+        """Moves the model to "cpu", "cuda" or, with "auto", to a GPU if there is one, and returns `self`.
 
         Raises:
-            CapacityError: there is no GPU.
+            CapacityError: the device is "cuda" and there is no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise CapacityError("device is cuda, and torch finds no GPU here; use cpu or auto.")
@@ -53,22 +52,22 @@ class Predictor:
         return self
 
     def __call__(self, image: NDArray[np.uint8]) -> Mask:
-        """Returns class ids (H, W), uint8 below 256 classes, else uint16, of an RGB image (H, W, 3) uint8.
+        """Returns the class ids (H, W) of an RGB image (H, W, 3) uint8; uint8 for fewer than 256 classes, else uint16.
 
         Raises:
-            DataError: the image is none of that kind.
+            DataError: the image has another dtype or shape.
         """
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[NDArray[np.uint8]], mode: InferenceConfig | None = None) -> list[Mask]:
-        """Returns what a call does for each image, of one forward pass; they have one size.
+        """Returns the mask of each image, computed in one forward pass. All images must have the same size.
 
         Args:
-            images: RGB, (H, W, 3) uint8.
-            mode: how they are looked at; none looks as the settings say.
+            images: RGB images, (H, W, 3) uint8.
+            mode: inference settings; defaults to those of `config`.
 
         Raises:
-            DataError: an image is none of that kind, or their sizes differ.
+            DataError: an image has another dtype or shape, or the sizes differ.
         """
         if len({image.shape for image in images}) != 1:
             raise DataError(f"{len(images)} images have {len({one.shape for one in images})} sizes; expected one.")
@@ -82,13 +81,13 @@ class Predictor:
         return [self._mask(one) for one in ids]
 
     def predict_with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
-        """Returns what a call does, and the probability of every class, (K, H, W)."""
+        """Returns the mask of an image and the probability of every class, (K, H, W)."""
         images, size = self._fitted(image)
         ids, found = segment_with_probabilities(self._model, images, size, InferenceConfig.from_config(self.config))
         return self._mask(ids[0]), found[0].cpu().numpy()
 
     def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
-        """Returns the image as the model takes it, (1, 3, H', W'), and its own size."""
+        """Returns the image as model input (1, 3, H', W') and the original size (H, W)."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB.")
         settings = self.config

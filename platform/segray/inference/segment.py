@@ -1,7 +1,8 @@
-"""From images to classes at any size: whole or in windows, at several scales, flipped.
+"""Segmentation of images at any size: full images or sliding windows, several scales, and flipping.
 
-A model's scores are a fraction of its image's size. Windows are blended and several passes are averaged there, and what
-is asked of the full size is taken from strips of it, so that no full-size copy of all classes is ever held.
+The model's scores have a fraction of the image's resolution. Windows are blended and passes are averaged at that
+resolution. Full-size results are computed in bands of rows, so that the full-size scores of all classes are never
+stored at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,27 +20,27 @@ from segray.config import Config
 from segray.core.errors import ModelError
 from segray.models.layers import bilinear_matrix, source_rows
 
-# Full-size scores that are held at once: what fits a CPU core's cache, enough at a time to fill a GPU.
+# Number of full-size scores per band: fits into the cache of a CPU core, or is large enough to occupy a GPU.
 MAX_BAND_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 ANTIALIAS_BELOW_SCALE = 0.5
-"""Below this scale a bilinear resize would skip pixels."""
+"""Below this scale, a bilinear resize without antialiasing would skip pixels."""
 
 Forward = Callable[[Tensor], Tensor]
-"""From images (B, 3, H, W) uint8 to scores (B, K, h, w)."""
+"""Maps images (B, 3, H, W) uint8 to scores (B, K, h, w)."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How an image is looked at.
+    """Inference settings.
 
     Attributes:
-        crop: side of the windows that slide over it, px; none looks at it whole.
-        stride: from one window to the next, px.
-        windows: looked at in one forward pass.
-        scales: of the image; probabilities of all of them are averaged.
-        flip: whether its mirror image is looked at too, at each scale.
-        dtype: of the forward pass.
-        align: sides are rounded up to a multiple of this at each scale.
+        crop: side of the sliding windows in px; defaults to `None`, which processes the full image.
+        stride: distance between windows in px.
+        windows: number of windows per forward pass.
+        scales: scale factors of the image; the probabilities of all scales are averaged.
+        flip: whether the mirrored image is also processed at each scale.
+        dtype: dtype of the forward pass.
+        align: multiple to which the sides are rounded up at each scale.
     """
 
     crop: int | None = None
@@ -52,7 +53,7 @@ class InferenceConfig:
 
     @classmethod
     def from_config(cls, config: Config) -> "InferenceConfig":
-        """Returns what the settings ask for; windows are by default those of the training."""
+        """Returns the inference settings of a Config. By default, the windows have the size of the training crops."""
         settings = config.eval
         crop = (settings.crop or config.data.crop) if settings.mode == "slide" else None
         return cls(
@@ -70,12 +71,12 @@ WHOLE_IMAGE = InferenceConfig()
 
 
 class RowBand(NamedTuple):
-    """Some rows of one image at full size.
+    """A band of rows of one image at full size.
 
     Attributes:
-        image: its number.
-        rows: which.
-        scores: (K, R, W) logits, or probabilities where several passes were averaged.
+        image: index of the image.
+        rows: rows of the band.
+        scores: (K, R, W) logits, or probabilities if several passes were averaged.
     """
 
     image: int
@@ -85,13 +86,13 @@ class RowBand(NamedTuple):
 
 @torch.inference_mode()
 def segment(model: nn.Module, images: Tensor, size: tuple[int, int], mode: InferenceConfig = WHOLE_IMAGE) -> Tensor:
-    """Returns class ids (B, H, W), uint8 up to 256 classes, else int32, of images (B, 3, H', W') uint8 RGB.
+    """Returns the class ids (B, H, W) of images (B, 3, H', W') uint8 RGB; uint8 up to 256 classes, else int32.
 
     Args:
-        model: on the images' device, in eval mode.
-        images: at the size the model takes.
+        model: model in eval mode, on the device of the images.
+        images: images at the input size of the model.
         size: (H, W) of the result.
-        mode: how they are looked at.
+        mode: inference settings.
     """
     maps = logits_per_pass(model, images, mode)
     ids = _no_ids(maps, size)
@@ -104,7 +105,7 @@ def segment(model: nn.Module, images: Tensor, size: tuple[int, int], mode: Infer
 def segment_with_confidence(
     model: nn.Module, images: Tensor, size: tuple[int, int], mode: InferenceConfig = WHOLE_IMAGE
 ) -> tuple[Tensor, Tensor]:
-    """Returns class ids as `segment` does, and how sure they are: (B, H, W) float32 probabilities."""
+    """Returns the class ids of `segment` and the probabilities of these classes, (B, H, W) float32."""
     maps = logits_per_pass(model, images, mode)
     ids = _no_ids(maps, size)
     sure = torch.empty((len(images), *size), device=images.device)
@@ -118,7 +119,7 @@ def segment_with_confidence(
 def segment_with_probabilities(
     model: nn.Module, images: Tensor, size: tuple[int, int], mode: InferenceConfig = WHOLE_IMAGE
 ) -> tuple[Tensor, Tensor]:
-    """Returns class ids as `segment` does, and the probability of every class: (B, K, H, W) float32."""
+    """Returns the class ids of `segment` and the probability of every class, (B, K, H, W) float32."""
     maps = logits_per_pass(model, images, mode)
     ids = _no_ids(maps, size)
     found = torch.empty((len(images), maps[0].shape[1], *size), device=images.device)
@@ -129,7 +130,7 @@ def segment_with_probabilities(
 
 
 def _no_ids(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Returns room for the ids (B, H, W) of all images."""
+    """Returns an uninitialised tensor for the class ids (B, H, W) of all images."""
     num_images, num_classes = maps[0].shape[:2]
     dtype = torch.uint8 if num_classes <= 256 else torch.int32
     return torch.empty((num_images, *size), dtype=dtype, device=maps[0].device)
@@ -140,7 +141,10 @@ def _as_probabilities(scores: Tensor, maps: list[Tensor]) -> Tensor:
 
 
 def logits_per_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> list[Tensor]:
-    """Returns the scores (B, K, h, w) of every pass over images (B, 3, H', W') uint8, each upright."""
+    """Returns the scores (B, K, h, w) of every pass over images (B, 3, H', W') uint8.
+
+    The scores of flipped passes are flipped back.
+    """
     cast: AbstractContextManager[object] = nullcontext()
     if mode.dtype != torch.float32:
         cast = torch.autocast(images.device.type, mode.dtype)
@@ -157,7 +161,7 @@ def logits_per_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> 
 def _scaled(images: Tensor, scale: float, align: int) -> Tensor:
     if scale == 1.0:
         return images
-    # 1e-6: a side that is a multiple already must not be rounded up by floating point.
+    # 1e-6 prevents floating-point error from rounding up a side that is already a multiple.
     size = [ceil(side * scale / align - 1e-6) * align for side in images.shape[-2:]]
     resized = F.interpolate(images.float(), size, mode="bilinear", antialias=scale < ANTIALIAS_BELOW_SCALE)
     return resized.round_().to(torch.uint8)
@@ -176,16 +180,16 @@ def _looked_at(model: nn.Module, images: Tensor, mode: InferenceConfig) -> Tenso
 
 
 def sliding_window_logits(forward: Forward, images: Tensor, crop: int, stride: int, windows: int) -> Tensor:
-    """Returns the mean of the scores of windows that slide over images (B, 3, H, W), where they overlap.
+    """Returns the scores of sliding windows over images (B, 3, H, W), averaged where the windows overlap.
 
-    The last window of a row or column ends where the image does. An image smaller than a window is one window.
+    The last window of a row or column ends at the image border. An image smaller than a window is one window.
 
     Args:
-        forward: the model.
-        images: to be looked at.
-        crop: side of a window, px.
-        stride: from one to the next, px.
-        windows: looked at in one pass.
+        forward: model.
+        images: images to be processed.
+        crop: side of a window in px.
+        stride: distance between windows in px.
+        windows: number of windows per forward pass.
     """
     tops, lefts = (_starts(side, crop, stride) for side in images.shape[-2:])
     height, width = (min(side, crop) for side in images.shape[-2:])
@@ -216,7 +220,10 @@ def _starts(side: int, crop: int, stride: int) -> list[int]:
 
 
 def iter_row_bands(maps: list[Tensor], size: tuple[int, int]) -> Iterator[RowBand]:
-    """Yields the rows that make up every image at `size` (H, W), of one pass's scores or of the mean over several."""
+    """Yields bands of rows that cover every image at `size` (H, W).
+
+    The scores are those of one pass, or the mean probabilities of several passes.
+    """
     num_images, num_classes = maps[0].shape[:2]
     height, width = size
     step = max(1, MAX_BAND_ELEMENTS.get(maps[0].device.type, 1 << 27) // (num_classes * width))
@@ -236,9 +243,10 @@ def _mean(found: list[Tensor]) -> Tensor:
 
 
 class _Resize:
-    """Makes rows of one map at full size, bilinearly: down by a product with a thin matrix, across by torch.
+    """Computes rows of one map at full size with bilinear interpolation.
 
-    Classes lie innermost in memory: resizing and comparing them takes half the time, or less.
+    The vertical resize is a product with a narrow matrix; the horizontal resize uses torch. Classes are the innermost
+    dimension in memory, which at least halves the time of resizing and comparing them.
     """
 
     def __init__(self, scores: Tensor, size: tuple[int, int]) -> None:
@@ -247,7 +255,7 @@ class _Resize:
         self._down = bilinear_matrix(size[0], scores.shape[2], like=scores)  # (H, h)
 
     def __call__(self, image: int, rows: slice) -> Tensor:
-        """Returns the scores (K, R, W) of some rows."""
+        """Returns the scores (K, R, W) of the given rows."""
         near = source_rows(rows, self._size[0], self._down.shape[1])
         some = self._scores[image, near]
         narrow = (self._down[rows, near] @ some.flatten(1)).unflatten(1, some.shape[1:])  # (R, w, K)

@@ -1,4 +1,4 @@
-"""Contenders that take turns, and what comes out of it: medians and a ratio."""
+"""Interleaved timing of several functions."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -9,10 +9,10 @@ WARM_UP = 2
 
 
 def time_interleaved(contenders: Sequence[Callable[[], object]], turns: int, device: torch.device) -> list[list[float]]:
-    """Returns each contender's seconds, turn by turn: all run once, then all once more.
+    """Returns the times in seconds of each function, one per turn. Each turn runs all functions once.
 
-    Whatever slows the machine for a while slows all of them. The first rounds are for compilers, caches and
-    allocators, and are not counted.
+    Interleaving distributes temporary slowdowns of the machine over all functions. The first rounds warm up compilers,
+    caches and allocators and are not included in the result.
     """
     for _ in range(WARM_UP):
         for contender in contenders:
@@ -22,7 +22,7 @@ def time_interleaved(contenders: Sequence[Callable[[], object]], turns: int, dev
 
 
 def time_call(action: Callable[[], object], device: torch.device) -> float:
-    """Returns how long an action took, work it left on the device included."""
+    """Returns the duration of a call in seconds, including the work it enqueued on the device."""
     _wait_for(device)
     start = perf_counter()
     action()

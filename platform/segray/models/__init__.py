@@ -1,1 +1,1 @@
-"""SegFormer: the encoder, the decode heads, the model and everybody's weights."""
+"""SegFormer models: encoder, decode heads, checkpoints and weight conversion."""

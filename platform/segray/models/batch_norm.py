@@ -1,4 +1,4 @@
-"""Batch normalisation of the decode head: one batch over all ranks, on any device and backend."""
+"""Batch normalisation of the decode head, synchronised over all ranks, on any device and backend."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BatchMoments(NamedTuple):
-    """What a batch norm knows of its batch: number of pixels (), mean (C,) and biased variance (C,)."""
+    """Statistics of a batch: number of pixels (), mean (C,) and biased variance (C,)."""
 
     pixels: Tensor
     mean: Tensor
@@ -17,10 +17,10 @@ class BatchMoments(NamedTuple):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose batch is the global one while several ranks train together.
+    """Batch normalisation over the global batch of all ranks.
 
-    The state dict is that of `nn.BatchNorm2d`. torch's own SyncBatchNorm refuses CPU tensors; this one needs only
-    two small collectives, so gloo and nccl both serve. Ranks may hold batches of different sizes.
+    The state dict is that of `nn.BatchNorm2d`. torch's SyncBatchNorm rejects CPU tensors. This class needs only two
+    small collectives, so it works with both gloo and nccl. The batch sizes of the ranks may differ.
     """
 
     running_mean: Tensor
@@ -28,7 +28,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (B, C, h, w) normalised over the pixels of all ranks or, in eval, by the running moments."""
+        """Returns normalised maps (B, C, h, w).
+
+        In training, the moments are those of the pixels of all ranks. In eval mode, they are the running moments.
+        """
         if not self.training or _num_ranks() == 1:
             return super().forward(maps)
         variance, mean = torch.var_mean(_precise(maps.detach()), dim=(0, 2, 3), correction=0)
@@ -40,7 +43,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def update_running_stats(self, moments: BatchMoments) -> None:
-        """Moves the running moments towards those of a batch; the running variance is the unbiased one."""
+        """Updates the running moments with the moments of a batch. The running variance is unbiased."""
         assert self.momentum is not None
         pixels, mean, variance = moments
         unbiased = variance * (pixels / (pixels - 1).clamp_min(1))
@@ -49,15 +52,16 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
     def inference_affine(self) -> tuple[Tensor, Tensor]:
-        """Returns the scale (C,) and shift (C,) that normalisation by the running moments comes to."""
+        """Returns the scale (C,) and the shift (C,) that are equivalent to normalisation by the running moments."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
 
 def combine_moments(parts: BatchMoments) -> BatchMoments:
-    """Returns the moments of the union of batches whose moments are stacked in the first dimension.
+    """Returns the moments of the union of batches, whose moments are stacked along the first dimension.
 
-    See: Chan et al.; a plain sum of squares would lose its digits where the mean is large beside the deviation.
+    The method is that of Chan et al. A plain sum of squares would lose precision where the mean is large relative to
+    the standard deviation.
     """
     counts, means, variances = parts
     pixels = counts.sum()
@@ -67,7 +71,7 @@ def combine_moments(parts: BatchMoments) -> BatchMoments:
 
 
 def all_reduce_moments(mine: BatchMoments) -> BatchMoments:
-    """Returns the moments of all ranks' batches together."""
+    """Returns the moments of the union of all ranks' batches."""
     if _num_ranks() == 1:
         return mine
     packed = torch.cat([mine.pixels.view(1), mine.mean, mine.variance])
@@ -79,7 +83,7 @@ def all_reduce_moments(mine: BatchMoments) -> BatchMoments:
 
 
 def all_reduce_sum(mine: Tensor) -> Tensor:
-    """Returns the sum of all ranks' tensors."""
+    """Returns the sum of the tensors of all ranks."""
     total = mine.clone()
     if _num_ranks() > 1:
         dist.all_reduce(total)
@@ -89,10 +93,10 @@ def all_reduce_sum(mine: Tensor) -> Tensor:
 def input_gradient(
     moments: BatchMoments, eps: float, weight: Tensor, grad_bias: Tensor, grad_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (C,) scale, slope and offset: the gradient of an input x is `scale * grad + slope * x + offset`.
+    """Returns scale, slope and offset, each (C,): the gradient of an input x is `scale * grad + slope * x + offset`.
 
-    Mean and variance are functions of every pixel of every rank, hence the sums over ranks of the gradients of
-    bias and weight, which are given as this rank has them.
+    The mean and the variance depend on every pixel of every rank. The function therefore sums the gradients of bias and
+    weight over all ranks; `grad_bias` and `grad_weight` are the local values of this rank.
     """
     pixels, mean, variance = moments
     inverse = torch.rsqrt(variance + eps)
@@ -110,14 +114,14 @@ class _BatchNormContext(Protocol):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises maps by the moments of all ranks, whose backward goes to all ranks' maps."""
+    """Normalises maps by the moments of all ranks. The backward pass accounts for the maps of all ranks."""
 
     @staticmethod
     def forward(ctx: _BatchNormContext, eps: float, *tensors: Tensor) -> Tensor:
         maps, weight, bias, pixels, mean, variance = tensors
         ctx.eps = eps
         ctx.save_for_backward(maps, weight, pixels, mean, variance)
-        # Evaluation-mode batch norm is exactly this arithmetic, in one pass and in the maps' own layout.
+        # Batch norm in eval mode performs exactly this arithmetic, in one pass and in the memory layout of the maps.
         return F.batch_norm(maps, mean, variance, weight.to(mean), bias.to(mean), training=False, eps=eps)
 
     @staticmethod

@@ -1,13 +1,13 @@
-"""The checkpoint folder: weights, training state and what they mean, without a pickle.
+"""The checkpoint folder: weights, training state and metadata, without pickled code.
 
-    model.safetensors  the weights to use: where training keeps a moving average, that
-    live.safetensors   the weights being trained, where they are others
-    state.pt           optimiser, scale and progress; opens with `weights_only=True`
-    config.json        the whole Config
-    classes.json       names and palette
+    model.safetensors  weights for inference: the moving average if training keeps one
+    live.safetensors   weights being trained, if they differ from model.safetensors
+    state.pt           optimiser, scale and progress; loads with `weights_only=True`
+    config.json        complete Config
+    classes.json       class names and palette
     meta.json          step, metrics, counts, dataset digest, versions; written last
 
-A folder without `meta.json` is not a checkpoint: something ended before it was whole.
+A folder without `meta.json` is not a valid checkpoint, because writing it did not finish.
 """
 
 from collections.abc import Mapping
@@ -40,16 +40,16 @@ WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
 
 
 class Meta(BaseModel):
-    """What a checkpoint says of itself.
+    """Metadata of a checkpoint.
 
     Attributes:
-        format: version of the folder's layout.
-        step: optimiser steps made.
-        metrics: of the validation at this step, under their metric names; none if there was none.
-        confusion: the counts (K, K) those metrics came from; rows are the truth.
-        dataset_digest: digest of the manifest trained on.
-        versions: of the libraries that wrote it.
-        files: bytes of each of the other files.
+        format: version of the folder layout.
+        step: number of optimiser steps.
+        metrics: validation metrics at this step, by metric name; empty if there was no validation.
+        confusion: confusion matrix (K, K) that the metrics were computed from; rows are the truth.
+        dataset_digest: digest of the manifest of the training dataset.
+        versions: versions of the libraries that wrote the checkpoint.
+        files: size in bytes of each of the other files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +64,7 @@ class Meta(BaseModel):
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of the libraries that decide what a model computes."""
+    """Returns the versions of the libraries that affect the model's outputs."""
     found = {}
     for name in ("segray", "torch", "numpy", "ray"):
         try:
@@ -76,7 +76,7 @@ def library_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """All that a checkpoint holds, in memory of its own: training may go on while it is written."""
+    """The contents of a checkpoint, copied to separate memory so that training can continue while they are written."""
 
     weights: dict[str, Tensor]
     training_weights: dict[str, Tensor] | None
@@ -86,7 +86,7 @@ class CheckpointContents:
     meta: Meta
 
     def write(self, folder: Path) -> None:
-        """Writes a checkpoint into an existing folder."""
+        """Writes a checkpoint to an existing folder."""
         save_file(self.weights, folder / WEIGHTS)
         if self.training_weights is not None:
             save_file(self.training_weights, folder / LIVE)
@@ -105,15 +105,15 @@ def snapshot(
     meta: Meta,
     average: nn.Module | None = None,
 ) -> CheckpointContents:
-    """Returns copies, on the CPU, of all that makes a checkpoint.
+    """Returns CPU copies of the contents of a checkpoint.
 
     Args:
-        model: the bare model, not its DDP wrapper.
-        state: tensors, numbers and strings in dicts and lists: what `weights_only=True` can read back.
-        config: the run's Config.
-        classes: what the logits' channels mean.
-        meta: written last.
-        average: the moving average of the model, if training keeps one.
+        model: bare model, without the DDP wrapper.
+        state: tensors, numbers and strings in dicts and lists, which `weights_only=True` can load.
+        config: Config of the run.
+        classes: classes of the logits' channels.
+        meta: metadata, written last.
+        average: moving average of the model, if training keeps one.
     """
     used = model if average is None else average
     live = None if average is None else _copied(model.state_dict())
@@ -131,10 +131,10 @@ def _copied(value: Any) -> Any:
 
 
 def load_meta(folder: Path) -> Meta:
-    """Returns what the checkpoint in `folder` says of itself.
+    """Returns the metadata of the checkpoint in `folder`.
 
     Raises:
-        CheckpointError: there is no such folder, it is no checkpoint, or not whole.
+        CheckpointError: the folder does not exist, or it is not a complete checkpoint.
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is no folder; expected one that holds {META}.")
@@ -149,7 +149,7 @@ def load_meta(folder: Path) -> Meta:
 
 
 def verify_files(folder: Path, meta: Meta) -> None:
-    """Raises CheckpointError if a file is missing or of another size than it was written with."""
+    """Raises CheckpointError if a file is missing or its size differs from the recorded size."""
     for name, size in meta.files.items():
         held = (folder / name).stat().st_size if (folder / name).exists() else None
         if held != size:
@@ -158,7 +158,7 @@ def verify_files(folder: Path, meta: Meta) -> None:
 
 
 def load_config(folder: Path) -> Config:
-    """Returns the Config that a checkpoint was trained with."""
+    """Returns the Config of the training run of a checkpoint."""
     return _parsed(Config, folder / CONFIG)
 
 
@@ -177,7 +177,7 @@ def _parsed(kind: type[ModelT], file: Path) -> ModelT:
 
 
 def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
-    """Returns the weights of a checkpoint, on the CPU: those to use, or those being trained."""
+    """Returns the weights of a checkpoint on the CPU: those for inference, or with `live` those being trained."""
     file = folder / (LIVE if live and (folder / LIVE).exists() else WEIGHTS)
     try:
         weights: dict[str, Tensor] = load_file(file)
@@ -187,10 +187,10 @@ def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Returns the training state of a checkpoint, on the CPU."""
+    """Returns the training state of a checkpoint on the CPU."""
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a file that is none of its own is anything
+    except Exception as error:  # for an invalid file, torch may raise any exception type
         raise CheckpointError(f"{folder / STATE} cannot be read ({error}).") from error
     return state
 
@@ -199,7 +199,7 @@ def load_model(folder: Path) -> nn.Module:
     """Returns the model of a checkpoint with its weights, in eval mode, on the CPU.
 
     Raises:
-        CheckpointError: the folder is no whole checkpoint, or its weights do not fit its config.
+        CheckpointError: the folder is not a complete checkpoint, or its weights do not match its config.
     """
     load_meta(folder)
     model = build_model(load_config(folder), load_classes(folder))

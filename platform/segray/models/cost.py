@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a model, part by part."""
+"""Parameter and multiply-accumulate counts of the parts of a model."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from segray.models.segformer.model import SegFormer
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a part of a model costs.
+    """The cost of one part of a model.
 
     Attributes:
-        part: its name.
-        parameters: how many it has.
-        macs: multiply-accumulates of one image's forward pass, attention products included.
+        part: name of the part.
+        parameters: number of parameters.
+        macs: multiply-accumulates of the forward pass of one image, including attention products.
     """
 
     part: str
@@ -28,16 +28,16 @@ class ModelCost:
 
 
 def model_costs(config: Config, num_classes: int, height: int, width: int) -> list[ModelCost]:
-    """Returns what the stages, the head and the whole model (the last) cost for one image.
+    """Returns the costs of the stages, the head and the complete model (last) for one image.
 
-    Counted on the meta device, where nothing is computed and an attention is the products it consists of; the forward
-    pass is the one of inference, so that an auxiliary head has parameters alone.
+    The costs are counted on the meta device, which performs no computation and decomposes attention into its products.
+    The forward pass is that of inference, so an auxiliary head has parameters but no multiply-accumulates.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         num_classes: K.
-        height: of the image, px.
-        width: of the image, px.
+        height: image height in px.
+        width: image width in px.
 
     Raises:
         ModelError: the model cannot be built, or the image is too small for it.
@@ -55,9 +55,9 @@ def model_costs(config: Config, num_classes: int, height: int, width: int) -> li
 
 
 def _parts(model: SegFormer) -> list[tuple[str, str, nn.Module]]:
-    """Returns name, path and module of each part."""
+    """Returns the name, the module path and the module of each part."""
     stages = getattr(model.encoder, "stages", None)
-    if stages is None:  # an encoder of the user's own
+    if stages is None:  # a user-defined encoder
         parts = [("encoder", "encoder", model.encoder)]
     else:
         parts = [(f"stage {index + 1}", f"encoder.stages.{index}", stage) for index, stage in enumerate(stages)]

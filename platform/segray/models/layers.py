@@ -1,23 +1,23 @@
-"""Two views of one map: as tokens (B, h, w, C) and as a channels-last image (B, C, h, w)."""
+"""Conversions between token maps (B, h, w, C) and channels-last images (B, C, h, w), and bilinear resize matrices."""
 
 import torch
 from torch import Tensor
 
 
 def tokens_to_map(tokens: Tensor) -> Tensor:
-    """Returns the map (B, h, w, C) seen as a channels-last image (B, C, h, w); no copy."""
+    """Returns a channels-last view (B, C, h, w) of the map (B, h, w, C), without a copy."""
     return tokens.permute(0, 3, 1, 2)
 
 
 def map_to_tokens(image: Tensor) -> Tensor:
-    """Returns the image (B, C, h, w) seen as a map (B, h, w, C); no copy."""
+    """Returns a view (B, h, w, C) of the image (B, C, h, w), without a copy."""
     return image.permute(0, 2, 3, 1)
 
 
 def bilinear_matrix(out_size: int, in_size: int, like: Tensor) -> Tensor:
-    """Returns the matrix (out, in) of a bilinear resize along one side, align_corners=False.
+    """Returns the matrix (out, in) of a bilinear resize along one axis, with align_corners=False.
 
-    Dtype and device are those of `like`.
+    The matrix has the dtype and the device of `like`.
     """
     positions = torch.arange(out_size, dtype=torch.float64)
     centre = ((positions + 0.5) * (in_size / out_size) - 0.5).clamp_min(0.0)
@@ -31,7 +31,7 @@ def bilinear_matrix(out_size: int, in_size: int, like: Tensor) -> Tensor:
 
 
 def source_rows(rows: slice, out_size: int, in_size: int) -> slice:
-    """Returns the rows of the source that `rows` of the output are mixed from, and at most one more each side."""
+    """Returns the source rows that contribute to the output rows `rows`, with at most one extra row on each side."""
     ratio = in_size / out_size
     first = int(max((rows.start + 0.5) * ratio - 0.5, 0.0))
     last = int(max((rows.stop - 0.5) * ratio - 0.5, 0.0))

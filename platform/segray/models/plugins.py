@@ -1,14 +1,15 @@
-"""An encoder or a decode head of the user's own, named by `module:attribute`.
+"""User-defined encoders and decode heads, referenced by `module:attribute`.
 
 The contract:
 
-- An encoder is what the attribute returns when called with `drop_path` (a rate): a module with the attributes `dims`
-  (channels of its maps) and `strides` (image pixels per cell of its maps: 4, 8, 16, 32), which turns a normalised float
-  image (B, 3, H, W) into as many maps (B, C_i, ceil(H / s_i), ceil(W / s_i)), finest first.
-- A head is what the attribute returns when called with `dims`, `strides`, `num_classes` and `dropout`: a module
-  which turns those maps into logits (B, K, ceil(H / 4), ceil(W / 4)), or into a dict that holds them as "seg" beside
-  whatever else the user's loss reads ("aux", "depth", ...).
-- A parameter whose name contains `norm` is not decayed; the head's parameters learn faster than the encoder's.
+- The encoder attribute is called with `drop_path` (a rate) and returns a module. The module has the attributes `dims`
+  (channels of its maps) and `strides` (image pixels per map cell: 4, 8, 16, 32). It converts a normalised float image
+  (B, 3, H, W) to one map (B, C_i, ceil(H / s_i), ceil(W / s_i)) per stride, finest first.
+- The head attribute is called with `dims`, `strides`, `num_classes` and `dropout` and returns a module. The module
+  converts the maps to logits (B, K, ceil(H / 4), ceil(W / 4)), or to a dict that contains the logits as "seg" and any
+  other outputs that the user's loss reads ("aux", "depth", ...).
+- Parameters whose name contains `norm` are excluded from weight decay. Head parameters have a higher learning rate
+  than encoder parameters.
 
 See: docs/plugins.md for a worked example.
 """
@@ -27,10 +28,13 @@ PROBE_PX = (64, 96)
 
 
 def build_encoder(reference: str, drop_path: float) -> tuple[nn.Module, tuple[int, ...]]:
-    """Returns the encoder that a reference names, after trying it on a small image, and its maps' channels.
+    """Builds the encoder for a reference and checks its output on a small image.
+
+    Returns:
+        The encoder and the numbers of channels of its maps.
 
     Raises:
-        ModelError: it does not keep the contract.
+        ModelError: the encoder does not satisfy the contract.
     """
     encoder = _module("model.encoder", reference, drop_path=drop_path)
     dims, strides = getattr(encoder, "dims", None), getattr(encoder, "strides", None)
@@ -51,10 +55,10 @@ def build_encoder(reference: str, drop_path: float) -> tuple[nn.Module, tuple[in
 
 
 def build_head(reference: str, dims: Sequence[int], num_classes: int, dropout: float) -> nn.Module:
-    """Returns the head that a reference names, after trying it on small maps.
+    """Builds the head for a reference and checks its output on small maps.
 
     Raises:
-        ModelError: it does not keep the contract.
+        ModelError: the head does not satisfy the contract.
     """
     arguments = {"dims": tuple(dims), "strides": STRIDES, "num_classes": num_classes, "dropout": dropout}
     head = _module("model.head", reference, **arguments)

@@ -52,7 +52,7 @@ class AuditEntry:
         model: name of the registered model.
         version: version that is promoted or rolled back to.
         run_id: id of its training run, whose experiment holds the audit run; `None` uses the default experiment.
-        verdict: passed, refused, forced or rollback.
+        verdict: outcome: passed, refused, forced or rollback.
         params: parameters of the decision.
         metrics: measured metrics.
         step: step of the checkpoint.

@@ -233,7 +233,7 @@ def run_tune(
     )
     with handle_signals(ending.interrupt):
         tuner.fit()
-    asking.leave()
+    asking.suspend_running()
     if ending.interrupted:
         raise KeyboardInterrupt
     return ending.why

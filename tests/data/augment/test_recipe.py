@@ -83,7 +83,7 @@ def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, 
     augment = Augmenter(settings_of(crop=64, mosaic=0.3, cut_mix=0.3), 255)
 
     def crop(seed, augment=augment):
-        return augment([row] * (1 + augment.companions(seed)), seed)
+        return augment([row] * (1 + augment.num_mix_partners(seed)), seed)
 
     once = [crop(seed) for seed in range(50)]
     with ThreadPoolExecutor(4) as pool:

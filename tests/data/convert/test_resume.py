@@ -295,7 +295,7 @@ def test_a_file_that_changes_while_it_is_converted_is_named(source, tmp_path):
 HOLD = """
 import sys, time
 from segray.data.convert.resume import conversion_lock
-with claimed(sys.argv[1], ["train", "val"]):
+with conversion_lock(sys.argv[1], ["train", "val"]):
     print("held", flush=True)
     time.sleep(120)
 """

@@ -65,7 +65,7 @@ def shown(one):
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
     ids = random.integers(0, one.classes.num_classes, (HEIGHT, WIDTH)).astype(np.uint16)
-    return [Example(kind, score, image, ids, ids[::-1].copy()) for kind, score in select_examples(one.found.images)]
+    return [Example(kind, score, image, ids, ids[::-1].copy()) for kind, score in select_examples(one.results.images)]
 
 
 class Page(HTMLParser):
@@ -320,7 +320,7 @@ def test_a_browser_shows_the_whole_report_without_an_error(folder, streets, tmp_
 
 def test_a_folder_that_cannot_be_written_is_told(folder, streets, tmp_path):
     found = replace(evaluation(), root=str(streets))
-    found = replace(found, found=replace(found.found, images=()))
+    found = replace(found, results=replace(found.results, images=()))
     (tmp_path / "report").write_text("a file")
     with pytest.raises(DataError, match=r"report \S+/report cannot be written"):
         write_report("m", found, folder, tmp_path / "report")

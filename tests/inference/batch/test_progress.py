@@ -14,36 +14,36 @@ def record(tmp_path):
 
 
 def test_what_was_noted_is_known_to_the_next_try_and_forgotten_at_the_end(record, tmp_path):
-    with record.claimed(JOB) as done:
+    with record.lock(JOB) as done:
         assert done == {}
-        record.note((0, 0), ChunkResult(16))
-        record.note((12, 3), ChunkResult(1, ("a: why",)))
-    with record.claimed(JOB) as done:
+        record.save((0, 0), ChunkResult(16))
+        record.save((12, 3), ChunkResult(1, ("a: why",)))
+    with record.lock(JOB) as done:
         assert done == {(0, 0): ChunkResult(16), (12, 3): ChunkResult(1, ("a: why",))}
-        record.finish({"images": 17})
+        record.commit({"images": 17})
     assert [path.name for path in (tmp_path / "out").iterdir()] == [SUMMARY]
-    with pytest.raises(DataError, match="holds predictions; choose another folder"), record.claimed(JOB):
+    with pytest.raises(DataError, match="holds predictions; choose another folder"), record.lock(JOB):
         pass
 
 
 def test_a_record_that_was_not_written_whole_counts_for_nothing(record, tmp_path):
-    with record.claimed(JOB):
-        record.note((0, 0), ChunkResult(16))
+    with record.lock(JOB):
+        record.save((0, 0), ChunkResult(16))
         (tmp_path / "out/.unfinished/done/000001-0000.json.partial").write_text('{"ima')
-    with record.claimed(JOB) as done:
+    with record.lock(JOB) as done:
         assert list(done) == [(0, 0)]
 
 
 def test_another_job_is_not_let_in(record):
-    with record.claimed(JOB):
+    with record.lock(JOB):
         pass
     said = r"differs in:\n  model: a then, b now\nchoose"
-    with pytest.raises(DataError, match=said), record.claimed(JOB | {"model": "b"}):
+    with pytest.raises(DataError, match=said), record.lock(JOB | {"model": "b"}):
         pass
 
 
 def test_two_at_once_are_not_let_in(record):
-    with record.claimed(JOB), pytest.raises(DataError, match="another job is writing"), record.claimed(JOB):
+    with record.lock(JOB), pytest.raises(DataError, match="another job is writing"), record.lock(JOB):
         pass
 
 
@@ -54,5 +54,5 @@ def test_what_others_have_there_is_left_alone(record, tmp_path, kind):
     else:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("mine")
-    with pytest.raises(DataError, match="is a file" if kind == "file" else "is not empty"), record.claimed(JOB):
+    with pytest.raises(DataError, match="is a file" if kind == "file" else "is not empty"), record.lock(JOB):
         pass

@@ -152,7 +152,7 @@ def test_an_encoder_where_a_whole_model_is_expected(model, tmp_path):
 def test_the_head_of_another_layout(model, tmp_path):
     file = save_weights(build_segformer("b0", 3, head="mmseg"), tmp_path / "w.pth", "mmseg")
     with pytest.raises(
-        ModelError, match=r"have the head of mmseg; the model's is a OfficialHead; build it with head='mmseg'"
+        ModelError, match=r"have the head of mmseg; the model's is a SegFormerHead; build it with head='mmseg'"
     ):
         load_pretrained(model, file)
 

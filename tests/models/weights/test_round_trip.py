@@ -147,7 +147,7 @@ def test_saving_leaves_nothing_but_the_named_file(lively, target):
 
 
 def test_a_layout_without_names_for_the_model_is_refused(target):
-    with pytest.raises(ModelError, match=r"mmseg has no names for a Encoder with a OfficialHead"):
+    with pytest.raises(ModelError, match=r"mmseg has no names for a Encoder with a SegFormerHead"):
         save_weights(build_segformer("b0", 3), target("mmseg"), "mmseg")
     with pytest.raises(ModelError, match=r"layout is 'transformer'; .*did you mean 'transformers'"):
         save_weights(build_segformer("b0", 3), target("mmseg"), "transformer")

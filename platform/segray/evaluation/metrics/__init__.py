@@ -1,1 +1,1 @@
-"""Segmentation metrics from integer counts: exact whatever the sharding, the batch size or the order."""
+"""Segmentation metrics from integer counts. They are exact for any sharding, batch size and order."""

@@ -1,4 +1,4 @@
-"""How far scores could have been otherwise with other images: bootstrap over images, alone and in pairs."""
+"""Uncertainty of scores by bootstrap over images, for one model and for pairs of models."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from segray.evaluation.metrics.scores import AbsentPolicy, Ratios, class_mean, i
 
 NUM_RESAMPLES = 2000
 CONFIDENCE_LEVEL = 0.95
-RESAMPLE_BATCH = 2**24  # weights that are held together
+RESAMPLE_BATCH = 2**24  # number of weights in memory at once
 
 Statistic = Callable[[Any], Ratios]
-"""From tables (D, K, 3) of as many draws to (D,) or (D, K) figures."""
+"""Maps the tables (D, K, 3) of D resamples to values (D,) or (D, K)."""
 
 
 class Interval(NamedTuple):
     """A percentile interval.
 
     Attributes:
-        low, high: its ends; none where hardly a draw defines the figure.
+        low, high: bounds; nan if the value is not defined in any resample.
     """
 
     low: float
@@ -34,17 +34,17 @@ def miou(table: ClassCounts, absent: AbsentPolicy = "skip") -> Ratios:
 
 
 def miou_and_ious(table: ClassCounts, absent: AbsentPolicy = "skip") -> Ratios:
-    """Returns the mean IoU and that of each class (..., 1 + K) of tables (..., K, 3)."""
+    """Returns the mean IoU and the IoU of each class (..., 1 + K) of tables (..., K, 3)."""
     return np.concatenate([miou(table, absent)[..., None], iou(table)], axis=-1)
 
 
 def sum_by_group(figures: NDArray[Any], rows: Sequence[int], groups: Mapping[int, str] | None) -> NDArray[Any]:
-    """Returns the figures (N, ...) of images summed by group (G, ...): frames of a video are not independent.
+    """Sums the values (N, ...) of images by group (G, ...), because e.g. frames of a video are not independent.
 
     Args:
-        figures: of each image.
-        rows: their numbers.
-        groups: of each row; none keeps every image by itself.
+        figures: values of each image.
+        rows: row numbers of the images.
+        groups: group of each row; defaults to one group per image.
     """
     if groups is None:
         return figures
@@ -56,13 +56,13 @@ def sum_by_group(figures: NDArray[Any], rows: Sequence[int], groups: Mapping[int
 
 
 def bootstrap(tables: ClassCounts | Ratios, statistic: Statistic, count: int = NUM_RESAMPLES, seed: int = 0) -> Ratios:
-    """Returns a statistic of `count` samples of the images, drawn with replacement.
+    """Returns the values of a statistic for `count` resamples of the images, sampled with replacement.
 
     Args:
-        tables: (N, K, 3) of each image, or other figures that add up.
-        statistic: of their sum.
-        count: of samples.
-        seed: the same draws the same images; give two models' tables the same seed to compare them in pairs.
+        tables: tables (N, K, 3) of the images, or other additive values.
+        statistic: function of the summed tables.
+        count: number of resamples.
+        seed: random seed; equal seeds sample the same images, as needed to compare two models in pairs.
     """
     flat = tables.reshape(len(tables), -1).astype(np.float64)
     parts = [weights @ flat for weights in _weights(len(tables), count, seed)]
@@ -70,7 +70,7 @@ def bootstrap(tables: ClassCounts | Ratios, statistic: Statistic, count: int = N
 
 
 def _weights(images: int, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Yields how often each image is drawn, (some samples, N)."""
+    """Yields the number of times each image is sampled, (D, N), for batches of D resamples."""
     random = np.random.default_rng(seed)
     step = max(1, RESAMPLE_BATCH // images)
     for first in range(0, count, step):
@@ -79,7 +79,7 @@ def _weights(images: int, count: int, seed: int) -> Iterator[NDArray[np.float64]
 
 
 def percentile_interval(values: Ratios, level: float = CONFIDENCE_LEVEL) -> Interval:
-    """Returns the interval that holds the middle `level` of the draws (D,), those without a figure left out."""
+    """Returns the central interval that contains the fraction `level` of the resamples (D,). nan values are ignored."""
     there = values[~np.isnan(values)]
     if not len(there):
         return Interval(float("nan"), float("nan"))

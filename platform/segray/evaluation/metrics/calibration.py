@@ -1,4 +1,4 @@
-"""Whether a model is as sure as it is right: confidence in bins, in whole numbers."""
+"""Calibration metrics from integer bins of the confidence."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 NUM_BINS = 15
 UNIT = 2**16
-"""A confidence of 1; sums of so many are the same in any order."""
+"""Integer that represents a confidence of 1; integer sums do not depend on the order."""
 
 Bins = NDArray[np.int64]
-"""(NUM_BINS, 3): pixels, pixels that are right, and their confidence summed, in units."""
+"""(NUM_BINS, 3): number of pixels, number of correct pixels, and sum of the pixels' confidence in units of 1/UNIT."""
 
 
 def calibration_bins(prediction: Tensor, sure: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-    """Returns the bins (NUM_BINS, 3) int64 of equal width of a prediction.
+    """Returns the confidence bins (NUM_BINS, 3) int64, of equal width, of a prediction.
 
     Args:
-        prediction: class ids, any shape.
-        sure: probability of each, float of the same shape.
+        prediction: class ids of any shape.
+        sure: probability of each predicted class, float of the same shape.
         mask: true class ids of the same shape.
-        ignore_id: mask value that is not counted.
+        ignore_id: mask value of pixels that are not counted.
     """
     valid = mask != ignore_id
     confidence = sure[valid].double()
     units = (confidence * UNIT).round().long()
     bins = (confidence * NUM_BINS).long().clamp_max(NUM_BINS - 1)
     right = prediction[valid].long() == mask[valid].long()
-    # A double holds whole numbers up to 2^53: the units of 10^11 pixels.
+    # float64 represents integers exactly up to 2^53, which is sufficient for 10^11 pixels.
     columns = [torch.ones_like(units), right.long(), units]
     sums = [torch.bincount(bins, weights=column.double(), minlength=NUM_BINS) for column in columns]
     return torch.stack(sums, dim=-1).long()
@@ -37,13 +37,13 @@ def calibration_bins(prediction: Tensor, sure: Tensor, mask: Tensor, ignore_id: 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the bins say.
+    """Calibration metrics.
 
     Attributes:
-        ece: expected calibration error: the mean gap of confidence and accuracy, weighed by the bins' pixels.
-        mce: the largest gap of a bin.
-        accuracy, confidence: of each bin; none where it is empty.
-        share: of the pixels that are in each bin.
+        ece: expected calibration error: mean gap between confidence and accuracy, weighted by the pixels of the bins.
+        mce: maximum calibration error: largest gap of a bin.
+        accuracy, confidence: mean values in each bin; `None` if the bin is empty.
+        share: fraction of the pixels in each bin.
     """
 
     ece: float
@@ -54,7 +54,7 @@ class Calibration:
 
 
 def compute_calibration(bins: Bins) -> Calibration:
-    """Returns what bins (NUM_BINS, 3) say."""
+    """Computes the calibration metrics of bins (NUM_BINS, 3)."""
     pixels, right, units = bins.T
     whole = np.maximum(pixels, 1)
     accuracy, confidence = right / whole, units / UNIT / whole

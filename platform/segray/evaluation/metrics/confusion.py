@@ -1,4 +1,4 @@
-"""What is counted of a prediction: whole numbers alone, so that sums are the same in any order."""
+"""Integer counts of predictions. Integer sums do not depend on the order."""
 
 import numpy as np
 import torch
@@ -9,18 +9,18 @@ Confusion = NDArray[np.int64]
 """(K, K): rows are the truth, columns the prediction."""
 
 ClassCounts = NDArray[np.int64]
-"""(..., K, 3): of each class the pixels that are right, that are true and that are predicted."""
+"""(..., K, 3): number of correct, true and predicted pixels of each class."""
 CORRECT, TARGET, PREDICTED = range(3)
 
 
 def confusion_matrix(prediction: Tensor, mask: Tensor, num_classes: int, ignore_id: int) -> Tensor:
-    """Returns the counts (K, K) int64: rows are the truth, columns the prediction.
+    """Returns the confusion matrix (K, K) int64: rows are the truth, columns the prediction.
 
     Args:
-        prediction: class ids 0..K-1, any shape and integer dtype.
-        mask: true class ids of the same shape; pixels with `ignore_id` are not counted.
+        prediction: class ids 0..K-1, of any shape and integer dtype.
+        mask: true class ids of the same shape.
         num_classes: K.
-        ignore_id: the mask value that is left out.
+        ignore_id: mask value of pixels that are not counted.
     """
     valid = mask != ignore_id
     pairs = mask[valid].long() * num_classes + prediction[valid].long()
@@ -33,13 +33,13 @@ def class_counts(counts: Confusion) -> ClassCounts:
 
 
 def class_counts_of_pixels(prediction: Tensor, mask: Tensor, true: Tensor, found: Tensor, num_classes: int) -> Tensor:
-    """Returns the (K, 3) table of some pixels: of those where truth and prediction are to be looked at.
+    """Returns the (K, 3) table of selected pixels of the truth and the prediction.
 
     Args:
         prediction: class ids 0..K-1.
-        mask: true class ids of the same shape, with any value where `true` is not.
-        true: bool of the same shape; which pixels of the truth count.
-        found: which of the prediction do.
+        mask: true class ids of the same shape; values where `true` is False are ignored.
+        true: bool of the same shape; pixels of the truth that are counted.
+        found: bool of the same shape; pixels of the prediction that are counted.
         num_classes: K.
     """
     right = true & found & (mask == prediction)

@@ -1,4 +1,4 @@
-"""What the counts say: by class and as means."""
+"""Scores from counts, per class and averaged over classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,33 +10,33 @@ from numpy.typing import NDArray
 from segray.evaluation.metrics.confusion import CORRECT, PREDICTED, TARGET, ClassCounts, Confusion, class_counts
 
 AbsentPolicy = Literal["skip", "zero", "nan"]
-"""What classes that are neither true nor predicted anywhere are to the means: left out, 0, or not a number."""
+"""Treatment of classes that are neither true nor predicted in the means: skipped, counted as 0, or nan."""
 
 Ratios = NDArray[np.float64]
-"""(..., K); nan where it is not defined."""
+"""(..., K); nan where the ratio is not defined."""
 
 PER_CLASS = ("iou", "dice", "precision", "recall")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says; every ratio is 0..1.
+    """Scores of a confusion matrix. Every ratio is in the range 0..1.
 
     Attributes:
-        iou: intersection over union of each class; none where the class is absent from truth and prediction.
-        dice: twice the intersection over the sum of both, which is also the F-score with beta 1.
-        precision: share of what was predicted that is right; none where nothing was.
-        recall: share of what is true that was found; none where nothing is.
-        miou, mdice: means of `iou` and `dice` over the classes that are there.
-        mprecision: mean of `precision` over the classes that were predicted.
-        macc: mean of `recall` over the classes that have ground truth.
-        mfscore: mean F-score, which weighs recall `beta` times as much as precision; `mdice` where beta is 1.
-        aacc: share of the counted pixels that are right.
-        fwiou: mean of `iou`, each class weighed by its share of the truth.
-        kappa: Cohen's; agreement beyond chance, -1..1.
-        absent: classes neither true nor predicted anywhere: what the means make of them is a choice.
-        without_truth: classes predicted but never true: their IoU is 0 and counts.
-        pixels: how many pixels were counted.
+        iou: intersection over union of each class; `None` if the class is absent from truth and prediction.
+        dice: twice the intersection divided by the sum of both areas; equals the F-score with beta 1.
+        precision: fraction of the predicted pixels that are correct; `None` if there are none.
+        recall: fraction of the true pixels that are found; `None` if there are none.
+        miou, mdice: means of `iou` and `dice` over the classes that are true or predicted.
+        mprecision: mean of `precision` over the predicted classes.
+        macc: mean of `recall` over the classes with ground truth.
+        mfscore: mean F-score, in which recall has `beta` times the weight of precision; equals `mdice` for beta 1.
+        aacc: fraction of the counted pixels that are correct.
+        fwiou: mean of `iou`, weighted by each class's fraction of the truth.
+        kappa: Cohen's kappa: agreement beyond chance, -1..1.
+        absent: classes that are neither true nor predicted; `AbsentPolicy` defines their effect on the means.
+        without_truth: classes that are predicted but never true; their IoU is 0 and counts.
+        pixels: number of counted pixels.
     """
 
     iou: dict[str, float | None]
@@ -56,12 +56,12 @@ class Scores:
     pixels: int
 
     def as_metrics(self, split: str) -> dict[str, float]:
-        """Returns the usual scores under their metric names, e.g. `val/miou` and `val/iou/car`."""
+        """Returns the usual scores by metric name, e.g. `val/miou` and `val/iou/car`."""
         named = {f"{split}/miou": self.miou, f"{split}/macc": self.macc, f"{split}/aacc": self.aacc}
         return named | {f"{split}/iou/{name}": iou for name, iou in self.iou.items() if iou is not None}
 
     def all_named(self, split: str) -> dict[str, float]:
-        """Returns every score under its metric name."""
+        """Returns all scores by metric name."""
         means = ("mdice", "mprecision", "mfscore", "fwiou", "kappa")
         by_class = {metric: getattr(self, metric) for metric in PER_CLASS}
         return (
@@ -79,15 +79,15 @@ class Scores:
 def scores_from_confusion(
     counts: Confusion, names: Sequence[str], absent: AbsentPolicy = "skip", beta: float = 1.0
 ) -> Scores:
-    """Returns the scores of a confusion matrix (K, K) whose class ids bear these names.
+    """Computes the scores of a confusion matrix (K, K).
 
-    A matrix that counted nothing scores 0 everywhere and lists every class as absent.
+    For a matrix without counts, every score is 0 and every class is listed as absent.
 
     Args:
-        counts: rows are the truth.
-        names: of the classes.
-        absent: what absent classes are to the means.
-        beta: of the F-score.
+        counts: confusion matrix; rows are the truth.
+        names: names of the classes.
+        absent: policy for absent classes in the means.
+        beta: weight of recall in the F-score.
     """
     return scores_from_counts(class_counts(counts), names, absent, beta)
 
@@ -95,7 +95,7 @@ def scores_from_confusion(
 def scores_from_counts(
     table: ClassCounts, names: Sequence[str], absent: AbsentPolicy = "skip", beta: float = 1.0
 ) -> Scores:
-    """Returns the scores of a table (K, 3), as `scores` does."""
+    """Computes the scores of a table (K, 3), like `scores_from_confusion`."""
     ratios = {metric: RATIOS[metric](table) for metric in PER_CLASS}
     there = table.sum(axis=-1) > 0
     means = {name: float(class_mean(ratio, there, absent)) for name, ratio in ratios.items()}
@@ -123,27 +123,27 @@ def _named(ratio: Ratios, names: Sequence[str]) -> dict[str, float | None]:
 
 
 def iou(table: ClassCounts) -> Ratios:
-    """Returns right / (true or predicted)."""
+    """Returns correct / (true or predicted)."""
     return _ratio(table[..., CORRECT], table[..., TARGET] + table[..., PREDICTED] - table[..., CORRECT])
 
 
 def dice(table: ClassCounts) -> Ratios:
-    """Returns 2 right / (true + predicted)."""
+    """Returns 2 correct / (true + predicted)."""
     return fscore(table, 1.0)
 
 
 def precision(table: ClassCounts) -> Ratios:
-    """Returns right / predicted."""
+    """Returns correct / predicted."""
     return _ratio(table[..., CORRECT], table[..., PREDICTED])
 
 
 def recall(table: ClassCounts) -> Ratios:
-    """Returns right / true."""
+    """Returns correct / true."""
     return _ratio(table[..., CORRECT], table[..., TARGET])
 
 
 def fscore(table: ClassCounts, beta: float) -> Ratios:
-    """Returns (1 + beta^2) right / (beta^2 true + predicted)."""
+    """Returns (1 + beta^2) correct / (beta^2 true + predicted)."""
     weight = beta**2
     return _ratio((1 + weight) * table[..., CORRECT], weight * table[..., TARGET] + table[..., PREDICTED])
 
@@ -152,17 +152,17 @@ RATIOS = {"iou": iou, "dice": dice, "precision": precision, "recall": recall}
 
 
 def aacc(table: ClassCounts) -> Ratios:
-    """Returns the share of the pixels that are right, (...), 0 where there are none."""
+    """Returns the fraction of correct pixels (...), or 0 if there are no pixels."""
     return np.nan_to_num(_ratio(table[..., CORRECT].sum(axis=-1), table[..., TARGET].sum(axis=-1)))
 
 
 def class_mean(ratio: Ratios, there: NDArray[np.bool_], absent: AbsentPolicy = "skip") -> Ratios:
-    """Returns the mean (...) over classes (..., K) for which the ratio is defined; 0 where it is for none.
+    """Returns the mean (...) over the classes (..., K) whose ratio is defined, or 0 if there are none.
 
     Args:
-        ratio: of each class.
-        there: which classes are true or predicted anywhere.
-        absent: what the others are to the mean.
+        ratio: ratio of each class.
+        there: whether each class is true or predicted anywhere.
+        absent: policy for absent classes in the mean.
     """
     if absent == "zero":
         ratio = np.where(there, ratio, 0.0)
@@ -178,7 +178,7 @@ def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> Ratios:
 
 
 def _kappa(table: ClassCounts) -> float:
-    """Returns (agreement - chance) / (1 - chance), 0 where chance leaves nothing to be agreed on."""
+    """Returns (agreement - chance) / (1 - chance), or 0 if the chance agreement is 1 or there are no pixels."""
     pixels = float(table[:, TARGET].sum())
     if not pixels:
         return 0.0
@@ -188,7 +188,7 @@ def _kappa(table: ClassCounts) -> float:
 
 
 def group_counts(tables: Sequence[ClassCounts], groups: Sequence[str]) -> Mapping[str, ClassCounts]:
-    """Returns the sum of the images' tables (K, 3) of each group, in order of the groups' names."""
+    """Returns the sum of the images' tables (K, 3) of each group, sorted by group name."""
     return {
         name: np.sum([table for table, group in zip(tables, groups, strict=True) if group == name], axis=0)
         for name in sorted(set(groups))

@@ -1,1 +1,1 @@
-"""The HTML report of an evaluation. Order of imports: write, page and examples, figures."""
+"""The HTML report of an evaluation. Import order: write, page and examples, figures."""

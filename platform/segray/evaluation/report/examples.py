@@ -1,4 +1,4 @@
-"""The best, median and worst images of an evaluation: image, truth, prediction and where it is wrong."""
+"""Example images of an evaluation (best, median and worst) with truth, prediction and errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ EACH = 3
 
 @dataclass(frozen=True)
 class Example:
-    """One image that is shown.
+    """One example image.
 
     Attributes:
-        kind: worst, median or best.
-        score: how well it was segmented.
+        kind: "worst", "median" or "best".
+        score: score of the image.
         image: (H, W, 3) uint8 RGB.
-        truth, found: (H, W) class ids; the truth holds the ignore id, too.
+        truth, found: (H, W) true and predicted class ids; the truth may contain the ignore id.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Example:
 
 
 def select_examples(images: Sequence[ImageScore], each: int = EACH) -> list[tuple[str, ImageScore]]:
-    """Returns the worst, the median and the best of images that are listed worst first, none of them twice."""
+    """Returns the worst, median and best images without duplicates. `images` is sorted with the worst first."""
     middle = (len(images) - each) // 2
     starts = {"worst": 0, "median": middle, "best": len(images) - each}
     found: dict[int, str] = {}
@@ -49,13 +49,13 @@ def select_examples(images: Sequence[ImageScore], each: int = EACH) -> list[tupl
 
 
 def segment_examples(folder: Path, config: Config, source: SplitReader, images: Sequence[ImageScore]) -> list[Example]:
-    """Returns the images to be shown, segmented again as they were for the counts.
+    """Selects the example images and segments them again, with the settings of the evaluation.
 
     Args:
         folder: checkpoint folder.
-        config: of the model, with the settings of the evaluation.
-        source: the split.
-        images: worst first.
+        config: Config of the model with the settings of the evaluation.
+        source: reader of the split.
+        images: scores of the images, worst first.
     """
     model = checkpoint.load_model(folder).eval()
     found = []
@@ -72,7 +72,7 @@ def segment_examples(folder: Path, config: Config, source: SplitReader, images: 
 
 
 def error_overlay(example: Example, ignore_id: int) -> Pixels:
-    """Returns where a prediction is wrong (H, W, 3): red, on the image in grey; what is not counted is white."""
+    """Returns an image of the errors (H, W, 3): errors are red on the greyscale image, and ignored pixels are white."""
     grey = example.image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     shown: NDArray[np.float64] = grey * 0.5 + 60
     wrong = (example.found != example.truth) & (example.truth != ignore_id)

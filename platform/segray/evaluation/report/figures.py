@@ -1,4 +1,4 @@
-"""The page's figures as PNGs, for MLflow and for papers."""
+"""The figures of the report as PNGs, for MLflow and for papers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from segray.evaluation.metrics.calibration import NUM_BINS
 from segray.evaluation.report.examples import Example, error_overlay
 
 MAX_NAMED = 60
-"""Beyond so many classes their names cannot be read beside the confusion matrix."""
+"""With more classes, the axis labels of the confusion matrix are not readable."""
 EXAMPLE_INCHES = 2.6
 
 
 def save_figures(evaluation: Evaluation, shown: Sequence[Example], folder: Path) -> tuple[Path, ...]:
-    """Writes the figures of an evaluation into a folder and returns them.
+    """Writes the figures of an evaluation to a folder and returns their paths.
 
     Args:
-        evaluation: its counts and what they say.
-        shown: images.
-        folder: to write into.
+        evaluation: evaluation with counts and results.
+        shown: example images.
+        folder: destination folder.
     """
     drawn = {
         "classes": plot_by_class(evaluation),
@@ -42,7 +42,7 @@ def save_figures(evaluation: Evaluation, shown: Sequence[Example], folder: Path)
 
 
 def plot_by_class(evaluation: Evaluation) -> Figure:
-    """Returns each class's IoU with its interval, best first."""
+    """Plots the IoU of each class with its interval, best first."""
     found, classes = evaluation.results, evaluation.classes
     there = [(name, iou) for name, iou in found.scores.iou.items() if iou is not None]
     there.sort(key=lambda one: one[1])
@@ -62,7 +62,7 @@ def plot_by_class(evaluation: Evaluation) -> Figure:
 
 
 def plot_confusion(evaluation: Evaluation) -> Figure:
-    """Returns the confusion matrix as shares of its rows, and of its columns."""
+    """Plots the confusion matrix, normalised by rows and by columns."""
     counts, names = evaluation.counts.confusion, evaluation.classes.names
     side = 2.5 + 0.22 * min(len(names), MAX_NAMED)
     figure = Figure(figsize=(2 * side, side), layout="constrained")
@@ -81,7 +81,7 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
 
 
 def plot_reliability(evaluation: Evaluation) -> Figure:
-    """Returns accuracy by confidence; the more pixels, the darker."""
+    """Plots accuracy by confidence. Darker bars represent more pixels."""
     known = evaluation.results.calibration
     assert known is not None
     figure, axes = new_axes(4.4, 4.4)
@@ -96,7 +96,7 @@ def plot_reliability(evaluation: Evaluation) -> Figure:
 
 
 def plot_images(evaluation: Evaluation) -> Figure:
-    """Returns how many images reach which mean IoU."""
+    """Plots the histogram of the images' mean IoU."""
     figure, axes = new_axes(6, 3.2)
     axes.hist([image.miou for image in evaluation.results.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
     axes.set(xlim=(0, 1), xlabel="mean IoU of an image", ylabel="images")
@@ -105,7 +105,7 @@ def plot_images(evaluation: Evaluation) -> Figure:
 
 
 def plot_slices(evaluation: Evaluation) -> Figure:
-    """Returns the mean IoU of each value of each slice."""
+    """Plots the mean IoU of each value of each slice."""
     found = [
         (f"{name} {value}", scores.miou)
         for name, values in evaluation.results.slices.items()
@@ -119,7 +119,7 @@ def plot_slices(evaluation: Evaluation) -> Figure:
 
 
 def plot_examples(shown: Sequence[Example], classes: Classes) -> Figure:
-    """Returns a row an image: itself, truth, prediction and errors, and the classes' colours below."""
+    """Plots one row per image: image, truth, prediction and errors, with a legend of the classes' colours below."""
     titles = ("image", "truth", "prediction", "errors")
     height = EXAMPLE_INCHES * 0.8 * len(shown) + 0.25 * (1 + len(classes.names) // 6)
     figure = Figure(figsize=(4 * EXAMPLE_INCHES, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""The page: one file that needs no network, every figure in it made of the counts."""
+"""The HTML page of a report: one self-contained file that needs no network."""
 
 import base64
 import io
@@ -21,20 +21,20 @@ from segray.evaluation.metrics.calibration import NUM_BINS
 from segray.evaluation.metrics.confusion import Confusion
 from segray.evaluation.report.examples import Example, error_overlay
 
-WIDTH = 420  # px of a picture
+WIDTH = 420  # width of images in px
 
 TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 MAX_LABELLED = 25
-"""Beyond so many classes a cell of the confusion matrix is too small for its figure."""
+"""With more classes, the cells of the confusion matrix are too small for numbers."""
 MAX_CELLS = 60
-"""Beyond so many classes the confusion matrix is a picture."""
+"""With more classes, the confusion matrix is rendered as an image."""
 MAX_CONFUSED, MAX_IMAGES, MAX_CHANGED = 12, 15, 6
 RIGHT, WRONG = np.array([47, 111, 176]), np.array([220, 38, 38])
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Another model, and what ours gained over it."""
+    """A baseline model and the candidate's comparison with it."""
 
     model: str
     comparison: Comparison
@@ -47,14 +47,14 @@ def render_evaluation_page(
     about: Mapping[str, str],
     against: Baseline | None = None,
 ) -> str:
-    """Returns the page.
+    """Returns the HTML of the page.
 
     Args:
-        model: what was evaluated, as it was named.
-        evaluation: its counts and what they say.
-        shown: images.
-        about: further facts, such as versions, by name.
-        against: another model, if there is one.
+        model: name of the evaluated model, as given by the user.
+        evaluation: evaluation with counts and results.
+        shown: example images.
+        about: further information by name, such as versions.
+        against: comparison with another model, if there is one.
     """
     found, classes = evaluation.results, evaluation.classes
     return render_page(
@@ -85,19 +85,19 @@ def render_evaluation_page(
 
 
 def css_color(colour: Colour) -> str:
-    """Returns a colour as CSS spells it."""
+    """Returns a colour in CSS notation."""
     return f"rgb({colour[0]},{colour[1]},{colour[2]})"
 
 
 def _widest(against: Baseline | None) -> float:
-    """Returns how far the intervals of a comparison reach from zero."""
+    """Returns the largest absolute bound of the intervals of a comparison."""
     found = [against.comparison.miou, *against.comparison.iou.values()] if against else []
     ends = [abs(end) for one in found for end in one.interval]
     return max((end for end in ends if isfinite(end)), default=0.0)
 
 
 def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Returns a line for each class, best first, absent ones last."""
+    """Returns a table row for each class, sorted by score in descending order, with absent classes last."""
     found, classes = evaluation.results, evaluation.classes
     true = evaluation.counts.confusion.sum(axis=1)
     lines = [
@@ -114,21 +114,21 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _matrix(heading: str, note: str, evaluation: Evaluation, *, axis: int) -> dict[str, Any]:
-    """Returns the confusion matrix as shares of its rows (1) or columns (0), and a picture of it."""
+    """Returns the confusion matrix normalised by its rows (axis 1) or columns (axis 0), and an image of it."""
     counts: Confusion = evaluation.counts.confusion
     shares = counts / np.maximum(counts.sum(axis=axis, keepdims=True), 1)
     return {"heading": heading, "note": note, "shares": shares.tolist(), "picture": _data(_heat(shares), lossless=True)}
 
 
 def _heat(shares: NDArray[np.float64]) -> Pixels:
-    """Returns shares (K, K) as colours (K, K, 3): blue where right, red where wrong, the darker the more."""
+    """Returns the fractions (K, K) as colours (K, K, 3): blue for correct, red for incorrect; darker means larger."""
     ink = np.where(np.eye(len(shares), dtype=bool)[..., None], RIGHT, WRONG)
     strength = shares[..., None] ** 0.5
     return np.asarray((255 * (1 - strength) + ink * strength).round(), np.uint8)
 
 
 def _confused(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Returns the largest confusions: true and predicted class, and the share of the true one's pixels."""
+    """Returns the largest confusions: true and predicted class, and the fraction of the true class's pixels."""
     counts, names = evaluation.counts.confusion.copy(), evaluation.classes.names
     true = np.maximum(counts.sum(axis=1), 1)
     np.fill_diagonal(counts, 0)
@@ -147,7 +147,7 @@ def _confused(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _bins(evaluation: Evaluation) -> list[dict[str, float]] | None:
-    """Returns the bins of the reliability plot that are not empty."""
+    """Returns the non-empty bins of the reliability plot."""
     known = evaluation.results.calibration
     if known is None:
         return None
@@ -160,7 +160,7 @@ def _bins(evaluation: Evaluation) -> list[dict[str, float]] | None:
 
 
 def _histogram(values: Sequence[float], bins: int = 20) -> list[int]:
-    """Returns how many values of 0..1 lie in each of as many bins of equal width."""
+    """Returns the histogram of values in 0..1 with `bins` bins of equal width."""
     counts: list[int] = np.histogram(values, bins=bins, range=(0, 1))[0].tolist()
     return counts
 
@@ -182,7 +182,7 @@ def _example(example: Example, classes: Classes) -> dict[str, Any]:
 
 
 def _data(picture: Pixels, *, lossless: bool) -> str:
-    """Returns a picture as a data URI, small enough for a page."""
+    """Returns an image as a data URI, resized to `WIDTH`."""
     image = Image.fromarray(picture)
     height = max(1, round(image.height * WIDTH / image.width))
     image = image.resize((WIDTH, height), Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)

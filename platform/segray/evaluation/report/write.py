@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page for a person, and its figures as PNGs."""
+"""Writes an evaluation as one HTML page and its figures as PNGs."""
 
 import platform
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ GENERATOR = '<meta name="generator" content="segray">'
 
 
 def prepare_output_dir(out: Path) -> None:
-    """Makes the folder of a report, which may hold another one.
+    """Creates the folder of a report. The folder may contain an earlier report.
 
     Raises:
-        DataError: it holds something else, or cannot be made.
+        DataError: the folder contains other files, or it cannot be created.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -30,14 +30,14 @@ def prepare_output_dir(out: Path) -> None:
         is_ours = page.exists() and GENERATOR in page.read_text(encoding="utf-8", errors="replace")[:1000]
         if any(out.iterdir()) and not is_ours:
             raise DataError(f"report {out} is not empty; choose another folder.")
-        page.write_text(GENERATOR)  # so that a folder that cannot be written, or is full, is known now
+        page.write_text(GENERATOR)  # detects a read-only or full file system early
     except OSError as error:
         raise DataError(f"report {out} cannot be written ({error}).") from error
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The page, and its figures as PNGs."""
+    """The HTML page and its figures as PNGs."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -46,17 +46,17 @@ class ReportFiles:
 def write_report(
     model: str, evaluation: Evaluation, folder: Path, out: Path, against: Baseline | None = None
 ) -> ReportFiles:
-    """Writes the page of an evaluation, and its figures, into a folder.
+    """Writes the page of an evaluation and its figures to a folder.
 
     Args:
-        model: what was evaluated, as it was named.
-        evaluation: its counts and what they say.
+        model: name of the evaluated model, as given by the user.
+        evaluation: evaluation with counts and results.
         folder: checkpoint folder of the model.
-        out: folder to write into; it is made.
-        against: what it gained over another model, if it was compared.
+        out: destination folder, created if missing.
+        against: comparison with another model, if there is one.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the report cannot be written.
     """
     source = SplitReader(evaluation.root, read_manifest(evaluation.root).split(evaluation.split))
     config = checkpoint.load_config(folder).model_copy(update={"eval": evaluation.settings})

@@ -1,1 +1,1 @@
-"""Masks of many images: what is to be segmented, where the masks go, and the job that makes them."""
+"""Batch inference: inputs, outputs and the job that segments the images."""

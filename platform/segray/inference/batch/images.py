@@ -14,7 +14,7 @@ from segray.inference.batch.inputs import Chunks, InputImage
 
 
 def list_files(fs: FileSystem, root: str) -> list[FileInfo]:
-    """Returns everything below a folder; links to folders are followed, each folder once."""
+    """Returns all files below a folder. Links to folders are followed, and each folder is visited once."""
     if not isinstance(fs, LocalFileSystem):
         found: list[FileInfo] = fs.get_file_info(FileSelector(root, recursive=True))
         return found
@@ -32,10 +32,10 @@ def list_files(fs: FileSystem, root: str) -> list[FileInfo]:
 
 
 def require_encodable(names: Sequence[str]) -> None:
-    """Refuses names that cannot be written down.
+    """Validates that all names can be encoded as UTF-8.
 
     Raises:
-        DataError: there is one; those are listed.
+        DataError: a name cannot be encoded; the message lists all such names.
     """
     strange = [f"{name!a}" for name in names if not is_encodable(name)]
     if strange:
@@ -43,7 +43,10 @@ def require_encodable(names: Sequence[str]) -> None:
 
 
 def result_names(paths: Sequence[str]) -> list[str]:
-    """Returns the names of results: without suffix, but where two images differ in that alone."""
+    """Returns the names of the results: the paths without suffix.
+
+    Paths that differ only in their suffix keep it.
+    """
     bare = [str(PurePosixPath(path).with_suffix("")) for path in paths]
     count = Counter(bare)
     names = [path if count[name] > 1 else name for path, name in zip(paths, bare, strict=True)]
@@ -51,7 +54,7 @@ def result_names(paths: Sequence[str]) -> list[str]:
 
 
 class ImageFile:
-    """An image file as it was when it was listed."""
+    """An image file with its size and modification time at listing."""
 
     def __init__(self, name: str, info: FileInfo) -> None:
         self.name, self.path = name, info.path
@@ -60,33 +63,33 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Some image files of a folder or bucket: one part."""
+    """A shard of image files of a folder or bucket, with a single chunk."""
 
     source: str
     files: tuple[ImageFile, ...]
 
     @property
     def version(self) -> str:
-        """Changes with the files."""
+        """Digest of the files."""
         return content_hash(*(file.version.encode() for file in self.files))
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return len(self.files)
 
     @property
     def num_chunks(self) -> int:
-        """One."""
+        """Number of chunks, always 1."""
         return 1
 
     @property
     def is_length_known(self) -> bool:
-        """Yes."""
+        """Whether the number of images is known, always True."""
         return True
 
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the one part, if it is not done."""
+        """Yields the single chunk, unless it is done."""
         if 0 not in done:
             yield 0, [self._read(file) for file in self.files]
 

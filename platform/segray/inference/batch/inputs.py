@@ -1,6 +1,6 @@
-"""What is to be segmented: units, each read by one task, cut into parts of some images.
+"""Inputs of a batch job: shards, each read by one task and divided into chunks of a few images.
 
-A part is what is written or, after a kill, done again as a whole.
+A chunk is the unit of writing. After an interruption, an unfinished chunk is processed again in full.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ class InputImage:
     """An image to be segmented.
 
     Attributes:
-        name: of its results, relative and without a suffix.
-        encoded: its bytes; none where they could not be read.
-        problem: why not.
+        name: name of the results, relative and without a suffix.
+        encoded: encoded bytes; empty if the image could not be read.
+        problem: reason why the image could not be read.
     """
 
     name: str
@@ -32,13 +32,13 @@ Chunks = Iterator[tuple[int, Chunk]]
 
 
 class InputShard(Protocol):
-    """What one task reads.
+    """The input of one read task.
 
     Attributes:
-        version: changes with what it reads.
-        images: how many there are, as far as that is known.
-        num_chunks: how many parts there are, as far as that is known.
-        is_length_known: whether that is known.
+        version: digest that changes with the content of the shard.
+        images: number of images, as far as it is known.
+        num_chunks: number of chunks, as far as it is known.
+        is_length_known: whether these numbers are known.
     """
 
     @property
@@ -50,23 +50,23 @@ class InputShard(Protocol):
     @property
     def is_length_known(self) -> bool: ...
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the parts that are not done, with their numbers.
+        """Yields the numbers and the images of the chunks that are not done.
 
         Raises:
-            DataError: there is nothing to be read.
+            DataError: the shard cannot be read.
         """
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is to be segmented.
+    """The inputs of a job.
 
     Attributes:
-        place: the source, for people.
-        units: of it.
-        are_normalized: whether images are as a dataset stores them: upright, of 8 bits, without alpha.
-        num_skipped: files that are no images.
-        is_single: whether one image was named.
+        place: readable name of the source.
+        units: shards of the source.
+        are_normalized: whether images have the dataset format: upright, 8 bits, no alpha channel.
+        num_skipped: number of files that are not images.
+        is_single: whether the source is a single image.
     """
 
     place: str
@@ -77,10 +77,10 @@ class Inputs:
 
     @property
     def images(self) -> int:
-        """How many there are, as far as that is known."""
+        """Number of images, as far as it is known."""
         return sum(unit.images for unit in self.units)
 
     @property
     def version(self) -> str:
-        """Changes with the source."""
+        """Digest that changes with the source."""
         return content_hash(*(unit.version.encode() for unit in self.units))

@@ -1,4 +1,4 @@
-"""A whole job: goes on where an earlier try of the same ended, and writes down what was done."""
+"""Runs a complete batch job, resumes an interrupted one, and records the progress."""
 
 import warnings
 from collections import defaultdict
@@ -37,19 +37,19 @@ def run_batch_job(
     device: str = "auto",
     on_progress: OnProgress = lambda *_: None,
 ) -> ChunkResult:
-    """Segments everything on the cluster, and returns how much that was and what could not be.
+    """Segments all inputs on the cluster and returns the number of segmented images and the problems.
 
     Args:
-        inputs: what is to be segmented.
-        work: with every image.
-        about: what decides the results, by name.
-        workers: actors; none takes one a GPU, or one a core.
+        inputs: inputs to be segmented.
+        work: task that is applied to every image.
+        about: settings that determine the results, by name.
+        workers: number of actors; defaults to one per GPU, or one per core.
         device: "cpu", "cuda" or "auto".
-        on_progress: called with what is being done, the images done and those in all.
+        on_progress: callback that receives the current phase, the number of finished images and the total.
 
     Raises:
-        DataError: the source cannot be read, the results not be written, or another job is there.
-        CapacityError: the cluster cannot hold the actors.
+        DataError: the source cannot be read, the results cannot be written, or the folder contains another job.
+        CapacityError: the cluster has not enough resources for the actors.
     """
     job = {"source": inputs.place, "source version": inputs.version, **about}
     record = JobProgress(work.outputs.root)
@@ -75,7 +75,7 @@ def run_batch_job(
 
 MAX_LOSSES = 3
 BLOCK_BYTES = 1
-"""Less than any part: Ray Data joins small blocks, and the parts of one block would wait for the same actor."""
+"""Smaller than any chunk: Ray Data merges small blocks, and all chunks of a block would wait for the same actor."""
 
 PICTURE = pa.struct([("name", pa.string()), ("encoded", pa.large_binary()), ("problem", pa.string())])
 PARTS = pa.schema([("unit", pa.int64()), ("part", pa.int64()), ("pictures", pa.list_(PICTURE)), ("error", pa.string())])
@@ -89,17 +89,17 @@ NOTHING = ChunkResult(0)
 def segment_on_cluster(
     inputs: Inputs, work: BatchTask, placement: WorkerResources, done: Iterable[Key]
 ) -> Iterator[tuple[Key, ChunkResult]]:
-    """Yields what came of each part, as they come; goes on where an actor or a node is lost, some times.
+    """Yields the result of each chunk as it completes, and resumes a limited number of times if actors are lost.
 
     Args:
-        inputs: what is to be segmented.
-        work: with every image.
-        placement: of the actors.
-        done: parts that are done.
+        inputs: inputs to be segmented.
+        work: task that is applied to every image.
+        placement: resources of the actors.
+        done: keys of chunks that are done.
 
     Raises:
-        DataError: the source cannot be read, or the results not be written.
-        SegrayError: actors were lost again and again.
+        DataError: the source cannot be read, or the results cannot be written.
+        SegrayError: actors or nodes were lost too many times in a row.
     """
     known, losses = set(done), 0
     while True:
@@ -108,7 +108,7 @@ def segment_on_cluster(
                 known.add(key)
                 losses = 0
                 yield key, part
-        except RayTaskError:  # a defect, which would come again
+        except RayTaskError:  # a defect, which would recur
             raise
         except RayError as error:
             losses += 1
@@ -126,14 +126,14 @@ def _streamed(units: "_Units", work: BatchTask, placement: WorkerResources) -> I
         return
     silence_libraries()
     dataset = ray.data.read_datasource(units, num_cpus=READ_CPUS, override_num_blocks=len(units.left))
-    context = dataset.context  # its own: other data sets of this process keep their ways
+    context = dataset.context  # a separate copy: other datasets of this process keep their settings
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = BLOCK_BYTES
     shared = ray.put(work)
     with warnings.catch_warnings():
-        # Lost actors are not started again by Ray, whose core warns on the terminal of each that may be, but by us.
-        # This way to say so goes with Ray 2.64; there is no other yet.
+        # segray restarts lost actors. Ray does not, because it would print a warning for each restartable actor.
+        # This argument is deprecated and goes away with Ray 2.64; there is no replacement yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         segmenting = dataset.map_batches(
             _Actor,
@@ -153,7 +153,7 @@ def _streamed(units: "_Units", work: BatchTask, placement: WorkerResources) -> I
 
 
 class _Actor:
-    """Segments one part a call."""
+    """Segments one chunk per call."""
 
     def __init__(self, work: Any, device: str, threads: int) -> None:
         found: BatchTask = ray.get(work)
@@ -174,13 +174,16 @@ class _Actor:
 
 
 def _answer(key: Key, done: ChunkResult = NOTHING, error: str = "") -> pa.Table:
-    """Returns a row of what came of a part; an error as a value: raised, Ray would print it, and try again."""
+    """Returns a row with the result of a chunk.
+
+    Errors are returned as values, because Ray would print and retry a raised error.
+    """
     row = {"unit": key[0], "part": key[1], "images": done.images, "problems": list(done.problems), "error": error}
     return pa.Table.from_pylist([row], schema=ANSWER)
 
 
 class _Units(Datasource):  # type: ignore[misc]
-    """The Ray Data source with a read task a unit."""
+    """Ray Data source with one read task per shard."""
 
     def __init__(self, inputs: Inputs, done: Iterable[Key]) -> None:
         super().__init__()
@@ -197,7 +200,7 @@ class _Units(Datasource):  # type: ignore[misc]
 
     @property
     def left(self) -> list[int]:
-        """Numbers of the units of which something may be left."""
+        """Indices of the shards that may have unfinished chunks."""
         return [
             number
             for number, unit in enumerate(self._units)
@@ -206,7 +209,7 @@ class _Units(Datasource):  # type: ignore[misc]
 
     @property
     def num_chunks(self) -> int:
-        """How many parts may be left, at least one."""
+        """Number of chunks that may be unfinished, at least 1."""
         return max(1, sum(unit.num_chunks - len(self._done[number]) for number, unit in enumerate(self._units)))
 
 
@@ -216,7 +219,7 @@ def _task(number: int, unit: InputShard, done: set[int]) -> ReadTask:
 
 
 def _rows(number: int, unit: InputShard, done: frozenset[int]) -> Iterator[pa.Table]:
-    """Yields a row a part; pictures in one row, so that no part is torn apart."""
+    """Yields one row per chunk. All images of a chunk are in one row, so that Ray Data never splits a chunk."""
     try:
         for part, pictures in unit.chunks(done):
             yield _row(number, part, [asdict(picture) for picture in pictures])

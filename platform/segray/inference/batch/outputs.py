@@ -1,9 +1,9 @@
-"""What is written of a prediction: files, or a row of parquet.
+"""Outputs of a prediction: files, or rows of parquet tables.
 
-masks/NAME.png            class ids as a palette PNG (16-bit grey from 256 classes on)
-overlays/NAME.jpg         the image with the classes' colours laid over it
+masks/NAME.png            class ids as a palette PNG (16-bit greyscale from 256 classes on)
+overlays/NAME.jpg         image with the colours of the classes drawn over it
 probabilities/NAME.npy    (K, H, W) float16
-part-UNIT-PART.parquet    instead of all these: columns id, height, width, mask, overlay, probabilities
+part-UNIT-PART.parquet    replaces all of the above: columns id, height, width, mask, overlay, probabilities
 """
 
 import io
@@ -26,20 +26,20 @@ from segray.data.storage import filesystem, translate_write_errors, write_atomic
 FORMATS = ("png", "parquet")
 MASK, OVERLAY, PROBABILITIES = "mask", "overlay", "probabilities"
 KINDS = {MASK: ("masks", ".png"), OVERLAY: ("overlays", ".jpg"), PROBABILITIES: ("probabilities", ".npy")}
-"""What is written of an image: the folder, and the suffix."""
+"""Kinds of output of an image: folder and suffix."""
 JPEG_QUALITY = 90
 Key = tuple[int, int]
-"""Numbers of a unit and of a part of it."""
+"""Key of a chunk: the index of its shard and its number in the shard."""
 
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """What is written of an image.
+    """The outputs of one image.
 
     Attributes:
-        name: relative, without a suffix.
-        height, width: px.
-        contents: bytes by kind, as in KINDS.
+        name: relative name, without a suffix.
+        height, width: size in px.
+        contents: encoded bytes by kind, as in KINDS.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Outputs:
 
     Attributes:
         root: absolute path or URI.
-        classes: of the model.
-        format: of FORMATS.
-        overlay: whether the image with the mask over it is written, too.
-        probabilities: whether those of all classes are, too.
+        classes: classes of the model.
+        format: output format, one of FORMATS.
+        overlay: whether the image with the mask drawn over it is also written.
+        probabilities: whether the probabilities of all classes are also written.
     """
 
     root: str
@@ -69,15 +69,15 @@ class Outputs:
     def encode(
         self, name: str, image: Pixels, mask: Mask, probabilities: NDArray[np.float32] | None = None
     ) -> ImageOutput:
-        """Returns what is to be written of an image.
+        """Returns the encoded outputs of an image.
 
         Args:
-            name: of the results.
+            name: name of the results.
             image: (H, W, 3) uint8 RGB.
             mask: (H, W) class ids.
-            probabilities: (K, H, W), if they are wanted.
+            probabilities: (K, H, W), if they are requested.
         """
-        # In a table masks are as in a dataset, whose reader knows no palette.
+        # Tables store masks in the dataset format, because the dataset reader does not support palettes.
         contents = {MASK: encode_mask(mask) if self.format == "parquet" else palette_png(mask, self.classes)}
         if self.overlay:
             contents[OVERLAY] = _jpeg(draw_overlay(image, mask, self.classes))
@@ -86,14 +86,14 @@ class Outputs:
         return ImageOutput(name, mask.shape[0], mask.shape[1], contents)
 
     def write(self, name: str, results: Iterable[ImageOutput]) -> int:
-        """Writes the results of a part as they come, and returns how many there were.
+        """Writes the results of a chunk as they arrive and returns their number.
 
         Args:
-            name: of the part's table, without a suffix.
-            results: of its images.
+            name: name of the chunk's table, without a suffix.
+            results: results of the chunk's images.
 
         Raises:
-            DataError: they cannot be written.
+            DataError: the results cannot be written.
         """
         with translate_write_errors(self.root):
             return self._write_table(name, results) if self.format == "parquet" else self._write_files(results)
@@ -111,7 +111,7 @@ class Outputs:
     def _write_table(self, name: str, results: Iterable[ImageOutput]) -> int:
         buffer, count = io.BytesIO(), 0
         with pq.ParquetWriter(buffer, self._schema) as writer:
-            for one in results:  # a row group each: probabilities are large
+            for one in results:  # one row group per image, because probabilities are large
                 row = {"id": one.name, "height": one.height, "width": one.width, **one.contents}
                 count += 1
                 writer.write_table(pa.Table.from_pylist([row], schema=self._schema))
@@ -127,19 +127,19 @@ class Outputs:
 
 
 def write_file(fs: FileSystem, path: str, content: bytes) -> None:
-    """Writes a file, and the folders it lies in where there are such."""
+    """Writes a file and, on a local file system, creates its parent folders."""
     if isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(fs, path, content)
 
 
 def format_key(key: Key) -> str:
-    """Returns a part's key as it stands in the names of files."""
+    """Returns a chunk's key in the form used in file names."""
     return f"{key[0]:06d}-{key[1]:04d}"
 
 
 def palette_png(mask: Mask, classes: Classes) -> bytes:
-    """Returns class ids (H, W) as a PNG: a palette's indices, or 16-bit grey where a palette is too small."""
+    """Returns class ids (H, W) as a palette PNG, or as a 16-bit greyscale PNG if a palette is too small."""
     if mask.dtype == np.uint16:
         return encode_mask(mask)
     image = Image.fromarray(mask, mode="P")

@@ -1,4 +1,4 @@
-"""Images in parquet: row groups, of any make."""
+"""Images stored in the row groups of arbitrary parquet files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ class RowGroupShard:
     """A row group of a parquet file.
 
     Attributes:
-        source: folder or URI it lies in.
-        path: of the file.
-        group: number of the row group.
-        column: of the images: bytes, or structs with a field `bytes`.
-        names: of its rows.
-        version: changes with the file.
+        source: folder or URI that contains the file.
+        path: path of the file.
+        group: index of the row group.
+        column: column of the images: bytes, or structs with a field `bytes`.
+        names: names of the rows.
+        version: version that changes with the file.
     """
 
     source: str
@@ -42,24 +42,24 @@ class RowGroupShard:
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return len(self.names)
 
     @property
     def num_chunks(self) -> int:
-        """How many parts there are."""
+        """Number of chunks."""
         return ceil(self.images / PART_IMAGES)
 
     @property
     def is_length_known(self) -> bool:
-        """Yes."""
+        """Whether the number of images is known, always True."""
         return True
 
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the parts that are not done; the row group is not read where all are.
+        """Yields the chunks that are not done. The row group is not read if all chunks are done.
 
         Raises:
-            DataError: the file is damaged or gone.
+            DataError: the file is damaged or missing.
         """
         wanted = [number for number in range(self.num_chunks) if number not in done]
         cells = self._read() if wanted else []
@@ -83,7 +83,7 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
     """Returns the row groups of parquet files.
 
     Raises:
-        DataError: one cannot be read, or names rows as no files can be.
+        DataError: a file cannot be read, there are no rows, or row names are duplicated or not valid file names.
     """
     units = [rows for info in infos for rows in _row_groups(source, info)]
     count = Counter(name for rows in units for name in rows.names)

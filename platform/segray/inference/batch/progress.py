@@ -1,4 +1,4 @@
-"""How far a job is: what holds its folder, what it has done, and what it was, so that one that was killed goes on."""
+"""Progress of a job: folder lock, finished chunks and job settings. An interrupted job resumes from these records."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ LAYOUT = 1
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What came of a part.
+    """The result of a chunk.
 
     Attributes:
-        images: that were segmented.
-        problems: why others were not, a line each.
+        images: number of segmented images.
+        problems: reasons why other images were not segmented, one line each.
     """
 
     images: int
@@ -33,7 +33,7 @@ class ChunkResult:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Of a job in a folder or bucket.
+    """Progress of a job in a folder or bucket.
 
     Attributes:
         root: absolute path or URI of the results.
@@ -43,13 +43,13 @@ class JobProgress:
 
     @contextmanager
     def lock(self, job: Mapping[str, Any]) -> Iterator[dict[Key, ChunkResult]]:
-        """Holds the folder for one job, and yields what an earlier try of the same has done.
+        """Locks the folder for one job and yields the results of an earlier attempt of the same job.
 
         Args:
-            job: what decides the results, by name.
+            job: settings that determine the results, by name.
 
         Raises:
-            DataError: it holds something else, or another job; it cannot be written, or is being written.
+            DataError: the folder contains other files or another job, cannot be written, or is locked.
         """
         fs, root = filesystem(self.root)
         with ExitStack() as stack:
@@ -58,16 +58,16 @@ class JobProgress:
                 if isinstance(fs, LocalFileSystem):
                     Path(root, UNFINISHED).mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive_lock(self.root, "job"))
-                self._check_free(fs, root)  # whoever had it may have finished
+                self._check_free(fs, root)  # the previous owner of the lock may have finished the job
                 self._check_same(fs, f"{root}/{UNFINISHED}/{JOB}", job)
                 done = self._done(fs, root)
             yield done
 
     def require_no_job(self) -> None:
-        """Refuses a folder that holds a job, finished or not.
+        """Validates that the folder contains no job, finished or unfinished.
 
         Raises:
-            DataError: it does, or it is a file.
+            DataError: the folder contains a job, or the path is a file.
         """
         fs, root = filesystem(self.root)
         with translate_write_errors(self.root):
@@ -124,10 +124,10 @@ class JobProgress:
         return found
 
     def save(self, key: Key, done: ChunkResult) -> None:
-        """Writes down what came of a part, whose results are written.
+        """Records the result of a chunk whose outputs are written.
 
         Raises:
-            DataError: it cannot.
+            DataError: the record cannot be written.
         """
         fs, root = filesystem(self.root)
         with translate_write_errors(self.root):
@@ -135,10 +135,10 @@ class JobProgress:
             write_file(fs, f"{root}/{UNFINISHED}/done/{format_key(key)}.json", record.encode())
 
     def commit(self, summary: Mapping[str, Any]) -> None:
-        """Writes what was done, and forgets how far it was.
+        """Writes the summary of the job and deletes the progress records.
 
         Raises:
-            DataError: it cannot.
+            DataError: the summary cannot be written.
         """
         fs, root = filesystem(self.root)
         with translate_write_errors(self.root):

@@ -1,4 +1,4 @@
-"""What `predict --source` may be: an image, a folder or bucket of images, a video, parquet, a prepared dataset."""
+"""Sources of `predict --source`: an image, a folder or bucket of images, a video, parquet or a prepared dataset."""
 
 from pathlib import PurePosixPath
 
@@ -18,14 +18,14 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 
 def open_inputs(source: str, split: str | None = None) -> Inputs:
-    """Returns what a source holds.
+    """Returns the inputs of a source.
 
     Args:
-        source: an absolute path or URI.
-        split: of a prepared dataset; none takes all.
+        source: absolute path or URI.
+        split: split of a prepared dataset; defaults to all splits.
 
     Raises:
-        DataError: there is no such source, or nothing in it to be segmented.
+        DataError: the source does not exist or contains no images.
     """
     fs, path = filesystem(source)
     require_encodable([source])

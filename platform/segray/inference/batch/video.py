@@ -10,19 +10,19 @@ from segray.core.errors import DataError
 from segray.data.storage import strip_credentials
 from segray.inference.batch.inputs import Chunks, InputImage
 
-PART_FRAMES = 8  # which travel as they are, without being encoded
+PART_FRAMES = 8  # small, because frames are transferred uncompressed
 FRAMES_OFF = 0.01
-"""A video may have fewer frames than it says by this share: of some kinds the count is an estimate."""
+"""Tolerated fraction of missing frames, because some formats only estimate the number of frames."""
 
 
 @dataclass(frozen=True)
 class VideoShard:
-    """The frames of a video, on a path that every node sees.
+    """The frames of a video, on a path that all nodes can read.
 
     Attributes:
-        path: of the file.
-        images: frames it says it has.
-        version: changes with the file.
+        path: path of the file.
+        images: number of frames according to the video's metadata.
+        version: version that changes with the file.
     """
 
     path: str
@@ -31,16 +31,16 @@ class VideoShard:
 
     @property
     def num_chunks(self) -> int:
-        """How many parts there are, if it has the frames it says it has."""
+        """Number of chunks according to the video's metadata."""
         return ceil(self.images / PART_FRAMES)
 
     @property
     def is_length_known(self) -> bool:
-        """No: that is known at its end."""
+        """Whether the number of frames is known, always False: it is known only at the end of the video."""
         return False
 
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the parts that are not done; the frames of the others are passed over."""
+        """Yields the chunks that are not done and skips the frames of the others."""
         capture = cv2.VideoCapture(self.path)
         number, frames, part = 0, 0, list[InputImage]()
         while capture.grab():
@@ -53,23 +53,23 @@ class VideoShard:
                 part = []
         if part:
             yield number, part
-        number = ceil(frames / PART_FRAMES)  # a part of its own, behind the last
+        number = ceil(frames / PART_FRAMES)  # an additional chunk, after the last one
         if frames < self.images * (1 - FRAMES_OFF) - 1 and number not in done:
             problem = f"{self.path} says it has {self.images} frames, of which {frames} can be read"
             yield number, [InputImage(f"frame-{frames:06d}", b"", problem)]
 
 
 def _lossless(capture: cv2.VideoCapture) -> bytes:
-    """Returns the frame that was grabbed, as the format that takes no time to write or read."""
+    """Returns the current frame as BMP, which is fast to encode and decode."""
     encoded: bytes = cv2.imencode(".bmp", capture.retrieve()[1])[1].tobytes()
     return encoded
 
 
 def open_video(source: str, info: FileInfo) -> VideoShard:
-    """Returns a video.
+    """Opens a video.
 
     Raises:
-        DataError: it cannot be read, or lies in a store.
+        DataError: the video cannot be read, or its source is an object store.
     """
     if "://" in source:
         raise DataError(

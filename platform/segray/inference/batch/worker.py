@@ -1,4 +1,4 @@
-"""What segments a part: in an actor of the cluster, or at once in the command's own process."""
+"""Segmentation of chunks, in an actor of the cluster or in the local process."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +18,12 @@ from segray.inference.predictor import Predictor
 
 @dataclass(frozen=True)
 class BatchTask:
-    """What is done with every image.
+    """The task that is applied to every image.
 
     Attributes:
-        predictor: segments it.
-        are_upright: whether images are as a dataset stores them.
-        outputs: where the results go.
+        predictor: predictor that segments the images.
+        are_upright: whether images have the dataset format.
+        outputs: destination of the results.
     """
 
     predictor: Predictor
@@ -32,7 +32,10 @@ class BatchTask:
 
 
 def segment_locally(inputs: Inputs, work: BatchTask, device: str) -> ChunkResult:
-    """Segments everything in this process, without a cluster; for what is quicker done than one is started."""
+    """Segments all inputs in this process, without a cluster.
+
+    This is faster for jobs that take less time than the start of a cluster.
+    """
     JobProgress(work.outputs.root).require_no_job()
     worker = ChunkSegmenter(work, device, threads=torch.get_num_threads())
     parts = [worker(pictures[0].name, pictures) for unit in inputs.units for _, pictures in unit.chunks(frozenset())]
@@ -40,13 +43,13 @@ def segment_locally(inputs: Inputs, work: BatchTask, device: str) -> ChunkResult
 
 
 class ChunkSegmenter:
-    """Segments parts, some images at once.
+    """Segments chunks, several images concurrently.
 
     Args:
-        work: what is done with every image.
-        device: of the model.
-        at_once: images.
-        threads: for each of them; with one, what is found does not depend on how many images there are at once.
+        work: task that is applied to every image.
+        device: device of the model.
+        at_once: number of concurrent images.
+        threads: number of threads per image; with 1, the results do not depend on `at_once`.
     """
 
     def __init__(self, work: BatchTask, device: str = "cpu", at_once: int = 1, threads: int = 1) -> None:
@@ -54,10 +57,10 @@ class ChunkSegmenter:
         self._predictor = work.predictor.to(device)
 
     def __call__(self, name: str, part: Sequence[InputImage]) -> ChunkResult:
-        """Segments a part and writes the results, as a table of that name if they become one.
+        """Segments a chunk and writes the results. `name` is the name of the chunk's table for the parquet format.
 
         Raises:
-            DataError: they cannot be written.
+            DataError: the results cannot be written.
         """
         problems = list[str]()
         count = self._work.outputs.write(name, self._results(part, problems))
@@ -72,7 +75,7 @@ class ChunkSegmenter:
                     problems.append(found)
 
     def _result(self, picture: InputImage) -> ImageOutput | str:
-        """Returns what is to be written of an image, or why there is nothing."""
+        """Returns the outputs of an image, or the reason why there are none."""
         if picture.problem:
             return picture.problem
         try:
@@ -86,5 +89,5 @@ class ChunkSegmenter:
             return self._work.outputs.encode(picture.name, image, self._predictor(image))
         except (DataError, ModelError) as error:
             return f"{picture.name}: {error}"
-        except Exception as error:  # such as no memory for this image: thousands of others are not lost for it
+        except Exception as error:  # e.g. out of memory: one image must not fail the job
             return f"{picture.name}: {type(error).__name__}: {error}"

@@ -1,1 +1,1 @@
-"""SegFormer. Order of imports: model, heads and encoder, fused_head and mix_ffn, tiling."""
+"""The SegFormer model. Import order: model, heads and encoder, fused_head and mix_ffn, tiling."""

@@ -1,7 +1,7 @@
-"""The Mix Transformer encoder: an image to four maps at 1/4, 1/8, 1/16 and 1/32 of its size.
+"""The Mix Transformer encoder: computes four maps at 1/4, 1/8, 1/16 and 1/32 of the image size.
 
-Tokens are kept as maps of shape (B, h, w, C). Seen as (B, C, h, w) such a map is a channels-last image, so linear
-layers, layer norms and convolutions all read it as it lies, without a copy between them.
+Tokens are stored as maps of shape (B, h, w, C). Viewed as (B, C, h, w), such a map is a channels-last image, so linear
+layers, layer norms and convolutions all read it without a copy.
 
 See: SegFormer, arXiv 2105.15203, section 3.1.
 """
@@ -24,12 +24,12 @@ HEADS = (1, 2, 5, 8)
 REDUCTION = (8, 4, 2, 1)
 MLP_RATIO = 4
 
-# Epsilon of (block and stage norms, norms right after a convolution), as each publisher has it.
+# Layer norm epsilons of each publisher: (block and stage norms, norms directly after a convolution).
 NORM_EPS = {"official": (1e-6, 1e-5), "mmseg": (1e-6, 1e-6), "transformers": (1e-5, 1e-5)}
 
 
 class Embedding(nn.Module):
-    """Overlapping patches: a strided convolution and a layer norm."""
+    """Overlapping patch embedding: a strided convolution and a layer norm."""
 
     def __init__(self, in_dim: int, dim: int, patch: int, stride: int, eps: float) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class Embedding(nn.Module):
         self.norm = nn.LayerNorm(dim, eps)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns a map (B, h, w, C) of an image or of the stage before, (B, C', H, W)."""
+        """Returns the map (B, h, w, C) of an image or of the previous stage's map, (B, C', H, W)."""
         tokens: Tensor = self.norm(map_to_tokens(self.proj(image)))
         return tokens
 
 
 class Attention(nn.Module):
-    """Attention of every token to a map reduced by `reduction` in both directions."""
+    """Multi-head attention from every token to a map that is reduced by `reduction` in both directions."""
 
     def __init__(self, dim: int, heads: int, reduction: int, eps: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(dim, eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns the attended map, of the shape (B, h, w, C) of `tokens`."""
+        """Returns the attention output, with the shape (B, h, w, C) of `tokens`."""
         key, value = self.kv(self._reduced(tokens)).flatten(1, 2).chunk(2, dim=-1)  # (B, M, C)
         if self.heads == 1 and should_tile(tokens) and not torch.is_grad_enabled():
             return self._by_one_head(tokens, key, value)
@@ -67,9 +67,11 @@ class Attention(nn.Module):
         return attended
 
     def _by_one_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Returns the same, with the matrices of query and projection multiplied into the few keys and values.
+        """Computes single-head attention with the query and output projections folded into the keys and values.
 
-        softmax((x Q + q) K) V P + p = softmax(x (Q K) + q K) (V P + p), for the rows of a softmax add up to 1.
+        The result equals that of `forward`, because the rows of a softmax sum to 1:
+        softmax((x Q + q) K) V P + p = softmax(x (Q K) + q K) (V P + p).
+        The folded products are cheap because there are few keys and values.
         """
         key = key * key.shape[-1] ** -0.5
         query, folded_key, folded_value = tokens.flatten(1, 2), key @ self.q.weight, self.proj(value)
@@ -86,12 +88,12 @@ class Attention(nn.Module):
         return reduced
 
     def _split(self, tokens: Tensor) -> Tensor:
-        """Returns (B, N, C) as heads (B, heads, N, D)."""
+        """Returns the tokens (B, N, C) split into heads (B, heads, N, D)."""
         return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; in training each branch is dropped for whole images at rate `drop_path`."""
+    """Pre-norm transformer block. Training drops each branch for complete images at rate `drop_path`."""
 
     def __init__(self, dim: int, heads: int, reduction: int, drop_path: float, eps: tuple[float, float]) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        """Returns a map with the shape (B, h, w, C) of `tokens`."""
         tokens = self._add(tokens, self.attn(self.norm1(tokens)))
         return self._add(tokens, self.ffn(self.norm2(tokens)))
 
@@ -114,7 +116,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Embedding, blocks and a last layer norm, whose output feeds the head and the next stage."""
+    """An embedding, blocks and a final layer norm. The output is the input of the head and of the next stage."""
 
     def __init__(
         self, embedding: Embedding, blocks: Sequence[Block], norm: nn.LayerNorm, *, checkpointing: bool
@@ -126,7 +128,7 @@ class Stage(nn.Module):
         self.checkpointing = checkpointing
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns the stage's map (B, C, h, w), channels-last."""
+        """Returns the map (B, C, h, w) of the stage, channels-last."""
         tokens = self.embedding(image)
         for block in self.blocks:
             remake = self.checkpointing and self.training
@@ -138,9 +140,9 @@ class Encoder(nn.Module):
     """Mix Transformer.
 
     Attributes:
-        dims: channels of the four maps.
-        depths: blocks of the four stages.
-        drop_path: rate at which the last block's branches are dropped.
+        dims: numbers of channels of the four maps.
+        depths: numbers of blocks in the four stages.
+        drop_path: drop rate of the last block's branches.
         strides: image pixels per cell of the four maps.
     """
 
@@ -158,7 +160,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.dims, self.depths, self.drop_path = tuple(dims), tuple(depths), drop_path
         eps = NORM_EPS[norm_eps]
-        # Linear over all blocks, from 0 at the first to `drop_path` at the last.
+        # The drop rate increases linearly over all blocks, from 0 in the first to `drop_path` in the last.
         rates = iter([drop_path * index / (sum(depths) - 1) for index in range(sum(depths))])
         self.stages = nn.ModuleList()
         for level, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -179,7 +181,11 @@ class Encoder(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draws the published start values: Linear from N(0, 0.02) cut at 2 sigma, convolutions by their fan-out."""
+    """Initialises the weights as published.
+
+    Linear weights are sampled from N(0, 0.02), truncated at 2 sigma. Convolution weights are sampled by fan-out. Biases
+    are 0.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):

@@ -1,8 +1,9 @@
-"""The end of the decode head: a sum of resized levels, batch norm, ReLU and the classifier.
+"""The final part of the decode head: sum of resized levels, batch norm, ReLU and classifier.
 
-The sum has E channels at a quarter of the image's resolution: it is the largest map of the model, and every step
-over it is bound by memory. On a CPU it is therefore made, normalised and classified a few rows at a time, in cache.
-Inference never holds it, and training keeps one copy of it where plain autograd keeps three.
+The sum has E channels at a quarter of the image resolution. It is the largest map of the model, and every operation on
+it is memory-bound. On a CPU, the sum is therefore computed, normalised and classified in tiles of a few rows that fit
+into the cache. Inference never stores the complete sum. Training stores one copy of it, where plain autograd stores
+three.
 """
 
 from collections.abc import Sequence
@@ -22,18 +23,18 @@ from segray.models.batch_norm import (
 )
 from segray.models.segformer.tiling import PyramidLevels, TiledLevelSum, should_tile
 
-# The gradient of what a ReLU was given, from that of what it returned and from what it returned.
+# Gradient with respect to a ReLU's input, computed from the gradient of its output and from its output.
 rectified = torch.ops.aten.threshold_backward
 
 
 def fused_classify(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
-    """Returns logits (B, h, w, K) of the levels' sum, normalised and rectified.
+    """Returns the logits (B, h, w, K) of the normalised and rectified sum of the levels.
 
     Args:
-        levels: what is summed to (B, h, w, E).
-        norm: batch norm of E channels; in eval it is folded into the levels already and not applied.
-        classifier: one matrix (K, E), or one for each image (B, K, E).
-        bias: (K,).
+        levels: levels whose sum has the shape (B, h, w, E).
+        norm: batch norm of E channels. In eval mode it is already folded into the levels and is not applied.
+        classifier: one matrix (K, E), or one matrix per image (B, K, E).
+        bias: classifier bias (K,).
     """
     in_strips = should_tile(levels.fine)
     classifier = classifier.expand(levels.fine.shape[0], *classifier.shape[-2:])
@@ -49,7 +50,7 @@ def fused_classify(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: T
 
 
 def add_resized(finest: Tensor, coarser: Sequence[Tensor]) -> Tensor:
-    """Returns the map (B, h, w, E) plus the maps (B, h_i, w_i, E), each resized bilinearly to its size."""
+    """Returns the map (B, h, w, E) plus the maps (B, h_i, w_i, E), each resized bilinearly to (h, w)."""
     size = finest.shape[1:3]
     for level in coarser:
         resized = F.interpolate(level.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
@@ -85,7 +86,7 @@ class _FusedContext(Protocol):
 
 
 class _NormedSum(torch.autograd.Function):
-    """Logits of the normed, rectified sum of levels; only the sum itself is kept for the backward pass."""
+    """Logits of the normalised, rectified sum of levels. Only the sum itself is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: _FusedContext, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,9 +1,10 @@
-"""The all-MLP decode heads, folded: no level is resized before it is mixed.
+"""The all-MLP decode heads, in a folded form that mixes the channels of each level before resizing it.
 
-As published, each level is projected to E channels and resized to 1/4, and all four are concatenated and fused by a
-1x1 convolution. A bilinear resize treats all channels alike, so it commutes with a mixing of channels, and two
-linear maps in a row are one: multiply projection and the level's slice of the fuse into one matrix, apply that at
-the level's own resolution, resize, add. The parameters stay the published ones, and so do results and gradients.
+The published head projects each level to E channels, resizes it to 1/4, concatenates all four levels and fuses them
+with a 1x1 convolution. A bilinear resize treats all channels alike, so it commutes with a linear map over channels.
+Two consecutive linear maps are equivalent to one. This module therefore multiplies each level's projection by its
+slice of the fuse convolution, applies the product at the level's own resolution, resizes the result and adds it to
+the sum. The parameters, the results and the gradients are those of the published head.
 
 See: SegFormer, arXiv 2105.15203, section 3.2.
 """
@@ -24,7 +25,7 @@ from segray.models.segformer.tiling import PyramidLevels
 
 
 class FusedHead(nn.Module):
-    """What both published heads share: fuse, batch norm, ReLU, Dropout2d, classifier."""
+    """Base class of both published heads: fuse convolution, batch norm, ReLU, Dropout2d and classifier."""
 
     def __init__(self, num_levels: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -36,28 +37,29 @@ class FusedHead(nn.Module):
     def fuse_and_classify(
         self, maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None = None
     ) -> Tensor:
-        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, h_i, w_i, C_i), finest first.
+        """Returns the logits (B, K, h_1, w_1) of the maps (B, h_i, w_i, C_i), finest first.
 
         Args:
-            maps: the levels.
-            weights: one matrix (E, C_i) for each level.
-            bias: (E,), what all levels' biases add up to.
+            maps: maps of the levels.
+            weights: one matrix (E, C_i) per level.
+            bias: sum of the biases of all levels, (E,).
         """
         if not self.bn.training:
             scale, shift = self.bn.inference_affine()
             weights = [weight * scale.unsqueeze(1) for weight in weights]
             bias = shift if bias is None else bias * scale + shift
         *coarser, coarsest = zip(maps[1:], weights[1:], strict=True)
-        # A constant stays what it is when resized, so the smallest map carries the bias.
+        # Resizing does not change a constant, so the bias is added to the smallest map.
         coarse = [F.linear(level, weight) for level, weight in coarser] + [F.linear(*coarsest, bias)]
         levels = PyramidLevels(maps[0], weights[0], coarse)
         assert self.classifier.bias is not None
         return tokens_to_map(fused_classify(levels, self.bn, self._classifier(maps[0].shape[0]), self.classifier.bias))
 
     def _classifier(self, num_images: int) -> Tensor:
-        """Returns the classifier's matrix (K, E), or (B, K, E) with the channels that Dropout2d drops set to 0.
+        """Returns the classifier matrix (K, E), or (B, K, E) with the channels that Dropout2d drops set to 0.
 
-        To drop a channel of an image is to ignore it in that image's classifier: the same, on a far smaller tensor.
+        Dropping a channel of an image is equivalent to zeroing that channel in the image's classifier, which is a much
+        smaller tensor.
         """
         matrix = self.classifier.weight.flatten(1)
         if not self.training or self.dropout == 0.0:
@@ -65,12 +67,12 @@ class FusedHead(nn.Module):
         return matrix * F.dropout(matrix.new_ones(num_images, 1, matrix.shape[1]), self.dropout)
 
     def _slices(self) -> Sequence[Tensor]:
-        """Returns the fuse's matrices (E, E) of the levels, in the order in which they are stored."""
+        """Returns the matrices (E, E) of the fuse convolution, one per level, in the order in which they are stored."""
         return self.fuse.weight.flatten(1).chunk(self.fuse.in_channels // self.fuse.out_channels, dim=1)
 
 
 class SegFormerHead(FusedHead):
-    """The head of the paper, whose fuse reads the coarsest level first."""
+    """The head of the paper. Its fuse convolution stores the coarsest level first."""
 
     def __init__(self, dims: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__(len(dims), width, num_classes, dropout)
@@ -79,7 +81,7 @@ class SegFormerHead(FusedHead):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
+        """Returns the logits (B, K, h_1, w_1) of the maps (B, C_i, h_i, w_i), finest first."""
         projections = cast("list[nn.Linear]", self.projections)
         pairs = list(zip(self._slices()[::-1], projections, strict=True))
         with _without_autocast(self.fuse.weight.device.type):
@@ -89,13 +91,16 @@ class SegFormerHead(FusedHead):
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Returns a context in which products keep their operands' dtype: rounding would go into every level's matrix."""
+    """Returns a context that disables autocast, so that products keep the dtype of their operands.
+
+    Rounding errors here would affect the matrix of every level.
+    """
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class ConvBNReLU(nn.Module):
-    """A level's projection as mmsegmentation has it: 1x1 convolution without bias, batch norm, ReLU."""
+    """The projection of a level in mmsegmentation: 1x1 convolution without bias, batch norm, ReLU."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -103,13 +108,13 @@ class ConvBNReLU(nn.Module):
         self.bn = GlobalBatchNorm2d(width)
 
     def forward(self, level: Tensor) -> Tensor:
-        """Returns the level's map (B, E, h, w) of (B, C, h, w)."""
+        """Returns the projected map (B, E, h, w) of a level (B, C, h, w)."""
         mixed = tokens_to_map(F.linear(map_to_tokens(level), self.conv.weight.flatten(1)))
         return F.relu(self.bn(mixed))
 
 
 class MmsegHead(FusedHead):
-    """The head of mmsegmentation, whose projections end in a ReLU and whose fuse reads the finest level first."""
+    """The head of mmsegmentation: projections end in a ReLU, and the fuse convolution stores the finest level first."""
 
     def __init__(self, dims: Sequence[int], width: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__(len(dims), width, num_classes, dropout)
@@ -118,7 +123,7 @@ class MmsegHead(FusedHead):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Returns logits (B, K, h_1, w_1) of the levels' maps (B, C_i, h_i, w_i), finest first."""
+        """Returns the logits (B, K, h_1, w_1) of the maps (B, C_i, h_i, w_i), finest first."""
         projected = [projection(level) for projection, level in zip(self.projections, maps, strict=True)]
         return self.fuse_and_classify([map_to_tokens(level) for level in projected], self._slices())
 
@@ -127,7 +132,7 @@ AUX_WIDTH = 256
 
 
 class FCNHead(nn.Module):
-    """An auxiliary head on one map, as mmsegmentation's FCNHead: 3x3 convolution, batch norm, ReLU, classifier."""
+    """An auxiliary head on one map, like mmsegmentation's FCNHead: 3x3 convolution, batch norm, ReLU, classifier."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -139,6 +144,6 @@ class FCNHead(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, level: Tensor) -> Tensor:
-        """Returns logits (B, K, h, w) of a map (B, C, h, w)."""
+        """Returns the logits (B, K, h, w) of a map (B, C, h, w)."""
         logits: Tensor = self.classifier(self.dropout(F.relu(self.bn(self.conv(level)))))
         return logits

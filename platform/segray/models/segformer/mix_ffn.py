@@ -1,8 +1,8 @@
-"""The feed-forward layer of a block, whose depth-wise convolution is also what tells positions apart.
+"""The feed-forward layer of a block. Its depth-wise convolution also encodes positions.
 
-Its hidden map is four times as wide as the tokens. On a CPU it is made a few rows at a time, in cache: inference never
-holds it, and training, where it is large, makes it again in the backward pass, which takes no longer than to write it
-to memory and fetch it from there.
+The hidden map is four times as wide as the tokens. On a CPU, it is computed in tiles of a few rows that fit into the
+cache. Inference never stores the complete hidden map. Training recomputes a large hidden map in the backward pass,
+which takes no longer than writing it to memory and reading it back.
 """
 
 from typing import NamedTuple, Protocol
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from segray.models.layers import map_to_tokens, tokens_to_map
 from segray.models.segformer.tiling import row_tiles, should_tile
 
-# A hidden map of fewer strips an image is kept for the backward pass: there, making it again is arithmetic.
+# Hidden maps with fewer tiles per image are stored for the backward pass, because recomputing them would be slower.
 MIN_STRIPS = 4
 
 gelu_backward = torch.ops.aten.gelu_backward
@@ -29,7 +29,7 @@ class _MixFfnContext(Protocol):
 
 
 class MixFFN(nn.Module):
-    """Linear, 3x3 depth-wise convolution, GELU, linear."""
+    """Linear layer, 3x3 depth-wise convolution, GELU and linear layer."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns a map of the shape (B, h, w, C) of `tokens`."""
+        """Returns a map with the shape (B, h, w, C) of `tokens`."""
         if should_tile(tokens):
             weights = MixFfnWeights(*self.parameters())
             if not torch.is_grad_enabled():
@@ -52,9 +52,9 @@ class MixFFN(nn.Module):
 
 
 class MixFfnWeights(NamedTuple):
-    """The parameters of the layer, in the order in which the module holds them."""
+    """The parameters of the layer, in the order of the module's parameters."""
 
-    expand: Tensor  # (H, C), H being the hidden width
+    expand: Tensor  # (H, C), where H is the hidden width
     expand_bias: Tensor
     mix: Tensor  # (H, 1, 3, 3)
     mix_bias: Tensor
@@ -68,14 +68,14 @@ def _strips(tokens: Tensor, weights: MixFfnWeights) -> list[slice]:
 
 
 def _with_border(rows: slice, num_rows: int) -> slice:
-    """Returns the rows and one more on each side, where there is one."""
+    """Returns the rows extended by one row on each side, clipped to the map."""
     return slice(max(rows.start - 1, 0), min(rows.stop + 1, num_rows))
 
 
 def _hidden(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
-    """Returns the hidden image (1, H, R + 2, w) of rows of a map (1, h, w, C), and of one row more on each side.
+    """Returns the hidden image (1, H, R + 2, w) of rows of a map (1, h, w, C), with one extra row on each side.
 
-    A row beyond the map is 0.
+    Rows outside the map are 0.
     """
     border = _with_border(rows, tokens.shape[1])
     before, after = border.start - rows.start + 1, rows.stop + 1 - border.stop
@@ -88,7 +88,7 @@ def _hidden(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
 
 
 def _mixed(hidden: Tensor, weights: MixFfnWeights) -> Tensor:
-    """Returns the strip (1, R, w, H) of the hidden image."""
+    """Returns the tile (1, R, w, H) of the hidden image after the depth-wise convolution."""
     mixed = F.conv2d(hidden, weights.mix, weights.mix_bias, padding=(0, 1), groups=len(weights.mix))
     return map_to_tokens(mixed)
 
@@ -104,7 +104,7 @@ def _in_strips(tokens: Tensor, weights: MixFfnWeights) -> Tensor:
 
 
 class _Remade(torch.autograd.Function):
-    """The layer, a strip at a time; of its forward pass only the input is kept."""
+    """The layer computed tile by tile. The forward pass saves only the input and the parameters."""
 
     @staticmethod
     def forward(ctx: _MixFfnContext, tokens: Tensor, *parameters: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class _Remade(torch.autograd.Function):
 def _take_back(
     tokens: Tensor, weights: MixFfnWeights, rows: slice, grad: Tensor, grad_tokens: Tensor, grads: MixFfnWeights
 ) -> None:
-    """Adds to `grad_tokens` and `grads` what the gradient (R*w, C) of a strip of the layer's output means for them."""
+    """Adds the gradient contributions of one output tile, with gradient (R*w, C), to `grad_tokens` and `grads`."""
     hidden = _hidden(tokens, weights, rows)
     mixed = _mixed(hidden, weights)
     active = F.gelu(mixed).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""SegFormer, all six published variants: uint8 RGB images in, class logits at a quarter of their size out."""
+"""SegFormer in all six published variants: computes class logits at a quarter of the size of uint8 RGB images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from segray.models import plugins
 from segray.models.segformer.encoder import NORM_EPS, Encoder
 from segray.models.segformer.heads import FCNHead, MmsegHead, SegFormerHead
 
-# RGB mean and deviation of ImageNet, on the scale 0..255.
+# RGB mean and standard deviation of ImageNet, on the scale 0..255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 MIN_INPUT_PX = 32
@@ -20,7 +20,7 @@ MIN_INPUT_PX = 32
 
 @dataclass(frozen=True)
 class Variant:
-    """The sizes of one variant: channels and blocks of the four stages, width E of the official head."""
+    """The sizes of one variant: channels and blocks of the four stages, and the width E of the official head."""
 
     dims: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -41,10 +41,10 @@ AUX_STAGE = 2
 
 
 class SegFormer(nn.Module):
-    """An encoder, a decode head, perhaps an auxiliary one, and the normalisation of their input.
+    """An encoder, a decode head, an optional auxiliary head and the normalisation of their input.
 
-    Every parameter's name starts with `encoder.`, `head.` or `aux_head.`; a layer norm's contains `norm`, the heads'
-    batch norms' do not, because the published recipe decays those.
+    Every parameter name starts with `encoder.`, `head.` or `aux_head.`. Names of layer norm parameters contain `norm`.
+    Names of the heads' batch norm parameters do not, because the published recipe applies weight decay to them.
     """
 
     mean: Tensor
@@ -61,8 +61,8 @@ class SegFormer(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns {"seg": logits (B, K, ceil(H/4), ceil(W/4))} of uint8 RGB images (B, 3, H, W).
 
-        In training, an auxiliary head adds "aux", (B, K, ceil(H/16), ceil(W/16)). A head of the user's own may
-        return further entries.
+        In training, an auxiliary head adds "aux", (B, K, ceil(H/16), ceil(W/16)). A user-defined head may return
+        further entries.
 
         Raises:
             ModelError: the images are not uint8, not (B, 3, H, W), or smaller than 32 pixels.
@@ -77,7 +77,7 @@ class SegFormer(nn.Module):
 
 
 def validate_images(images: Tensor) -> None:
-    """Raises ModelError unless the images are uint8 RGB (B, 3, H, W) of at least 32 pixels a side."""
+    """Raises ModelError unless the images are uint8 RGB (B, 3, H, W) with at least 32 pixels per side."""
     if images.dtype != torch.uint8:
         raise ModelError(
             f"images are {images.dtype}; expected torch.uint8 RGB, 0..255; pass them as decoded: "
@@ -104,21 +104,21 @@ def build_segformer(
     checkpointing: bool = False,
     aux_head: bool = False,
 ) -> SegFormer:
-    """Returns a SegFormer with freshly drawn parameters.
+    """Returns a SegFormer with randomly initialised parameters.
 
     Args:
         variant: "b0" to "b5".
-        num_classes: K, the channels of the logits.
-        encoder: "mit", or `module:attribute` of an encoder of the user's own (see `segray.models.plugins`).
-        head: "official", "mmseg", or `module:attribute` of a head of the user's own.
-        drop_path: rate at which the last block's branches are dropped in training; it rises linearly from 0.
+        num_classes: K, the number of logits channels.
+        encoder: "mit", or `module:attribute` of a user-defined encoder (see `segray.models.plugins`).
+        head: "official", "mmseg", or `module:attribute` of a user-defined head.
+        drop_path: drop rate of the last block's branches in training; the rate increases linearly from 0.
         dropout: rate of the head's Dropout2d.
-        norm_eps: whose epsilons the layer norms have: "official", "mmseg" or "transformers".
-        checkpointing: whether blocks are computed a second time in the backward pass instead of kept.
-        aux_head: whether training has a second head, an FCN on the third stage's map.
+        norm_eps: publisher whose layer norm epsilons are used: "official", "mmseg" or "transformers".
+        checkpointing: whether the backward pass recomputes the blocks instead of storing their activations.
+        aux_head: whether training adds a second head, an FCN on the map of the third stage.
 
     Raises:
-        ModelError: a name is unknown, a number out of range, or a plug-in does not keep the contract.
+        ModelError: a name is unknown, a number is out of range, or a plug-in does not satisfy the contract.
     """
     sizes = VARIANTS[_known("model.variant", variant, VARIANTS)]
     _known("model.norm_eps", norm_eps, NORM_EPS)

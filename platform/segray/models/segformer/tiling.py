@@ -1,4 +1,4 @@
-"""Large maps made a strip of rows at a time: when that pays, and the sum of all levels made in that way."""
+"""Tiled processing of large maps in strips of rows: the criterion for using it, and the tiled sum of all levels."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,14 +8,15 @@ from torch import Tensor
 
 from segray.models.layers import bilinear_matrix, source_rows
 
-# Bytes of a map that are worked on at once, for each thread: what a core's own cache holds beside the operands.
+# Size of a tile in bytes per thread, chosen to fit into the cache of one core together with the operands.
 STRIP_BYTES = 1 << 20
 
 
 def should_tile(tensor: Tensor) -> bool:
-    """Returns whether to work in strips: in float on a CPU, where passes over a large map cost more than arithmetic.
+    """Returns True if a map is processed in tiles: for float32 and float64 tensors on a CPU.
 
-    Compilers and GPUs are given the plain steps, which they fuse in their own way.
+    There, passes over a large map cost more than the arithmetic. Compiled code, autocast and GPUs use the plain
+    operations; compilers and GPUs fuse these themselves.
     """
     if tensor.device.type != "cpu" or tensor.dtype not in {torch.float32, torch.float64}:
         return False
@@ -23,17 +24,17 @@ def should_tile(tensor: Tensor) -> bool:
 
 
 def row_tiles(num_rows: int, row_bytes: int) -> list[slice]:
-    """Returns slices that cut a map's rows into strips of about `STRIP_BYTES` a thread, one row at least."""
+    """Returns slices that divide a map's rows into tiles of about `STRIP_BYTES` per thread, at least one row each."""
     step = max(1, STRIP_BYTES * torch.get_num_threads() // row_bytes)
     return [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
 
 
 class PyramidLevels(NamedTuple):
-    """What is summed: `fine @ weight.T` and the coarser levels, resized bilinearly to its size.
+    """The levels to be summed: `fine @ weight.T` and the coarser levels, resized bilinearly to the size of `fine`.
 
     Attributes:
-        fine: the finest level (B, h, w, C).
-        weight: (E, C).
+        fine: finest level (B, h, w, C).
+        weight: matrix (E, C) applied to `fine`.
         coarse: maps (B, h_i, w_i, E).
     """
 
@@ -43,7 +44,7 @@ class PyramidLevels(NamedTuple):
 
 
 class TiledLevelSum:
-    """Makes the sum of levels in strips that fit a core's cache, and takes gradients of strips back to the levels."""
+    """Computes the sum of levels in tiles that fit into a core's cache, and propagates tile gradients to the levels."""
 
     def __init__(self, levels: PyramidLevels) -> None:
         self.levels = levels
@@ -52,17 +53,17 @@ class TiledLevelSum:
         self.row_bytes = self.width * weight.shape[0] * weight.element_size()
         self.rows = [bilinear_matrix(self.height, level.shape[1], like=weight) for level in coarse]
         self.widths = [level.shape[2] for level in coarse]
-        # (w, w_2 + w_3 + w_4): one product resizes all coarser levels' columns and adds them up.
+        # (w, w_2 + w_3 + w_4): one product resizes the columns of all coarser levels and sums the results.
         self.columns = torch.cat([bilinear_matrix(self.width, width, like=weight) for width in self.widths], dim=1)
 
     def __iter__(self) -> Iterator[tuple[int, slice]]:
-        """Yields the image and the rows of each strip."""
+        """Yields the image index and the rows of each tile."""
         for image in range(self.num_images):
             for rows in row_tiles(self.height, self.row_bytes):
                 yield image, rows
 
     def forward_tile(self, image: int, rows: slice, out: Tensor | None = None) -> Tensor:
-        """Returns these rows of the sum, (R*w, E), written to `out` if given."""
+        """Returns the given rows of the sum, (R*w, E), and writes them to `out` if given."""
         total = torch.mm(self.levels.fine[image, rows].flatten(0, 1), self.levels.weight.t(), out=out)
         bands = [
             (band @ level[image, source].flatten(1)).unflatten(1, level.shape[2:])
@@ -74,7 +75,7 @@ class TiledLevelSum:
         return total
 
     def backward_tile(self, image: int, rows: slice, grad: Tensor, room: PyramidLevels) -> None:
-        """Adds to `room` what the gradient (R*w, E) of a strip means for the levels and the weight."""
+        """Adds the gradient contributions of one tile, with gradient (R*w, E), to the levels and weight in `room`."""
         fine = self.levels.fine[image, rows].flatten(0, 1)
         room.weight.addmm_(grad.t(), fine)
         torch.mm(grad, self.levels.weight, out=room.fine[image, rows].flatten(0, 1))
@@ -85,13 +86,16 @@ class TiledLevelSum:
             level[image, source].flatten(1).addmm_(band.t(), part.flatten(1))
 
     def zero_grads(self) -> PyramidLevels:
-        """Returns zeros of the levels' shapes, to hold their gradients."""
+        """Returns gradient buffers with the shapes of the levels.
+
+        `weight` and `coarse` are zero. `fine` is uninitialised, because each tile overwrites its rows.
+        """
         fine, weight, coarse = self.levels
         zeros = [torch.zeros_like(level) for level in coarse]
         return PyramidLevels(fine.new_empty(fine.shape), torch.zeros_like(weight), zeros)
 
     def _bands(self, levels: PyramidLevels, rows: slice) -> Iterator[tuple[Tensor, slice, Tensor]]:
-        """Yields each coarser level, its rows that `rows` are mixed from, and the matrix that mixes them."""
+        """Yields each coarser level, its source rows for `rows`, and the matrix that interpolates between them."""
         for level, matrix in zip(levels.coarse, self.rows, strict=True):
             source = source_rows(rows, self.height, level.shape[1])
             yield level, source, matrix[rows, source]

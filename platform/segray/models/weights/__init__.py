@@ -1,5 +1,5 @@
-"""Everybody's weights, read and written.
+"""Reading and writing of SegFormer weights in the formats of several libraries.
 
-`load` takes a .pth of NVlabs, mmsegmentation or segmentation_models_pytorch, a folder, file or hub id of transformers
-(4 and 5), and our own files; `save` writes each of them.
+`load_pretrained` reads .pth files of NVlabs, mmsegmentation or segmentation_models_pytorch, folders, files and hub ids
+of transformers (4 and 5), and segray's own files. `save_weights` writes each of these formats.
 """

@@ -1,4 +1,4 @@
-"""Files of weights: what lies in them as named tensors, without ever running what lies in them."""
+"""Reads named tensors from weight files without executing code stored in them."""
 
 import pickle
 from pathlib import Path
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from segray.core.errors import CheckpointError
 
-# What is looked for in a folder, best first.
+# File names that are searched for in a folder, in order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-# Where training scripts put the weights among other things, and what wrappers put before every name.
+# Keys under which training scripts store the weights, and prefixes that wrappers add to every name.
 NESTED = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 _TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"version https://git-lfs", b"{")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the named tensors of a file or folder, on the CPU, without the names of wrappers.
+    """Returns the named tensors of a file or folder, on the CPU, with wrapper prefixes removed.
 
     Raises:
-        CheckpointError: it is missing, not of a known kind, damaged, or holds more than plain data.
+        CheckpointError: the file is missing, of an unknown format or damaged, or it contains more than plain data.
     """
     file = _in_folder(path) if path.is_dir() else path
     if not file.is_file():
@@ -77,7 +77,7 @@ def _pickled(file: Path) -> dict[str, Any]:
 
 
 def _looks_like(file: Path) -> str:
-    """Returns `, but ...` for files that are plainly text, such as an error page that was saved."""
+    """Returns `, but ...` for text files, such as a saved error page; otherwise an empty string."""
     with file.open("rb") as opened:
         start = opened.read(64).lstrip().lower()
     if not start.startswith(_TEXT_STARTS):

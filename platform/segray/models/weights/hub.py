@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub, kept in the user's cache."""
+"""Weights from the Hugging Face hub, cached in the user's cache folder."""
 
 import os
 import re
@@ -17,14 +17,14 @@ _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_id(source: str) -> bool:
-    """Returns whether a source can be a hub id, `owner/name`."""
+    """Returns True if a source has the form of a hub id, `owner/name`."""
     return _ID.fullmatch(source) is not None
 
 
 def download(model_id: str) -> Path:
-    """Returns the file with the weights of a hub id, fetched once and then read from the cache.
+    """Returns the path of the weights file of a hub id. The file is downloaded once and cached.
 
-    The hub is at HF_ENDPOINT, or huggingface.co; the cache is in SEGRAY_CACHE, or ~/.cache/segray.
+    The hub URL is HF_ENDPOINT, by default huggingface.co. The cache folder is SEGRAY_CACHE, by default ~/.cache/segray.
 
     Raises:
         CheckpointError: the hub cannot be reached or has no such weights.
@@ -49,7 +49,7 @@ def download(model_id: str) -> Path:
 def _download(url: str, target: Path) -> Path:
     with urlopen(url, timeout=TIMEOUT_S) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # A part of a file must never stand under the final name.
+        # An incomplete file must never have the final name.
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
             shutil.copyfileobj(response, part)
     return Path(part.name).replace(target)

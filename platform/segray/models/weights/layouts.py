@@ -1,7 +1,8 @@
-"""What everybody calls the tensors of a SegFormer: for each layout a table from our modules to theirs.
+"""Tensor names of a SegFormer in other libraries: one table per layout, from segray's modules to the peer's modules.
 
-In a name, `{i}` is a stage counted from 0, `{n}` from 1, `{r}` from the last stage back, and `{j}` a block. Where two
-of their tensors make one of ours, both are named; `name@k/n` is the k-th of n equal parts of their tensor.
+In a name, `{i}` is a stage index from 0, `{n}` a stage number from 1, `{r}` the stage index counted from the last stage
+backwards, and `{j}` a block index. If two peer tensors form one segray tensor, the table lists both. `name@k/n` is
+part k of n equal parts of the peer's tensor, with k from 0.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# What our stage i holds: "embedding.proj" stands for "encoder.stages.{i}.embedding.proj".
+# Modules of stage i in segray: "embedding.proj" stands for "encoder.stages.{i}.embedding.proj".
 _NVLABS_STAGE = {
     "embedding.proj": "patch_embed{n}.proj",
     "embedding.norm": "patch_embed{n}.norm",
@@ -37,7 +38,7 @@ _TRANSFORMERS_5_STAGE = {
     "norm": "stages.{i}.layer_norm",
     "blocks.{j}.": "stages.{i}.blocks.{j}.",
 }
-# What our blocks hold.
+# Modules of a block in segray.
 _NVLABS_BLOCK = {
     "norm1": "norm1",
     "attn.q": "attn.q",
@@ -86,7 +87,7 @@ _TRANSFORMERS_5_BLOCK = {
     "ffn.mix": "mlp.dwconv.dwconv",
     "ffn.fc2": "mlp.fc2",
 }
-# What our head holds.
+# Modules of the head in segray.
 _NVLABS_HEAD = {
     "projections.{i}": "decode_head.linear_c{n}.proj",
     "fuse": "decode_head.linear_fuse.conv",
@@ -114,18 +115,21 @@ _TRANSFORMERS_4_HEAD = {
 }
 _TRANSFORMERS_5_HEAD = _TRANSFORMERS_4_HEAD | {"projections.{i}": "decode_head.linear_projections.{i}.proj"}
 
-# Linear layers of ours that mmsegmentation stores as 1x1 convolutions.
+# Linear layers in segray that mmsegmentation stores as 1x1 convolutions.
 _MMSEG_CONVOLUTIONS = (".ffn.fc1.weight", ".ffn.fc2.weight")
 
 
 class Layout(NamedTuple):
-    """The tables of one layout.
+    """The name tables of one layout.
 
     Attributes:
-        head_kind: the head (as `build` names it) that the layout can hold.
-        norm_eps: the layer norm epsilons (as `build` names them) of the code that the layout belongs to.
-        prefix: what the backbone's names start with in a whole model; alone it often goes without.
-        extras: names that hold nothing of the model: unused layers and ImageNet classifiers.
+        head_kind: head that the layout can store, as `build_segformer` names it.
+        norm_eps: layer norm epsilons of the library that uses the layout, as `build_segformer` names them.
+        prefix: prefix of the backbone's names in a full model; backbone-only files often omit it.
+        stage: names of the modules of a stage.
+        block: names of the modules of a block.
+        head: names of the modules of the head.
+        extras: name prefixes that do not belong to the model: unused layers and ImageNet classifiers.
     """
 
     head_kind: str
@@ -164,11 +168,11 @@ LAYOUTS = {
     ),
 }
 SEGRAY = "segray"
-AUX_HEAD = "aux_head."  # serves training alone: a file may lack it, or hold one that the model has no use for
+AUX_HEAD = "aux_head."  # used only in training: a file may omit it, or contain one that the model does not use
 
 
 class TensorSlice(NamedTuple):
-    """The `part`-th of `parts` equal parts of their tensor `key`, along the first dimension."""
+    """Part `part` of `parts` equal parts of the peer's tensor `key`, along the first dimension."""
 
     key: str
     part: int
@@ -179,9 +183,9 @@ class NameMap:
     """The names of all tensors of a SegFormer in one layout.
 
     Args:
-        layout: whose names.
-        depths: blocks of the stages.
-        prefix: what the backbone's names start with.
+        layout: layout that defines the names.
+        depths: numbers of blocks in the stages.
+        prefix: prefix of the backbone's names.
     """
 
     def __init__(self, layout: Layout, depths: Sequence[int], prefix: str) -> None:
@@ -202,7 +206,10 @@ class NameMap:
                 self._modules[ours + mine.format(**numbers)] = full.format(**numbers)
 
     def slices_of(self, key: str) -> list[TensorSlice] | None:
-        """Returns which of their tensors make our tensor `key`, in order, or None if the layout has no such tensor."""
+        """Returns the peer's tensor slices that form segray's tensor `key`, in order.
+
+        Returns `None` if the layout has no such tensor.
+        """
         module, _, leaf = key.rpartition(".")
         names = self._modules.get(module)
         return None if names is None else [_piece(name, leaf) for name in names.split()]
@@ -216,7 +223,7 @@ def _piece(name: str, leaf: str) -> TensorSlice:
 
 
 def detect_layout(keys: Iterable[str]) -> tuple[str, str] | None:
-    """Returns whose layout the keys are in, and what their backbone's names start with, or None if in nobody's."""
+    """Returns the name of the layout of the keys and the prefix of the backbone's names, or `None` if it is unknown."""
     known = set(keys)
     for name, layout in LAYOUTS.items():
         first = layout.stage["embedding.proj"].format(i=0, n=1) + ".weight"
@@ -227,7 +234,7 @@ def detect_layout(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def assemble(pieces: Sequence[TensorSlice], state: State) -> Tensor | None:
-    """Returns our tensor, made of theirs, or None if one of them is missing."""
+    """Returns segray's tensor, assembled from the peer's slices, or `None` if one of them is missing."""
     if any(piece.key not in state for piece in pieces):
         return None
     parts = [state[key].chunk(parts)[part] if parts > 1 else state[key] for key, part, parts in pieces]
@@ -235,7 +242,7 @@ def assemble(pieces: Sequence[TensorSlice], state: State) -> Tensor | None:
 
 
 def to_layout(layout_name: str, ours: State, depths: Sequence[int]) -> State:
-    """Returns the state in another's layout."""
+    """Returns the state dict converted to the layout `layout_name`."""
     layout = LAYOUTS[layout_name]
     names = NameMap(layout, depths, layout.prefix)
     found: dict[str, dict[int, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Reads a model from everybody's weights."""
+"""Loads the parameters of a model from weights in any supported layout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,23 +26,23 @@ from segray.models.weights.layouts import (
 
 PARTS = ("model", "encoder", "auto")
 CLASSIFIER = tuple(f"{head}.classifier.{leaf}" for head in ("head", "aux_head") for leaf in ("weight", "bias"))
-# A counter of batch norm that old files lack and nothing reads.
+# Batch norm counter that is missing in old files and is not used.
 COUNTER = ".num_batches_tracked"
 MAX_BLOCKS = 64
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a model and of a file's tensors.
+    """The result of loading a file into a model.
 
     Attributes:
-        layout: whose names the file has.
-        part: "model", or "encoder" if the head was left alone.
-        loaded: our names of the tensors that were set.
-        reinitialised: our names of the classifier's tensors, if the file has another number of classes; they keep the
-            values they had, freshly drawn in a new model.
-        missing: our names of what the file lacks and was allowed to.
-        unexpected: the file's names of what the model has no use for and was allowed to be there.
+        layout: layout of the names in the file.
+        part: "model", or "encoder" if the head was not changed.
+        loaded: segray names of the tensors that were set.
+        reinitialised: segray names of the classifier tensors, if the file has a different number of classes; they keep
+            their previous values, which are random in a new model.
+        missing: segray names of tensors that are missing in the file and were permitted to be.
+        unexpected: names in the file of tensors that the model does not use and that were permitted.
     """
 
     layout: str
@@ -65,7 +65,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class _TensorSource:
-    """A file's tensors and how to find ours among them."""
+    """The tensors of a file and the mapping from segray's names to them."""
 
     name: str
     state: State
@@ -82,22 +82,22 @@ def load_pretrained(
     allow_missing: Sequence[str] = (),
     allow_left_over: Sequence[str] = (),
 ) -> LoadReport:
-    """Sets a model's parameters to those of a file, all or none, and returns what became of each.
+    """Sets a model's parameters from a file, all or none, and returns a report of the loaded tensors.
 
-    The classifier of a model with another number of classes is left as it is, and reported. Layer norm epsilons are
-    the model's own business (`build(norm_eps=...)`): no file holds them.
+    If the number of classes differs, the classifier keeps its values and the report lists it. The file formats do not
+    store layer norm epsilons; they are set when the model is built (`build_segformer(norm_eps=...)`).
 
     Args:
-        model: what is set, in place.
-        source: a .pth or .safetensors file, a folder with one, or a hub id.
-        part: "model"; "encoder", which leaves the head alone; or "auto", which takes what the file has.
-        allow_missing: patterns (`head.bn.*`) of our names that the file may lack.
-        allow_left_over: patterns of the file's names that the model may have no use for.
+        model: model that is modified in place.
+        source: a .pth or .safetensors file, a folder that contains one, or a hub id.
+        part: "model"; "encoder", which does not change the head; or "auto", which loads the parts in the file.
+        allow_missing: patterns (`head.bn.*`) of segray names that may be missing in the file.
+        allow_left_over: patterns of names in the file that the model may leave unused.
 
     Raises:
-        CheckpointError: the file is missing, damaged or unsafe, is of another variant, lacks a tensor, holds one more,
-            or holds one of another shape.
-        ModelError: the model has a head that the file's layout does not know.
+        CheckpointError: the file is missing, damaged or unsafe, is of another variant, lacks a tensor, contains an
+            additional tensor, or contains a tensor of a different shape.
+        ModelError: `part` is unknown, or the file's layout does not support the model's encoder or head.
     """
     if part not in PARTS:
         raise ModelError(f"part is {part!r}; expected one of {', '.join(PARTS)}{did_you_mean(part, PARTS)}.")
@@ -149,7 +149,7 @@ def _foreign(model: SegFormer, source: str, state: State) -> _TensorSource:
     if not isinstance(model.encoder, Encoder):
         raise ModelError(f"weights {source} are of {name}, with a MiT encoder; the model's encoder is of another kind.")
     layout = LAYOUTS[name]
-    # As many blocks as any variant may have, so that a file of another variant can be told.
+    # Covers the number of blocks of every variant, so that a file of another variant is detected.
     names = NameMap(layout, (MAX_BLOCKS,) * len(model.encoder.depths), prefix)
     return _TensorSource(source, state, name, names.slices_of, layout.extras)
 
@@ -162,7 +162,7 @@ def _check_variant(found: _TensorSource, encoder: Encoder) -> None:
 
 
 def _sizes(found: _TensorSource, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the channels (0 where there is no such stage) and the number of blocks of each stage in a file."""
+    """Returns the number of channels (0 for a missing stage) and the number of blocks of each stage in a file."""
     norms = [_theirs(found, f"encoder.stages.{stage}.norm.weight") for stage in range(num_stages)]
     blocks = [
         [_theirs(found, f"encoder.stages.{stage}.blocks.{block}.norm1.weight") for block in range(MAX_BLOCKS)]
@@ -206,7 +206,10 @@ def _theirs(found: _TensorSource, key: str) -> Tensor | None:
 
 
 def _shaped(tensor: Tensor, ours: Tensor) -> Tensor:
-    """Returns a linear layer that was stored as a 1x1 convolution, or the reverse, in our shape; others as they are."""
+    """Reshapes a linear layer stored as a 1x1 convolution, or the reverse, to segray's shape.
+
+    Other tensors are returned unchanged.
+    """
     longer, shorter = sorted((tuple(tensor.shape), tuple(ours.shape)), key=len, reverse=True)
     return tensor.view_as(ours) if longer == (*shorter, 1, 1) else tensor
 

@@ -1,4 +1,4 @@
-"""Writes a model in its own layout or in another's."""
+"""Saves a model in segray's layout or in the layout of another library."""
 
 import json
 from collections.abc import Sequence
@@ -21,18 +21,19 @@ LAYOUT_NAMES = (SEGRAY, *(name for name in LAYOUTS if name != "transformers-5"))
 def save_weights(
     model: SegFormer, target: str | Path, layout: str = SEGRAY, *, class_names: Sequence[str] | None = None
 ) -> Path:
-    """Writes a model's weights and returns where they lie.
+    """Saves a model's weights and returns their path.
 
     Args:
-        model: what is written.
+        model: model to be saved.
         target: "segray": a .safetensors file; "nvlabs", "mmseg", "smp": a .pth file; "transformers": a folder, which
-            `SegformerForSemanticSegmentation.from_pretrained` of transformers 4 and 5 opens. That code has 1e-5 as
-            epsilon of every layer norm, so logits of a model built with another `norm_eps` differ a little there.
+            `SegformerForSemanticSegmentation.from_pretrained` of transformers 4 and 5 loads. transformers uses 1e-5 as
+            the epsilon of every layer norm, so its logits differ slightly if the model has another `norm_eps`.
         layout: one of these names.
-        class_names: K names, kept where the layout has a place for them.
+        class_names: K names, saved if the layout has a field for them.
 
     Raises:
-        ModelError: the layout is unknown, or has no names for this model's encoder or head.
+        ModelError: the layout is unknown, has no names for this model's encoder or head, or the number of class names
+            is wrong.
     """
     if layout not in LAYOUT_NAMES:
         raise ModelError(
@@ -48,7 +49,7 @@ def save_weights(
     if layout == "transformers":
         _write_folder(model, target, theirs, class_names)
     else:
-        # segmentation_models_pytorch loads a bare state dict, the others look for it under its name.
+        # segmentation_models_pytorch loads a bare state dict; the other libraries read the key "state_dict".
         meta = {"CLASSES": list(class_names or ())}
         _write_pickle(target, theirs if layout == "smp" else {"state_dict": theirs, "meta": meta})
     return target
@@ -72,7 +73,7 @@ def _write_folder(model: SegFormer, folder: Path, state: State, class_names: Seq
 
 
 def _configuration(model: SegFormer, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Returns what transformers needs to build the model."""
+    """Returns the configuration that transformers needs to build the model."""
     mit, head = model.encoder, model.head
     assert isinstance(mit, Encoder)
     assert isinstance(head, SegFormerHead)
@@ -99,7 +100,7 @@ def _configuration(model: SegFormer, class_names: Sequence[str] | None) -> dict[
 
 
 def _preprocessor() -> dict[str, Any]:
-    """Returns what transformers needs to prepare images as this model does: no resizing, ImageNet's moments."""
+    """Returns the image processor configuration for transformers: no resizing, and ImageNet's mean and deviation."""
     return {
         "image_processor_type": "SegformerImageProcessor",
         "do_resize": False,
@@ -129,5 +130,5 @@ def _write_pickle(file: Path, content: dict[str, Any]) -> None:
 
 
 def _part(file: Path) -> Path:
-    """Returns where a file is written before it takes its name, so that no half of one ever bears it."""
+    """Returns a temporary path to write to, so that an incomplete file never has the final name."""
     return file.with_name(f".{file.name}.part")
