@@ -69,14 +69,14 @@ def test_the_intervals_are_those_of_a_plain_loop():
     for times in weights:
         mious = []
         for model in (ours, theirs):
-            table = sum(int(times[row]) * model.images[row].whole(3) for row in range(12))
+            table = sum(int(times[row]) * model.images[row].dense(3) for row in range(12))
             union = table[:, 1] + table[:, 2] - table[:, 0]
             mious.append(np.mean([right / both for right, both in zip(table[:, 0], union, strict=True) if both]))
         gains.append(mious[0] - mious[1])
     assert found.miou.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]))
     images = [
         np.mean([(table[:2, 0] / (table[:2, 1] + table[:2, 2] - table[:2, 0])).mean() for table in tables])
-        for tables in ([model.images[row].whole(3) for row in range(12)] for model in (ours, theirs))
+        for tables in ([model.images[row].dense(3) for row in range(12)] for model in (ours, theirs))
     ]
     assert (found.image_miou.candidate, found.image_miou.baseline) == pytest.approx(images)
     assert found.image_miou.interval.low < found.image_miou.delta < found.image_miou.interval.high

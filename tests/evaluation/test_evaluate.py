@@ -29,7 +29,7 @@ def test_everything_said_is_of_the_same_counts(plain, streets):
     counts = plain.counts
     assert (plain.split, plain.rows, plain.step, plain.bad_rows) == ("val", 7, 7, ())
     assert plain.settings.align == 64
-    total = sum(image.whole(plain.classes.num_classes) for image in counts.images.values())
+    total = sum(image.dense(plain.classes.num_classes) for image in counts.images.values())
     assert np.array_equal(total[:, 0], np.diag(counts.confusion))
     assert np.array_equal(total[:, 1], counts.confusion.sum(1))
     assert sorted(counts.images) == list(range(7))

@@ -65,7 +65,7 @@ def test_intervals_hold_the_scores_and_absent_classes_have_none(counts):
         low, high = found.iou_intervals[name]
         assert low < found.scores.iou[name] < high
     assert found.iou_intervals["ghost"] is None
-    tables = np.stack([counts.images[row].whole(3) for row in range(12)])
+    tables = np.stack([counts.images[row].dense(3) for row in range(12)])
     for index, name in enumerate(("road", "car")):
         assert found.iou_intervals[name] == percentile_interval(
             bootstrap(tables, lambda table, at=index: iou(table)[:, at])
@@ -93,7 +93,7 @@ def test_groups_are_drawn_as_one(counts):
     alone = compute_results(counts, NAMES, IDS)
     one = compute_results(counts, NAMES, IDS, groups=dict.fromkeys(range(12), "all"))
     assert one.miou_interval == pytest.approx([alone.scores.miou] * 2)
-    tables = np.stack([counts.images[row].whole(3) for row in range(12)])
+    tables = np.stack([counts.images[row].dense(3) for row in range(12)])
     halves = np.stack([tables[:6].sum(0), tables[6:].sum(0)])
     two = compute_results(counts, NAMES, IDS, groups={row: "ab"[row // 6] for row in range(12)})
     assert two.miou_interval == percentile_interval(bootstrap(halves, miou))

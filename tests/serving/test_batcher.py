@@ -45,7 +45,7 @@ def test_what_waited_shares_a_batch_with_its_own_kind_alone():
     found, batches = ran(("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5))
     assert batches == [("a", [1]), ("b", [2, 4]), ("a", [3, 5])]
     assert [one.result for one in found] == [2, 4, 6, 8, 10]
-    assert [one.batch for one in found] == [1, 2, 2, 2, 2]
+    assert [one.batch_size for one in found] == [1, 2, 2, 2, 2]
 
 
 def test_no_batch_is_longer_than_allowed_and_the_kind_that_waited_longest_is_next():

@@ -297,7 +297,7 @@ def test_large_images_share_no_forward_pass(store, monkeypatch):
 
     async def run():
         async with served(store, batch=8) as found:
-            return [found.replica._loaded["1"].at_once(size) for size in ((48, 80), (96, 160), (8, 8))]
+            return [found.replica._loaded["1"].max_batch_size(size) for size in ((48, 80), (96, 160), (8, 8))]
 
     assert asyncio.run(run()) == [3, 1, 8]
 

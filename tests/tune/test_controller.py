@@ -52,9 +52,9 @@ class Runs:
     def begins(self, trial):
         """Has a trial begin with its donor's checkpoint, if it is to copy one; returns what was judged last."""
         self.record.log_state(trial)
-        if trial.copies is None:
+        if trial.copy_from is None:
             return trial.step
-        self.journal(trial.number).write("rewound", step=self.journal(trial.copies).last_step())
+        self.journal(trial.number).write("rewound", step=self.journal(trial.copy_from).last_step())
         return self.journal(trial.number).last_step()
 
     def validates(self, trial, step):
@@ -73,7 +73,7 @@ def run(sweeping, at_once, random, runs, events=None):
     """Runs a sweep, for so many events at most; returns whether it came to its end."""
     at_work = {}
     while events is None or events > 0:
-        while len(at_work) < at_once and (trial := sweeping.next()) is not None:
+        while len(at_work) < at_once and (trial := sweeping.next_trial()) is not None:
             at_work[trial.number] = runs.begins(trial)
         if not at_work:
             assert sweeping.is_over
@@ -81,11 +81,11 @@ def run(sweeping, at_once, random, runs, events=None):
         number = sorted(at_work)[random.integers(len(at_work))]
         trial = sweeping.trials[number]
         step = at_work[number] = at_work[number] + EVERY
-        verdict = sweeping.reported(trial, step, runs.validates(trial, step))
+        verdict = sweeping.on_result(trial, step, runs.validates(trial, step))
         if verdict is not SchedulerDecision.CONTINUE or step >= STEPS:
             del at_work[number]
             if verdict is SchedulerDecision.CONTINUE:
-                sweeping.ended(trial, State.FINISHED)
+                sweeping.on_end(trial, State.FINISHED)
             runs.ends(trial, step)
         events = None if events is None else events - 1
     return False
@@ -116,12 +116,12 @@ def test_a_sweep_that_goes_on_ends_with_the_same_trials(tmp_path_factory, mode, 
 
 def test_a_copy_stands_where_its_donor_stood():
     sweeping = sweep_of("pbt", "random")
-    trial = sweeping.next()
+    trial = sweeping.next_trial()
     for step in (10, 20, 30, 40):
-        sweeping.reported(trial, step, {"val/miou": 0.04})
-    trial.copies = 1
-    sweeping.reported(trial, 30, {"val/miou": 0.55})
-    assert (trial.step, trial.value, trial.copies) == (30, 0.55, None)
+        sweeping.on_result(trial, step, {"val/miou": 0.04})
+    trial.copy_from = 1
+    sweeping.on_result(trial, 30, {"val/miou": 0.55})
+    assert (trial.step, trial.value, trial.copy_from) == (30, 0.55, None)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -137,23 +137,23 @@ def test_to_ask_whether_it_is_over_changes_nothing():
     sweeping = sweep_of("asha", "random", trials=paused)
     for going_on in (0, 1):  # room for two of nine
         assert [sweeping.is_over, sweeping.is_over] == [False, False]
-        assert sweeping.next() is paused[going_on]
-    assert sweeping.next() is None
+        assert sweeping.next_trial() is paused[going_on]
+    assert sweeping.next_trial() is None
 
 
 def test_the_last_one_left_goes_to_the_end_without_a_stop():
     paused = [Trial(number, {}, State.PAUSED, {20: 0.5}) for number in range(9)]
     sweeping = sweep_of("asha", "random", trials=paused[:3])
-    sweeping.most = 3
-    last = sweeping.next()
-    verdicts = [sweeping.reported(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
+    sweeping.max_trials = 3
+    last = sweeping.next_trial()
+    verdicts = [sweeping.on_result(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
     assert set(verdicts) == {SchedulerDecision.CONTINUE}
 
 
 def test_a_trial_without_the_metric_is_worst():
     sweeping = sweep_of("asha", "random")
-    trial = sweeping.next()
-    sweeping.reported(trial, 10, {"val/aacc": 0.9})
+    trial = sweeping.next_trial()
+    sweeping.on_result(trial, 10, {"val/aacc": 0.9})
     assert trial.value == WORST
 
 

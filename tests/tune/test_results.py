@@ -50,7 +50,7 @@ def test_what_was_saved_is_what_the_steps_that_were_not_made_would_have_cost():
     cost = sweep_cost(trials, 10, 4)
     assert (cost.steps, cost.whole, cost.worker_hours) == (15, 20, 6.0)
     assert cost.saved == pytest.approx(2.0)
-    trials[1].why = "the budget is spent"
+    trials[1].reason = "the budget is spent"
     assert sweep_cost(trials, 10, 4, "the budget is spent").saved == 0
     assert sweep_cost([trial(0, 0.5), Trial(1, {}, State.FAILED, {5: 0.1})], 10, 4).saved == 0
 

@@ -181,29 +181,29 @@ def begun_trial(tmp_path, **changes):
 
 def test_what_a_model_costs_is_known_again(tmp_path):
     record, _, _ = begun_trial(tmp_path, others={"cost/gmac": 3.0, "val/aacc": 0.5})
-    assert record.trials()[0].others == {"cost/gmac": 3.0}  # the others are in the run's journal
+    assert record.load_trials()[0].others == {"cost/gmac": 3.0}  # the others are in the run's journal
 
 
 def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_path):
     record, trial, journal = begun_trial(tmp_path)
     journal.write("metrics", step=2, values={"val/miou": 0.2})
     trial.curve, trial.state = {2: 0.2}, State.PAUSED
-    record.became(trial)
+    record.log_state(trial)
     journal.write("metrics", step=4, values={"val/miou": 0.4})
     journal.write("end", status="FINISHED")
-    (paused,) = record.trials()
+    (paused,) = record.load_trials()
     assert (paused.state, paused.curve) == (State.PAUSED, {2: 0.2})
     trial.state = State.RUNNING
-    record.became(trial)
-    (goes_on,) = record.trials()
+    record.log_state(trial)
+    (goes_on,) = record.load_trials()
     assert (goes_on.state, goes_on.curve) == (State.FINISHED, {2: 0.2, 4: 0.4})
 
 
 def test_a_copy_that_was_made_is_not_made_again(tmp_path):
     record, _, journal = begun_trial(tmp_path, copies=3)
-    assert record.trials()[0].copies == 3
+    assert record.load_trials()[0].copy_from == 3
     journal.write("rewound", step=2, donor="trial-003")
-    assert record.trials()[0].copies is None
+    assert record.load_trials()[0].copy_from is None
 
 
 def test_the_time_of_what_was_killed_is_spent(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_the_time_of_what_was_killed_is_spent(tmp_path, monkeypatch):
     for at, kind in [(0, "run"), (50, "metrics"), (90, "metrics"), (1000, "resumed"), (1040, "metrics"), (5000, "tag")]:
         monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
         journal.write(kind, step=0, values={})
-    assert record.trials()[0].seconds == 90 + 40
+    assert record.load_trials()[0].seconds == 90 + 40
 
 
 def test_a_run_that_finished_before_the_sweep_heard_of_it_is_finished(tmp_path):

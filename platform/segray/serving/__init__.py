@@ -1,1 +1,1 @@
-"""Serving a registered model: requests in, masks out, whatever happens to the registry behind it."""
+"""HTTP serving of a registered model. The server continues to answer while the registry is unavailable."""

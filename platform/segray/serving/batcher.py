@@ -1,4 +1,4 @@
-"""Batches of what waited while something else was computed: nobody waits for company, and company costs nobody time."""
+"""Dynamic batching: items that arrive during a forward pass form the next batch. No item waits for a fuller batch."""
 
 import asyncio
 from collections import deque
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class BatchResult(Generic[Result]):
-    """What became of an item.
+    """Result of one item.
 
     Attributes:
-        result: of it.
-        seconds: that its batch took.
-        batch_size: items in it.
+        result: computed result of the item.
+        seconds: duration of its batch in seconds.
+        batch_size: number of items in its batch.
     """
 
     result: Result
@@ -29,14 +29,14 @@ class BatchResult(Generic[Result]):
 
 @dataclass(frozen=True)
 class _Waiting(Generic[Item, Result]):
-    """Somebody who waits for an item, since when."""
+    """Queued item with its arrival time and future."""
 
     since: float
     item: Item
     future: asyncio.Future[BatchResult[Result]]
 
     def told(self, found: BatchResult[Result] | Exception) -> None:
-        if self.future.done():  # gave up
+        if self.future.done():  # cancelled by the caller
             return
         if isinstance(found, Exception):
             self.future.set_exception(found)
@@ -45,32 +45,34 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes batches of items of one kind, one at a time, in a thread of its own.
+    """Computes batches of items of the same kind, one batch at a time, in a separate thread.
 
-    The kind that waited longest is next; what is not urgent is computed only when nothing urgent waits.
+    The next batch has the kind of the item that has waited longest. Items that are not urgent are computed only when
+    no urgent item waits.
 
     Args:
-        compute: from a kind and some items of it to their results, in order.
-        most: items of a kind in a batch at most.
+        compute: function that maps a kind and a list of items to their results in the same order.
+        most: function that returns the maximum batch size of a kind.
 
     Attributes:
-        batch_started_at: when the batch in hand was, as `perf_counter` counts; none if there is none.
+        batch_started_at: start of the current batch as a `perf_counter` value, or `None` without a batch.
     """
 
     def __init__(self, compute: Callable[[Any, Sequence[Item]], Sequence[Result]], most: Callable[[Any], int]) -> None:
         self._compute, self._most = compute, most
-        self._lines: dict[tuple[bool, Hashable], deque[_Waiting[Item, Result]]] = {}  # first those that are not late
+        # Keys are (is_late, kind). False sorts first.
+        self._lines: dict[tuple[bool, Hashable], deque[_Waiting[Item, Result]]] = {}
         self._thread = ThreadPoolExecutor(1, "compute")
         self._task: asyncio.Task[None] | None = None
         self.batch_started_at: float | None = None
 
     @property
     def num_pending(self) -> int:
-        """Items that wait."""
+        """Number of queued items."""
         return sum(map(len, self._lines.values()))
 
     async def __call__(self, kind: Hashable, item: Item, is_urgent: bool = True) -> BatchResult[Result]:
-        """Returns what becomes of an item; who is cancelled meanwhile leaves the line."""
+        """Queues an item and returns its result. Cancelling the call removes the item from the queue."""
         future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
         line = self._lines.setdefault((not is_urgent, kind), deque())
         line.append(_Waiting(perf_counter(), item, future))
@@ -79,7 +81,7 @@ class Batcher(Generic[Item, Result]):
         return await future
 
     async def _work(self) -> None:
-        """Computes as long as anything waits."""
+        """Computes batches until the queue is empty."""
         try:
             while self._lines:
                 (is_late, kind), line = min(self._lines.items(), key=lambda entry: (entry[0][0], entry[1][0].since))
@@ -110,7 +112,7 @@ class Batcher(Generic[Item, Result]):
             one.told(BatchResult(result, seconds, len(taken)))
 
     async def _apart(self, kind: Hashable, taken: Sequence[_Waiting[Item, Result]], error: Exception) -> None:
-        """Computes each by itself: what one of them caused is not for the others to suffer."""
+        """Computes each item of a failed batch separately, so that one bad item does not fail the others."""
         if len(taken) == 1:
             taken[0].told(error)
             return

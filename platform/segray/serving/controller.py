@@ -1,6 +1,7 @@
-"""Follows an alias in the registry, and hears from everybody at work which version they are at.
+"""Version controller: follows an alias in the registry and distributes the target versions.
 
-It is told what is wanted by the registry; replicas and fronts check in with it, and learn it within a moment.
+The controller polls the registry. Replicas and gateways send their status with a long poll and receive new target
+versions without delay.
 """
 
 import asyncio
@@ -18,21 +19,21 @@ from segray.serving.model_version import ModelFiles
 from segray.tracking.registry import CHALLENGER
 
 LONG_POLL_S = 1.0
-"""So long a check-in waits for something new."""
+"""Maximum time in seconds that a long poll waits for new target versions."""
 CLIENT_TIMEOUT_S = 15.0
-"""Who was not heard of for so long is not there any more."""
+"""Time in seconds without a report after which a client counts as gone."""
 RETRY_S = 10.0
-"""After so long what could not be fetched is tried again."""
+"""Time in seconds after which the controller fetches a failed version again."""
 
 
 @dataclass(frozen=True)
 class TargetVersions:
-    """What replicas are to have at hand.
+    """Versions that the replicas have to load.
 
     Attributes:
-        champion: version that answers.
-        challenger: version that is compared with it; none if none is.
-        fallback: the last version that some replica could load, for one that cannot load the champion.
+        champion: version that answers requests.
+        challenger: version that is compared with the champion, or `None`.
+        fallback: last version that a replica loaded successfully. Replicas that cannot load the champion use it.
     """
 
     champion: str
@@ -42,15 +43,15 @@ class TargetVersions:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """What somebody at work tells.
+    """Status report of a replica or a gateway.
 
     Attributes:
-        client_id: one name for as long as it lives.
-        counts: of all it did.
-        wanted: what it was told last.
-        serving: version a replica answers with; none of a front.
-        models: the versions it has loaded, as people may know them.
-        failures: why versions could not be loaded, by number.
+        client_id: name of the client, constant over its lifetime.
+        counts: counter values since the client started.
+        wanted: target versions that the client received last.
+        serving: version that a replica answers with. `None` for a gateway.
+        models: public description of each loaded version, by version number.
+        failures: reason for each version that could not be loaded, by version number.
     """
 
     client_id: str
@@ -63,14 +64,14 @@ class StatusReport:
 
 @dataclass(frozen=True)
 class ServingState:
-    """What is known of all of them.
+    """Combined status of all replicas and gateways.
 
     Attributes:
-        wanted: by the registry.
-        serving: version each replica answers with.
-        described: the versions that are loaded.
-        problems: what a person should look into.
-        counts: of all that was ever done.
+        wanted: target versions according to the registry.
+        serving: version that each replica answers with.
+        described: public description of each loaded version, by version number.
+        problems: problems that need the operator's attention.
+        counts: sum of all counters, clients that are gone included.
     """
 
     wanted: TargetVersions
@@ -81,19 +82,16 @@ class ServingState:
 
     @property
     def version(self) -> str | None:
-        """The version that answers; of several, while one takes another's place, the newer one."""
+        """The version that answers. During a version change, the new version takes precedence."""
         return self.wanted.champion if self.wanted.champion in self.serving else next(iter(self.serving), None)
 
 
 class VersionController:
-    """The one that watches.
+    """Follows the alias in the registry and collects the reports of replicas and gateways.
 
     Args:
-        settings: of serving.
-        shelf: of the model that is served.
-
-    Raises:
-        RegistryError: no version was ever seen under the alias.
+        settings: serving configuration.
+        shelf: model cache of the served model.
     """
 
     def __init__(self, settings: ServeConfig, shelf: ModelCache) -> None:
@@ -107,10 +105,10 @@ class VersionController:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins to watch, once a version is at hand.
+        """Fetches the champion, then starts the polling task.
 
         Raises:
-            SegrayError: there is none.
+            SegrayError: no version is available under the alias, neither in the registry nor in the model cache.
         """
         await self._look()
         if self._wanted is None:
@@ -118,9 +116,13 @@ class VersionController:
         self._task = asyncio.create_task(self._watch())
 
     async def sync(self, report: StatusReport) -> TargetVersions:
-        """Returns what is wanted: at once if it is new to who asks, else when it is, or soon."""
+        """Stores a report and returns the target versions (long poll).
+
+        The call returns immediately if the targets differ from `report.wanted`. Otherwise it waits for a change, but
+        at most `LONG_POLL_S` seconds.
+        """
         self._reports[report.client_id] = (monotonic(), report)
-        self._gone.pop(report.client_id, None)  # it was only slow
+        self._gone.pop(report.client_id, None)  # the client was slow, not gone
         self._hear(report)
         changed = self._changed
         if report.wanted == self._wanted:
@@ -130,15 +132,15 @@ class VersionController:
         return self._wanted
 
     async def version(self, number: str) -> ModelFiles:
-        """Returns a version.
+        """Returns the files of a version.
 
         Raises:
-            RegistryError: it is not at hand.
+            RegistryError: the version is neither cached nor available from the registry.
         """
         return await asyncio.to_thread(self._shelf.get, number)
 
     async def state(self) -> ServingState:
-        """Returns what is known of all who are at work."""
+        """Returns the combined status of all replicas and gateways."""
         assert self._wanted is not None
         self._forget()
         reports = [report for _, report in self._reports.values()]
@@ -156,11 +158,11 @@ class VersionController:
             await asyncio.sleep(self._settings.poll_s)
             try:
                 await self._look()
-            except Exception as error:  # whatever it is, it is told, and looked at again
+            except Exception as error:  # every failure is reported as a problem and the next poll retries
                 self._away = f"{type(error).__name__}: {error}"
 
     async def _look(self) -> None:
-        """Asks the registry, and has what it names at hand before anybody is told to use it."""
+        """Polls the registry. Fetches the versions it names before announcing them."""
         try:
             aliases = await asyncio.to_thread(self._shelf.aliases)
             self._away = ""
@@ -188,18 +190,18 @@ class VersionController:
             return
         good = None if before is None else before.fallback
         if challenger is not None and (before is None or before.challenger != challenger):
-            self._announce(TargetVersions(champion, None, good))  # who answers does not wait for who is compared
+            self._announce(TargetVersions(champion, None, good))  # the champion does not wait for the challenger
             challenger = challenger if await self._is_at_hand(challenger) else None
         self._announce(TargetVersions(champion, challenger, self._wanted.fallback if self._wanted else good))
 
     async def _is_at_hand(self, number: str) -> bool:
-        """Fetches a version, unless that failed just now."""
+        """Fetches a version, unless a fetch failed within the last `RETRY_S` seconds."""
         failed = self._failures.get(number)
         if failed is not None and monotonic() - failed[0] < RETRY_S:
             return False
         try:
             await self.version(number)
-        except Exception as error:  # whatever it is, what is served goes on being served
+        except Exception as error:  # every failure leaves the served version unchanged
             self._failures[number] = (monotonic(), str(error))
             return False
         self._failures.pop(number, None)
@@ -211,13 +213,16 @@ class VersionController:
         before, self._wanted = self._wanted, wanted
         self._changed.set()
         self._changed = asyncio.Event()
-        if before is not None:  # a watcher that is started anew has not heard yet what is in use
+        if before is not None:  # a restarted controller does not know yet which versions are in use
             used = {report.serving for _, report in self._reports.values()}
             needed = used | {wanted.champion, wanted.challenger, wanted.fallback, before.champion}
             self._shelf.evict_except({number for number in needed if number})
 
     def _hear(self, report: StatusReport) -> None:
-        """Learns from a replica that a version can be loaded: the champion, or else what it is at."""
+        """Updates the fallback version from the report of a replica.
+
+        The fallback becomes the champion if the replica serves it. Without a fallback, it becomes any served version.
+        """
         wanted, serving = self._wanted, report.serving
         if wanted is None or serving is None:
             return
@@ -225,7 +230,7 @@ class VersionController:
             self._wanted = replace(wanted, fallback=serving)
 
     def _forget(self) -> None:
-        """Lets those go who were not heard of, and keeps what they counted."""
+        """Removes clients whose last report is too old, and keeps their counters."""
         now = monotonic()
         for who, (heard, report) in list(self._reports.items()):
             if now - heard > CLIENT_TIMEOUT_S:
@@ -233,7 +238,7 @@ class VersionController:
                 del self._reports[who]
 
     def _problems(self) -> list[str]:
-        """Returns what a person should look into, each once."""
+        """Returns the current problems without duplicates."""
         found = [self._away] if self._away else []
         found += [f"version {number} is not at hand: {reason}" for number, (_, reason) in self._failures.items()]
         for _, report in self._reports.values():

@@ -1,4 +1,4 @@
-"""What Ray Serve runs: one watcher, replicas of the model, and fronts that take requests to them."""
+"""Ray Serve deployments: one version controller, the model replicas, and the gateways that route requests to them."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -20,11 +20,11 @@ from segray.serving.routes import build_app
 
 WATCHER, SEGMENTER, FRONT = "watcher", "segmenter", "front"
 EXTRA_REQUESTS = 64
-"""Requests beyond the limit that a front still hears, to send them away or to say how it is."""
+"""Requests above the limit that a gateway still accepts, to reject them or to answer health checks."""
 
 
 class DeploymentClient:
-    """The methods of a deployment, as if it were here."""
+    """Exposes the methods of a remote deployment as local coroutines."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
@@ -39,16 +39,16 @@ class DeploymentClient:
             try:
                 return await response
             except asyncio.CancelledError:
-                response.cancel()  # else it is computed for nobody
+                response.cancel()  # otherwise the replica computes a result that is never read
                 raise
 
         return call
 
 
 class ControllerDeployment(VersionController):
-    """The watcher."""
+    """Ray Serve deployment of the version controller."""
 
-    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
         self, settings: ServeConfig, model: str, uri: str, kept: str
     ) -> None:
         super().__init__(settings, ModelCache(model, uri, Path(kept)))
@@ -56,9 +56,9 @@ class ControllerDeployment(VersionController):
 
 
 class ReplicaDeployment(Replica):
-    """A replica of the model."""
+    """Ray Serve deployment of a model replica."""
 
-    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
         self, settings: ServeConfig, device: str, watcher: DeploymentHandle
     ) -> None:
         super().__init__(settings, device, DeploymentClient(watcher), _name())
@@ -66,7 +66,7 @@ class ReplicaDeployment(Replica):
 
 
 class GatewayDeployment:
-    """A front."""
+    """Ray Serve deployment of the gateway."""
 
     def __init__(
         self, settings: ServeConfig, replicas: DeploymentHandle, watcher: DeploymentHandle, token: bytes | None
@@ -81,16 +81,16 @@ class GatewayDeployment:
 def build_application(
     settings: ServeConfig, model: str, uri: str, kept: str, device: str, most: int, token: bytes | None
 ) -> Application:
-    """Returns what Ray Serve is to run.
+    """Builds the Ray Serve application.
 
     Args:
-        settings: of serving.
-        model: registered model.
-        uri: MLflow store.
-        kept: folder in which versions are kept.
-        device: "cpu" or "cuda".
-        most: replicas at most.
-        token: SHA-256 of the bearer token; none lets everybody in.
+        settings: serving configuration.
+        model: name of the registered model.
+        uri: URI of the MLflow store.
+        kept: folder of the model cache.
+        device: device of the replicas, "cpu" or "cuda".
+        most: maximum number of replicas.
+        token: SHA-256 digest of the bearer token. `None` disables authentication.
     """
     light: dict[str, Any] = {"num_cpus": 0}
     heavy = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.threads}

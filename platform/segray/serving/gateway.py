@@ -1,4 +1,4 @@
-"""Where requests arrive: who may ask, how much at once, and what becomes of those whose replica dies."""
+"""Gateway: authenticates requests, limits concurrency, and retries requests after a replica failure."""
 
 import asyncio
 import hmac
@@ -17,35 +17,35 @@ from segray.serving.requests import RequestError, ResponseOptions, validate_imag
 from segray.serving.responses import SegmentationResponse
 
 MAX_ATTEMPTS = 5
-"""Replicas that a request is given to, each after the one before it died."""
+"""Maximum number of attempts for a request. Each attempt follows the failure of a replica."""
 
 
 class ReplicaClient(Protocol):
-    """The replicas, behind one handle."""
+    """Client of the replicas."""
 
     async def segment(self, body: bytes, asked: ResponseOptions) -> SegmentationResponse | RequestError: ...
 
 
 class StateClient(Protocol):
-    """The watcher."""
+    """Client of the version controller."""
 
     async def sync(self, report: StatusReport) -> TargetVersions: ...
     async def state(self) -> ServingState: ...
 
 
 class Gateway:
-    """Takes requests, and has them answered.
+    """Validates requests and forwards them to the replicas.
 
     Args:
-        settings: of serving.
-        replicas: who answer.
-        watcher: who knows them.
-        token: SHA-256 of the bearer token that is expected; none lets everybody in.
-        who: its name.
+        settings: serving configuration.
+        replicas: client of the replicas.
+        watcher: client of the version controller.
+        token: SHA-256 digest of the expected bearer token. `None` disables authentication.
+        who: name of the gateway.
 
     Attributes:
-        settings: of serving.
-        tally: of requests.
+        settings: serving configuration.
+        tally: request counters.
     """
 
     def __init__(
@@ -57,33 +57,33 @@ class Gateway:
         self._following: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to tell the watcher what was counted."""
+        """Starts to report the counters to the version controller."""
         self._following = asyncio.create_task(self._follow())
 
     def authenticate(self, header: str | None) -> None:
-        """Refuses who does not bring the token.
+        """Checks the Authorization header of a request.
 
         Raises:
-            RefusedError: 401.
+            RequestError: the header does not contain the expected token (status 401).
         """
         if not self.is_authenticated(header):
             raise RequestError("this server wants a token; expected the header Authorization: Bearer TOKEN.", 401)
 
     def is_authenticated(self, header: str | None) -> bool:
-        """Returns whether a header brings the token, or none is wanted."""
+        """Returns `True` if the header contains the expected token, or if authentication is disabled."""
         if self._token is None:
             return True
         kind, _, given = (header or "").partition(" ")
-        # Digests have one length, and are compared in one time.
+        # Digests have equal length, and the comparison takes constant time.
         is_right = hmac.compare_digest(sha256(given.strip().encode("utf-8", "replace")).digest(), self._token)
         return kind.lower() == "bearer" and is_right
 
     @asynccontextmanager
     async def reserve(self, images: int = 1) -> AsyncIterator[None]:
-        """Holds places for images, for as long as they may take.
+        """Reserves capacity for images and applies the time limit.
 
         Raises:
-            RefusedError: 429, too few are left; or 503, it took too long.
+            RequestError: too many images are in progress (status 429), or the time limit was exceeded (status 503).
         """
         if self._at_once + images > self.settings.at_once:
             raise RequestError(f"{self._at_once} images are at work or wait; expected fewer; try again soon.", 429)
@@ -101,11 +101,11 @@ class Gateway:
     async def segment_batch(
         self, images: Sequence[tuple[str, bytes]], asked: ResponseOptions
     ) -> list[SegmentationResponse]:
-        """Returns what is asked of several images, each with its name; of one that is refused nobody is left at work.
+        """Segments several named images. An error for one image cancels the others.
 
         Raises:
-            RefusedError: one is none, or too large.
-            ServingError: nobody can answer.
+            RequestError: an image is invalid or too large.
+            ServingError: no replica can answer.
         """
         for name, body in images:
             validate_image(body, self.settings, name)
@@ -117,11 +117,11 @@ class Gateway:
         return [task.result() for task in tasks]
 
     async def segment(self, body: bytes, asked: ResponseOptions, name: str = "the image") -> SegmentationResponse:
-        """Returns what is asked of an encoded image; a replica that dies over it is not noticed.
+        """Segments an encoded image. Retries with another replica, up to `MAX_ATTEMPTS` times, after a replica failure.
 
         Raises:
-            RefusedError: it is none, or too large.
-            ServingError: nobody can answer.
+            RequestError: the image is invalid or too large.
+            ServingError: no replica can answer.
         """
         validate_image(body, self.settings, name)
         for _ in range(MAX_ATTEMPTS):
@@ -138,10 +138,10 @@ class Gateway:
         raise ServingError(f"{MAX_ATTEMPTS} replicas died over this request; it is not tried again.")
 
     async def state(self) -> ServingState:
-        """Returns what is known of the replicas.
+        """Returns the combined status of the replicas.
 
         Raises:
-            ServingError: the watcher does not answer.
+            ServingError: the version controller does not answer within 5 s.
         """
         try:
             return await asyncio.wait_for(self._watcher.state(), 5.0)
@@ -149,10 +149,10 @@ class Gateway:
             raise ServingError("who watches the replicas does not answer; it is started anew.") from error
 
     async def _follow(self) -> None:
-        """Tells what was counted, as often as the watcher lets it."""
+        """Reports the counters continuously. The long poll of the controller sets the interval."""
         wanted: TargetVersions | None = None
         while True:
             try:
                 wanted = await self._watcher.sync(StatusReport(self._who, dict(self.tally.counts), wanted))
-            except Exception:  # the watcher is started anew; the counts are not lost
+            except Exception:  # the controller restarts; no counts are lost
                 await asyncio.sleep(1.0)

@@ -1,4 +1,4 @@
-"""Counters of many processes, added up, as Prometheus reads them."""
+"""Counters of several processes and their sum in the Prometheus text format."""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -15,12 +15,12 @@ SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 class MetricSpec(NamedTuple):
-    """A metric.
+    """Definition of a metric.
 
     Attributes:
-        help: what it says.
-        labels: that set its series apart.
-        bounds: of a histogram's buckets; none counts.
+        help: help text of the metric.
+        labels: label names of the metric.
+        bounds: upper bounds of the buckets of a histogram. `None` defines a counter.
     """
 
     help: str
@@ -44,25 +44,28 @@ METRICS = {
 }
 
 Key = tuple[str, tuple[str, ...], str]
-"""Metric, values of its labels, and the bucket of a histogram, its upper bound; or SUM."""
+"""Metric name, label values, and series.
+
+The series of a histogram is the upper bound of a bucket or `SUM`. The series of a counter is "".
+"""
 
 
 class Counters:
-    """Counts.
+    """Counters and histograms of one process.
 
     Args:
-        counts: to begin with.
+        counts: initial values.
     """
 
     def __init__(self, counts: Mapping[Key, float] | None = None) -> None:
         self.counts: defaultdict[Key, float] = defaultdict(float, counts or {})
 
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
-        """Counts something."""
+        """Increments a counter."""
         self.counts[name, labels, ""] += by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
-        """Counts a value in its bucket."""
+        """Adds a value to a histogram."""
         bounds = METRICS[name].bounds or ()
         at = bisect_left(bounds, value)
         self.counts[name, labels, str(bounds[at]) if at < len(bounds) else "+Inf"] += 1
@@ -70,7 +73,7 @@ class Counters:
 
 
 def sum_counters(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
-    """Returns the sum of several counts."""
+    """Returns the sum of the counters of several processes."""
     found: defaultdict[Key, float] = defaultdict(float)
     for part in parts:
         for key, count in part.items():
@@ -79,15 +82,15 @@ def sum_counters(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
 
 
 Gauges = Mapping[str, tuple[str, Mapping[str, float]]]
-"""By name, what each says, and its values by version; one without a version has the key ""."""
+"""Help text and values of each gauge, by name. Values are keyed by version, or by "" without a version."""
 
 
 def render_prometheus(counts: Mapping[Key, float], gauges: Gauges) -> bytes:
-    """Returns the text that Prometheus reads.
+    """Renders metrics in the Prometheus text format.
 
     Args:
-        counts: of all processes.
-        gauges: beside them.
+        counts: counter values summed over all processes.
+        gauges: additional gauges.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(counts, gauges))
@@ -99,7 +102,7 @@ class _Collector(Collector):
         self._counts, self._gauges = counts, gauges
 
     def collect(self) -> Iterator[Metric]:
-        """Yields every metric with what was counted of it."""
+        """Yields every metric with its values."""
         for name, known in METRICS.items():
             yield self._histogram(name, known) if known.bounds else self._counter(name, known)
         for name, (said, values) in self._gauges.items():

@@ -1,4 +1,4 @@
-"""Versions at hand: fetched from the registry once, and kept on disk for when it is away."""
+"""Model cache: versions are fetched from the registry once and kept on disk for registry outages."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ FILES, DOWNLOAD_DIR = "checkpoint", "raw"
 
 
 class ModelCache:
-    """Versions of one model.
+    """On-disk cache of the versions of one model.
 
     Args:
-        model: registered model.
-        uri: MLflow store.
-        folder: where versions are kept, below it a folder for each store and model.
+        model: name of the registered model.
+        uri: URI of the MLflow store.
+        folder: root folder of the cache. Each pair of store and model has its own subfolder.
     """
 
     def __init__(self, model: str, uri: str, folder: Path) -> None:
@@ -39,13 +39,13 @@ class ModelCache:
         self._model, self._uri = model, uri
         store = hashlib.blake2b(paths.redact(uri).encode(), digest_size=6).hexdigest()
         self._folder = folder / f"{model}-{store}"
-        self._lock = Lock()  # several replicas ask at once
+        self._lock = Lock()  # several replicas request versions concurrently
 
     def aliases(self) -> dict[str, str]:
-        """Returns the version behind each alias, and remembers it.
+        """Returns the version of each alias from the registry, and caches the result.
 
         Raises:
-            RegistryError: there is no such model, or the registry does not answer.
+            RegistryError: the model does not exist, or the registry does not answer.
         """
         require_store(self._uri, f"model {self._model}")
         try:
@@ -58,14 +58,17 @@ class ModelCache:
         return aliases
 
     def cached_aliases(self) -> dict[str, str]:
-        """Returns the aliases as they were last seen."""
+        """Returns the cached aliases from the last successful request."""
         return self._read(self._folder / ALIASES)
 
     def get(self, number: str) -> ModelFiles:
-        """Returns a version: the one kept, unless the registry has another under this number by now.
+        """Returns the files of a version, from the cache if it is current.
+
+        The version is fetched again if the registry now holds a different version under the same number.
 
         Raises:
-            RegistryError: it is not kept, and the registry has it not, or does not answer.
+            RegistryError: the version is not cached and the registry does not provide it, or its files differ from
+                the registered digest.
         """
         with self._lock:
             about = self._about(number)
@@ -84,7 +87,7 @@ class ModelCache:
             return ModelFiles.from_dir(self._model, number, files, known["tags"])
 
     def evict_except(self, needed: Collection[str]) -> None:
-        """Removes versions that are not needed."""
+        """Removes all cached versions except `needed`."""
         with self._lock, suppress(OSError):
             for kept in self._folder.iterdir():
                 if kept.is_dir() and kept.name not in needed:
@@ -94,20 +97,23 @@ class ModelCache:
         return MlflowClient(self._uri, self._uri)
 
     def _there(self) -> str:
-        """Returns what there is instead, if the registry tells."""
+        """Returns a hint with the available models or versions, or "." if the registry does not answer."""
         try:
             return available_hint(self._client(), f"models:/{self._model}")
         except UNAVAILABLE:
             return "."
 
     def _about(self, number: str) -> dict[str, dict[str, str]]:
-        """Returns what is known of a version that is kept; nothing of one that is not whole."""
+        """Returns the cached metadata of a version, or an empty dict if its files are incomplete."""
         kept = self._folder / number
         is_whole = all((kept / FILES / part).is_file() for part in CHECKPOINT_FILES)
         return self._read(kept / INFO_FILE) if is_whole else {}
 
     def _known(self, number: str) -> dict[str, dict[str, str]]:
-        """Returns what tells a version from another of its number, and its tags."""
+        """Requests the origin (run, creation time, source) and the tags of a version from the registry.
+
+        The origin distinguishes versions that share a number.
+        """
         try:
             found = self._client().get_model_version(self._model, number)
         except UNAVAILABLE as error:
@@ -116,7 +122,7 @@ class ModelCache:
         return {"made": made, "tags": {key: str(value) for key, value in found.tags.items()}}
 
     def _fetch(self, number: str, known: Mapping[str, dict[str, str]]) -> None:
-        """Puts a version on the shelf; what is there by its name is whole."""
+        """Downloads a version into the cache. The rename at the end makes sure that only complete versions appear."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as temporary:
@@ -133,14 +139,15 @@ class ModelCache:
             raise RegistryError(f"version {number} of {self._model} cannot be kept: {error}") from error
 
     def _check(self, folder: Path, number: str, registered: str | None) -> None:
-        """Refuses files that are not those that were registered."""
+        """Raises RegistryError if the files do not match the registered digest."""
         if registered is not None and package_digest(folder) != registered:
-            shutil.rmtree(folder.parent, ignore_errors=True)  # it may be ours that was spoilt: it is fetched again
+            # The cached copy may be damaged. The next request fetches it again.
+            shutil.rmtree(folder.parent, ignore_errors=True)
             raise RegistryError(f"version {number} of {self._model} holds other files than were registered.")
 
     @staticmethod
     def _remember(file: Path, found: Mapping[str, Any]) -> None:
-        """Notes something; what there is no room for is asked again."""
+        """Writes a cache file atomically. Write errors are ignored, because the data can be requested again."""
         new = file.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -151,5 +158,5 @@ class ModelCache:
     def _read(file: Path) -> dict[str, Any]:
         try:
             return dict(json.loads(file.read_text()))
-        except (OSError, ValueError):  # not kept, or cut off while it was
+        except (OSError, ValueError):  # missing or truncated
             return {}

@@ -1,4 +1,4 @@
-"""A version of a model: as bytes, that travel, and loaded, warm and looked over, that answers."""
+"""Model versions: serializable files, and the loaded and verified model."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from segray.inference.segment import InferenceConfig
 from segray.models import checkpoint
 
 BATCH_PIXELS = 2**24
-"""Of the images of a forward pass together, so that its memory has a bound."""
+"""Maximum number of pixels of all images in a forward pass, which bounds its memory."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A version as it was fetched.
+    """Files of a fetched version.
 
     Attributes:
-        model: registered model.
-        number: of the version.
-        files: of its checkpoint, by name.
-        tags: of the version.
+        model: name of the registered model.
+        number: version number.
+        files: content of the checkpoint files, by file name.
+        tags: tags of the version.
     """
 
     model: str
@@ -38,32 +38,32 @@ class ModelFiles:
 
     @classmethod
     def from_dir(cls, model: str, number: str, folder: Path, tags: dict[str, str]) -> "ModelFiles":
-        """Returns the version in a checkpoint folder."""
+        """Reads a version from a checkpoint folder."""
         files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
         return cls(model, number, files, tags)
 
     def to_dir(self, folder: Path) -> None:
-        """Writes the checkpoint into a folder."""
+        """Writes the checkpoint files into a folder."""
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
 
 class LoadedModel:
-    """A version that answers.
+    """Loaded version that segments images.
 
     Args:
-        version: to be loaded.
-        settings: of serving.
+        version: files of the version.
+        settings: serving configuration.
         device: "cpu" or "cuda".
 
     Attributes:
-        number: of the version.
-        model: registered model.
-        classes: what the ids in a mask mean.
+        number: version number.
+        model: name of the registered model.
+        classes: classes of the mask ids.
 
     Raises:
-        CheckpointError: it is not whole, or makes no masks.
-        ModelError: its settings cannot be built.
+        CheckpointError: the checkpoint is incomplete, or the model does not produce valid masks.
+        ModelError: the model cannot be built from its configuration.
     """
 
     number: str
@@ -85,16 +85,19 @@ class LoadedModel:
         self._try_out(device)
 
     def predict(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
-        """Returns the masks (H, W) of images (H, W, 3) of one size, as the Predictor of the version does."""
+        """Segments images (H, W, 3) of one size into masks (H, W) with the version's `Predictor`.
+
+        Images with more than `serve.window_above` pixels are segmented with sliding windows.
+        """
         height, width = size
         return self._predictor.predict_batch(images, self._modes[height * width > self._settings.window_above])
 
     def max_batch_size(self, size: tuple[int, int]) -> int:
-        """Returns how many images of a size (H, W) may share a forward pass."""
+        """Returns the maximum number of images of size (H, W) in a forward pass."""
         return max(1, min(self._settings.batch, BATCH_PIXELS // (size[0] * size[1])))
 
     def info(self) -> dict[str, Any]:
-        """Returns what people and programs may know of it."""
+        """Returns the public description of the version."""
         config = self._predictor.config
         return {
             "model": self.model,
@@ -112,7 +115,11 @@ class LoadedModel:
         }
 
     def _try_out(self, device: str) -> None:
-        """Has it segment an image of its crops' size, so that no request waits for what is done but once."""
+        """Segments random images of the crop size to warm up the model and to verify its masks.
+
+        Raises:
+            CheckpointError: a mask has the wrong shape or contains an unknown class id.
+        """
         side = self._predictor.config.data.crop
         image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
         count = self.max_batch_size((side, side)) if device == "cuda" else 1
@@ -125,9 +132,9 @@ class LoadedModel:
 
 
 def _modes(config: Config) -> dict[bool, InferenceConfig]:
-    """Returns how images are looked at: those that are not too large, and those that are."""
+    """Returns the inference configuration for normal images (`False`) and for large images (`True`)."""
     try:
         windows = config.with_eval_overrides(EvalConfig(mode="slide"))
-    except ConfigError:  # of a model whose sizes no windows fit
+    except ConfigError:  # sliding windows do not fit the sizes of this model
         windows = config
     return {False: InferenceConfig.from_config(config), True: InferenceConfig.from_config(windows)}

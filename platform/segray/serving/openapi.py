@@ -1,4 +1,4 @@
-"""What requests and answers look like: for OpenAPI, and, made of that, for the page at /docs."""
+"""OpenAPI schemas of requests and responses, and the API reference for the page at /docs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -90,14 +90,15 @@ IMAGES = _body(_form("images", {"type": "array", "items": _BINARY}))
 
 @dataclass(frozen=True)
 class Operation:
-    """A path and what it does.
+    """HTTP operation in the API reference.
 
     Attributes:
-        method, path: of HTTP.
-        summary: what it is for.
-        parameters: name, what may stand there, and what it says.
-        request: types of the body.
-        responses: status and what it means.
+        method: HTTP method.
+        path: URL path.
+        summary: purpose of the operation.
+        parameters: name, permitted values, and description of each parameter.
+        request: media types of the request body.
+        responses: status code and description of each response.
     """
 
     method: str
@@ -109,7 +110,7 @@ class Operation:
 
 
 def api_reference(schema: Schema) -> list[Operation]:
-    """Returns what an OpenAPI schema says, for people."""
+    """Converts an OpenAPI schema to the operations of the API reference."""
     return [
         Operation(
             method.upper(),

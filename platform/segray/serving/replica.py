@@ -1,4 +1,4 @@
-"""A replica: it answers with the version that is wanted, and has the next one ready before it changes over."""
+"""Model replica: segments images with the target version and loads a new version before switching to it."""
 
 import asyncio
 import random
@@ -25,17 +25,17 @@ from segray.serving.requests import RequestError, ResponseOptions
 from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_png, mask_summary
 
 RETRY_S = 30.0
-"""After so long a version that did not load is tried again."""
+"""Time in seconds after which a replica loads a failed version again."""
 MAX_SHADOW_QUEUE = 8
-"""Images that wait to be compared; more are left out."""
+"""Maximum number of images that wait for a comparison. Further images are not compared."""
 FORWARD_TIMEOUT_S = 300.0
-"""A forward pass that takes longer never ends."""
+"""Duration in seconds after which a forward pass counts as hung."""
 
 Size = tuple[int, int]
 
 
 class ControllerClient(Protocol):
-    """Who tells what is wanted."""
+    """Client of the version controller."""
 
     async def sync(self, report: StatusReport) -> TargetVersions: ...
     async def version(self, number: str) -> ModelFiles: ...
@@ -43,20 +43,20 @@ class ControllerClient(Protocol):
 
 @dataclass(frozen=True)
 class _Routing:
-    """Who looks at an image: one answers, the other, if there is one, is compared with it."""
+    """Routing of one image: the version that answers, and optionally a version that is compared with it."""
 
     answers: LoadedModel
     compared: LoadedModel | None
 
 
 class Replica:
-    """A replica.
+    """Segments images with the champion, and sends canary and shadow traffic to the challenger.
 
     Args:
-        settings: of serving.
+        settings: serving configuration.
         device: "cpu" or "cuda".
-        registry: who tells what is wanted.
-        who: its name.
+        registry: client of the version controller.
+        who: name of the replica.
     """
 
     def __init__(self, settings: ServeConfig, device: str, registry: ControllerClient, who: str) -> None:
@@ -75,10 +75,10 @@ class Replica:
         torch.set_num_threads(settings.threads)
 
     async def start(self) -> None:
-        """Loads what is wanted, and follows what is wanted next.
+        """Loads the target versions and starts to follow the version controller.
 
         Raises:
-            SegrayError: neither that nor the last version that was good can be loaded.
+            ServingError: neither the champion nor the fallback version can be loaded.
         """
         self._told = await self._registry.sync(self._report())
         await self._become(self._told)
@@ -87,7 +87,7 @@ class Replica:
         self._following = asyncio.create_task(self._follow())
 
     async def segment(self, body: bytes, asked: ResponseOptions) -> SegmentationResponse | RequestError:
-        """Returns what is asked of an encoded image; an error of its own is returned, not raised."""
+        """Segments an encoded image. Returns a `RequestError` for an invalid image instead of raising it."""
         loop, drawn = asyncio.get_running_loop(), self._draw()
         try:
             image = await loop.run_in_executor(self._codec, _decoded, body, self._settings.most_pixels)
@@ -101,13 +101,17 @@ class Replica:
         return answer
 
     def check_health(self) -> None:
-        """Raises ServingError if a forward pass hangs."""
+        """Checks that no forward pass hangs.
+
+        Raises:
+            ServingError: the current forward pass takes longer than `FORWARD_TIMEOUT_S`.
+        """
         begun = self._batcher.batch_started_at
         if begun is not None and perf_counter() - begun > FORWARD_TIMEOUT_S:
             raise ServingError(f"a forward pass takes more than {FORWARD_TIMEOUT_S:g} s.")
 
     def _draw(self) -> _Routing:
-        """Returns who answers a request: the champion, but for the challenger's share."""
+        """Selects the version that answers a request: the champion, or the challenger for canary traffic."""
         champion, settings = self._champion, self._settings
         assert champion is not None
         number = None if self._wanted is None else self._wanted.challenger
@@ -119,7 +123,7 @@ class Replica:
         return _Routing(champion, challenger if random.random() < settings.shadow else None)
 
     async def _answered(self, drawn: _Routing, image: Pixels) -> tuple[_Routing, BatchResult[Mask]]:
-        """Returns a mask, and whose it is: the champion's where the challenger was to answer and fails."""
+        """Computes a mask and returns it with its routing. The champion answers if the challenger fails."""
         try:
             return drawn, await self._computed(drawn.answers, image)
         except Exception as error:
@@ -134,7 +138,7 @@ class Replica:
         return await self._batcher((loaded, (height, width)), image, is_urgent)
 
     def _compute(self, kind: tuple[LoadedModel, Size], images: Sequence[Pixels]) -> list[Mask]:
-        torch.set_num_threads(self._settings.threads)  # a setting of each thread
+        torch.set_num_threads(self._settings.threads)  # the setting applies to the current thread only
         loaded, size = kind
         return loaded.predict(size, images)
 
@@ -150,7 +154,7 @@ class Replica:
             self._tally.inc("segray_class_pixels", loaded.number, name, by=float(pixels[number]))
 
     def _compare(self, drawn: _Routing, image: Pixels, mask: Mask) -> None:
-        """Has the other version look at an image too, when there is time."""
+        """Starts a background comparison with the other version, unless too many comparisons wait."""
         assert drawn.compared is not None
         if len(self._comparing) >= MAX_SHADOW_QUEUE:
             self._tally.inc("segray_uncompared_images")
@@ -169,11 +173,14 @@ class Replica:
         self._tally.inc("segray_agreed_pixels", *labels, by=same)
 
     async def _follow(self) -> None:
-        """Checks in for as long as the replica lives, also while it loads; without the watcher it goes on as it is."""
+        """Sends reports to the controller over the replica's lifetime, also during loading.
+
+        The replica keeps its current version while the controller does not answer.
+        """
         while True:
             try:
                 self._told = await self._registry.sync(self._report())
-            except Exception:  # the watcher is started anew, or the cluster is busy; nothing is lost meanwhile
+            except Exception:  # the controller restarts or the cluster is busy; no counts are lost
                 await asyncio.sleep(1.0)
                 continue
             if self._becoming is None or self._becoming.done():
@@ -190,12 +197,12 @@ class Replica:
         )
 
     async def _become(self, wanted: TargetVersions) -> None:
-        """Has what is wanted loaded, and only then answers with it."""
+        """Loads the target versions, then switches to them."""
         champion = await self._at_hand(wanted.champion)
         if champion is None and self._champion is None and wanted.fallback is not None:
             champion = await self._at_hand(wanted.fallback)
         self._champion, self._wanted = champion or self._champion, replace(wanted, challenger=None)
-        if wanted.challenger is not None:  # who answers does not wait for who is compared
+        if wanted.challenger is not None:  # the champion does not wait for the challenger
             challenger = await self._at_hand(wanted.challenger)
             self._check_canary(challenger)
         self._wanted = wanted
@@ -204,7 +211,7 @@ class Replica:
         self._failures = {number: failed for number, failed in self._failures.items() if number in kept}
 
     def _check_canary(self, challenger: LoadedModel | None) -> None:
-        """Tells of a challenger that cannot answer in the champion's place."""
+        """Reports a challenger that cannot receive canary traffic because its classes differ from the champion's."""
         champion = self._champion
         if challenger is None or champion is None or not self._settings.canary:
             return
@@ -213,7 +220,10 @@ class Replica:
             self._failures[challenger.number] = (monotonic(), told)
 
     async def _at_hand(self, number: str) -> LoadedModel | None:
-        """Returns a version, loaded now if need be; none if it cannot be, or could not a moment ago."""
+        """Returns a version and loads it if necessary.
+
+        Returns `None` if loading fails, or failed within the last `RETRY_S` seconds.
+        """
         if number in self._loaded:
             return self._loaded[number]
         failed = self._failures.get(number)
@@ -222,7 +232,7 @@ class Replica:
         try:
             version = await self._registry.version(number)
             self._loaded[number] = await asyncio.to_thread(LoadedModel, version, self._settings, self._device)
-        except Exception as error:  # whatever is wrong with it, the old one goes on
+        except Exception as error:  # the replica keeps its current version after any failure
             self._failures[number] = (monotonic(), _reason(error))
             return None
         self._failures.pop(number, None)
@@ -230,7 +240,7 @@ class Replica:
 
 
 def count_agreeing_pixels(ours: Mask, our_classes: Classes, theirs: Mask, their_classes: Classes) -> int:
-    """Returns on how many pixels two masks (H, W) name the same class."""
+    """Returns the number of pixels with the same class name in two masks (H, W)."""
     known = {name: number for number, name in enumerate(our_classes.names)}
     spelt = np.array([known.get(name, -1) for name in their_classes.names])
     return int((spelt[theirs] == ours).sum())
@@ -239,7 +249,7 @@ def count_agreeing_pixels(ours: Mask, our_classes: Classes, theirs: Mask, their_
 def _answer(
     loaded: LoadedModel, image: Pixels, found: BatchResult[Mask], asked: ResponseOptions
 ) -> tuple[SegmentationResponse, NDArray[np.int64]]:
-    """Returns what is asked, and the pixels of each class (K,)."""
+    """Returns the response and the number of pixels of each class (K,)."""
     mask, classes = found.result, loaded.classes
     pixels = count_class_pixels(mask, classes)
     is_json = asked.output == "json"

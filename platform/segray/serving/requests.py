@@ -1,4 +1,4 @@
-"""What may be asked: an image within limits, and the form of the answer."""
+"""Validation of requests: image limits and response options."""
 
 import io
 import warnings
@@ -11,20 +11,20 @@ from segray.config import ServeConfig
 from segray.core.errors import SegrayError
 
 IMAGE_TYPES = {"image/jpeg": ("JPEG", "MPO"), "image/png": ("PNG",), "image/webp": ("WEBP",)}
-"""Media types that are taken, and what Pillow calls them; a telephone's MPO is a JPEG with another behind it."""
+"""Accepted media types and their Pillow formats. MPO is a JPEG file with a second image, as smartphones write it."""
 MIB = 2**20
 
 Output = Literal["mask", "overlay", "json"]
 IncludeField = Literal["polygons", "rle", "mask", "colours"]
-"""What a JSON answer may hold beside the classes' shares."""
+"""Optional fields of a JSON response. The class shares are always included."""
 
 
 class RequestError(SegrayError):
-    """A request that is not answered, and why.
+    """Error for a request that the server rejects.
 
     Args:
-        reason: what is wrong, what was expected.
-        status: of HTTP.
+        reason: message that states the problem and the expected input.
+        status: HTTP status code.
     """
 
     def __init__(self, reason: str, status: int = 422) -> None:
@@ -37,12 +37,13 @@ class RequestError(SegrayError):
 
 @dataclass(frozen=True)
 class ResponseOptions:
-    """How an answer is to look.
+    """Response options of a request.
 
     Attributes:
-        output: the mask of ids, the image with the classes' colours over it, or figures.
-        include: what is wanted beside the shares, in figures.
-        opacity: of the colours in an overlay, 0 to 1.
+        output: type of the response. "mask" is the mask of class ids, "overlay" is the image with the class colours
+            drawn over it, "json" is the class shares as JSON.
+        include: optional fields of a JSON response.
+        opacity: opacity of the colours in an overlay, 0 to 1.
     """
 
     output: Output = "mask"
@@ -51,20 +52,26 @@ class ResponseOptions:
 
 
 def validate_length(length: int, limits: ServeConfig) -> None:
-    """Refuses a body that is too long, given how many bytes of it are known of.
+    """Rejects a request body that is too long.
+
+    Args:
+        length: number of bytes that were declared or received so far.
+        limits: serving configuration.
 
     Raises:
-        RefusedError: it is.
+        RequestError: the body is longer than `serve.most_mib` MiB (status 413).
     """
     if length > limits.most_mib * MIB:
         raise RequestError(f"the request has more than {limits.most_mib:g} MiB; expected at most so many.", 413)
 
 
 def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image") -> None:
-    """Refuses what is no image of a known format, or a larger one than is taken; only its header is read.
+    """Rejects data that is not an image of a known format, and images that are too large.
+
+    Only the header of the image is read.
 
     Raises:
-        RefusedError: it is such.
+        RequestError: the image is unreadable (status 422), of another format (415) or too large (413).
     """
     kind, width, height = _header(encoded, name)
     if kind not in {one for known in IMAGE_TYPES.values() for one in known}:
@@ -78,10 +85,10 @@ def _header(encoded: bytes, name: str) -> tuple[str, int, int]:
         raise RequestError(f"{name} has no bytes; expected a JPEG, PNG or WebP.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes: ours are the limits that count
+            warnings.simplefilter("ignore")  # Pillow warns about large images; the limits here apply instead
             image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError as error:
         raise RequestError(f"{name} has too many pixels.", 413) from error
-    except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
+    except Exception as error:  # Pillow raises many exception types on damaged data
         raise RequestError(f"{name} cannot be read as an image; expected a whole JPEG, PNG or WebP.") from error
     return image.format or "of no known format", image.width, image.height

@@ -1,4 +1,4 @@
-"""What is answered of a mask: itself, its colours over the image, or figures."""
+"""Responses for a mask: PNG of the mask, PNG of the overlay, or JSON."""
 
 import base64
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ BinaryMask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class SegmentationResponse:
-    """What is answered of an image.
+    """Response for one image.
 
     Attributes:
-        body: encoded image; none where figures are.
-        figures: for JSON; none where an image is.
-        version: of the model that answered.
-        compute_s: seconds of the forward pass it was in.
-        batch_size: images in that pass.
+        body: encoded PNG, or `None` for a JSON response.
+        figures: content of a JSON response, or `None` for an image response.
+        version: version of the model that answered.
+        compute_s: duration of the forward pass in seconds.
+        batch_size: number of images in the forward pass.
     """
 
     body: bytes | None
@@ -41,19 +41,19 @@ class SegmentationResponse:
 
 
 def count_class_pixels(mask: Mask, classes: Classes) -> NDArray[np.int64]:
-    """Returns the pixels of each class, (K,)."""
+    """Returns the number of pixels of each class, (K,)."""
     return np.bincount(mask.reshape(-1), minlength=classes.num_classes)[: classes.num_classes]
 
 
 def encode_png(image: Pixels, mask: Mask, classes: Classes, asked: ResponseOptions) -> bytes:
-    """Returns the PNG of a mask (H, W), or of it over its image (H, W, 3) RGB."""
+    """Encodes a mask (H, W), or its overlay on the RGB image (H, W, 3), as PNG."""
     if asked.output == "mask":
         return encode_mask(mask)
     return _png(draw_overlay(image, mask, classes, asked.opacity))
 
 
 def mask_summary(mask: Mask, pixels: NDArray[np.int64], classes: Classes, asked: ResponseOptions) -> dict[str, Any]:
-    """Returns what is known of a mask (H, W): of each class in it its share, and what else was asked for."""
+    """Returns the JSON content for a mask (H, W): size, pixels and share of each present class, requested fields."""
     height, width = mask.shape
     found: dict[str, Any] = {"height": height, "width": width, "classes": []}
     for number in map(int, np.flatnonzero(pixels)):
@@ -74,10 +74,11 @@ def mask_summary(mask: Mask, pixels: NDArray[np.int64], classes: Classes, asked:
 
 
 def mask_to_polygons(area: BinaryMask) -> list[dict[str, Any]]:
-    """Returns the outlines of an area (H, W) of ones: for each part its outer line and those of its holes.
+    """Returns the polygons of a binary mask (H, W): one outer ring and the rings of the holes for each component.
 
-    Lines go through the centres of the pixels at the edge, [x, y] each, a hole's through the pixels around it. To fill
-    the outer line and take away what lies inside a hole's gives the area back.
+    Points are [x, y] pairs at pixel centres. An outer ring follows the border pixels of the component. The ring of a
+    hole follows the component's pixels around the hole. Filling the outer ring and removing the interior of each hole
+    ring restores the mask.
     """
     lines, tree = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts: dict[int, dict[str, Any]] = {}
@@ -91,13 +92,13 @@ def mask_to_polygons(area: BinaryMask) -> list[dict[str, Any]]:
 
 
 def mask_to_rle(area: BinaryMask) -> dict[str, Any]:
-    """Returns an area (H, W) of ones in COCO's compressed run lengths."""
+    """Encodes a binary mask (H, W) as COCO compressed RLE."""
     found = coco.encode(np.asfortranarray(area))
     return {"size": [int(side) for side in found["size"]], "counts": found["counts"].decode("ascii")}
 
 
 def batch_json(answers: Iterable[SegmentationResponse]) -> list[dict[str, Any]]:
-    """Returns several images' figures, or their encoded images as text, each with the version that answered."""
+    """Returns the JSON content of several responses, each with its version. Images are base64 text."""
     return [
         {"version": one.version, **(one.figures or {}), **({"image": _text(one.body)} if one.body is not None else {})}
         for one in answers

@@ -1,4 +1,4 @@
-"""What is asked over HTTP, and how it is answered."""
+"""HTTP routes of the server."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ from segray.serving.requests import IMAGE_TYPES, IncludeField, Output, RequestEr
 from segray.serving.responses import JSON, PNG, SegmentationResponse, batch_json
 
 CLIENT_CLOSED = "499"
-"""The status under which those are counted who did not wait for their answer."""
+"""Status code in the metrics for requests whose client disconnected before the response."""
 MULTIPART = "multipart/form-data"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,7 +60,7 @@ OpacityAsked = Annotated[float, Query(ge=0, le=1, description="Of the colours in
 
 
 def build_app(desk: Gateway) -> FastAPI:
-    """Returns the application whose requests a desk takes."""
+    """Builds the FastAPI application of a gateway."""
     app = FastAPI(
         title="segray",
         version="1",
@@ -77,13 +77,13 @@ def build_app(desk: Gateway) -> FastAPI:
 
 
 class RequestMetrics:
-    """Counts requests by path and status, and how long they take."""
+    """Middleware that counts requests by path and status and measures their duration."""
 
     def __init__(self, app: ASGIApp, desk: Gateway) -> None:
         self._app, self._desk = app, desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -101,14 +101,14 @@ class RequestMetrics:
             status = CLIENT_CLOSED
             raise
         finally:
-            route = scope.get("route")  # a stranger's own paths would be series without end
+            route = scope.get("route")  # unknown paths share one label, which bounds the number of series
             path = getattr(route, "path", "other")
             self._desk.tally.inc("segray_requests", path, status)
             self._desk.tally.observe("segray_request_seconds", perf_counter() - begun, path)
 
 
 def _refusals(app: FastAPI) -> None:
-    """Has every refusal answered in JSON, with its reason in one line."""
+    """Registers exception handlers that return errors as JSON with a one-line reason."""
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> Response:
@@ -178,7 +178,7 @@ def _state(app: FastAPI, desk: Gateway) -> None:
 
 
 def _told(state: ServingState) -> dict[str, Any]:
-    """Returns what is not for strangers: problems name places."""
+    """Returns the details for authenticated clients. Problems may contain paths and addresses."""
     wanted = {"version": state.version, "wanted": state.wanted.champion, "challenger": state.wanted.challenger}
     return {**wanted, "replicas": len(state.serving), "problems": state.problems}
 
@@ -215,10 +215,10 @@ def _segmentation(app: FastAPI, desk: Gateway) -> None:
 
 
 async def _images(request: Request, desk: Gateway) -> list[tuple[str, bytes]]:
-    """Returns the images of a request, each with its name.
+    """Returns the name and the content of each image of a request.
 
     Raises:
-        RefusedError: there is none, there are too many, they are too large, or of another type.
+        RequestError: the request has no image, too many images, a body that is too large, or another media type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in {*IMAGE_TYPES, MULTIPART}:
@@ -233,7 +233,7 @@ async def _images(request: Request, desk: Gateway) -> list[tuple[str, bytes]]:
 
 
 async def _body(request: Request, desk: Gateway) -> bytes:
-    """Returns the body, of which no more is read than is taken."""
+    """Returns the request body. Reading stops at the size limit."""
     length = request.headers.get("content-length", "")
     if length.isdigit():
         validate_length(int(length), desk.settings)
@@ -245,7 +245,7 @@ async def _body(request: Request, desk: Gateway) -> bytes:
 
 
 async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, bytes]]:
-    """Returns the files of a form."""
+    """Returns the name and the content of each file of a multipart form."""
 
     async def whole() -> AsyncIterator[bytes]:
         yield body
@@ -258,7 +258,7 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
         raise RequestError(
             f"the form cannot be read ({error.message}); {expected}", 413 if is_too_many else 422
         ) from error
-    except Exception as error:  # what it raises on damaged headers is anything
+    except Exception as error:  # the parser raises many exception types on damaged headers
         raise RequestError("the form cannot be read; expected multipart/form-data as browsers send it.") from error
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
@@ -268,7 +268,7 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
 
 
 def _text(name: str) -> str:
-    """Returns a name that can be written down: a form may claim any charset for it."""
+    """Returns a file name as valid UTF-8 of at most 100 characters, because a form may declare any charset."""
     return name.encode("utf-8", "replace").decode()[:100]
 
 
@@ -278,7 +278,10 @@ def _accepted(request: Request) -> Output:
 
 
 def _wanted(accept: str, kind: str) -> float:
-    """Returns how much a type is wanted, 0 to 1: what is said of it itself, of its group, or of everything."""
+    """Returns the quality (0 to 1) of a media type in an Accept header.
+
+    The most specific match applies: the type, its group (`image/*`), or `*/*`.
+    """
     said = dict[str, float]()
     for one in accept.split(","):
         name, *parameters = (part.strip() for part in one.split(";"))
@@ -300,5 +303,5 @@ def _response(answer: SegmentationResponse, seconds: float) -> Response:
 
 
 def _json(found: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    """Returns JSON in ASCII, whatever stands in it."""
+    """Returns a JSON response in ASCII."""
     return Response(json.dumps(found), status, headers, JSON)

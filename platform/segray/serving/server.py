@@ -1,4 +1,4 @@
-"""Serving from its beginning to its end: what can be known to fail is tried first, then Ray Serve does the rest."""
+"""Server lifecycle: checks the preconditions, starts Ray Serve, and shuts it down."""
 
 import asyncio
 import logging
@@ -33,12 +33,12 @@ from segray.tracking.registry import available_hint
 
 APP_NAME = "segray"
 CACHE_DIR = "served"
-"""Folder in the results in which versions are kept."""
+"""Subfolder of the results folder that holds the model cache."""
 MIN_TOKEN_LENGTH = 16
 POLL_S, PATIENCE_S = 1.0, 10.0
-LOGGING = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # what was asked is nobody else's business
+LOGGING = LoggingConfig(log_level=logging.WARNING, enable_access_log=False)  # requests are private
 SERVE_ENVIRONMENT = {
-    # A replica's own threads compute; two event loops in a process only wait for each other.
+    # A replica computes in its own threads. A second event loop in the process only adds waiting time.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
@@ -46,13 +46,13 @@ SERVE_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """Where and how a model is served.
+    """Description of a running server.
 
     Attributes:
-        url: of the server.
-        device: "cpu" or "cuda".
-        max_replicas: replicas at most.
-        version: behind the alias at the start.
+        url: URL of the server.
+        device: device of the replicas, "cpu" or "cuda".
+        max_replicas: maximum number of replicas.
+        version: version of the alias at the start.
     """
 
     url: str
@@ -63,22 +63,23 @@ class ServerInfo:
 
 @contextmanager
 def running_server(config: Config, say: Callable[[str], None] = print) -> Iterator[ServerInfo]:
-    """Serves the model of `tracking.model` for as long as the context lasts.
+    """Context manager that serves the model `tracking.model`.
 
     Args:
-        config: with the settings of serving and the store.
-        say: called with the few lines a person should read.
+        config: configuration of serving and of the MLflow store.
+        say: function that prints messages for the user.
 
     Raises:
-        UserError: there is nothing to serve, or not so.
-        ServingError: it could not be started.
+        UserError: no version can be served, the configuration is invalid, or the cluster is too small.
+        ServingError: the server could not be started.
     """
     settings, model, uri = config.serve, config.tracking.model, paths.tracking_uri(config)
     silence_libraries()
     token = _token(settings)
     if token is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
         say(f"whoever reaches {settings.host} may ask: there is no serve.token_file.")
-    kept = Path(paths.absolute_path("results", config.results)) / CACHE_DIR / settings.alias  # each server its own
+    # Each alias has its own cache, so that servers do not share one.
+    kept = Path(paths.absolute_path("results", config.results)) / CACHE_DIR / settings.alias
     version = load_initial_version(model, uri, settings, kept)
     _check_port(settings)
     for name, value in SERVE_ENVIRONMENT.items():
@@ -96,10 +97,10 @@ def running_server(config: Config, say: Callable[[str], None] = print) -> Iterat
 
 
 def follow_state(told: Callable[[ServingState], None]) -> NoReturn:
-    """Calls `told` with what is known of the replicas, again and again.
+    """Calls `told` with the status of the replicas every `POLL_S` seconds.
 
     Raises:
-        ServingError: nothing is served any more.
+        ServingError: the application no longer runs.
     """
     asyncio.run(_watch(told))
     raise AssertionError
@@ -118,16 +119,18 @@ async def _watch(told: Callable[[ServingState], None]) -> NoReturn:
 
 
 def load_initial_version(model: str, uri: str, settings: ServeConfig, kept: Path) -> str:
-    """Returns the version behind the alias, once it is at hand; a registry that is away is asked a few times.
+    """Fetches the version of the alias into the model cache and returns its number.
+
+    The request is retried a few times while the registry does not answer.
 
     Args:
-        model: registered model.
-        uri: MLflow store.
-        settings: name the alias.
-        kept: folder in which versions are kept.
+        model: name of the registered model.
+        uri: URI of the MLflow store.
+        settings: serving configuration, which contains the alias.
+        kept: folder of the model cache.
 
     Raises:
-        RegistryError: there is no such model or alias, the version has no files, or the registry stays away.
+        RegistryError: the model or alias does not exist, the version has no files, or the registry does not answer.
     """
     client, shelf = connect_mlflow(uri, f"model {model}"), ModelCache(model, uri, kept)
     aliases = shelf.aliases()
@@ -148,7 +151,11 @@ def _is_served() -> bool:
 
 
 def _token(settings: ServeConfig) -> bytes | None:
-    """Returns the digest of the token: the token itself stays in its file."""
+    """Returns the SHA-256 digest of the token, or `None` without a token file. The token itself is not kept.
+
+    Raises:
+        ConfigError: the token file cannot be read, or does not contain a valid token.
+    """
     if settings.token_file is None:
         return None
     try:
@@ -174,7 +181,11 @@ def _check_port(settings: ServeConfig) -> None:
 
 
 def _room(settings: ServeConfig) -> tuple[str, int]:
-    """Returns the device, and how many replicas the cluster can hold of those that are wanted."""
+    """Returns the device and the maximum number of replicas.
+
+    Raises:
+        CapacityError: the cluster cannot hold the configured number of replicas.
+    """
     nodes = potential_nodes()
     gpus = sum(int(node.gpus) for node in nodes)
     device = "cuda" if settings.device == "cuda" or (settings.device == "auto" and gpus) else "cpu"
@@ -188,7 +199,12 @@ def _room(settings: ServeConfig) -> tuple[str, int]:
 
 
 def _start(settings: ServeConfig) -> None:
-    """Starts Ray Serve; one that runs already listens where it was told to, and ending it would end what it serves."""
+    """Starts Ray Serve.
+
+    Raises:
+        ServingError: the cluster already runs Ray Serve, or it cannot be started. A running instance has its own
+            address, and its shutdown would stop other applications.
+    """
     if any(one["name"] == SERVE_CONTROLLER_NAME for one in ray.util.list_named_actors(all_namespaces=True)):
         raise ServingError("this cluster runs Ray Serve already; end that first, or use another cluster.")
     try:
@@ -205,7 +221,7 @@ def _run(app: serve.Application) -> None:
 
 
 def _end(is_ours: bool) -> None:
-    """Lets requests in hand be answered, and ends Ray Serve; a cluster that was started for it, with it."""
+    """Completes the requests in progress and stops Ray Serve. Also stops a cluster that this process started."""
     if is_ours:
         serve.delete(APP_NAME)
         ray.shutdown()
@@ -214,7 +230,7 @@ def _end(is_ours: bool) -> None:
 
 
 def _why() -> str:
-    """Returns what the deployment that did not start says, in one line."""
+    """Returns the error of the deployment that did not start, in one line."""
     found = serve.status().applications.get(APP_NAME)
     lines = [line.strip() for one in found.deployments.values() for line in one.message.splitlines()] if found else []
     told = [line for line in lines if "Error" in line]

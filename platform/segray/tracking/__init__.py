@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow, by way of a journal of its own.
+"""Tracking of runs in MLflow. Each run writes a journal, and an uploader sends the journal to MLflow.
 
-Nothing is imported here: whoever writes the journal does without MLflow.
+This module imports nothing, so that a process can write the journal without importing MLflow.
 """

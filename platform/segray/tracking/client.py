@@ -1,4 +1,4 @@
-"""The model registry: checkpoints become versions, and references become folders."""
+"""Connection to an MLflow store, with retries and readable errors."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,27 +18,27 @@ UNAVAILABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSEr
 
 SERVER_ERROR = 500
 RETRY_DELAYS_S = (0.5, 1.0, 2.0)
-"""Between the attempts to reach a store at the start."""
+"""Delays in seconds between the attempts to reach a store."""
 
 Answer = TypeVar("Answer")
 
 
 def connect_mlflow(tracking_uri: str, what: str, waits_s: Sequence[float] = RETRY_DELAYS_S) -> MlflowClient:
-    """Returns a client of a store that answers; one that is away is waited for a few seconds.
+    """Connects to an MLflow store and returns the client. Retries while the store does not answer.
 
     Args:
-        tracking_uri: of the store.
-        what: is wanted of it, for the message.
-        waits_s: between the attempts.
+        tracking_uri: URI of the store.
+        what: name of the requested object, for the error message.
+        waits_s: delays in seconds between the attempts.
 
     Raises:
-        RegistryError: it does not answer.
+        RegistryError: the store does not answer.
     """
     silence_libraries()
     require_store(tracking_uri, what)
 
     def answering() -> MlflowClient:
-        client = MlflowClient(tracking_uri, tracking_uri)  # which opens a database, if it is one
+        client = MlflowClient(tracking_uri, tracking_uri)  # this opens the connection if the store is a database
         client.search_registered_models(max_results=1)
         return client
 
@@ -52,10 +52,13 @@ def connect_mlflow(tracking_uri: str, what: str, waits_s: Sequence[float] = RETR
 
 
 def with_retries(ask: Callable[[], Answer], waits_s: Sequence[float] = RETRY_DELAYS_S) -> Answer:
-    """Returns what a store answers, asked again where it is away.
+    """Calls `ask` and returns its result. Retries while the store is unavailable.
 
     Raises:
-        MlflowException, RequestException, SQLAlchemyError, OSError: it was away each time, or says no.
+        MlflowException: the store rejects the request, or all attempts failed.
+        RequestException: all attempts failed.
+        SQLAlchemyError: all attempts failed.
+        OSError: all attempts failed.
     """
     for wait_s in waits_s:
         try:
@@ -68,16 +71,20 @@ def with_retries(ask: Callable[[], Answer], waits_s: Sequence[float] = RETRY_DEL
 
 
 def error_summary(error: Exception) -> str:
-    """Returns what an error says, without the page below it, and without the password of an address in it."""
+    """Returns the first line of an error message, at most 300 characters, with passwords in URIs redacted."""
     lines = paths.redact(str(error)).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def require_store(tracking_uri: str, what: str) -> None:
-    """Refuses a database that is not there, of which MLflow would make an empty one.
+    """Checks that a SQLite store exists, because MLflow would create an empty database.
+
+    Args:
+        tracking_uri: URI of the store.
+        what: name of the requested object, for the error message.
 
     Raises:
-        RegistryError: it is not; `what` cannot be fetched.
+        RegistryError: the database file does not exist.
     """
     store = tracking_uri.removeprefix("sqlite:///")
     if store != tracking_uri and not Path(store).exists():

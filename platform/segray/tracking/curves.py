@@ -1,4 +1,4 @@
-"""Loss and mIoU of runs over their steps, from MLflow, as one picture."""
+"""Plots the training loss and mIoU of MLflow runs over the steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ from segray.tracking.client import error_summary, require_store
 
 METRICS = {"train/loss": "training loss", "val/miou": "mean IoU of the validation"}
 SMOOTHING = 0.6
-"""Of the loss: what a point keeps of those before."""
+"""Smoothing factor of the loss: weight of the previous running mean at each point, 0 to 1."""
 DPI = 130
 MAX_RUNS = 1000
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's values by metric, as (steps, values)."""
+    """Metric curves of a run: (steps, values) for each metric."""
 
     name: str
     points: dict[str, tuple[list[int], list[float]]]
 
 
 def load_curves(uri: str, experiment: str, runs: Sequence[str]) -> list[Curve]:
-    """Returns the curves of runs.
+    """Loads the metric curves of runs from MLflow.
 
     Args:
-        uri: MLflow store.
-        experiment: the runs belong to.
-        runs: their names or ids; none takes all training runs of the experiment.
+        uri: URI of the MLflow store.
+        experiment: name of the experiment.
+        runs: names or ids of the runs. An empty sequence selects all training runs of the experiment.
 
     Raises:
         RegistryError: the store does not answer.
-        DataError: there is no such experiment or run, or none with values.
+        DataError: the experiment or a run does not exist, or no run has values.
     """
     silence_libraries()
     require_store(uri, "runs")
@@ -80,7 +80,10 @@ def _curve(client: MlflowClient, run: Run) -> Curve:
 
 
 def plot_training_curves(found: Sequence[Curve], file: Path) -> None:
-    """Writes the picture: loss at the left, faint as it is and strong as its running mean, mIoU at the right."""
+    """Writes a figure with the loss on the left and the mIoU on the right.
+
+    The loss is drawn twice: raw values as a faint line and their running mean as a strong line.
+    """
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (metric, title) in enumerate(METRICS.items(), 1):
@@ -104,7 +107,7 @@ def plot_training_curves(found: Sequence[Curve], file: Path) -> None:
 
 
 def running_mean(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
-    """Returns the running mean of values; as if there had been as many before the first as after."""
+    """Computes the exponential running mean of values, with bias correction for the first values."""
     found, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)

@@ -1,4 +1,4 @@
-"""Evaluations in MLflow: a run each, below the training run of the model."""
+"""Logging of evaluations to MLflow. Each evaluation is a child run of the model's training run."""
 
 import json
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True)
 class EvaluationEntry:
-    """What is written of an evaluation.
+    """Content of an evaluation run.
 
     Attributes:
-        name: of its run.
-        step: of the checkpoint.
-        metrics: by name.
-        params: what was evaluated, and how.
-        summary: all of it, for programs.
-        files: to keep with it.
+        name: name of the evaluation run.
+        step: training step of the checkpoint.
+        metrics: metric values, by name.
+        params: parameters of the evaluation.
+        summary: complete results in machine-readable form.
+        files: files that are logged as artifacts.
     """
 
     name: str
@@ -45,13 +45,15 @@ class EvaluationEntry:
 
 
 def log_evaluation(entry: EvaluationEntry, reference: str, folder: Path, uri: str) -> str | None:
-    """Writes an evaluation below the training run of its model; returns its run's id, or none where that is unknown.
+    """Logs an evaluation as a child run of the model's training run.
+
+    Returns the id of the new run, or `None` if the training run is unknown.
 
     Args:
-        entry: of the evaluation.
-        reference: of the model, as it was given.
-        folder: of its checkpoint.
-        uri: MLflow store.
+        entry: content of the evaluation run.
+        reference: model reference as the user passed it.
+        folder: folder of the checkpoint.
+        uri: URI of the MLflow store.
 
     Raises:
         RegistryError: the store does not answer.
@@ -70,7 +72,7 @@ def log_evaluation(entry: EvaluationEntry, reference: str, folder: Path, uri: st
         client.set_terminated(run_id, "FINISHED")
     except UNAVAILABLE as error:
         if run_id is not None:
-            with suppress(*UNAVAILABLE):  # it may be the very server that is gone
+            with suppress(*UNAVAILABLE):  # the server itself may be unavailable
                 client.set_terminated(run_id, "FAILED")
         raise RegistryError(
             f"MLflow at {paths.redact(uri)} does not take the evaluation: {error_summary(error)}"
@@ -98,7 +100,7 @@ def _write(client: MlflowClient, run_id: str, entry: EvaluationEntry) -> None:
 def log_metrics_and_params(
     client: MlflowClient, run_id: str, step: int, metrics: Mapping[str, float], params: Mapping[str, str]
 ) -> None:
-    """Writes metrics, as many at a time as MLflow takes, and params of a run."""
+    """Logs the metrics and params of a run. Metrics are sent in batches of the size that MLflow accepts."""
     now = get_current_time_millis()
     named = zip(mlflow_metric_names(list(metrics)), metrics.values(), strict=True)
     entities = [Metric(key, value, now, step) for key, value in named]

@@ -1,7 +1,7 @@
-"""The journal of a run: everything that tracking is told, appended to a file first and uploaded from there.
+"""Journal of a run: an append-only file of tracking records, from which the uploader sends them to MLflow.
 
-A line is one JSON record `{"kind": ..., "time_ms": ..., ...}`. Appending never waits for a server, so training never
-does; what could not be uploaded stays in the file.
+Each line is one JSON record `{"kind": ..., "time_ms": ..., ...}`. Appending a record never waits for a server, so the
+training never waits either. Records that could not be uploaded stay in the file.
 """
 
 import errno
@@ -22,23 +22,24 @@ Kind = Literal[
 
 
 class Journal:
-    """Appends records to the journal in a run's folder. Several processes may append: a record is one write."""
+    """Appends records to the journal in a run's folder. Several processes may append, because a record is one write."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
 
     def write(self, kind: Kind, **fields: Any) -> None:
-        """Appends one record, with the time of now.
+        """Appends one record with the current time.
 
         Raises:
-            OSError: it could not be written whole.
+            OSError: the record could not be written completely.
         """
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **fields}
         line = json.dumps(record).encode() + b"\n"
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.lseek(handle, 0, os.SEEK_END)
-            if size and os.pread(handle, 1, size - 1) != b"\n":  # somebody died, or the disk was full, in mid-line
+            # The last line is incomplete if a writer died or the disk was full.
+            if size and os.pread(handle, 1, size - 1) != b"\n":
                 line = b"\n" + line
             if os.write(handle, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -46,11 +47,11 @@ class Journal:
             os.close(handle)
 
     def records(self) -> list[Record]:
-        """Returns all that was appended."""
+        """Returns all records."""
         return list(JournalReader(self.path).read())
 
     def last_step(self) -> int:
-        """Returns the step of the last metrics, 0 if there are none, or that the run was set back to since."""
+        """Returns the largest step with metrics since the last rewind, but at least the step of that rewind (or 0)."""
         last = 0
         for record in self.records():
             if record["kind"] == "metrics":
@@ -61,10 +62,10 @@ class Journal:
 
 
 class JournalReader:
-    """Reads a journal from an offset on, whole lines only, while others append.
+    """Reads complete lines of a journal from an offset, while other processes append.
 
     Attributes:
-        offset: bytes read so far.
+        offset: number of bytes read so far.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -72,14 +73,14 @@ class JournalReader:
         self.offset = offset
 
     def read(self) -> Iterator[Record]:
-        """Yields the records that came since; `offset` stands behind each as it is yielded."""
+        """Yields the new records. `offset` points after each record when it is yielded."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
             file.seek(self.offset)
             for line in file:
-                if not line.endswith(b"\n"):  # its writer is in the middle of it
+                if not line.endswith(b"\n"):  # the writer has not finished the line
                     return
                 self.offset += len(line)
-                with suppress(ValueError):  # half a record, whose writer died
+                with suppress(ValueError):  # incomplete record of a writer that died
                     yield json.loads(line)

@@ -1,6 +1,6 @@
-"""A model card: what a version is, what it was made of, how good it is, and what it is not for.
+"""Model cards: description, training data, metrics and limits of a version.
 
-Pure: whoever writes it brings the facts.
+The functions of this module perform no I/O. The caller provides all data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,23 +13,23 @@ from segray.evaluation.metrics.bootstrap import Interval
 from segray.models.checkpoint import Meta
 
 MAX_CLASSES = 30
-"""That are listed: a database may keep no more than 5,000 letters of a card."""
+"""Maximum number of classes in the table. A database may limit a card to 5,000 characters."""
 FEW = 10
 NONE = "-"
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """How a version did on a split.
+    """Scores of a version on a split.
 
     Attributes:
-        split: name.
-        digest: of the dataset.
-        means: `miou`, `macc` and `aacc`, as far as they are known.
-        interval: 95% of the mean IoU; none if it was not counted.
-        classes: IoU of each class, none where it is absent.
-        intervals: 95% of each, as far as they were counted.
-        rows: how many images; none if that is not known.
+        split: name of the split.
+        digest: digest of the dataset.
+        means: known values of `miou`, `macc` and `aacc`.
+        interval: 95% confidence interval of the mean IoU, or `None` if it was not computed.
+        classes: IoU of each class, or `None` for a class that is absent from the split.
+        intervals: 95% confidence intervals of the class IoU, where they were computed.
+        rows: number of images, or `None` if unknown.
     """
 
     split: str
@@ -43,17 +43,17 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class CardData:
-    """What a card tells.
+    """Data of a model card.
 
     Attributes:
-        model: registered name.
-        config: it was trained with.
-        classes: it tells apart.
-        meta: of its checkpoint.
-        run: name of its training run.
-        dataset: name of what it was trained on.
-        commit: of the code; none if that is not known.
-        scored: splits it was evaluated on.
+        model: name of the registered model.
+        config: training configuration.
+        classes: classes of the model.
+        meta: metadata of the checkpoint.
+        run: name of the training run.
+        dataset: name of the training dataset.
+        commit: git commit of the code, or `None` if unknown.
+        scored: scores of each evaluated split.
     """
 
     model: str
@@ -67,7 +67,7 @@ class CardData:
 
 
 def validation_scores(meta: Meta, config: Config, classes: Classes) -> SplitScores:
-    """Returns how a checkpoint did in the validation it was chosen by."""
+    """Returns the scores of the validation that selected the checkpoint."""
     found = meta.metrics
     named = {name: found[f"val/{name}"] for name in ("miou", "macc", "aacc") if f"val/{name}" in found}
     ends = [found.get(f"val/miou_{end}") for end in Interval._fields]
@@ -77,7 +77,7 @@ def validation_scores(meta: Meta, config: Config, classes: Classes) -> SplitScor
 
 
 def render_card(facts: CardData) -> str:
-    """Returns the card, in markdown."""
+    """Renders the model card as Markdown."""
     parts = (_head(facts), _data(facts), _metrics(facts), _training(facts), _limits(facts))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""A version's folder: a checkpoint as MLflow serves it, loadable without a pickle."""
+"""MLflow model folder of a checkpoint. The folder loads without pickle."""
 
 import hashlib
 import shutil
@@ -14,23 +14,23 @@ from segray.models import checkpoint
 
 ARTIFACT_PATH = "model"
 LOADER = Path(__file__).with_name("pyfunc_model.py")
-# What a registered model consists of; the optimiser's state stays with the run.
+# Files of a registered model. The optimiser state stays with the run.
 CHECKPOINT_FILES = (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES, checkpoint.META)
 SIGNATURE = ModelSignature(inputs=Schema([ColSpec("binary", "image")]), outputs=Schema([ColSpec("binary", "mask")]))
 IMPORTED = ("mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic", "PyYAML", "safetensors")
 REQUIRED = ("segray", "torch", *IMPORTED)
-"""All that loader.py imports, whether itself or by way of segray; a test looks."""
+"""Packages that pyfunc_model.py imports directly or through segray. A test checks this list."""
 
 
 def build_package(folder: Path, temporary: Path) -> Path:
-    """Returns an MLflow model folder below `temporary`, made of a checkpoint."""
+    """Builds an MLflow model folder from a checkpoint and returns its path below `temporary`."""
     staged = temporary / "checkpoint"
     staged.mkdir()
     for part in CHECKPOINT_FILES:
         shutil.copy(folder / part, staged / part)
     packed = temporary / ARTIFACT_PATH
     with warnings.catch_warnings():
-        # An example would be an image of ours in every version; the signature says as much.
+        # An input example would add an image to every version. The signature holds the same information.
         warnings.filterwarnings("ignore", ".*input example.*")
         mlflow.pyfunc.save_model(
             packed,
@@ -43,27 +43,27 @@ def build_package(folder: Path, temporary: Path) -> Path:
 
 
 def requirements() -> list[str]:
-    """Returns what a version needs to be loaded, at the versions that are installed here."""
+    """Returns the pip requirements of a version, pinned to the installed versions."""
     return [f"{name}=={found}" for name in REQUIRED if (found := _installed(name)) is not None]
 
 
 def _installed(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:  # another build of it, such as opencv-python, or a source folder on the path
+    except PackageNotFoundError:  # installed as another build, such as opencv-python, or as a source folder on the path
         return None
 
 
 def packaged_checkpoint(local: Path) -> Path:
-    """Returns the checkpoint in an MLflow model folder."""
+    """Returns the checkpoint folder inside an MLflow model folder."""
     return local / "artifacts" / "checkpoint"
 
 
 def package_digest(folder: Path) -> str:
-    """Returns a hash (SHA-256) of all that a checkpoint answers by: weights, settings, classes and what it is of.
+    """Computes the SHA-256 digest of a checkpoint: weights, configuration, classes and metadata.
 
     Raises:
-        FileNotFoundError: a part is missing.
+        FileNotFoundError: a file of the checkpoint is missing.
     """
     found = hashlib.sha256()
     for part in CHECKPOINT_FILES:

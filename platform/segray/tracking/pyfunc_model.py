@@ -1,6 +1,7 @@
-"""The code a registered version carries: MLflow runs this file to load it. Image bytes in, mask bytes out.
+"""Loader code of a registered version. MLflow runs this file to load the version.
 
-It is logged as code beside safetensors weights, so loading a version opens no pickle.
+The model maps image bytes to mask bytes. The code is logged together with safetensors weights, so loading a version
+does not use pickle.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ class SegmentationModel(PythonModel):  # type: ignore[misc]
         self._predictor = Predictor(context.artifacts["checkpoint"])
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """Returns a frame with the column `mask` for a frame with the column `image`, both bytes."""
+        """Maps a data frame with the column `image` to a data frame with the column `mask`. Both columns hold bytes."""
         masks = [encode_mask(self._predictor(decode_image(image))) for image in model_input["image"]]
         return pd.DataFrame({"mask": masks})
 

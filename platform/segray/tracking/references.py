@@ -1,4 +1,4 @@
-"""A model by any of its names: a checkpoint folder, a registered version, a run."""
+"""Model references: a checkpoint folder, a registered version, or a run."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ def resolve_checkpoint(model: str, config: Config) -> Path:
 
     Args:
         model: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
-        config: names the MLflow store that knows the last three.
+        config: configuration, which contains the URI of the MLflow store for `models:/` and `runs:/` references.
 
     Raises:
-        RegistryError: there is no such model, alias, version or run, or the store does not answer.
+        RegistryError: the model, alias, version or run does not exist, or the store does not answer.
     """
     if not model.startswith(REGISTRY_SCHEMES):
         return Path(model)
-    from segray.tracking.registry import download_checkpoint  # noqa: PLC0415 MLflow takes a second to import, which a folder does not need
+    from segray.tracking.registry import download_checkpoint  # noqa: PLC0415 importing MLflow takes a second, and a folder does not need it
 
     return download_checkpoint(model, paths.tracking_uri(config))
 
@@ -31,7 +31,7 @@ class ReferencePredictor(predictor.Predictor):
     Args:
         model: a checkpoint folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
         device: "cpu", "cuda" or "auto".
-        tracking_uri: MLflow store; none takes MLFLOW_TRACKING_URI, or mlflow.db in the working directory.
+        tracking_uri: URI of the MLflow store. Defaults to MLFLOW_TRACKING_URI, or mlflow.db in the working directory.
     """
 
     def __init__(self, model: Path | str, device: str = "auto", tracking_uri: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The model registry: checkpoints become versions, and references become folders."""
+"""Model registry: registers checkpoints as versions and resolves model references to checkpoint folders."""
 
 import tempfile
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from segray.tracking.package import ARTIFACT_PATH, build_package, package_digest
 
 CHALLENGER = "challenger"
 LOCK = ".promotion"
-"""What the name of a model's lock ends with: see segray.promotion.aliases."""
+"""Suffix of the lock name of a model. See segray.promotion.aliases."""
 RUN_TAG, DATASET_TAG, COMMIT_TAG, DIGEST_TAG = "segray.run", "segray.dataset", "segray.git", "segray.checkpoint"
 
 NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 
 
 def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: str, aliases: list[str]) -> str:
-    """Registers a checkpoint as a new version of `name`, with its card and tags, and returns the version.
+    """Registers a checkpoint as a new version of `name`, with its card and tags, and returns the version number.
 
-    A run registers one version: asked again, it returns the one it has.
+    Each run registers one version. Further calls return the existing version.
     """
     version = _version_of(client, run_id, name)
     if version is None:
@@ -37,7 +37,7 @@ def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: s
             client.log_artifacts(run_id, str(packed), ARTIFACT_PATH)
         _ensure_model(client, name)
         facts = card_data(client, run_id, folder, name)
-        # Card and tags go with the version: whoever dies behind this leaves no version without them.
+        # One request creates the version, card and tags, so that a crash leaves no version without them.
         made = client.create_model_version(
             name,
             f"runs:/{run_id}/{ARTIFACT_PATH}",
@@ -54,14 +54,14 @@ def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: s
 def card_data(
     client: MlflowClient, run_id: str, folder: Path, name: str, scored: Sequence[model_card.SplitScores] = ()
 ) -> model_card.CardData:
-    """Returns what the card of a version tells.
+    """Collects the data of a model card.
 
     Args:
-        client: of the store.
-        run_id: of the training run.
-        folder: of the checkpoint.
-        name: of the registered model.
-        scored: splits it was evaluated on, beside its own validation.
+        client: client of the MLflow store.
+        run_id: id of the training run.
+        folder: folder of the checkpoint.
+        name: name of the registered model.
+        scored: scores of further splits, in addition to the training's validation.
     """
     run, meta = client.get_run(run_id), checkpoint.load_meta(folder)
     config, classes = checkpoint.load_config(folder), checkpoint.load_classes(folder)
@@ -102,15 +102,15 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
 
 
 def download_checkpoint(reference: str, tracking_uri: str, into: Path | None = None) -> Path:
-    """Returns the local checkpoint folder behind a reference.
+    """Returns the local checkpoint folder of a model reference, and downloads it if necessary.
 
     Args:
         reference: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
-        tracking_uri: the MLflow store that knows the last three.
-        into: folder that takes the files; none leaves those that lie on this machine where they are.
+        tracking_uri: URI of the MLflow store for `models:/` and `runs:/` references.
+        into: target folder of the download. With `None`, local files stay in place.
 
     Raises:
-        RegistryError: there is no such model, alias, version or run, it has no files, or the store does not answer.
+        RegistryError: the model, alias, version or run does not exist or has no files, or the store does not answer.
     """
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference)
@@ -147,10 +147,10 @@ def _source(client: MlflowClient, reference: str) -> str:
 
 
 def resolve_version(client: MlflowClient, reference: str) -> ModelVersion:
-    """Returns the version behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """Resolves `models:/NAME@ALIAS` or `models:/NAME/VERSION` to a model version.
 
     Raises:
-        MlflowException: there is none.
+        MlflowException: the version does not exist.
         RegistryError: the reference has neither form.
     """
     name, mark, which = _parts(reference)
@@ -172,7 +172,7 @@ def _parts(reference: str) -> tuple[str, str, str]:
 
 
 def available_hint(client: MlflowClient, reference: str) -> str:
-    """Returns what there is instead of a reference, to stand behind a message: versions and aliases, or models."""
+    """Returns the suffix of an error message that lists the available versions and aliases, or the models."""
     if reference.startswith("runs:/"):
         return "."
     name = _parts(reference)[0]

@@ -1,4 +1,4 @@
-"""A sweep's runs in MLflow: its own, and one below it for each trial, uploaded by whoever runs the sweep."""
+"""Uploader of a sweep. The driver of the sweep uploads its run and one child run for each trial."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from segray.tracking.uploader import RunUploader
 
 
 class SweepUploader:
-    """Uploads the journal of a sweep and those of its trials, each from where it stopped the last time.
+    """Uploads the journals of a sweep and its trials, and resumes each from its last upload.
 
     Args:
-        folder: of the sweep, which holds those of its trials.
-        uri: MLflow store.
-        say: called with a line about each record that the store refuses.
+        folder: folder of the sweep, which contains the folders of its trials.
+        uri: URI of the MLflow store.
+        say: function that prints a message for each record that the store rejects.
     """
 
     def __init__(self, folder: Path, uri: str, say: Callable[[str], None] = print) -> None:
@@ -25,20 +25,20 @@ class SweepUploader:
 
     @property
     def run_id(self) -> str | None:
-        """Returns MLflow's id of the sweep's own run, once it is known."""
+        """MLflow id of the sweep's run, or `None` before it is known."""
         return self.parent.run_id
 
     def uploader_for(self, run: Path) -> RunUploader:
-        """Returns the upload of a run."""
+        """Returns the uploader of a run."""
         if run not in self._uploads:
             self._uploads[run] = RunUploader(run, self._uri, self._say)
         return self._uploads[run]
 
     def flush(self) -> None:
-        """Uploads what has come since the last call.
+        """Uploads all records that were written since the last call.
 
         Raises:
-            RegistryError: the server does not answer; what is left stays in the journals.
+            RegistryError: the server does not answer. The remaining records stay in the journals.
         """
         failed = None
         for run in [self._folder, *trial_dirs(self._folder)]:
@@ -48,7 +48,7 @@ class SweepUploader:
             try:
                 self.uploader_for(run).flush()
                 self._sizes[run] = size
-            except RegistryError as error:  # of one: the others may be taken
+            except RegistryError as error:  # other runs may still succeed
                 failed = error
                 if run == self._folder:
                     break
@@ -57,5 +57,5 @@ class SweepUploader:
 
 
 def trial_dirs(folder: Path) -> list[Path]:
-    """Returns the folders of the runs that lie in a sweep's folder."""
+    """Returns the run folders of the trials in a sweep's folder."""
     return sorted(path.parent for path in folder.glob(f"*/{JOURNAL}"))

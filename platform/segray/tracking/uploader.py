@@ -1,4 +1,4 @@
-"""From the journal to MLflow: in order, once, and without anybody waiting for it."""
+"""Uploader: sends the records of a journal to MLflow in order, once, and without blocking the training."""
 
 import errno
 import fcntl
@@ -30,26 +30,26 @@ NUMBER_TAG = "segray.trial"
 MAX_METRICS, MAX_PARAMS = 1000, 100
 MAX_VALUE = 6000
 
-BAD_REQUEST = 400  # the answer to a record that no repetition makes better
+BAD_REQUEST = 400  # status for a record that the store rejects permanently
 MAX_NAME_LENGTH = 250
-AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # sqlalchemy's first line, before the reason
+AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy puts this line before the reason
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 class RunUploader:
-    """Uploads the journal of one run, from where it stopped the last time.
+    """Uploads the journal of one run and resumes from the last upload.
 
-    Safe to repeat: the run is found by its key before one is made, and a metric that is sent again has the same
-    step, value and time, which MLflow keeps once.
+    Repeated uploads are safe. The uploader searches the run by its key before it creates one. A repeated metric has
+    the same step, value and time, and MLflow stores it once.
 
     Args:
-        folder: of the run.
-        uri: MLflow store to upload to; what another one has does not count.
-        say: called with a line about each record that the store refuses; it is left out.
+        folder: folder of the run.
+        uri: URI of the MLflow store. The upload state of other stores is ignored.
+        say: function that prints a message for each record that the store rejects. Such records are skipped.
 
     Attributes:
-        run_id: MLflow's id of the run, once it is known.
-        version: version the model was registered as, once it was.
+        run_id: MLflow id of the run, or `None` before it is known.
+        version: registered version of the model, or `None` before the registration.
     """
 
     def __init__(self, folder: Path, uri: str, say: Callable[[str], None] = print) -> None:
@@ -63,10 +63,10 @@ class RunUploader:
         self._restore()
 
     def flush(self) -> None:
-        """Uploads what has come since the last call, or since another process uploaded.
+        """Uploads all records that were written since the last upload by this or another process.
 
         Raises:
-            RegistryError: the server does not answer; what is left stays in the journal.
+            RegistryError: the server does not answer. The remaining records stay in the journal.
         """
         try:
             with _only_uploader(self._folder):
@@ -119,10 +119,10 @@ class RunUploader:
             client.set_terminated(self._run(), record["status"], record["time_ms"])
 
     def _held(self, name: str) -> str:
-        """Returns the path of what the run's folder holds, wherever that is now.
+        """Returns the path of a file in the current folder of the run.
 
         Raises:
-            FileNotFoundError: it does not hold it.
+            FileNotFoundError: the file does not exist.
         """
         path = self._folder / name
         if not path.exists():
@@ -135,7 +135,7 @@ class RunUploader:
         return self.run_id
 
     def _restore(self) -> None:
-        """Goes on from where an upload to the same store stopped; to send a record twice does no harm."""
+        """Restores the state of the last upload to the same store. Sending a record twice is harmless."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             state = json.loads((self._folder / STATE_FILE).read_text())
             if state["uri"] == paths.redact(self._uri):
@@ -152,7 +152,7 @@ class RunUploader:
 
 @contextmanager
 def _only_uploader(folder: Path) -> Iterator[None]:
-    """Holds the run's lock: two uploads at once would create two MLflow runs."""
+    """Holds the upload lock of the run. Concurrent uploads would create two MLflow runs."""
     with (folder / f"{STATE_FILE}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -164,7 +164,7 @@ def _reason(error: Exception) -> str:
 
 
 def _spelt(value: object) -> str:
-    """Returns a setting as a flag takes it."""
+    """Formats a configuration value like a command-line option."""
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
@@ -175,7 +175,8 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: 
     run = found[0] if found else client.create_run(experiment, record["time_ms"], tags, record["name"])
     run_id = str(run.info.run_id)
     params = [Param(key, _spelt(value)[:MAX_VALUE]) for key, value in record["params"].items()]
-    for first in range(0, len(params), MAX_PARAMS):  # of a run that was found too: all may not have arrived
+    # An existing run also receives its params, because an earlier upload may be incomplete.
+    for first in range(0, len(params), MAX_PARAMS):
         client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
     dataset = record["dataset"]
     entity = Dataset(dataset["name"], dataset["digest"], "local", json.dumps({"uri": dataset["root"]}))
@@ -184,10 +185,10 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: 
 
 
 def _below(client: MlflowClient, experiment: str, record: Record) -> dict[str, str]:
-    """Returns the tags of a trial's run, which MLflow shows below that of its sweep.
+    """Returns the tags that make the run of a trial a child of the sweep's run.
 
     Raises:
-        RegistryError: the sweep's own run is not there yet.
+        RegistryError: the run of the sweep does not exist yet.
     """
     if "parent" not in record:
         return {}
@@ -205,9 +206,9 @@ def _experiment(client: MlflowClient, name: str, uri: str, folder: Path) -> str:
 
 
 def _artifacts(uri: str, folder: Path) -> str | None:
-    """Returns where an experiment's artifacts go; a server knows by itself.
+    """Returns the artifact folder of an experiment, or `None` for a tracking server, which has its own.
 
-    A database would otherwise put them under the working directory of whoever comes first.
+    With a database store, MLflow would otherwise use the working directory of the process that creates the experiment.
     """
     scheme, _, place = uri.partition("://")
     kind = scheme.partition("+")[0]
@@ -218,7 +219,10 @@ def _artifacts(uri: str, folder: Path) -> str | None:
 
 
 def batch_records(tail: JournalReader) -> Iterator[tuple[list[Record], int]]:
-    """Yields the records that came since, metrics as many at a time as MLflow takes, with the offset behind them."""
+    """Yields batches of new records, each with the journal offset after the batch.
+
+    Consecutive metrics records form batches of the size that MLflow accepts. Other records are yielded one at a time.
+    """
     waiting: list[Record] = []
     behind = tail.offset
     for record in tail.read():
@@ -243,7 +247,7 @@ def _metrics(record: Record) -> list[Metric]:
 
 
 def mlflow_metric_names(names: list[str]) -> list[str]:
-    """Returns metrics' names as MLflow takes them; class names hold anything, and different ones stay different."""
+    """Converts metric names to valid and distinct MLflow names. Class names may contain any character."""
     keys = [_key(name) for name in names]
     twice = {key for key, count in Counter(keys).items() if count > 1}
     return [_marked(key, name) if key in twice and key != name else key for key, name in zip(keys, names, strict=True)]
@@ -261,14 +265,14 @@ def _marked(key: str, name: str) -> str:
 
 
 class Flushable(Protocol):
-    """What is uploaded bit by bit."""
+    """Uploader that sends new records on each call of `flush`."""
 
     def flush(self) -> None:
-        """Uploads what has come since the last call."""
+        """Uploads all records that were written since the last call."""
 
 
 class UploadThread(threading.Thread):
-    """Uploads a journal beside the training, every few seconds, and says once when MLflow is away."""
+    """Background thread that uploads a journal every few seconds. Reports only the first upload failure."""
 
     def __init__(self, upload: "Flushable", say: Callable[[str], None], every_s: float = 2.0) -> None:
         super().__init__(daemon=True, name="segray-upload")
@@ -277,14 +281,14 @@ class UploadThread(threading.Thread):
         self._complained = False
 
     def run(self) -> None:
-        """Uploads until stopped."""
+        """Uploads periodically until the thread is stopped."""
         while not self._stopped.wait(self._every_s):
             self._try()
 
     def _try(self) -> bool:
         try:
             self._upload.flush()
-        except Exception as error:  # tracking is no reason to lose a run
+        except Exception as error:  # a tracking failure must not stop the training
             if not self._complained:
                 self._complained = True
                 told = (
@@ -297,7 +301,7 @@ class UploadThread(threading.Thread):
         return True
 
     def close(self) -> bool:
-        """Stops, uploads what is left, and returns whether all of it is there."""
+        """Stops the thread, uploads the remaining records, and returns `True` if the upload succeeded."""
         self._stopped.set()
         self.join()
         return self._try()

@@ -145,7 +145,7 @@ def test_the_headline_is_of_the_counts(page, one):
     filled = total > 0
     gaps = np.abs(right[filled] - sure[filled] / 2**16) / total.sum()
     assert page[0].text("score", "ece") == [f"{gaps.sum():.4f}"]
-    tables = np.stack([one.counts.images[row].whole(4) for row in range(IMAGES)])
+    tables = np.stack([one.counts.images[row].dense(4) for row in range(IMAGES)])
     interval_ = percentile_interval(bootstrap(tables, miou, 200))
     assert page[0].text("id", "miou-interval")[0].split(DASH) == [f"{end:.4f}" for end in interval_]
     said = scores_from_confusion(one.counts.confusion, one.classes.names)
@@ -155,7 +155,7 @@ def test_the_headline_is_of_the_counts(page, one):
 
 def test_each_class_is_of_the_counts(page, one):
     matrix = one.counts.confusion
-    tables = np.stack([one.counts.images[row].whole(4) for row in range(IMAGES)])
+    tables = np.stack([one.counts.images[row].dense(4) for row in range(IMAGES)])
     for index, iou in enumerate(ious(matrix)):
         texts = page[0].text("class", f"<class> {index}")
         low, high = percentile_interval(bootstrap(tables, lambda table, at=index: iou_of(table)[:, at], 200))
@@ -202,7 +202,7 @@ def test_the_largest_confusions_and_the_worst_images_are_those_of_the_counts(pag
     worst = [texts for _, texts in sorted(page[0].rows["worst"].items())][1:]
     means = []
     for row, image in one.counts.images.items():
-        table = image.whole(4)
+        table = image.dense(4)
         union = table[:, 1] + table[:, 2] - table[:, 0]
         means.append(((table[:, 0] / np.maximum(union, 1))[union > 0].mean(), row))
     assert [texts[0] for texts in worst] == [f"val/image & {row}" for _, row in sorted(means)]
@@ -223,13 +223,13 @@ def test_the_reliability_is_of_the_counts(page, one):
 def test_the_histogram_and_the_slices_are_of_the_images(page, one):
     means = []
     for image in one.counts.images.values():
-        table = image.whole(4)
+        table = image.dense(4)
         union = table[:, 1] + table[:, 2] - table[:, 0]
         means.append((table[:, 0] / np.maximum(union, 1))[union > 0].mean())
     counts = [int(named["data-count"]) for named in page[0].attributes("count")]
     assert counts == np.histogram(means, 20, (0, 1))[0].tolist()
     for city, rows in (("Ulm", range(4)), ("Aachen", range(4, IMAGES))):
-        table = sum(one.counts.images[row].whole(4) for row in rows)
+        table = sum(one.counts.images[row].dense(4) for row in rows)
         union = table[:, 1] + table[:, 2] - table[:, 0]
         miou = (table[:, 0] / np.maximum(union, 1))[union > 0].mean()
         assert page[0].text("slice", f"city/{city}") == [
@@ -242,7 +242,7 @@ def test_the_histogram_and_the_slices_are_of_the_images(page, one):
 
 def test_the_comparison_is_the_one_that_was_made(page):
     parsed, comparison = page
-    assert parsed.text("id", "verdict") == [comparison.verdict("this model", "the other") + "."]
+    assert parsed.text("id", "verdict") == [comparison.summary_line("this model", "the other") + "."]
     for name, gain in comparison.iou.items():
         texts = parsed.text("gain", name)
         if gain.delta == gain.delta:

@@ -119,7 +119,7 @@ def test_frozen_modules_stay_in_eval_mode():
 
 def test_a_notice_is_told_with_the_step_it_came_before():
     made = run(Tiny(), 3, before=lambda step: step == 1)
-    assert [bool(step.noticed) for step in made] == [False, True, False]
+    assert [bool(step.stop_requested) for step in made] == [False, True, False]
 
 
 def test_a_batch_that_is_not_finite_is_skipped_and_the_run_goes_on():
@@ -132,7 +132,7 @@ def test_a_batch_that_is_not_finite_is_skipped_and_the_run_goes_on():
         batch["image"][0, 0, 0, 0] = 0 if index == 1 else 1
     model = Spoilt()
     meter, made = TrainMeter(), run(model, 4, given=given)
-    assert [bool(step.finite) for step in made] == [True, False, True, True]
+    assert [bool(step.was_applied) for step in made] == [True, False, True, True]
     for step in made:
         meter.add(step)
     taken = meter.flush()

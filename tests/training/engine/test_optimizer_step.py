@@ -21,9 +21,9 @@ def model():
 
 
 def step(updater, model, factor=1.0, inputs=None):
-    updater.begin(1.0)
+    updater.start(1.0)
     updater.backward(model(torch.ones(4, 3) if inputs is None else inputs).square().sum() * factor)
-    return updater.finish()
+    return updater.apply()
 
 
 def weights(model):

@@ -31,17 +31,17 @@ def batches(count, first=0):
 
 def trained(one, count, first=0):
     loss = build_loss(one.config.loss, 3)
-    return [float(step.loss) for step in one.steps(one.model, loss, batches(count, first), ignore_id=255, start=first)]
+    return [float(step.loss) for step in one.train_steps(one.model, loss, batches(count, first), ignore_id=255, start=first)]
 
 
 def taken_up(one, folder, **changes):
     """A learner of its own that goes on from what the other leaves on the disk."""
     meta = checkpoint.Meta(step=0, dataset_digest="d", versions={})
     average = one.ema and one.ema.model
-    checkpoint.snapshot(one.model, one.state(), one.config, CLASSES, meta, average).write(folder)
+    checkpoint.snapshot(one.model, one.state_dict(), one.config, CLASSES, meta, average).write(folder)
     after = built(**changes)
     live, used = (checkpoint.load_weights(folder, live=which) for which in (True, False))
-    after.restore(live, used, checkpoint.load_state(folder))
+    after.load_state_dict(live, used, checkpoint.load_state(folder))
     return after
 
 
@@ -52,15 +52,15 @@ def test_it_goes_on_to_the_bit(changes, tmp_path):
     found = trained(first, 3)
     second = taken_up(first, tmp_path, **changes)
     assert found + trained(second, 3, 3) == expected
-    for mine, theirs in ((second.model, whole.model), (second.used, whole.used)):
+    for mine, theirs in ((second.model, whole.model), (second.eval_model, whole.eval_model)):
         pairs = zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_the_scale_of_float16_comes_back(tmp_path):
     first = built(train__precision="fp16")
-    first.updater.restore({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
-    state = taken_up(first, tmp_path, train__precision="fp16").updater.state()
+    first.updater.load_state_dict({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
+    state = taken_up(first, tmp_path, train__precision="fp16").updater.state_dict()
     assert (state["scale"], state["clean"]) == (8, 7)
 
 

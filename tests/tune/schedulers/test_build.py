@@ -145,13 +145,13 @@ def four(step=20):
 def test_the_worst_copies_the_best_with_settings_nearby():
     trials = four()
     trials[3].values = {"lr": 3e-2, "crop": 32}
-    assert population().judge(trials[0], trials, False) is SchedulerDecision.PAUSE
-    assert trials[0].copies == 3
+    assert population().on_result(trials[0], trials, False) is SchedulerDecision.PAUSE
+    assert trials[0].copy_from == 3
     assert trials[0].values["lr"] in [pytest.approx(3e-2 * factor) for factor in FACTORS]
     assert trials[0].values["crop"] in (32, 64)
     for other in trials[1:]:
-        assert population().judge(other, trials, True) is SchedulerDecision.CONTINUE
-        assert other.copies is None
+        assert population().on_result(other, trials, True) is SchedulerDecision.CONTINUE
+        assert other.copy_from is None
 
 
 def test_settings_that_are_moved_stay_in_the_space():
@@ -163,16 +163,16 @@ def test_settings_that_are_moved_stay_in_the_space():
 
 
 def test_between_two_looks_and_at_the_end_nobody_copies():
-    assert population().judge(four(15)[0], four(15), False) is SchedulerDecision.CONTINUE
-    assert population().judge(four(LAST)[0], four(LAST), False) is SchedulerDecision.CONTINUE
+    assert population().on_result(four(15)[0], four(15), False) is SchedulerDecision.CONTINUE
+    assert population().on_result(four(LAST)[0], four(LAST), False) is SchedulerDecision.CONTINUE
 
 
 def test_who_has_come_least_far_has_its_turn():
     trials = four()
     assert (
-        population().judge(trials[3], trials, False) is SchedulerDecision.PAUSE
+        population().on_result(trials[3], trials, False) is SchedulerDecision.PAUSE
     )  # one that is to come waits for its place
     trials[1].state = trials[2].state = State.PAUSED
     trials[1].curve[30] = 0.5
-    assert population().judge(trials[3], trials, True) is SchedulerDecision.PAUSE  # others wait for its place
-    assert population().resumed(trials, False) is trials[2]
+    assert population().on_result(trials[3], trials, True) is SchedulerDecision.PAUSE  # others wait for its place
+    assert population().next_to_resume(trials, False) is trials[2]
