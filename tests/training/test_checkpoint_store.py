@@ -117,10 +117,14 @@ def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
         raise OSError(5, "Input/output error")
 
     writer = CheckpointWriter(tmp_path)
+
+    def submit_two_more():  # the first may have failed before the second is submitted, and has to before the third
+        writer.submit(2, writes(2))
+        writer.submit(3, writes(3))
+
     writer.submit(1, write)
     with pytest.raises(TrainingError, match="Input/output error.*no whole one yet"):
-        for step in (2, 3):  # the thread may have failed before the second, and has to before the third
-            writer.submit(step, writes(step))
+        submit_two_more()
 
 
 def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_waiting(tmp_path):

@@ -108,7 +108,8 @@ class SplitReader:
         for row, image, mask, digest in zip(rows.tolist(), *columns, strict=True):
             if content_hash(image.as_buffer(), mask.as_buffer()) != digest.as_py():
                 raise DataError(
-                    f"{self.describe_row(row)} has changed since it was converted (its digest disagrees); convert again."
+                    f"{self.describe_row(row)} has changed since it was converted (its digest disagrees); convert "
+                    "again."
                 )
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:

@@ -31,7 +31,8 @@ def batches(count, first=0):
 
 def trained(one, count, first=0):
     loss = build_loss(one.config.loss, 3)
-    return [float(step.loss) for step in one.train_steps(one.model, loss, batches(count, first), ignore_id=255, start=first)]
+    made = one.train_steps(one.model, loss, batches(count, first), ignore_id=255, start=first)
+    return [float(step.loss) for step in made]
 
 
 def taken_up(one, folder, **changes):

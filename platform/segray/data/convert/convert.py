@@ -168,8 +168,8 @@ def _hint(outcomes: list[ShardResult], classes: Classes, labels: LabelMap) -> st
     if highest <= max(labels.lookup.keys() - {255, IGNORE_ID_16BIT}, default=-1):
         return ""
     return (
-        f"\nThere are {classes.num_classes} classes, ids {labels.expected_ids}, but the masks hold ids up to {highest}; "
-        "add the missing names, or give --ignore-id for what is not a class."
+        f"\nThere are {classes.num_classes} classes, ids {labels.expected_ids}, but the masks hold ids up to "
+        f"{highest}; add the missing names, or give --ignore-id for what is not a class."
     )
 
 
