@@ -36,6 +36,7 @@ check: install
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/mypy --no-incremental --follow-imports=silent pipelines
 	$(BIN)/lint-imports
 
 format: install
