@@ -69,5 +69,5 @@ class Planted(Trainable):
         self._seconds += SECONDS
         return {"step": task["step"], "found": json.dumps(found), "seconds": self._seconds}
 
-    def halt(self) -> None:
+    def stop_now(self) -> None:
         pass

@@ -200,7 +200,7 @@ def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_p
 
 
 def test_a_copy_that_was_made_is_not_made_again(tmp_path):
-    record, _, journal = begun_trial(tmp_path, copies=3)
+    record, _, journal = begun_trial(tmp_path, copy_from=3)
     assert record.load_trials()[0].copy_from == 3
     journal.write("rewound", step=2, donor="trial-003")
     assert record.load_trials()[0].copy_from is None

@@ -68,7 +68,7 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
     image = np.stack([mask * 40 + 10] * 3, axis=-1).astype(np.uint8)
     rows = encoded(image, mask, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 100), encoded(image, mask)
     sizes = []
-    watched = "segray.data.images.decode_image"
+    watched = "segray.data.augment.crop.decode_image"
     monkeypatch.setattr(watched, lambda found, step: sizes.append(step) or decode_image(found, step))
     augment = Augmenter(plain(crop=64, short_side=short_side), 255)
     for seed in range(10):
