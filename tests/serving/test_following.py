@@ -154,7 +154,7 @@ def test_a_replica_that_cannot_load_the_champion_takes_the_last_that_was_good(st
             await found.until(lambda state: any(f"version {number}" in one for one in state.problems))
             late = Replica(found.settings, "cpu", found.watcher, "r2")
             await late.start()
-            return (await late.segment(picture(), ResponseOptions())).get
+            return (await late.segment(picture(), ResponseOptions())).version
 
     assert asyncio.run(run()) == "1"
 
@@ -431,7 +431,7 @@ def test_a_challenger_that_fails_over_an_image_leaves_it_to_the_champion(store, 
         async with served(store, canary=1.0) as found:
             await found.until(lambda state: state.wanted.challenger == "2" and "2" in state.described)
             challenger = found.replica._loaded["2"]
-            monkeypatch.setattr(challenger, "masks", lambda *_: 1 / 0)
+            monkeypatch.setattr(challenger, "predict", lambda *_: 1 / 0)
             seen = await mask(found, picture())
             return seen, await found.until(lambda state: any("fails over images" in one for one in state.problems))
 

@@ -253,7 +253,7 @@ def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
 
 def test_whatever_goes_wrong_the_thread_goes_on(tmp_path, journal, store, monkeypatch):
     upload, said = RunUploader(tmp_path, store), []
-    monkeypatch.setattr(upload, "drain", lambda: 1 / 0)
+    monkeypatch.setattr(upload, "flush", lambda: 1 / 0)
     uploading = UploadThread(upload, said.append, every_s=0.01)
     uploading.start()
     deadline = time.monotonic() + 30
