@@ -29,7 +29,6 @@ from segray.promotion.audit import PromotionOptions
 from segray.promotion.gates import ModelMeasurements
 from segray.promotion.measure import Measurements
 from segray.promotion.promote import PromotionRequest, rollback
-from segray.tracking import registry
 from segray.tracking.registry import download_checkpoint, register_checkpoint
 from tests.promotion.conftest import Dying, Killed
 
@@ -271,7 +270,7 @@ def _killed_everywhere(store, monkeypatch, command, after, verdict):
         store.database.write_bytes(start)
         with monkeypatch.context() as patched:
             dying = Dying(client, last)
-            patched.setattr(registry, "connect_mlflow", lambda *_, dying=dying: dying)
+            patched.setattr(promote, "connect_mlflow", lambda *_, dying=dying: dying)
             try:
                 command()
                 is_over = True
@@ -360,7 +359,7 @@ def test_a_champion_whose_files_are_gone_is_replaced_only_by_force(store, monkey
             raise RegistryError("its files are gone.")
         return fetch(reference, uri)
 
-    monkeypatch.setattr(registry, "download_checkpoint", fetched)
+    monkeypatch.setattr(promote, "download_checkpoint", fetched)
     with pytest.raises(RegistryError, match=r"cannot be compared with: its files are gone\. --force promotes without"):
         promoted(store)
     assert aliases(store) == ("1", "2", "3")

@@ -14,13 +14,13 @@ from segray.core.classes import Classes
 from segray.core.errors import RegistryError, SegrayError, ServingError
 from segray.data.images import decode_mask
 from segray.models import checkpoint
+from segray.serving import model_cache
 from segray.serving.controller import StatusReport, VersionController
 from segray.serving.model_cache import ModelCache
 from segray.serving.model_version import LoadedModel
 from segray.serving.replica import Replica, count_agreeing_pixels
 from segray.serving.requests import ResponseOptions
 from segray.serving.server import load_initial_version
-from segray.tracking import registry
 from segray.tracking.package import package_digest
 from segray.tracking.registry import DIGEST_TAG
 
@@ -378,7 +378,7 @@ def test_tags_alone_fetch_nothing_and_several_may_ask_at_once(store, monkeypatch
     shelf.get("1")
     store.client.set_model_version_tag(MODEL, "1", "note", str(time.time()))
     with ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(registry, "download_checkpoint", lambda *_: pytest.fail("fetched again"))
+        monkeypatch.setattr(model_cache, "download_checkpoint", lambda *_: pytest.fail("fetched again"))
         found = list(pool.map(shelf.get, ["1"] * 4))
     assert all(one.files == found[0].files for one in found)
     assert "note" in found[0].tags
