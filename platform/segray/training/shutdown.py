@@ -26,7 +26,7 @@ class StopRequest:
         forced: to end at once; its last checkpoint is what is left.
     """
 
-    requested = hurried = False  # no events: they are set by signal handlers, which one of them may interrupt
+    requested = forced = False  # no events: they are set by signal handlers, which one of them may interrupt
 
     patience_s = float("inf")
 
@@ -94,7 +94,7 @@ def _end(stop: StopRequest, over: threading.Event, pulse: ray.actor.ActorHandle,
             with suppress(RayError):
                 if not ray.get(pulse.has_live_ranks.remote(), timeout=PATIENCE_S):
                     say("waiting for nodes with room for the workers ...")
-    if not stop.hurried:
+    if not stop.forced:
         say("stopping: a checkpoint is kept of this step; once more ends it at once.")
     until = monotonic() + stop.patience_s
     while not over.wait(POLL_S):
@@ -107,7 +107,7 @@ def _end(stop: StopRequest, over: threading.Event, pulse: ray.actor.ActorHandle,
 
 def _has_ended(stop: StopRequest, pulse: ray.actor.ActorHandle) -> bool:
     """Tells the ranks to stop, or ends the controller, where there are none, or no time for them; returns whether."""
-    if ray.get(pulse.stop.remote(), timeout=PATIENCE_S) and not stop.hurried:
+    if ray.get(pulse.stop.remote(), timeout=PATIENCE_S) and not stop.forced:
         return False
     controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
     if controller is None:  # it may only be on its way
