@@ -49,7 +49,7 @@ class Bell:
     """What the sweep's pulse answers; its methods are called as those of an actor."""
 
     def __init__(self, wait_s):
-        answers = {"here": True, "wait_s": wait_s}
+        answers = {"ping": True, "stop_timeout_s": wait_s}
         for name, answer in answers.items():
             setattr(self, name, SimpleNamespace(remote=lambda *_, answer=answer: ray.put(answer)))
 
