@@ -1,1 +1,1 @@
-"""The command line, one module a command; `main` dispatches `segray COMMAND`."""
+"""The command line: one module per command. `main` dispatches `segray COMMAND`."""

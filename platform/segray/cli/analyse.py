@@ -1,4 +1,4 @@
-"""`analyse WHAT`: what a model costs, what it is fed, how runs went."""
+"""Command `analyse WHAT`: shows the cost of a model, its training batches, or the curves of runs."""
 
 import argparse
 import sys
@@ -40,7 +40,7 @@ def _model(argv: Sequence[str]) -> None:
     flags, config = parser.parse(argv)
     if len(flags.size) > 2 or not all(32 <= side <= MAX_SIDE for side in flags.size) or flags.classes < 1:
         raise ConfigError(f"expected --size SIDE or --size HEIGHT WIDTH, 32 to {MAX_SIDE}, and at least one class.")
-    from segray.models.cost import model_costs  # noqa: PLC0415 each of these commands imports what it needs
+    from segray.models.cost import model_costs  # noqa: PLC0415 each subcommand imports only what it needs
 
     height, width = flags.size[0], flags.size[-1]
     found = model_costs(config, flags.classes, height, width)

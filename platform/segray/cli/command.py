@@ -1,4 +1,4 @@
-"""What all commands share: their flags, and how they end."""
+"""Shared code of all commands: flag parsing and exit codes."""
 
 import argparse
 import io
@@ -27,11 +27,11 @@ from segray.core.signals import raise_on_sigterm
 
 CONFIG_VARIABLE = "SEGRAY_CONFIG"
 EXIT_PIPE_CLOSED = 141
-"""128 + SIGPIPE, as a shell reports it."""
+"""Exit code if the output pipe is closed: 128 + SIGPIPE, as shells report it."""
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Runs a command and ends the process: 0, 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    """Runs a command and exits with code 0, 1 (failure), 2 (user error), 130 (Ctrl-C) or 141 (closed output pipe)."""
     silence_libraries()
     raise_on_sigterm()
     try:
@@ -50,7 +50,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are ours: one line, exit code 2."""
+    """Argument parser that raises ConfigError for invalid arguments: one line, exit code 2."""
 
     def __init__(self, description: str, with_config: bool = False) -> None:
         super().__init__(
@@ -72,12 +72,12 @@ class CommandParser(argparse.ArgumentParser):
             )
 
     def format_help(self) -> str:
-        """Returns the help of the command's own flags, whose usage line names the settings, too."""
+        """Returns the help of the command's own flags, with a usage line that mentions the settings."""
         usage, gap, rest = super().format_help().partition("\n\n")
         return f"{usage} [--SECTION.SETTING VALUE ...]{gap}{rest}" if self._with_config else usage + gap + rest
 
     def error(self, message: str) -> NoReturn:
-        """Raises the mistake as our error."""
+        """Raises ConfigError with the message."""
         raise ConfigError(f"{message}; see --help.")
 
     def parse(
@@ -85,12 +85,20 @@ class CommandParser(argparse.ArgumentParser):
         argv: Sequence[str] | None = None,
         base: Callable[[argparse.Namespace], list[Path]] = lambda _flags: [],
     ) -> tuple[argparse.Namespace, Config]:
-        """Returns the command's own flags, and the Config of files and dotted flags (the default without them).
+        """Returns the command's own flags, and the Config from files and dotted flags.
 
-        Order: defaults, the file named by SEGRAY_CONFIG, those of `base`, each --config in turn, flags.
+        Later sources override earlier ones: defaults, the file named by SEGRAY_CONFIG, the files that `base` returns,
+        each --config file in order, flags.
+
+        Args:
+            argv: arguments of the command. Defaults to those of the process.
+            base: function that returns additional settings files for the parsed flags.
+
+        Raises:
+            ConfigError: a flag or setting is invalid.
         """
         argv = sys.argv[1:] if argv is None else argv
-        if "-h" in argv or "--help" in argv:  # before required flags are missed
+        if "-h" in argv or "--help" in argv:  # before the check for required flags
             self._help()
         flags, rest = self.parse_known_args(argv)
         self._check_json(getattr(flags, "json", None))
@@ -103,7 +111,7 @@ class CommandParser(argparse.ArgumentParser):
         return flags, config.load(files, parse_dotted_flags(rest))
 
     def _check_json(self, file: Path | None) -> None:
-        """Refuses a file that could not be written hours later, or would be lost with a job's working directory."""
+        """Rejects a --json file that cannot be written, or that would be lost with a job's working directory."""
         if file is None:
             return
         paths.absolute_path("--json", str(file))
@@ -119,7 +127,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _settings_help() -> str:
-    """Returns the help of all settings, without the usage line of tyro: the command has one of its own."""
+    """Returns the help of all settings, without tyro's usage line, because the command has its own."""
     registry, text = tyro.constructors.ConstructorRegistry(), io.StringIO()
     registry.primitive_rule(_yaml_flag)
     with registry, redirect_stdout(text), suppress(SystemExit):
@@ -128,7 +136,7 @@ def _settings_help() -> str:
 
 
 def _yaml_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Shows a setting that is spelt in YAML as one flag; tyro would make subcommands of what may stand in it."""
+    """Makes one flag of a setting that is written as YAML. By default, tyro creates subcommands for it."""
     if info.type not in (Transforms, Terms, ClassWeights, Space, Objectives, ClassFloors, ClassNames):
         return None
     return PrimitiveConstructorSpec(
@@ -141,7 +149,7 @@ def _yaml_flag(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _format_yaml(value: Any) -> str:
-    """Returns a value as a user types it after a flag: `[cross_entropy]`, `{road: 0.5}`, `none`."""
+    """Returns a value in the form used on the command line: `[cross_entropy]`, `{road: 0.5}`, `none`."""
     if value is None:
         return "none"
     text = yaml.safe_dump(json.loads(json.dumps(value)), default_flow_style=True, width=math.inf)
@@ -151,10 +159,10 @@ def _format_yaml(value: Any) -> str:
 def parse_dotted_flags(argv: Sequence[str]) -> dict[str, Any]:
     """Returns `--optim.lr 6e-5 --data.root=DIR` as {"optim.lr": "6e-5", "data.root": "DIR"}.
 
-    A flag without a value means true; `none` is none. Values stay text: the fields coerce them.
+    A flag without a value is "true", and `none` is None. Other values remain text: the fields coerce them.
 
     Raises:
-        ConfigError: something is no flag.
+        ConfigError: an argument is not a flag.
     """
     settings: dict[str, Any] = {}
     waiting = list(argv)

@@ -1,4 +1,4 @@
-"""What people see is written as it is: no brackets of a path or class name are taken for markup, no line is cut."""
+"""Console output without markup and cropping, so that paths and class names with brackets print unchanged."""
 
 from typing import TextIO
 
@@ -6,5 +6,10 @@ from rich.console import Console
 
 
 def make_console(quiet: bool = False, file: TextIO | None = None) -> Console:
-    """Returns a console on a file, standard output by default; quiet, it shows nothing."""
+    """Returns a console.
+
+    Args:
+        quiet: whether the console prints nothing.
+        file: file to write to. Defaults to standard output.
+    """
     return Console(quiet=quiet, file=file, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`doctor`: whether a cluster, and what a Config names, is fit for the run."""
+"""Command `doctor`: checks whether a run or sweep can work on a cluster with a given Config."""
 
 import json
 from argparse import Namespace
@@ -50,7 +50,7 @@ def _with_data(flags: Namespace, config: Config) -> Config:
 
 
 def _show(console: Console, verdicts: list[CheckResult]) -> None:
-    """Prints a line for each check, and below those that are not in order what to do."""
+    """Prints one line per check, and a fix below each check that did not pass."""
     table = Table(show_edge=False, pad_edge=False, header_style="", box=None)
     for title in ("", "check", "found"):
         table.add_column(title, overflow="fold")

@@ -1,4 +1,4 @@
-"""`evaluate`: a model and a split in, exact counts and scores out."""
+"""Command `evaluate`: computes exact pixel counts and metrics of a model on a split."""
 
 import argparse
 import json
@@ -57,7 +57,7 @@ def _evaluate() -> None:
 
 
 def _check(flags: argparse.Namespace, folder: Path, other: Path | None) -> None:
-    """Refuses what would fail only when everything is counted."""
+    """Rejects errors that would otherwise appear only after the evaluation."""
     if flags.workers is not None and flags.workers < 1:
         raise ConfigError(f"--workers is {flags.workers}; expected at least 1.")
     if flags.report:
@@ -97,7 +97,7 @@ def _parser() -> CommandParser:
 def _report(
     console: Console, flags: argparse.Namespace, evaluation: Evaluation, folder: Path, comparison: Comparison | None
 ) -> tuple[Path, ...]:
-    """Writes the page, if it is wanted, and returns its files."""
+    """Writes the report if --report is given, and returns its files."""
     if not flags.report:
         return ()
     against = Baseline(flags.against, comparison) if comparison else None
@@ -107,7 +107,7 @@ def _report(
 
 
 def _log(console: Console, evaluation: Evaluation, model: str, folder: Path, uri: str, files: tuple[Path, ...]) -> None:
-    """Writes the evaluation beside the model's training; where that fails, the scores are not lost for it."""
+    """Logs the evaluation to the model's training run. A failure to do so is printed and does not end the command."""
     given = {"model": model, "data": evaluation.root, "dataset_digest": evaluation.dataset_digest}
     settings = {f"eval.{name}": str(value) for name, value in evaluation.settings.model_dump().items()}
     entry = evaluations.EvaluationEntry(

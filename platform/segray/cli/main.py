@@ -4,16 +4,16 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "prepare": "write a dataset as parquet shards",
-    "train": "train a model and register it",
-    "tune": "search settings and register the best model",
-    "evaluate": "count a model's hits and misses on a split",
-    "predict": "segment images",
-    "promote": "have a registered model served, if it is good enough",
-    "serve": "answer requests with a registered model",
-    "analyse": "show what a model costs, what it is fed, how runs went",
-    "doctor": "look into a cluster, and whether a run or sweep would work there",
-    "tracking": "upload what a run could not send to MLflow",
+    "prepare": "convert images and masks to a dataset of Parquet shards, or check a dataset",
+    "train": "train a model and register the best checkpoint",
+    "tune": "search hyperparameters and register the best model",
+    "evaluate": "evaluate a model on a split of a dataset, or compare two models",
+    "predict": "segment images and write the masks",
+    "promote": "promote a registered model to champion if it passes the gates, or roll back",
+    "serve": "serve a registered model over HTTP",
+    "analyse": "show the cost of a model, training batches, or the curves of runs",
+    "doctor": "check whether a run or sweep can work on a cluster",
+    "tracking": "upload the records that a run could not send to MLflow",
 }
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"segray {name}", *sys.argv[2:]]
-        # Only the command asked for is imported: the others would cost seconds.
+        # Only the requested command is imported: importing the others takes seconds.
         import_module(f"segray.cli.{name}").main()
         return
     lines = [f"  {command:<10} {what}" for command, what in COMMANDS.items()]

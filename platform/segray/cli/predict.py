@@ -1,4 +1,4 @@
-"""`predict`: a model and images in, masks out."""
+"""Command `predict`: segments images and writes their masks."""
 
 import argparse
 from pathlib import Path
@@ -83,7 +83,7 @@ def _check(flags: argparse.Namespace, source: str, out: str) -> None:
 
 
 def _about(flags: argparse.Namespace, folder: Path, step: int, predictor: Predictor) -> dict[str, Any]:
-    """Returns what decides the results besides the images."""
+    """Returns all inputs other than the images that affect the results."""
     return {
         "model": flags.model,
         "step": step,
@@ -100,7 +100,7 @@ def _about(flags: argparse.Namespace, folder: Path, step: int, predictor: Predic
 def _on_cluster(
     inputs: Inputs, work: BatchTask, about: dict[str, Any], workers: int | None, config: Config, console: Console
 ) -> ChunkResult:
-    from segray.inference.batch.job import run_batch_job  # noqa: PLC0415 Ray takes half a second to import, which one image need not
+    from segray.inference.batch.job import run_batch_job  # noqa: PLC0415 Ray takes half a second to import; one image does not need it
 
     with progress_reporter(console) as show:
         return run_batch_job(inputs, work, about, workers, config.train.device, show)

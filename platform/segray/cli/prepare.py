@@ -1,4 +1,4 @@
-"""`prepare`: images and masks in any known layout in, a dataset of parquet shards out."""
+"""Command `prepare`: converts images and masks in a supported layout to a dataset of Parquet shards."""
 
 import argparse
 import shlex
@@ -30,7 +30,7 @@ from segray.data.sources.sample import UNSPLIT, SourceListing
 
 
 def main() -> None:
-    """Runs the command: to convert, or with --check to look at what was converted."""
+    """Runs the command, which converts a dataset, or validates one with --check."""
     is_check = any(word.split("=")[0] == "--check" for word in sys.argv)
     run_command(validate.run_validation if is_check else _prepare)
 
@@ -87,12 +87,12 @@ def _parser() -> CommandParser:
 
 
 def _found(flags: argparse.Namespace) -> SourceListing:
-    """Returns what the source holds, in the splits and with the names that the flags ask for."""
+    """Returns the listing of the source with the splits, columns and class names given by the flags."""
     if flags.group_by is not None and flags.split is None:
         raise DataError("--group-by needs --split, such as 0.8/0.1/0.1.")
     found = _listed(flags.format, flags.source and paths.absolute_path("--source", flags.source))
     if not found.samples:
-        return found  # which is told with what does not fit
+        return found  # the conversion reports the error
     if flags.split is not None:
         found = replace(found, samples=splits.assign_splits(found.samples, flags.split, flags.group_by))
     elif found.samples[0].split == UNSPLIT:
@@ -112,7 +112,7 @@ def _found(flags: argparse.Namespace) -> SourceListing:
 
 
 def _check_order(ours: Classes, theirs: Classes | None) -> None:
-    """Refuses names that the source has at other ids: --classes names ids, it does not move them."""
+    """Rejects names that the source has at other ids: --classes names ids and does not reorder them."""
     known = theirs.names if theirs else ()
     moved = [name for index, name in enumerate(ours.names) if name in known and known.index(name) != index]
     if moved:
@@ -123,7 +123,7 @@ def _check_order(ours: Classes, theirs: Classes | None) -> None:
 
 
 def _listed(name: str, source: str | None) -> SourceListing:
-    """Returns what a source finds; what one of our own formats cannot read is the source's fault, not a defect."""
+    """Returns the listing of a source. Any error of a built-in format is reported as a DataError of the source."""
     find = _source(name)
     try:
         return find(source)

@@ -1,4 +1,4 @@
-"""A run's progress on the terminal, read from its journal: a bar for a person, plain lines for a log."""
+"""Progress of a run on the terminal, read from its journal: a bar on a terminal, plain lines in a log."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ LINE_S = 10.0
 
 
 class TrainingProgress:
-    """Follows a journal in a thread of its own, until closed."""
+    """Follows a journal in a background thread until the context ends."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self._console, self._steps = console, steps
@@ -50,7 +50,7 @@ class TrainingProgress:
     def _follow(self, tail: JournalReader) -> None:
         stopped = False
         while not stopped:
-            stopped = self._stopped.wait(POLL_S)  # and once more after the end, for the last records
+            stopped = self._stopped.wait(POLL_S)  # after the stop, one more pass reads the last records
             for record in tail.read():
                 if record["kind"] == "metrics":
                     self._show(record)
@@ -103,7 +103,7 @@ def _validation(values: dict[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns seconds as m:ss or h:mm:ss."""
+    """Returns a duration in seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -114,7 +114,7 @@ Show = Callable[[str, int, int], None]
 
 @contextmanager
 def progress_reporter(console: Console) -> Iterator[Show]:
-    """Yields what is called with what is being done, the images done and the images in all."""
+    """Yields a function that reports progress: it takes the current task, the finished images and all images."""
     if console.is_terminal:
         with _rate_bar(console) as bar:
             yield _moving(bar)
@@ -123,7 +123,7 @@ def progress_reporter(console: Console) -> Iterator[Show]:
 
 
 class _Rate(ProgressColumn):
-    """Images a second."""
+    """Column with the rate in images per second."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.1f} a second, left")
@@ -145,7 +145,7 @@ def _moving(bar: Progress) -> Show:
     task = bar.add_task("starting", total=None)
 
     def show(what: str, done: int, total: int) -> None:
-        if what != bar.tasks[0].description:  # another speed: what is there already came at once
+        if what != bar.tasks[0].description:  # a new task: images that are already done do not count for its rate
             bar.reset(task, description=what, completed=done, total=total)
         bar.update(task, completed=done, total=total)
 
@@ -153,7 +153,7 @@ def _moving(bar: Progress) -> Show:
 
 
 class _Lines:
-    """A line now and then, none of work that is soon done."""
+    """Prints a progress line every LINE_S seconds, and none for short work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -164,7 +164,7 @@ class _Lines:
         now = monotonic()
         if what != self._what:
             self._what, self._began, self._first, self._printed = what, 0.0, done, now
-        if done > self._first and not self._began:  # what took the start is no part of the rate
+        if done > self._first and not self._began:  # the startup time does not count for the rate
             self._began, self._first = now, done
         if now - self._printed >= LINE_S and done > self._first:
             self._printed = now

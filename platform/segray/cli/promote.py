@@ -1,4 +1,4 @@
-"""`promote`: a challenger, a champion and the gates between them; and the way back."""
+"""Command `promote`: promotes a challenger to champion if it passes the gates, or rolls back."""
 
 import argparse
 import json

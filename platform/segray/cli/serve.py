@@ -1,4 +1,4 @@
-"""`serve`: a registered model answers requests, whichever version its alias names."""
+"""Command `serve`: serves the version of a registered model that an alias names."""
 
 import argparse
 from contextlib import suppress
@@ -30,7 +30,7 @@ def _serve() -> None:
             "on": f"{place.device}, {config.serve.replicas} to {place.max_replicas} replicas",
         }
         print_paths(console, rows)
-        with suppress(KeyboardInterrupt):  # how serving ends
+        with suppress(KeyboardInterrupt):  # Ctrl-C ends serving
             follow_state(StateLogger(console, place.version))
     console.print("ended.")
 
@@ -47,7 +47,7 @@ def _parser() -> CommandParser:
 
 
 def _laid(config: Config, flags: argparse.Namespace) -> Config:
-    """Returns the settings with those of the short flags."""
+    """Returns the settings updated with the values of the short flags."""
     short = {"tracking.model": flags.name, "serve.alias": flags.alias}
     short |= {"serve.canary": flags.canary, "serve.shadow": flags.shadow}
     given = {key: value for key, value in short.items() if value is not None}
@@ -55,14 +55,14 @@ def _laid(config: Config, flags: argparse.Namespace) -> Config:
 
 
 class StateLogger:
-    """Prints what changes: the version that answers, replicas, and what a person should look into."""
+    """Prints changes of the served version, and problems as they appear and disappear."""
 
     def __init__(self, console: Console, version: str) -> None:
         self._console, self._version = console, version
         self._problems: tuple[str, ...] = ()
 
     def __call__(self, state: ServingState) -> None:
-        """Prints what is new in a state."""
+        """Prints the changes since the previous state."""
         if state.version is not None and state.version != self._version:
             self._say(f"version {state.version} answers, after {self._version}.")
             self._version = state.version

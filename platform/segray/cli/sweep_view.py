@@ -1,4 +1,4 @@
-"""A sweep on the terminal: what it will cost, one live table of its trials, what came of it; plain lines in a log."""
+"""A sweep on the terminal: its estimated cost, a live table of its trials (plain lines in a log), and its result."""
 
 import threading
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MAX_SHOWN = 20
 
 
 def print_estimate(console: Console, view: SweepView) -> None:
-    """Prints what a sweep will do and cost."""
+    """Prints the search space and the estimated cost of a sweep."""
     config, found = view.config, view.outlook
     console.print(
         f"sweep {view.folder.name}: {found.trials} trials of {config.train.steps} steps, {found.at_once} at once",
@@ -48,7 +48,7 @@ def print_estimate(console: Console, view: SweepView) -> None:
 
 
 class SweepProgress:
-    """Follows the trials of a sweep in a thread of its own, until closed."""
+    """Follows the trials of a sweep in a background thread until the context ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,7 +66,7 @@ class SweepProgress:
             self._thread.join()
 
     def follow(self, view: SweepView) -> None:
-        """Prints what the sweep will do, and starts following it."""
+        """Prints the estimate of a sweep and starts to follow it."""
         print_estimate(self._console, view)
         self._thread = threading.Thread(target=self._follow, args=(view,), daemon=True)
         self._thread.start()
@@ -83,7 +83,7 @@ class SweepProgress:
         self._console.print(render_table(view))
 
     def _tell(self, view: SweepView) -> None:
-        """Prints a line for each trial that came to something new, and every so often how far all are."""
+        """Prints one line per trial with a new state, and the overall progress every LINE_S seconds."""
         for trial in list(view.sweeping.trials):
             if self._told.get(trial.number) != trial.state and trial.state is not State.PENDING:
                 self._told[trial.number] = trial.state
@@ -97,7 +97,7 @@ class SweepProgress:
 
 
 def format_trial(view: SweepView, trial: Trial) -> str:
-    """Returns a trial in one line."""
+    """Returns a trial as one line of text."""
     metric = view.config.tune.metric[0]
     value = "" if trial.value is None else f"  {metric} {objective_sign(metric) * trial.value:.4f}"
     why = f"  ({trial.reason})" if trial.reason else ""
@@ -106,7 +106,7 @@ def format_trial(view: SweepView, trial: Trial) -> str:
 
 
 def format_progress(view: SweepView) -> str:
-    """Returns how far a sweep is, in one line."""
+    """Returns the progress of a sweep as one line of text."""
     trials = view.sweeping.trials
     counts = {state: sum(trial.state is state for trial in trials) for state in State}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
@@ -114,7 +114,7 @@ def format_progress(view: SweepView) -> str:
 
 
 def _time(view: SweepView) -> str:
-    """Returns the time spent, and what is left at the same pace, as far as the scheduler lets that be known."""
+    """Returns the elapsed time and an estimate of the remaining time at the same rate."""
     made = sum(trial.step for trial in view.sweeping.trials)
     spent = view.spent_s()
     if not made:
@@ -124,7 +124,7 @@ def _time(view: SweepView) -> str:
 
 
 def render_table(view: SweepView) -> Group:
-    """Returns how far a sweep is, and its trials as a table: those at work first, then the best."""
+    """Returns the progress of a sweep and a table of its trials: running trials first, then the best."""
     return Group(Text(format_progress(view)), _table(view))
 
 
@@ -154,7 +154,7 @@ def _shown(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def format_settings(values: Values) -> str:
-    """Returns settings in one line."""
+    """Returns settings as one line of text."""
     return "  ".join(f"{key} {_spelt(value)}" for key, value in values.items())
 
 
@@ -163,7 +163,7 @@ def _spelt(value: object) -> str:
 
 
 def print_result(console: Console, result: SweepResult) -> None:
-    """Prints what came of a sweep."""
+    """Prints the result of a sweep."""
     console.print()
     if result.ended:
         console.print(f"the sweep ended before all trials were over: {result.ended}.", highlight=False)

@@ -1,4 +1,4 @@
-"""Tables for people: scores by class, and where things are."""
+"""Tables on the terminal: scores by class, comparisons, promotion decisions and paths."""
 
 from collections.abc import Mapping
 from math import isnan
@@ -24,7 +24,7 @@ SPELT = {
 
 
 def print_scores(console: Console, title: str, scores: Scores) -> None:
-    """Prints IoU by class and the means."""
+    """Prints the IoU of each class and the means."""
     console.print(title, style="bold", highlight=False)
     console.print(_by_class(scores, {}))
     console.print(f"mIoU {scores.miou:.4f}   mAcc {scores.macc:.4f}   aAcc {scores.aacc:.4f}", highlight=False)
@@ -32,7 +32,14 @@ def print_scores(console: Console, title: str, scores: Scores) -> None:
 
 
 def print_results(console: Console, title: str, found: EvaluationResults, drawn: str = "images") -> None:
-    """Prints scores by class with their intervals over what was drawn, the means, and what else was counted."""
+    """Prints the scores of each class with 95% intervals, the means, and all other metrics.
+
+    Args:
+        console: console to print to.
+        title: heading of the table.
+        found: results of the evaluation.
+        drawn: name of the units that the bootstrap resamples.
+    """
     scores, (low, high) = found.scores, found.miou_interval
     console.print(title, style="bold", highlight=False)
     console.print(_by_class(scores, found.iou_intervals))
@@ -50,7 +57,7 @@ def print_results(console: Console, title: str, found: EvaluationResults, drawn:
 
 
 def print_comparison(console: Console, found: Comparison, ours: str, theirs: str) -> None:
-    """Prints what a model gained over another, by class and image, and the verdict."""
+    """Prints the gain of a model over another, by class and by image, and the conclusion."""
     table = Table(show_edge=False, pad_edge=False, header_style="")
     table.add_column("class")
     for title in ("this model", "the other", "gain", "95%"):
@@ -72,7 +79,7 @@ def print_comparison(console: Console, found: Comparison, ours: str, theirs: str
 
 
 def print_decision(console: Console, decision: Decision, split: str, rows: int) -> None:
-    """Prints what was decided of a challenger, a line for each gate."""
+    """Prints the decision on a challenger, one line per gate."""
     against = f"against champion {decision.champion}" if decision.champion else "no champion to compare with"
     console.print(f"version {decision.challenger} on {split}, {rows} images, {against}", style="bold", highlight=False)
     table = Table(show_edge=False, pad_edge=False, header_style="")
@@ -141,7 +148,7 @@ def _show_notes(console: Console, scores: Scores) -> None:
 
 
 def print_paths(console: Console, rows: dict[str, str]) -> None:
-    """Prints names and places, one a line, never cut or wrapped so that they can be copied."""
+    """Prints names and locations, one per line, without cropping or wrapping, so that they can be copied."""
     width = max(len(name) for name in rows)
     for name, place in rows.items():
         console.print(f"{name:<{width}}  {place}", highlight=False, soft_wrap=True)

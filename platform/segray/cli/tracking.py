@@ -1,4 +1,4 @@
-"""`tracking sync`: uploads what a run could not send to MLflow while the server was away."""
+"""Command `tracking sync`: uploads the records that a run could not send because MLflow was unavailable."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def _sync() -> None:
     stored = checkpoint.load_config(flags.run)
     given = {"uri": flags.tracking_uri} if flags.tracking_uri else {}
     uri = paths.tracking_uri(stored.model_copy(update={"tracking": stored.tracking.model_copy(update=given)}))
-    family = SweepUploader(flags.run, uri)  # of one, if it is no sweep
+    family = SweepUploader(flags.run, uri)  # has one member if it is not a sweep
     family.flush()
     version = f", model version {family.parent.version}" if family.parent.version else ""
     print(f"{flags.run}: all records are in {paths.redact(uri)}, run {family.run_id}{version}.")

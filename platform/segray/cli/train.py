@@ -1,4 +1,4 @@
-"""`train`: a Config in, a trained, evaluated and registered model out."""
+"""Command `train`: trains, validates and registers a model."""
 
 import json
 import shlex
@@ -46,7 +46,7 @@ def _train() -> None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
     console = make_console()
     quiet = make_console(quiet=True) if flags.quiet else console
-    # torch, Ray and MLflow take seconds to import; `--help` and a wrong flag do without them.
+    # torch, Ray and MLflow take seconds to import; `--help` and flag errors do not need them.
     from segray.cli.progress import TrainingProgress  # noqa: PLC0415
     from segray.training.fit import fit  # noqa: PLC0415
 
@@ -64,7 +64,7 @@ def _train() -> None:
 
 
 def _stored(flags: Namespace) -> list[Path]:
-    """Returns the settings that files and flags are laid on: those of the run that is named to go on with."""
+    """Returns the settings file of the run to resume, which other files and flags override."""
     if flags.resume in (None, RESUME_LATEST):
         return []
     return [
@@ -95,7 +95,7 @@ def _show(console: Console, result: "TrainResult", data: DataConfig) -> None:
 
 
 def _evaluation_split(data: DataConfig) -> str:
-    """Returns the split for the suggested command: `test` if the dataset has one, else the validation split."""
+    """Returns the split of the suggested next command: `test` if the dataset has it, else the validation split."""
     from segray.data.manifest import load_manifest_unverified  # noqa: PLC0415 pyarrow as above
 
     try:

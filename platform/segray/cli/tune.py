@@ -1,4 +1,4 @@
-"""`tune`: a space of settings in, the best of them, a registered model and a report out."""
+"""Command `tune`: searches a space of settings, registers the best model and writes a report."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ def _tune() -> None:
     console = make_console()
     quiet = make_console(quiet=True) if flags.quiet else console
 
-    # torch, Ray and MLflow take seconds to import; `--help` and a wrong flag do without them.
+    # torch, Ray and MLflow take seconds to import; `--help` and flag errors do not need them.
     from segray.cli.sweep_view import SweepProgress  # noqa: PLC0415
     from segray.tune.sweep import run_sweep  # noqa: PLC0415
 
@@ -53,7 +53,7 @@ def _tune() -> None:
 
 
 def _stored(flags: Namespace) -> list[Path]:
-    """Returns the settings that files and flags are laid on: those of the sweep that is named to go on with."""
+    """Returns the settings file of the sweep to resume, which other files and flags override."""
     if flags.resume in (None, RESUME_LATEST):
         return []
     return [file for file in (Path(flags.resume) / CONFIG_FILE,) if file.exists()]
@@ -80,7 +80,7 @@ def _show(console: Console, result: "SweepResult") -> None:
 
 
 def _plain(result: "SweepResult") -> dict[str, object]:
-    """Returns a result as JSON has it."""
+    """Returns a result as a JSON-serializable dictionary."""
     trials = [
         {
             "number": trial.number,

@@ -1,4 +1,4 @@
-"""`prepare --check`: everything that is wrong with a dataset, and a page that shows what it holds."""
+"""Command `prepare --check`: reports all errors of a dataset and writes a page that describes it."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ PAGE, SHEET = "index.html", "contact-sheet.png"
 
 
 def run_validation() -> None:
-    """Checks, writes the page and shows what was found.
+    """Validates a dataset, writes the page and prints the findings.
 
     Raises:
-        DataError: there is a fault.
+        DataError: the dataset has an error, or the output folder lies in the dataset.
     """
     parser = CommandParser(
         "Holds a dataset against itself and shows what is in it. Ends with 2 where there is a fault."
@@ -44,7 +44,7 @@ def run_validation() -> None:
     out.mkdir(parents=True, exist_ok=True)
     try:
         contact_sheet.save_contact_sheet(root, checked.manifest, out / SHEET)
-    except Exception as error:  # of a dataset damaged in any way; what is wrong with it is told all the same
+    except Exception as error:  # the dataset may be damaged in any way; its errors are still reported
         console.print(f"the contact sheet cannot be made ({type(error).__name__}: {error})")
     (out / PAGE).write_text(report.render_report(name, checked, SHEET), encoding="utf-8", errors="backslashreplace")
     console.print(f"page     {out / PAGE}")

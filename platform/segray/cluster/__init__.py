@@ -1,1 +1,1 @@
-"""The Ray cluster: joining or starting one, what it can ever hold, and what went wrong on it."""
+"""The Ray cluster: connection, nodes, resource allocation and error handling."""

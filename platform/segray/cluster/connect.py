@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one."""
+"""Connection to an existing Ray cluster, or to a new private one."""
 
 import logging
 import os
@@ -21,18 +21,19 @@ CONNECT_TIMEOUT_S = 8
 
 
 def connect(log_to_driver: bool = True) -> None:
-    """Joins the cluster of RAY_ADDRESS (as in a submitted job), or starts a private one on this machine.
+    """Connects to the cluster at RAY_ADDRESS (as in a submitted job), or starts a private one on this machine.
 
     Args:
-        log_to_driver: whether what its processes print is shown here.
+        log_to_driver: whether the output of the cluster's processes is shown in this process.
 
     Raises:
-        CapacityError: RAY_ADDRESS names a cluster that does not answer, or lets nobody in without its token.
+        CapacityError: the cluster at RAY_ADDRESS does not respond or requires a token, RAY_ADDRESS is the address of a
+            job server, or the private cluster cannot be started.
     """
     if ray.is_initialized():
         return
     silence_libraries()
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for its poll; its default is 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # reports wait for this poll; the default is 2 s
     address = os.environ.get("RAY_ADDRESS")
     if address is not None and "://" in address:
         raise CapacityError(
@@ -46,7 +47,7 @@ def connect(log_to_driver: bool = True) -> None:
             _pin_ray_data_actors()
         else:
             _set_private_token()
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # the local machine is never preempted
             _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         found = f"the Ray cluster at {address or 'this machine'} cannot be used: {_why(error)}"
@@ -54,29 +55,29 @@ def connect(log_to_driver: bool = True) -> None:
 
 
 def _probe(address: str) -> None:
-    """Finds out in seconds what Ray itself tries for minutes before it says so, or says otherwise.
+    """Detects in seconds an unreachable head, for which Ray itself would retry for minutes.
 
     Raises:
-        OSError: nobody is there, or nobody answers.
-        AuthenticationError: nobody is let in without another token.
+        OSError: the head is not reachable or does not respond.
+        AuthenticationError: the head rejects the token.
     """
     host, _, port = address.rpartition(":")
-    if not host:  # "auto", say
+    if not host:  # for example "auto"
         return
-    ensure_token_if_auth_enabled({}, create_token_if_missing=False)  # GcsClient ends the process where there is none
+    ensure_token_if_auth_enabled({}, create_token_if_missing=False)  # without a token, GcsClient ends the process
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     found: list[RayError | None] = []
     thread = threading.Thread(target=lambda: found.append(_ping_head(address)), daemon=True, name="segray-knock")
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
-    if not found:  # somebody else's port: Ray would try for forty seconds
+    if not found:  # the port belongs to another program; Ray would retry for 40 seconds
         raise TimeoutError(f"what listens there has not answered in {CONNECT_TIMEOUT_S} s, as a head would")
     if found[0] is not None:
         raise found[0]
 
 
 def _ping_head(address: str) -> RayError | None:
-    """Returns what a head has against being asked something, nothing if it answers."""
+    """Returns the error of a request to the head, or None if the head responds."""
     try:
         GcsClient(address=address).internal_kv_exists(b"segray", None, CONNECT_TIMEOUT_S)
     except RayError as error:
@@ -92,7 +93,7 @@ def _why(error: Exception) -> str:
 
 
 def _fix(error: Exception, address: str | None) -> str:
-    """Returns what to do about a cluster that cannot be joined, or started."""
+    """Returns the suggested fix for a failed connection or start."""
     if isinstance(error, AuthenticationError):
         return (
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to that of its head, or "
@@ -106,7 +107,10 @@ def _fix(error: Exception, address: str | None) -> str:
 
 
 def _init(**settings: Any) -> None:
-    """Starts Ray, which takes SIGTERM for itself and would end the process before anything is put away."""
+    """Initializes Ray and restores the SIGTERM handler.
+
+    Ray installs its own handler, which would end the process before resources are released.
+    """
     ours = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, **settings)
     if ours is not None and threading.current_thread() is threading.main_thread():
@@ -114,13 +118,13 @@ def _init(**settings: Any) -> None:
 
 
 def _pin_ray_data_actors() -> None:
-    """Has Ray Data's own actors start here, if nodes may go again.
+    """Starts Ray Data's internal actors on the node of this process, if the cluster has an autoscaler.
 
-    They live as long as the cluster, on the node of whoever streams first; that would be a worker's, and a node with
-    an actor on it is never idle: the autoscaler would not end it for as long as the cluster lasts.
+    These actors live as long as the cluster, on the node of the first process that streams data. On the node of a
+    worker, they would keep the node busy, so that the autoscaler would never remove it.
     """
     if autoscaler_nodes():
-        from ray.data._internal import stats  # noqa: PLC0415 two seconds, which others need not wait for
+        from ray.data._internal import stats  # noqa: PLC0415 takes two seconds to import; only needed here
         from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator  # noqa: PLC0415
 
         stats.get_or_create_stats_actor()
@@ -128,15 +132,15 @@ def _pin_ray_data_actors() -> None:
 
 
 def _set_private_token() -> None:
-    """Gives the private cluster a token of its own: other users of the machine cannot join, no file is left.
+    """Sets a random token for the private cluster, so that other users of the machine cannot connect.
 
-    Ray turns token mode on by itself where RAY_AUTH_MODE is unset, and takes this token. (Setting the mode here
-    comes too late: Ray read it when it was imported.)
+    The token is not written to a file. If RAY_AUTH_MODE is unset, Ray enables token mode and uses this token. (Ray
+    reads RAY_AUTH_MODE at import, so setting it here would have no effect.)
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def available_cpus() -> int:
-    """Returns how many CPUs this process may use."""
+    """Returns the number of CPUs that this process can use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

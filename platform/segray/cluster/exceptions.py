@@ -1,10 +1,10 @@
-"""What went wrong on a cluster, told as it was raised there."""
+"""Extraction of the original errors from the errors that Ray raises."""
 
 from segray.core.errors import SegrayError
 
 
 def root_cause(error: BaseException) -> SegrayError | None:
-    """Returns the segray error that lies at the bottom of an error Ray raised, if there is one."""
+    """Returns the segray error that caused an error raised by Ray, or None if there is none."""
     seen: set[int] = set()
     waiting: list[BaseException] = [error]
     while waiting:
@@ -20,14 +20,14 @@ def root_cause(error: BaseException) -> SegrayError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns why something failed in one line: a worker's own error, where workers raised any."""
+    """Returns the cause of an error as one line of text. Errors of training workers take precedence."""
     failures = [*getattr(error.__cause__, "worker_failures", {}).values()]
-    told = failures[0] if failures else getattr(error, "cause", None) or error  # Ray dresses a task's error in its own
+    told = failures[0] if failures else getattr(error, "cause", None) or error  # Ray wraps the error of a task
     lines = str(told).strip().splitlines()
     return lines[-1 if failures else 0].strip() if lines else type(error).__name__
 
 
 def _plain(error: SegrayError) -> SegrayError:
-    """Returns the error as it was raised: Ray dresses it in a class of its own with the remote traceback in it."""
+    """Returns the original error. Ray wraps it in its own class, with the remote traceback."""
     original = getattr(error, "cause", None)
     return original if isinstance(original, SegrayError) else error

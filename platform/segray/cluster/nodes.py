@@ -1,4 +1,4 @@
-"""The nodes of a cluster: those that are alive, and those that its autoscaler may start."""
+"""Nodes of a cluster: those that are alive, and those that the autoscaler can start."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from ray._private.state import state as ray_state
 
 from segray.cluster.resources import NodeResources
 
-HEAD = "node:__internal_head__"  # the resource by which Ray marks the head node
+HEAD = "node:__internal_head__"  # resource with which Ray marks the head node
 SPOT_LABEL = "ray.io/market-type"
 MAX_NODES = 1000
 
@@ -18,12 +18,12 @@ class NodeInfo:
     """A node that is alive.
 
     Attributes:
-        id: Ray's.
-        address: by which others reach it.
-        resources: its CPUs and GPUs.
-        object_store_bytes: bytes of its object store.
-        is_head: whether the cluster is led from there.
-        is_local: whether this process runs there.
+        id: Ray's id of the node.
+        address: address at which other nodes reach it.
+        resources: CPUs and GPUs of the node.
+        object_store_bytes: size of its object store in bytes.
+        is_head: whether it is the head node.
+        is_local: whether this process runs on it.
     """
 
     id: str
@@ -38,7 +38,7 @@ class NodeInfo:
 
 
 def list_nodes() -> list[NodeInfo]:
-    """Returns the nodes that are alive, the one of this process first."""
+    """Returns the nodes that are alive, the node of this process first."""
     own = ray.get_runtime_context().get_node_id()
     found = [_member(node, own) for node in ray.nodes() if node["Alive"]]
     return sorted(found, key=lambda one: not one.is_local)
@@ -51,21 +51,24 @@ def _member(node: dict[str, Any], own: str) -> NodeInfo:
 
 
 def potential_nodes() -> list[NodeResources]:
-    """Returns the nodes the cluster can grow to: those alive, or its head and all the autoscaler may start."""
+    """Returns the nodes to which the cluster can grow: its head and all nodes that the autoscaler can start.
+
+    Without an autoscaler, these are the nodes that are alive.
+    """
     alive, started = list_nodes(), autoscaler_nodes()
     return [*(one.resources for one in alive if one.is_head or not started), *started]
 
 
 def autoscaler_nodes() -> list[NodeResources]:
-    """Returns the nodes that the cluster's autoscaler may start at most, those among them that are alive too."""
+    """Returns the maximum set of nodes that the autoscaler can start, including those that already run."""
     config = ray_state.get_cluster_config()
     groups = [] if config is None else [group for group in config.node_group_configs if group.max_count > 0]
-    # An autoscaler without a limit says so with a huge count.
+    # An autoscaler without a limit reports a very large maximum.
     return [_node(dict(group.resources)) for group in groups for _ in range(min(group.max_count, MAX_NODES))]
 
 
 def is_multi_host() -> bool:
-    """Returns whether the cluster has nodes on several machines, or may come to have."""
+    """Returns True if the cluster has nodes on several machines, or its autoscaler can start nodes."""
     return len({one.address for one in list_nodes()}) > 1 or bool(autoscaler_nodes())
 
 
@@ -74,7 +77,7 @@ def _node(resources: dict[str, float]) -> NodeResources:
 
 
 def is_preemptible() -> bool:
-    """Returns whether the node of this process bears the label of those that may be taken away."""
+    """Returns True if the node of this process is labelled as a spot node, which can be preempted."""
     own = ray.get_runtime_context().get_node_id()
     labels: list[dict[str, str]] = [node["Labels"] for node in ray.nodes() if node["NodeID"] == own]
     return any(found.get(SPOT_LABEL) == "spot" for found in labels)

@@ -1,10 +1,10 @@
-"""How many CPUs, GPUs and threads a worker gets: one pure rule from a laptop to a cluster of GPU nodes.
+"""Allocation of CPUs, GPUs and threads to workers, by pure functions.
 
-Logical CPUs are Ray's bookkeeping; threads are what really runs. A worker's share of its node is the node's CPUs
-divided by the workers it is made for. The worker may run as many threads as its share, but reserves only half of
-it: what is left always lets Ray Data's read tasks start. (Workers that reserve every logical CPU leave the reads
-none, and both sides wait for ever.) It is a little more than half, so that also the workers of a node that was lost,
-squeezed onto the others, leave some.
+Ray schedules by logical CPUs; a worker computes with threads. A worker's share is the number of CPUs of its node
+divided by the number of workers on the node. The worker runs as many threads as its share has CPUs, but reserves only
+slightly more than half of the share. The rest remains free for Ray Data's read tasks: if the workers reserved all
+logical CPUs, no read task could start, and the run would deadlock. With slightly more than half, CPUs also remain free
+when the workers of a lost node move to the other nodes.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,17 @@ from math import ceil
 
 from segray.core.errors import CapacityError
 
-RESERVED_FRACTION = 0.51  # of a worker's share
+RESERVED_FRACTION = 0.51  # fraction of a worker's share
 
 
 @dataclass(frozen=True)
 class NodeResources:
-    """What a node offers, or would offer once the autoscaler has started it."""
+    """Resources of a node that is alive, or that the autoscaler can start.
+
+    Attributes:
+        cpus: number of CPUs.
+        gpus: number of GPUs.
+    """
 
     cpus: float
     gpus: float = 0.0
@@ -26,16 +31,16 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What each worker of a run gets.
+    """Resources of each worker of a run.
 
     Attributes:
-        workers: how many there are.
+        workers: number of workers.
         device: "cpu" or "cuda".
-        threads: threads a worker computes and decodes with.
-        cpus: logical CPUs a worker reserves.
-        gpus: GPUs a worker reserves.
-        read_cpus: logical CPUs left to the read tasks of a worker.
-        free_cpus: a worker's part of the logical CPUs that no worker reserves, on all nodes.
+        threads: number of threads with which a worker computes and decodes.
+        cpus: number of logical CPUs that a worker reserves.
+        gpus: number of GPUs that a worker reserves.
+        read_cpus: number of logical CPUs left for the read tasks of a worker.
+        free_cpus: number of unreserved logical CPUs on all nodes, divided by the number of workers.
     """
 
     workers: int
@@ -61,17 +66,17 @@ def allocate_workers(
     setting: str = "--train.workers",
     least: int | None = None,
 ) -> WorkerResources:
-    """Returns what each of `workers` gets on a cluster that can grow to `nodes`.
+    """Returns the resources of each worker on a cluster that can grow to `nodes`.
 
     Args:
-        nodes: every node there is or ever can be.
-        workers: how many are wanted; one GPU each, or at least one CPU each.
-        device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
-        setting: the flag that `workers` comes from.
-        least: if it is given, fewer workers, down to so many, do where there is no room for more.
+        nodes: all nodes that the cluster has or can start.
+        workers: requested number of workers, with one GPU each, or at least one CPU each.
+        device: "cpu", "cuda" or "auto", which uses GPUs if the cluster has any.
+        setting: flag that sets `workers`, for the error message.
+        least: minimum number of workers to allocate if the cluster cannot hold `workers`. By default, it must hold all.
 
     Raises:
-        CapacityError: the cluster can never hold them.
+        CapacityError: the cluster can never hold the workers.
     """
     if device == "auto":
         device = "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
@@ -89,11 +94,11 @@ def allocate_workers(
 
 @dataclass(frozen=True)
 class TrialSlots:
-    """What the trials of a sweep get.
+    """Resources of the trials of a sweep.
 
     Attributes:
-        num_concurrent: trials that run at once.
-        placement: what each worker of one trial gets beside all the others.
+        num_concurrent: number of concurrent trials.
+        placement: resources of each worker of a trial when all concurrent trials run.
     """
 
     num_concurrent: int
@@ -101,18 +106,19 @@ class TrialSlots:
 
 
 def allocate_trials(nodes: Sequence[NodeResources], workers: int, device: str, wanted: int | None = None) -> TrialSlots:
-    """Returns how many trials run at once on a cluster that can grow to `nodes`.
+    """Returns the number of concurrent trials, and their resources, on a cluster that can grow to `nodes`.
 
-    All their workers have a place at once, and each leaves CPUs for reading, so none ever waits for another.
+    The cluster can hold the workers of all these trials at the same time, and each worker leaves CPUs for reading, so
+    trials never wait for each other.
 
     Args:
-        nodes: every node there is or ever can be.
-        workers: of a trial; one GPU each, or at least one CPU each.
-        device: "cpu", "cuda" or "auto", which takes GPUs if there are any.
-        wanted: trials at once; none takes as many as there is room for.
+        nodes: all nodes that the cluster has or can start.
+        workers: number of workers per trial, with one GPU each, or at least one CPU each.
+        device: "cpu", "cuda" or "auto", which uses GPUs if the cluster has any.
+        wanted: requested number of concurrent trials. Defaults to the capacity of the cluster.
 
     Raises:
-        CapacityError: the cluster can never hold a trial, or not so many at once.
+        CapacityError: the cluster can never hold a trial, or the requested number of concurrent trials.
     """
     one = allocate_workers(nodes, workers, device)
     fits = (_by_gpu(nodes) if one.device == "cuda" else _by_cpu(nodes)) // workers
@@ -134,7 +140,7 @@ def _by_cpu(nodes: Sequence[NodeResources]) -> int:
 
 
 def _share(nodes: Sequence[NodeResources], workers: int, device: str) -> float:
-    """Returns the CPUs of the poorest node that one worker may use."""
+    """Returns the CPU share of a worker on the node with the smallest share."""
     if device == "cuda":
         return min(node.cpus / node.gpus for node in nodes if node.gpus >= 1 and node.cpus >= 1)
     usable = sorted((node for node in nodes if node.cpus >= 1), key=lambda node: -node.cpus)
@@ -154,7 +160,7 @@ def _refusal(nodes: Sequence[NodeResources], workers: int, device: str, fits: in
 
 
 def default_num_workers(nodes: Sequence[NodeResources], device: str) -> int:
-    """Returns how many workers use the whole cluster: one a GPU, or one a node with a CPU, at least one."""
+    """Returns the number of workers that use the whole cluster: one per GPU, or one per node with a CPU; minimum 1."""
     gpus = sum(int(node.gpus) for node in nodes)
     if device == "cuda" or (device == "auto" and gpus):
         return max(1, gpus)
@@ -162,6 +168,6 @@ def default_num_workers(nodes: Sequence[NodeResources], device: str) -> int:
 
 
 def max_num_workers(nodes: Sequence[NodeResources], device: str) -> int:
-    """Returns how many workers of one GPU, or of one CPU, the whole cluster holds, at least one."""
+    """Returns the maximum number of workers with one GPU, or one CPU, each that the cluster can hold; minimum 1."""
     gpus = _by_gpu(nodes)
     return max(1, gpus if device == "cuda" or (device == "auto" and gpus) else _by_cpu(nodes))

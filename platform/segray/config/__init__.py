@@ -1,4 +1,4 @@
-"""The configuration: one tree of settings, four uses. See `schema` for the settings, `load` for their origins."""
+"""The configuration: one tree of settings. `root` defines the tree, and `load` reads it from files and flags."""
 
 from segray.config.data import DataConfig
 from segray.config.eval import EvalConfig

@@ -1,4 +1,4 @@
-"""What all sections of the settings are made of."""
+"""Base class and field types of all sections of the settings."""
 
 from typing import Annotated
 
@@ -10,6 +10,6 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """A section of the settings."""
+    """Base class of a section of the settings: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

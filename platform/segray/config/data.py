@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of the training data and its augmentation."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -13,53 +9,53 @@ from segray.config.base import Fraction, Positive, Settings
 from segray.config.parsers import invalid_setting
 
 Transform = str | dict[str, dict[str, Any] | None]
-"""NAME, or NAME: {argument: value, ...}."""
+"""A transform: NAME, or NAME: {argument: value, ...}."""
 Transforms = tuple[Transform, ...] | None
 
 CROP_MULTIPLE = 32
 
 
 class DataConfig(Settings):
-    """Which data, and how a training crop is made of it."""
+    """Dataset, sampling and augmentation."""
 
     root: str = "data/demo"
-    """Dataset folder or URI, as written by prepare."""
+    """Folder or URI of a dataset written by the command prepare."""
     train_split: str = "train"
-    """Split to train on."""
+    """Split used for training."""
     val_split: str = "val"
-    """Split to validate on."""
+    """Split used for validation."""
     short_side: Positive | None = None
-    """Images are resized to this short side (px) before anything else; none keeps their own size."""
+    """Length in px to which the short side of every image is resized first. Defaults to the original size."""
     crop: Positive = 512
-    """Side of the square training crop in px, a multiple of 32."""
+    """Side of the square training crop in px. Must be a multiple of 32."""
     scale_min: Annotated[float, Field(gt=0)] = 0.5
-    """Smallest random scale."""
+    """Minimum random scale factor."""
     scale_max: Annotated[float, Field(gt=0)] = 2.0
-    """Largest random scale."""
+    """Maximum random scale factor."""
     cat_max_ratio: Fraction = 0.75
-    """A crop with more than this share of one class is drawn again, up to ten times."""
+    """Maximum fraction of one class in a crop. Crops above it are sampled again, up to ten times."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
-    """Distort brightness, contrast, saturation and hue at random."""
+    """Randomly distort brightness, contrast, saturation and hue."""
     class_crops: Fraction = 0.0
-    """Share of the crops that are placed around a pixel of a class drawn from those in the image."""
+    """Fraction of the crops that contain a pixel of a randomly chosen class of the image."""
     augment: Annotated[Transforms, BeforeValidator(parsers.parse_transforms)] = None
-    """Albumentations transforms, a list of NAME or NAME: {argument: value}, in place of the recipe above."""
+    """Albumentations transforms that replace the default augmentation: a list of NAME or NAME: {argument: value}."""
     mosaic: Fraction = 0.0
-    """Probability that a crop is a mosaic of four rows."""
+    """Probability that a crop is a mosaic of four images."""
     cut_mix: Fraction = 0.0
-    """Probability that a box of another row's crop is pasted into a crop."""
+    """Probability that a box from the crop of another image is pasted into a crop."""
     sampler: Literal["all", "rare_class", "repeat"] = "all"
-    """How often an epoch holds a row: each once; the likelier the more of a rare class; or repeated for rare ones."""
+    """Images per epoch: all (each once), rare_class (rare classes more likely), or repeat (rare classes repeated)."""
     temperature: Annotated[float, Field(gt=0)] = 0.01
-    """Of the sampler rare_class: the lower, the more the rarest classes count."""
+    """Temperature of the sampler rare_class. Lower values favor the rarest classes more strongly."""
     repeat_below: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Of the sampler repeat: images with a class that fewer than this share of the images have are repeated."""
+    """Threshold of the sampler repeat: a class is rare if a smaller fraction of the images contains it."""
     decode: Literal["trainer", "cluster"] = "trainer"
-    """Who makes the crops: the trainers' own threads, or tasks on the cluster's free CPUs."""
+    """Where crops are made: trainer (threads of the training workers) or cluster (Ray tasks on free CPUs)."""
     bad_rows: Literal["fail", "skip"] = "fail"
-    """A row that cannot be decoded ends the run, or is left out and counted."""
+    """Handling of images that cannot be decoded: fail (end the run) or skip (leave them out and count them)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

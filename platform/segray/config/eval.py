@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of the evaluation of a model."""
 
 from typing import Annotated, Literal, Self
 
@@ -16,38 +12,38 @@ from segray.config.parsers import invalid_setting
 Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(parsers.parse_numbers)]
 BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(parsers.parse_numbers)]
 
-STRIDE_MULTIPLE = 4  # a model's scores are a quarter of its image
+STRIDE_MULTIPLE = 4  # a model's logits have a quarter of the image's resolution
 
 
 class EvalConfig(Settings):
-    """How a model is evaluated."""
+    """Evaluation of a model."""
 
     align: Positive = 32
-    """Sides are rounded up to a multiple of this for the forward pass; counted at the mask's own size."""
+    """Image sides are rounded up to a multiple of this for the forward pass. Metrics use the size of the mask."""
     mode: Literal["whole", "slide"] = "whole"
-    """An image is looked at whole, or in windows that slide over it and are blended."""
+    """Inference mode: whole (the entire image at once) or slide (overlapping windows that are blended)."""
     crop: Positive | None = None
-    """slide: side of a window in px, a multiple of 32; none takes data.crop."""
+    """Mode slide: side of a window in px, a multiple of 32. Defaults to data.crop."""
     stride: Positive | None = None
-    """slide: px from a window to the next, a multiple of 4; none takes three quarters of the window."""
+    """Mode slide: distance between windows in px, a multiple of 4. Defaults to three quarters of the window."""
     windows: Positive = 4
-    """slide: windows in one forward pass."""
+    """Mode slide: number of windows per forward pass."""
     scales: Annotated[Scales, Field(min_length=1)] = (1.0,)
-    """Scales of the image whose probabilities are averaged."""
+    """Image scales. The predicted probabilities are averaged over them."""
     flip: bool = False
-    """Average with the mirror image, at each scale."""
+    """Average the prediction with that of the mirrored image, at each scale."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward pass."""
+    """Precision of the forward pass."""
     absent: Literal["skip", "zero", "nan"] = "skip"
-    """What classes that are neither true nor predicted are to the means."""
+    """Classes neither true nor predicted: skip (leave out of the means), zero (count as 0), nan (the means are nan)."""
     beta: Annotated[float, Field(gt=0)] = 1.0
-    """Of the F-score: how many times as much recall weighs as precision."""
+    """Weight of recall relative to precision in the F-score."""
     calibration: bool = False
-    """Count how sure the model is, too."""
+    """Measure the calibration of the model as well."""
     boundary: BandWidths = ()
-    """Widths (px) for which boundary IoU is counted."""
+    """Widths in px for which boundary IoU is computed."""
     trimap: BandWidths = ()
-    """Widths (px) of the band around contours in which IoU is counted."""
+    """Widths in px of the bands around contours in which IoU is computed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -59,13 +55,13 @@ class EvalConfig(Settings):
         return self
 
     def validate_windows(self, crop: int) -> None:
-        """Refuses windows that leave pixels out, or whose sides a model's scores do not divide.
+        """Checks that sliding windows cover all pixels and that their sides are multiples of 32.
 
         Args:
-            crop: side of a window where no other is given.
+            crop: side of a window in px if `crop` is not set.
 
         Raises:
-            ValueError: they are such.
+            ValueError: the windows leave gaps, or `align` is not a multiple of 32.
         """
         side = self.crop or crop
         if self.mode == "slide" and self.stride is not None and self.stride > side:

@@ -1,4 +1,4 @@
-"""From files and flags to a Config, and from pydantic's errors to ours."""
+"""Builds a Config from files and flags, and translates pydantic's errors."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from segray.core.errors import ConfigError, format_list
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
-    """Returns every setting under its dotted key, in order of declaration."""
+    """Returns all settings by dotted key, in order of declaration."""
     return dict(_flatten(config.model_dump(mode="json")))
 
 
@@ -27,7 +27,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `base` with `over` laid on it, section by section; a dotted key in `over` is a path."""
+    """Returns `base` updated with `over`, section by section. Dotted keys in `over` are paths."""
     merged = dict(base)
     for key, value in over.items():
         head, _, rest = key.partition(".")
@@ -41,10 +41,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> Config:
-    """Returns the Config of the files, each laid on those before it, and the overrides on top.
+    """Returns the Config built from the files and the overrides. Later files override earlier ones.
 
     Raises:
-        ConfigError: a file is missing or no YAML mapping, or `build` refuses the whole.
+        ConfigError: a file is missing or is not a YAML mapping, or a setting is invalid.
     """
     tree: dict[str, Any] = {}
     for file in files:
@@ -76,10 +76,10 @@ def _check_keys(file: Path, tree: Mapping[Any, Any]) -> None:
 
 
 def build(tree: Mapping[str, Any]) -> Config:
-    """Returns the Config of a tree of settings; every value is coerced by its field (`1e-5` is a number).
+    """Returns the Config of a tree of settings. Each field coerces its value (`1e-5` becomes a number).
 
     Raises:
-        ConfigError: all that is wrong, a line each, with dotted key, value and what was expected.
+        ConfigError: settings are invalid. The message has one line per error: dotted key, value and expected value.
     """
     try:
         return Config.model_validate(merge({}, tree))
@@ -88,7 +88,7 @@ def build(tree: Mapping[str, Any]) -> Config:
 
 
 def format_errors(error: ValidationError) -> str:
-    """Returns pydantic's errors as our own: `optim.lr is -1; expected greater than 0.`, a line each."""
+    """Returns pydantic's errors as text, one per line: `optim.lr is -1; expected greater than 0.`."""
     lines = [_explain_one(details) for details in error.errors()]
     return lines[0] if len(lines) == 1 else f"{len(lines)} settings cannot be used:{format_list(lines)}"
 
@@ -108,7 +108,7 @@ def _explain_one(details: ErrorDetails) -> str:
 def _nearest_key(key: str) -> str:
     known = [*flatten(Config()), *Config.model_fields]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # `lr` or `learning.lr` for `optim.lr`: compare the last part alone
+    if not close:  # `lr` or `learning.lr` for `optim.lr`: compare only the last part
         leaf = key.rsplit(".", 1)[-1]
         leaves = {name.rsplit(".", 1)[-1]: name for name in known}
         close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]

@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of the loss."""
 
 from typing import Annotated, Self
 
@@ -13,33 +9,33 @@ from segray.config.base import Fraction, Positive, Settings
 from segray.config.parsers import LOSSES, invalid_setting
 
 Terms = tuple[str | dict[str, float], ...]
-"""Of NAME, or NAME: weight."""
+"""Losses, each NAME or NAME: weight."""
 ClassWeights = str | tuple[float, ...] | None
 
 
 class LossConfig(Settings):
-    """What is minimised: a weighted sum of losses."""
+    """The training objective: a weighted sum of losses."""
 
     terms: Annotated[Terms, BeforeValidator(parsers.parse_loss_terms)] = ("cross_entropy",)
-    """Losses, a list of NAME or NAME: weight; a NAME may be module:attribute of your own."""
+    """Losses: a list of NAME or NAME: weight. A name may be a module:attribute of your own code."""
     class_weights: Annotated[ClassWeights, BeforeValidator(parsers.parse_class_weights)] = None
-    """Of cross_entropy, ohem and focal: a number for each class, or balanced or median, made of the pixel counts."""
+    """Class weights of cross_entropy, ohem and focal: one number per class, or balanced or median (pixel counts)."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of cross_entropy and ohem: share of the target that is spread over all classes."""
+    """Label smoothing of cross_entropy and ohem: fraction of the target that is spread over all classes."""
     ohem_threshold: Fraction = 0.7
-    """Of ohem: pixels whose own class has a lower probability are hard."""
+    """Probability threshold of ohem: pixels whose true class has a lower probability are hard."""
     ohem_share: Fraction = 1 / 16
-    """Of ohem: at least this share of an image's pixels is kept."""
+    """Minimum fraction of an image's pixels that ohem keeps."""
     focal_gamma: Annotated[float, Field(ge=1)] = 2.0
-    """Of focal: the higher, the less the easy pixels count."""
+    """Focusing parameter gamma of focal. Higher values reduce the weight of easy pixels."""
     tversky_alpha: Annotated[float, Field(gt=0)] = 0.3
-    """Of tversky: weight of false positives."""
+    """Weight of false positives in tversky."""
     tversky_beta: Annotated[float, Field(gt=0)] = 0.7
-    """Of tversky: weight of false negatives."""
+    """Weight of false negatives in tversky."""
     boundary_reach: Positive = 2
-    """Of boundary: an outline counts as met within so many pixels."""
+    """Maximum distance in px at which boundary treats two outlines as matching."""
     aux_weight: Annotated[float, Field(ge=0)] = 0.4
-    """Of model.aux_head's cross-entropy."""
+    """Weight of the cross-entropy of the auxiliary head (model.aux_head)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of the model."""
 
 from typing import Literal, Self
 
@@ -13,26 +9,26 @@ from segray.config.parsers import invalid_setting
 
 
 class ModelConfig(Settings):
-    """Which SegFormer."""
+    """Architecture and initial weights."""
 
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = "b0"
-    """Size of the model."""
+    """Size of the SegFormer encoder."""
     init: str | None = None
-    """Weights to start from: folder, file, hub id or models:/NAME@ALIAS, {variant} in it stands for model.variant."""
+    """Initial weights: a folder, file, hub id or models:/NAME@ALIAS. {variant} is replaced by model.variant."""
     encoder: str = "mit"
-    """Encoder: mit, or module:attribute of your own (docs/plugins.md)."""
+    """Encoder: mit, or a module:attribute of your own code (docs/plugins.md)."""
     head: str = "official"
-    """Decode head: official, mmseg, or module:attribute of your own."""
+    """Decode head: official, mmseg, or a module:attribute of your own code."""
     aux_head: bool = False
-    """Train with a second head, an FCN on the third stage, whose loss is weighted by loss.aux_weight."""
+    """Train with an auxiliary FCN head on the third stage. Its loss has the weight loss.aux_weight."""
     norm_eps: Literal["official", "mmseg", "transformers"] = "official"
-    """Whose epsilons the layer norms have; take those of the weights to start from."""
+    """Implementation whose layer norm epsilons are used. Choose the one that produced the initial weights."""
     checkpointing: bool = False
-    """Compute blocks again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     drop_path: Fraction = 0.1
-    """Largest stochastic-depth rate; it rises linearly from 0 over the blocks."""
+    """Maximum stochastic depth rate. The rate rises linearly from 0 over the blocks."""
     dropout: Fraction = 0.1
-    """Dropout of whole channels before the classifier."""
+    """Dropout rate before the classifier. Whole channels are dropped."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

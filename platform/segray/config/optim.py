@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of the optimizer and the learning rate schedule."""
 
 from typing import Annotated, Literal
 
@@ -14,29 +10,29 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Settings):
-    """AdamW and its schedule."""
+    """AdamW and its learning rate schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 6e-5
     """Peak learning rate of the encoder."""
     head_lr_factor: Annotated[float, Field(gt=0)] = 10.0
-    """The head learns at lr times this."""
+    """Factor by which lr is multiplied for the head."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decay of every parameter except the layer norms."""
+    """Weight decay of all parameters except those of layer norms."""
     beta1: DecayRate = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     beta2: DecayRate = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Each block of the encoder learns at this times the rate of the one above it."""
+    """Ratio of the learning rate of each encoder block to that of the next deeper block."""
     schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
-    """How the rate falls: as published, along half a cosine, or up and down along two."""
+    """Schedule: poly (polynomial, as published), cosine (half a cosine), one_cycle (half a cosine up, one down)."""
     warmup_steps: Count = 1500
-    """Steps of warm-up: linear, or, of one_cycle, half a cosine."""
+    """Number of warm-up steps. Warm-up is linear; with one_cycle, it follows half a cosine."""
     warmup_ratio: Fraction = 1e-6
-    """The warm-up starts at lr times this."""
+    """Ratio of the learning rate at the start of the warm-up to lr."""
     min_ratio: Fraction = 0.0
-    """The schedule ends at lr times this."""
+    """Ratio of the learning rate at the end of the schedule to lr."""
     power: Annotated[float, Field(gt=0)] = 1.0
-    """Power of the polynomial decay."""
+    """Power of the polynomial decay (schedule poly)."""
     clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the gradient; a larger one is scaled down to it."""
+    """Maximum gradient norm. Larger gradients are scaled down to it."""

@@ -1,4 +1,4 @@
-"""Ranges of settings, as a search space spells them."""
+"""Parsers of settings that are written as YAML in files and flags, such as the search space."""
 
 from collections.abc import Iterator, Mapping
 from math import isfinite
@@ -13,10 +13,10 @@ EXPECTED = "one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [VA
 
 
 def parse_search_space(value: object) -> dict[str, dict[str, list[Any]]]:
-    """Returns the ranges of a file, or of a flag, by dotted key; sections may be nested or dotted.
+    """Returns the ranges of a search space by dotted key. Sections may be nested or dotted.
 
     Raises:
-        ValueError: something is no range; it is named.
+        ValueError: an entry is not a range. The message names it.
     """
     found = from_yaml("tune.space", value, f"settings, each with {EXPECTED}")
     if not isinstance(found, Mapping):
@@ -72,14 +72,14 @@ CLASS_WEIGHT_MODES = ("balanced", "median")
 
 
 def _is_named(found: object, kinds: tuple[type, ...]) -> bool:
-    """Returns whether something is NAME, or {NAME: value} with a value of one of these kinds."""
+    """Returns True if `found` is NAME, or {NAME: value} with a value of one of the types `kinds`."""
     if isinstance(found, dict):
         return len(found) == 1 and all(isinstance(name, str) and isinstance(of, kinds) for name, of in found.items())
     return isinstance(found, str)
 
 
 def from_yaml(key: str, value: object, expected: str) -> object:
-    """Returns what a file holds, or what a flag spells as YAML."""
+    """Returns a value from a file unchanged, and the text of a flag parsed as YAML."""
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
     except yaml.YAMLError as error:
@@ -87,7 +87,7 @@ def from_yaml(key: str, value: object, expected: str) -> object:
 
 
 def parse_transforms(value: object) -> object:
-    """Returns the transforms of a file, or of a flag."""
+    """Returns the list of transforms given in a file or flag."""
     expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
     found = from_yaml("data.augment", value, expected)
     if found is None:
@@ -98,7 +98,7 @@ def parse_transforms(value: object) -> object:
 
 
 def parse_loss_terms(value: object) -> object:
-    """Returns the losses of a file, or of a flag; one may stand without a list."""
+    """Returns the list of losses given in a file or flag. A single loss needs no list."""
     expected = (
         f"a list of NAME or NAME: weight of {', '.join(LOSSES)} or module:attribute, e.g. '[ohem, {{dice: 0.5}}]'"
     )
@@ -110,7 +110,7 @@ def parse_loss_terms(value: object) -> object:
 
 
 def parse_class_weights(value: object) -> object:
-    """Returns the class weights of a file, or of a flag."""
+    """Returns the class weights given in a file or flag."""
     expected = f"{', '.join(CLASS_WEIGHT_MODES)}, or a list of numbers, one for each class, none below 0"
     found = from_yaml("loss.class_weights", value, expected)
     if found is None or found in CLASS_WEIGHT_MODES:
@@ -122,25 +122,25 @@ def parse_class_weights(value: object) -> object:
 
 
 def invalid_setting(key: str, value: object, expected: str, advice: str = "") -> ValueError:
-    """Returns the error of a setting that cannot be what it is."""
+    """Returns the error for an invalid value of a setting."""
     return ValueError(f"{key} is {value}; expected {expected}{'; ' + advice if advice else ''}.")
 
 
 def parse_numbers(value: object) -> object:
-    """Returns the numbers of a file, or of a flag, where commas set them apart: `3,5`."""
+    """Returns the list of numbers given in a file, or in a flag separated by commas: `3,5`."""
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
 
 
 def parse_objectives(value: object) -> object:
-    """Returns the metrics of a file, or of a flag; one may stand without a list."""
+    """Returns the list of metrics given in a file or flag. A single metric needs no list."""
     found = from_yaml("tune.metric", value, "a metric, or a list of them")
     return [found] if isinstance(found, str) else found
 
 
 def parse_class_floors(value: object) -> object:
-    """Returns the least IoU of every class, or of those named, of a file or of a flag."""
+    """Returns the minimum IoU of every class, or of named classes, given in a file or flag."""
     expected = "a number from 0 to 1 for every class, or one for each that is named, e.g. '{road: 0.9, person: 0.4}'"
     found = from_yaml("promote.class_floor", value, expected)
     given = found if isinstance(found, dict) else {"": found}
@@ -154,7 +154,7 @@ def _is_share(found: object) -> bool:
 
 
 def parse_class_names(value: object) -> object:
-    """Returns the classes of a file, or of a flag; one may stand without a list."""
+    """Returns the list of class names given in a file or flag. A single name needs no list."""
     expected = "names of classes, e.g. '[road, person]'"
     found = from_yaml("promote.changed_classes", value, expected)
     found = [found] if isinstance(found, str) else found

@@ -1,4 +1,4 @@
-"""Where things go: the run's folder, the tracking store, and what is allowed in a submitted job."""
+"""Paths of runs, datasets and the tracking store, and their restrictions in a submitted job."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from segray.config import Config
 from segray.core.errors import ConfigError
 
 CONFIG_FILE = "config.json"
-"""Settings of a run, sweep or checkpoint, in its folder."""
+"""Name of the settings file in the folder of a run, sweep or checkpoint."""
 RESUME_LATEST = "auto"
-"""Value of `--resume` for the latest unfinished run with the same settings."""
+"""Value of `--resume` that selects the latest unfinished run with the same settings."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 JOB_WAIT, JOB_WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 PASSWORD_PATTERN = re.compile(
-    r"(?<=://)([^/@:?#\s]*:)(?!\d{1,5}(?:[/?#&\s]|$))\S*(?=@)"  # up to the last @: passwords may hold any but blanks
+    r"(?<=://)([^/@:?#\s]*:)(?!\d{1,5}(?:[/?#&\s]|$))\S*(?=@)"  # to the last @: passwords can contain @, / and :
     r"|([?&](?:\w*password|passwd|pwd|odbc_connect)=)[^&\s]*",
     re.IGNORECASE,
 )
@@ -25,12 +25,12 @@ REDACTED = "***"
 
 
 def in_submitted_job() -> bool:
-    """Returns whether this process is the driver of a job given to `ray job submit`."""
+    """Returns True if this process is the driver of a job submitted with `ray job submit`."""
     return JOB_VARIABLE in os.environ
 
 
 def job_stop_timeout_s() -> int | None:
-    """Returns the seconds that `ray job stop` gives this job before it kills it; none outside a submitted job."""
+    """Returns the timeout in seconds after which `ray job stop` kills this job, or None outside a submitted job."""
     if not in_submitted_job():
         return None
     told = os.environ.get(JOB_WAIT, "")
@@ -38,16 +38,16 @@ def job_stop_timeout_s() -> int | None:
 
 
 def is_uri(place: str) -> bool:
-    """Returns whether a place is a URI rather than a path."""
+    """Returns True if a location is a URI and not a path."""
     return "://" in place
 
 
 def absolute_path(key: str, place: str) -> str:
-    """Returns a place as an absolute path or URI.
+    """Returns a location as an absolute path or URI.
 
     Raises:
-        ConfigError: it is relative in a submitted job, whose working directory is a copy that Ray throws away; or holds
-            a secret.
+        ConfigError: the path is relative in a submitted job, where Ray deletes the working directory; or the URI
+            contains a secret.
     """
     if is_uri(place):
         if PASSWORD_PATTERN.search(place):
@@ -65,10 +65,10 @@ def absolute_path(key: str, place: str) -> str:
 
 
 def resolve_paths(config: Config) -> Config:
-    """Returns the config with every place absolute and the tracking store named, without its password.
+    """Returns the config with absolute paths and with the URI of the tracking store, without its password.
 
     Raises:
-        ConfigError: a place is relative in a submitted job, the results are no folder, or the URI of the data holds a
+        ConfigError: a path is relative in a submitted job, `results` is a URI, or the URI of the dataset contains a
             secret.
     """
     if is_uri(config.results):
@@ -80,11 +80,11 @@ def resolve_paths(config: Config) -> Config:
 
 
 def tracking_uri(config: Config) -> str:
-    """Returns the MLflow URI: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the results.
+    """Returns the MLflow URI: `tracking.uri`, else MLFLOW_TRACKING_URI, else `mlflow.db` next to the results folder.
 
     Raises:
-        ConfigError: its path, or that of the results, is relative in a submitted job; or a run's record of it, which
-            holds no password, is all there is.
+        ConfigError: its path, or that of the results, is relative in a submitted job; or the URI comes from the record
+            of a run, which has no password, and the environment does not provide the password.
     """
     uri = config.tracking.uri or os.environ.get(TRACKING_VARIABLE)
     if uri is not None and REDACTED in uri:
@@ -97,7 +97,7 @@ def tracking_uri(config: Config) -> str:
 
 
 def redact(uri: str) -> str:
-    """Returns a URI, or what somebody says of one, that may be written down and shown: its password is left out."""
+    """Returns a URI, or a text that contains one, with its password replaced, so that it can be logged."""
     return PASSWORD_PATTERN.sub(lambda found: f"{found[1] or found[2]}{REDACTED}", uri)
 
 
@@ -112,14 +112,14 @@ def _with_password(uri: str) -> str:
 
 
 def create_run_dir(config: Config, what: str | None = None) -> tuple[str, str]:
-    """Makes the folder of a new run and returns (name, folder).
+    """Creates the folder of a new run and returns (name, folder).
 
     Args:
-        config: of the run.
-        what: it is, where it has no name; none takes the model's variant.
+        config: settings of the run.
+        what: part of the generated name if the run has no name. Defaults to the model's variant.
 
     Raises:
-        ConfigError: a run of the given name is there already.
+        ConfigError: the folder cannot be created, or a run with the given name exists.
     """
     try:
         Path(config.results).mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _first_free(config: Config, what: str) -> tuple[str, str]:
     for name in (stem, *(f"{stem}-{number}" for number in range(2, 100))):
         folder = Path(config.results) / name
         try:
-            folder.mkdir()  # exclusive: of two runs that start at once, one takes the next name
+            folder.mkdir()  # exclusive: if two runs start at the same time, one takes the next name
         except FileExistsError:
             continue
         return name, str(folder)
@@ -157,5 +157,5 @@ def _fresh_name(config: Config, what: str) -> str:
 
 
 def preview_path(run: Path, step: int) -> Path:
-    """Returns where a run's picture of a step's predictions lies."""
+    """Returns the path of the image of a run's predictions at a step."""
     return run / "predictions" / f"step-{step:06d}.png"

@@ -1,4 +1,4 @@
-"""The settings of a promotion: what a model has to be before it is served."""
+"""Settings of the promotion gates that a model must pass before it is served."""
 
 from typing import Annotated
 
@@ -8,24 +8,24 @@ from segray.config.base import Fraction, Settings
 from segray.config.parsers import parse_class_floors, parse_class_names
 
 ClassFloors = float | dict[str, float]
-"""Of every class, or by name."""
+"""Minimum IoU of every class, or by class name."""
 ClassNames = tuple[str, ...]
 
 
 class PromoteConfig(Settings):
-    """Gates: each has to be passed; none is left open by what cannot be told."""
+    """Promotion gates. A model must pass every gate; a gate that cannot be evaluated fails."""
 
     miou_drop: Fraction = 0.01
-    """How much lower than the champion's the mean IoU may be: the 95% interval of the gain lies above -this."""
+    """Maximum drop in mean IoU from the champion. The 95% interval of the gain must lie above the negative value."""
     class_drop: Fraction = 0.05
-    """How much lower the IoU of any class may be than the champion's."""
+    """Maximum drop in the IoU of any class from the champion."""
     class_floor: Annotated[ClassFloors, BeforeValidator(parse_class_floors)] = 0.0
-    """What the IoU of every class is at least, or of those named: '{road: 0.9, person: 0.4}'."""
+    """Minimum IoU of every class, or of named classes: '{road: 0.9, person: 0.4}'."""
     slower: Annotated[float, Field(ge=1)] | None = 2.0
-    """How many times the champion's time for an image it may take; none lets it take any."""
+    """Maximum time per image as a multiple of the champion's. Use none for no limit."""
     latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """Milliseconds that an image may take where the promotion runs; none lets it take any."""
+    """Maximum time per image in milliseconds on the machine that runs promote. Defaults to no limit."""
     size_mib: Annotated[float, Field(gt=0)] | None = None
-    """MiB that the weights may have; none lets them have any."""
+    """Maximum size of the weights in MiB. Defaults to no limit."""
     changed_classes: Annotated[ClassNames, BeforeValidator(parse_class_names)] = ()
-    """All classes that one of champion and challenger has and the other has not: '[road, person]'."""
+    """All classes that only the champion or only the challenger has: '[road, person]'."""

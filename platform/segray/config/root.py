@@ -1,7 +1,7 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
+"""The root of the settings: one tree of frozen models, addressed everywhere by dotted keys.
 
 `--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
+checkpoint's `config.json` all name the same setting. A Config that validates can run.
 """
 
 import hashlib
@@ -32,16 +32,16 @@ _SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
 CHANGEABLE_ON_RESUME = frozenset(
     {*_SECTIONS, "data.root", "data.decode", "data.bad_rows", "model.checkpointing"}
 ).union(f"train.{name}" for name in _OF_THE_RUN)
-"""Settings and sections that do not decide what is learned, or only when it ends."""
+"""Settings and sections that may change on resume: they do not affect what is learned, or affect only its end."""
 
 
 class Config(Settings):
-    """Everything a run is determined by."""
+    """All settings of a run."""
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
-    """Name of the run and its folder; none makes a fresh one."""
+    """Name of the run and its folder. Defaults to a generated name."""
     results: str = "results"
-    """Folder that holds the runs; on a cluster one that every node sees."""
+    """Folder of all runs. On a cluster, every node must see it under the same path."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -54,7 +54,11 @@ class Config(Settings):
     serve: ServeConfig = ServeConfig()
 
     def with_eval_overrides(self, asked: EvalConfig | None) -> Self:
-        """Returns a model's own settings with those of evaluation laid over them that were given."""
+        """Returns the settings with the explicitly set evaluation settings replaced.
+
+        Raises:
+            ConfigError: the sliding windows are invalid.
+        """
         if asked is None:
             return self
         given = {name: getattr(asked, name) for name in asked.model_fields_set}
@@ -91,7 +95,7 @@ class Config(Settings):
         return self
 
     def training_settings(self) -> dict[str, Any]:
-        """Returns the settings that decide what is learned, by dotted key; the others may change as a run goes on."""
+        """Returns the settings that affect what is learned, by dotted key. All others may change on resume."""
         tree = {
             section: part
             for section, part in self.model_dump(mode="json").items()
@@ -102,5 +106,5 @@ class Config(Settings):
 
     @property
     def digest(self) -> str:
-        """Hash over the decisive settings."""
+        """Hash of the settings that affect what is learned."""
         return hashlib.blake2b(json.dumps(self.training_settings(), sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""The settings of serving: which version, on what, and how much of it a stranger may ask for."""
+"""Settings of serving: model version, resources and request limits."""
 
 from typing import Annotated, Literal
 
@@ -8,45 +8,45 @@ from segray.config.base import Fraction, Positive, Settings
 
 
 class ServeConfig(Settings):
-    """What answers requests."""
+    """HTTP server, replicas and request limits."""
 
     alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "champion"
-    """Alias in the registry whose version is served; it is followed wherever it is moved."""
+    """Registry alias of the version to serve. The server follows the alias when it moves to another version."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is every one the machine has."""
+    """Address to listen on. 0.0.0.0 listens on all interfaces."""
     port: Annotated[int, Field(ge=1, lt=2**16)] = 8000
     """Port to listen on."""
     token_file: str | None = None
-    """File that holds the bearer token requests have to bring; none lets everybody in."""
+    """File with the bearer token that requests must send. By default, requests need no token."""
     replicas: Positive = 1
-    """Replicas of the model that are always there."""
+    """Minimum number of replicas of the model."""
     most_replicas: Positive | None = None
-    """Replicas under load; none takes as many as the cluster holds."""
+    """Maximum number of replicas under load. Defaults to the capacity of the cluster."""
     in_flight: Positive = 4
-    """Requests for each replica at which another one is started."""
+    """Target number of concurrent requests per replica. Above it, another replica is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes GPUs if the cluster has any."""
+    """Device of the replicas. auto uses GPUs if the cluster has any."""
     threads: Positive = 1
-    """CPUs of a replica."""
+    """Number of CPUs per replica."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass."""
+    """Precision of the forward pass."""
     batch: Positive = 8
-    """Images of one forward pass at most, all of one size: those that waited while the last one was computed."""
+    """Maximum number of images per forward pass. Waiting images of equal size are batched."""
     window_above: Positive = 2**22
-    """Images of more pixels are looked at in windows that slide over them."""
+    """Number of pixels above which images are processed with sliding windows."""
     most_mib: Annotated[float, Field(gt=0)] = 20.0
-    """MiB of a request at most."""
+    """Maximum size of a request in MiB."""
     most_pixels: Annotated[int, Field(gt=0, le=2**27)] = 2**25
-    """Pixels of an image at most."""
+    """Maximum number of pixels per image."""
     most_images: Positive = 16
-    """Images of a batch request at most."""
+    """Maximum number of images per batch request."""
     at_once: Positive = 256
-    """Images that are answered or wait at once; who brings more is sent away."""
+    """Maximum number of images in progress or waiting. Requests above it are rejected with status 429."""
     time_limit_s: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds after which a request is given up."""
+    """Timeout of a request in seconds."""
     canary: Fraction = 0.0
-    """Share of the requests that the challenger answers; the champion sees their images too, to be compared with."""
+    """Fraction of the requests that the challenger answers. The champion also processes them, for comparison."""
     shadow: Fraction = 0.0
-    """Share of the requests whose images the challenger sees too, without answering, to be compared with."""
+    """Fraction of the requests that the challenger also processes for comparison, without answering them."""
     poll_s: Annotated[float, Field(gt=0)] = 0.5
-    """Seconds between two looks at the registry."""
+    """Interval in seconds at which the registry is polled."""

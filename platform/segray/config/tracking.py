@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of experiment tracking and the model registry."""
 
 from typing import Annotated
 
@@ -10,15 +6,15 @@ from pydantic import Field
 
 from segray.config.base import Settings
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a folder, of a registered model
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # a valid name of a folder and of a registered model
 
 
 class TrackingConfig(Settings):
-    """Where runs and models are recorded."""
+    """Experiment tracking and model registry in MLflow."""
 
     uri: str | None = None
-    """MLflow tracking URI; none takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    """MLflow tracking URI. Defaults to MLFLOW_TRACKING_URI, else to the file mlflow.db next to the results folder."""
     experiment: str = "segray"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     model: Annotated[str, Field(pattern=NAME)] = "segray"
-    """Name the best checkpoint is registered under."""
+    """Name of the registered model. The best checkpoint becomes a version of it."""

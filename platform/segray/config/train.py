@@ -1,8 +1,4 @@
-"""The settings: one tree of frozen models, addressed everywhere by dotted keys.
-
-`--optim.lr 6e-5` on the command line, `optim.lr` as a search-space key, an MLflow parameter and a key in a
-checkpoint's `config.json` are the same thing. A Config that validates is one that can run.
-"""
+"""Settings of training."""
 
 from typing import Annotated, Literal
 
@@ -13,57 +9,57 @@ from segray.config.optim import DecayRate
 
 
 class TrainConfig(Settings):
-    """The run: how long, how wide, how often it looks up."""
+    """Length, parallelism, checkpoints and fault tolerance of a run."""
 
     steps: Positive = 160_000
-    """Optimiser steps."""
+    """Number of optimizer steps."""
     batch: Positive = 16
-    """Images of one optimiser step over all workers together."""
+    """Global batch size: images per optimizer step over all workers."""
     workers: Positive = 1
-    """DDP workers."""
+    """Number of DDP workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes GPUs if the cluster has any."""
+    """Training device. auto uses GPUs if the cluster has any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of weights, order, crops and dropout."""
+    """Random seed of weights, sample order, crops and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; the weights stay float32."""
+    """Precision of the forward pass. The weights stay in float32."""
     accumulate: Positive = 1
-    """A worker computes its share of a step in so many parts, in less memory; batch norms see a part at a time."""
+    """Number of parts into which a worker splits its batch to save memory. Batch norms use one part at a time."""
     ema: DecayRate = 0.0
-    """Share that a moving average of the weights keeps at each step; it is what is validated. 0 has none."""
+    """Decay of the exponential moving average of the weights, which is then used for validation. 0 disables it."""
     batch_norm: Literal["global", "frozen"] = "global"
-    """Batch norms see the global batch, or keep the moments that the run starts with."""
+    """Batch norm statistics: global (of the global batch) or frozen (those of the initial weights)."""
     freeze_encoder: bool = False
-    """Train the heads alone."""
+    """Train only the heads."""
     compile: bool = False
     """Compile the model with torch.compile."""
     channels_last: bool = False
-    """Keep the weights of convolutions channels-last."""
+    """Use the channels-last memory format for convolution weights."""
     deterministic: bool = False
-    """Take deterministic kernels alone; docs/training.md says what that covers."""
+    """Use only deterministic kernels. docs/training.md describes what this covers."""
     log_every: Positive = 50
-    """Steps between two reports of loss, lr and throughput."""
+    """Number of steps between reports of loss, learning rate and throughput."""
     val_every: Positive = 4000
-    """Steps between two validations, each with a checkpoint; the last step is always validated."""
+    """Number of steps between validations, each with a checkpoint. The last step is always validated."""
     checkpoint_every: Positive | None = 1000
-    """Steps between two checkpoints beside those of validations: what a run loses at most."""
+    """Number of steps between additional checkpoints: the maximum that a failure loses. Use none to disable them."""
     keep_best: Positive = 1
-    """Checkpoints of the highest val/miou that are kept; the last one always is."""
+    """Number of checkpoints with the highest val/miou to keep. The last checkpoint is always kept."""
     keep_every: Positive | None = None
-    """Checkpoints whose step is a multiple of this are kept too."""
+    """Also keep checkpoints whose step is a multiple of this."""
     patience: Positive | None = None
-    """Validations in a row without a better val/miou that end the run early."""
+    """Number of consecutive validations without a better val/miou after which the run ends early."""
     min_gain: Fraction = 0.0
-    """A val/miou is better if it exceeds the best by more than this."""
+    """Minimum gain: a val/miou is better only if it exceeds the best by more than this."""
     min_steps: Count = 0
-    """No run ends early before this step."""
+    """Minimum number of steps before the run may end early."""
     max_skipped: Positive = 20
-    """Steps in a row without a finite gradient that end the run; single ones are skipped and counted."""
+    """Number of consecutive non-finite gradients after which the run ends. Their steps are skipped and counted."""
     max_failures: Count = 3
-    """Losses of workers that the run goes on after, each from its last checkpoint; preemptions do not count."""
+    """Maximum number of worker failures, not preemptions. After each, the run continues from its last checkpoint."""
     hang_s: Annotated[float, Field(gt=0)] = 900
-    """A worker that does not move for so many seconds is ended, which counts as a loss."""
+    """Timeout in seconds after which a worker without progress is killed. This counts as a failure."""
     min_workers: Positive | None = None
-    """Go on with so many workers where there are no resources for more; none waits for all of them."""
+    """Minimum number of workers to continue with if resources are missing. Defaults to waiting for all workers."""
     grow_s: Annotated[float, Field(gt=0)] = 60
-    """Seconds between two looks for resources for more workers, up to train.workers, while there are fewer."""
+    """Interval in seconds between checks for resources for more workers while there are fewer than train.workers."""

@@ -1,4 +1,4 @@
-"""The settings of a sweep: what is varied, what is looked for, and what it may cost."""
+"""Settings of a sweep: search space, metrics, scheduler and budget."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -9,12 +9,12 @@ from segray.config.base import Count, Fraction, Positive, Settings
 from segray.config.parsers import invalid_setting, parse_objectives, parse_search_space
 
 Space = dict[str, dict[str, Any]]
-"""Ranges by dotted key: {"optim.lr": {"loguniform": [1e-5, 1e-3]}}."""
+"""Search space: ranges by dotted key, such as {"optim.lr": {"loguniform": [1e-5, 1e-3]}}."""
 Objectives = tuple[str, ...]
 
 
 def _none_is_a_name(value: Any) -> Any:
-    """Returns what was meant: on a command line `none` is otherwise no value."""
+    """Returns "none" for None, because the command line reads `none` as None."""
     return "none" if value is None else value
 
 
@@ -22,52 +22,52 @@ Scheduler = Annotated[Literal["none", "asha", "median", "pbt"], BeforeValidator(
 
 
 class BudgetConfig(Settings):
-    """What a sweep may cost; it ends when any of it is spent, and what runs then is stopped."""
+    """Budget of a sweep. When one of its limits is reached, running trials are stopped and the sweep ends."""
 
     hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours from the start, those of earlier starts included."""
+    """Maximum duration in hours, including earlier starts of a resumed sweep."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours of all workers together: of GPUs, or of CPU workers where there are none."""
+    """Maximum GPU hours of all workers together; without GPUs, hours of CPU workers."""
     trials: Positive | None = None
-    """Trials that came to an end, whether finished, stopped or failed; those that asha has paused may yet go on."""
+    """Maximum number of ended trials: finished, stopped or failed. Trials paused by asha do not count."""
 
 
 class TuneConfig(Settings):
-    """A sweep: trials of settings drawn from a space."""
+    """Hyperparameter search over a space of settings."""
 
     space: Annotated[Space, BeforeValidator(parse_search_space)] = Field(default_factory=dict)
-    """What is varied: a setting's key, and one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [...]."""
+    """Search space: for each setting, one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [...]."""
     trials: Positive = 32
-    """Configurations that are tried."""
+    """Number of configurations to try."""
     metric: Annotated[Objectives, BeforeValidator(parse_objectives), Field(min_length=1)] = ("val/miou",)
-    """What is looked for; several, as in '[val/miou, cost/latency_ms]', are weighed as a Pareto front."""
+    """Metric to optimize. Several, such as '[val/miou, cost/latency_ms]', give a Pareto front."""
     search: Literal["random", "grid", "optuna"] = "optuna"
-    """Where configurations come from: drawn at random, every combination of choices, or Optuna's TPE."""
+    """Search algorithm: random, grid (every combination of the choices), or optuna (Optuna's TPE)."""
     scheduler: Scheduler = "asha"
-    """Who stops early: nobody; all but the best at each rung; those below the median. pbt: the worst copy the best."""
+    """Scheduler: none, asha (only the best pass a rung), median (those below stop), pbt (the worst copy the best)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the search."""
+    """Random seed of the search."""
     concurrent: Positive | None = None
-    """Trials at once; none runs as many as the cluster holds."""
+    """Maximum number of concurrent trials. Defaults to the capacity of the cluster."""
     grace: Positive | None = None
-    """asha and median: steps before a trial may be stopped; none takes 15% of train.steps."""
+    """Schedulers asha and median: minimum number of steps before a trial may stop. Defaults to 15% of train.steps."""
     reduction: Annotated[float, Field(ge=1.5, le=10)] = 4.0
-    """asha: one of so many goes on from each rung to the next, twice as far."""
+    """Scheduler asha: one in this many trials continues from each rung to the next, which is twice as far."""
     interval: Positive | None = None
-    """pbt: steps between two looks at who copies whom; none takes a tenth of train.steps."""
+    """Scheduler pbt: number of steps between exchanges of trials. Defaults to a tenth of train.steps."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """pbt: share of the worst that copy one of as many best."""
+    """Scheduler pbt: fraction of the worst trials that copy one of the same fraction of the best."""
     resample: Fraction = 0.25
-    """pbt: probability that a copied setting is drawn anew, rather than made a fifth larger or smaller."""
+    """Scheduler pbt: probability that a copied setting is resampled; otherwise it changes by a fifth up or down."""
     warm_start: str | None = None
-    """An earlier sweep, its MLflow run's name or id, whose trials the search knows from the start."""
+    """Name or id of the MLflow run of an earlier sweep. The search (optuna only) starts with its trials."""
     seeds: Count = 0
-    """Runs of the best configuration, with as many seeds, after the search."""
+    """Number of additional runs of the best configuration after the search, each with another seed."""
     budget: BudgetConfig = BudgetConfig()
 
     @property
     def max_trials(self) -> int:
-        """Returns how many trials there will be: those that are wanted, or fewer, if a grid has fewer points."""
+        """Maximum number of trials: `trials`, or the number of grid points if that is lower."""
         if self.search != "grid":
             return self.trials
         return min(self.trials, math.prod(len(next(iter(spelt.values()))) for spelt in self.space.values()))

@@ -1,1 +1,1 @@
-"""Errors, class names, signals, logging, HTML and plots: what every other package may import."""
+"""Errors, class names, signals, logging, HTML and plots. All other packages may import this package."""

@@ -1,4 +1,4 @@
-"""What the class ids of a dataset mean: names, colours and the id that is not counted."""
+"""Classes of a dataset: names, colours and the ignored id."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ class Classes(BaseModel):
     """The classes of a dataset.
 
     Attributes:
-        names: name of class id 0..K-1, unique.
-        palette: RGB colour of class id 0..K-1, 0..255.
+        names: unique names of the class ids 0..K-1.
+        palette: RGB colours of the class ids 0..K-1, with values 0..255.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,27 +41,27 @@ class Classes(BaseModel):
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes without the ignored one."""
+        """Number of classes K, without the ignored id."""
         return len(self.names)
 
     @property
     def ignore_id(self) -> int:
-        """The mask value that is neither trained on nor counted: 255, or 65535 from 256 classes on."""
+        """Mask value that is excluded from training and metrics: 255, or 65535 with 256 or more classes."""
         return ignore_id(self.num_classes)
 
     @classmethod
     def from_names(cls, names: list[str] | tuple[str, ...]) -> Self:
-        """Returns classes of these names, coloured with the default palette."""
+        """Returns classes with these names and the default palette."""
         return cls(names=tuple(names), palette=tuple(default_palette(len(names))))
 
 
 def ignore_id(num_classes: int) -> int:
-    """Returns the ignore id of a dataset with that many classes (the largest value of its mask dtype)."""
+    """Returns the ignored id of a dataset with this number of classes: the largest value of its mask dtype."""
     return 255 if num_classes < 256 else 65535
 
 
 def default_palette(num_colours: int) -> list[Colour]:
-    """Returns distinct RGB colours by the bit-interleaving rule of Pascal VOC, black left out."""
+    """Returns distinct RGB colours from the bit-interleaving rule of Pascal VOC, without black."""
     return [_voc_colour(index) for index in range(1, num_colours + 1)]
 
 
@@ -74,10 +74,10 @@ def _voc_colour(index: int) -> Colour:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Returns the class names in a file: one name a line (# starts a comment), or a JSON list.
+    """Returns the class names in a file: one name per line (# starts a comment), or a JSON list.
 
     Raises:
-        DataError: the file is missing, not text, or holds no name.
+        DataError: the file is missing or not text, or its names are invalid, repeated or empty.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""Work on many things with some threads, its results in order and no more of them at once than are used."""
+"""Concurrent map with ordered results and a bounded number of pending inputs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,14 @@ Out = TypeVar("Out")
 
 
 def map_ordered(pool: Executor, function: Callable[[In], Out], inputs: Iterable[In], ahead: int) -> Iterator[Out]:
-    """Yields function(input) in the inputs' order, at most `ahead` of them begun before they are asked for."""
+    """Yields function(input) for each input, in order.
+
+    Args:
+        pool: executor of the calls.
+        function: function to call.
+        inputs: inputs of the function.
+        ahead: maximum number of calls that are submitted and not yet yielded.
+    """
     waiting: deque[Future[Out]] = deque()
     for one in inputs:
         waiting.append(pool.submit(function, one))

@@ -1,7 +1,7 @@
-"""The errors that segray raises for whatever a user, a file or a network can cause.
+"""Errors that segray raises for causes outside its code: users, files, networks.
 
-Every error carries one message: what is wrong with which name or path, what was expected, what to do.
-One string argument keeps them picklable, so they cross process borders unchanged.
+Every error has one message: the wrong name or path, the expected value, and a fix. Each takes one string argument,
+which keeps it picklable, so errors pass between processes unchanged.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,71 +9,71 @@ from difflib import get_close_matches
 
 MAX_LISTED = 20
 EXIT_INTERRUPTED = 130
-"""What a command ends with that was asked to end."""
+"""Exit code of a command that is interrupted."""
 
 
 class SegrayError(Exception):
-    """Base of all errors of segray; `exit_code` is what a command ends with."""
+    """Base class of all errors of segray. `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
 
 class UserError(SegrayError):
-    """Something the user wrote, named or supplied cannot work."""
+    """Base class of errors in user input."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A setting is unknown, ill-typed, out of range or impossible together with another."""
+    """A setting is unknown, has a wrong type, is out of range or conflicts with another setting."""
 
 
 class DataError(UserError):
-    """A dataset, shard, image or mask is missing, damaged or not as declared."""
+    """A dataset, shard, image or mask is missing, damaged or different from its declaration."""
 
 
 class ModelError(UserError):
-    """A model cannot be built as asked, or was given an input it does not take."""
+    """A model cannot be built from its settings, or does not support an input."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint or weights file is missing, incomplete or of another model."""
+    """A checkpoint or weights file is missing, is incomplete or belongs to another model."""
 
 
 class ResumeError(UserError):
-    """A run cannot be gone on with as asked."""
+    """A run cannot be resumed."""
 
 
 class CapacityError(UserError):
-    """The cluster can never hold what was asked for."""
+    """The cluster cannot be reached, or can never provide the requested resources."""
 
 
 class ClusterError(UserError):
-    """The cluster is not fit for what was asked for."""
+    """The cluster does not meet the requirements of a run or sweep."""
 
 
 class RegistryError(UserError):
-    """A model reference does not resolve, or the registry does not answer."""
+    """A model reference cannot be resolved, or the registry does not respond."""
 
 
 class PromotionError(SegrayError):
-    """A version was not promoted: a gate refused it, or somebody else was faster."""
+    """A version was not promoted: it failed a gate, or another promotion was faster."""
 
 
 class TrainingError(SegrayError):
-    """A run started and failed."""
+    """A run failed after its start."""
 
 
 class OutOfMemoryError(TrainingError):
-    """A device has no memory for what a run computes at once."""
+    """A device has too little memory for a step of the run."""
 
 
 class ServingError(SegrayError):
-    """What is to answer requests cannot start, or not at the moment."""
+    """The server cannot start, or is temporarily unavailable."""
 
 
 class RunStoppedError(SegrayError):
-    """A run was ended from outside, in order."""
+    """A run was stopped gracefully by a signal or request."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -87,13 +87,13 @@ def format_list(lines: Sequence[str], most: int = MAX_LISTED) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` for the closest known name, or nothing when none is close."""
+    """Returns `; did you mean 'x'?` with the closest known name, or an empty string if no name is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def is_encodable(name: str) -> bool:
-    """Returns whether a file's name can be written down."""
+    """Returns True if a file name can be encoded as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

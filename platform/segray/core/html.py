@@ -1,4 +1,4 @@
-"""HTML pages from Jinja templates: one look, escaped values, no network."""
+"""HTML pages from Jinja templates, with a common style, escaped values and no network access."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).with_name("templates")
-"""The folder of `base.html` and `macros.html`, which every template may extend or import."""
+"""Folder of `base.html` and `macros.html`, which every template may extend or import."""
 
 
 def render_page(template: Path, /, **values: Any) -> str:
@@ -14,7 +14,7 @@ def render_page(template: Path, /, **values: Any) -> str:
 
     Args:
         template: path of the template, which extends `base.html`.
-        values: variables of the template; strings are escaped.
+        values: variables of the template. Strings are escaped.
     """
     loader = FileSystemLoader([template.parent, TEMPLATES])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -1,4 +1,4 @@
-"""What a user brings along: a class or function of a module of their own, named by `module:attribute`."""
+"""Imports of user-defined classes and functions, named by `module:attribute`."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -8,20 +8,20 @@ from segray.core.errors import UserError
 
 
 def is_import_path(name: str) -> bool:
-    """Returns whether a name has the form `module:attribute`."""
+    """Returns True if a name has the form `module:attribute`."""
     return ":" in name
 
 
 def import_callable(setting: str, reference: str, error: type[UserError]) -> Callable[..., Any]:
-    """Returns the callable that a `module:attribute` names.
+    """Imports a callable.
 
     Args:
-        setting: where it stands, for the message.
-        reference: the name.
-        error: what is raised.
+        setting: name of the setting, for the error message.
+        reference: name of the callable, `module:attribute`.
+        error: class of the raised error.
 
     Raises:
-        UserError: the module cannot be imported, or has no such attribute, or that is not callable.
+        UserError: the module cannot be imported, it lacks the attribute, or the attribute is not callable.
     """
     module_name, _, attribute = reference.partition(":")
     try:

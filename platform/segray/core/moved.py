@@ -1,4 +1,4 @@
-"""Import paths of earlier releases: importing one raises an error that names the new path."""
+"""Import paths of earlier releases. Importing one raises an error that names the new path."""
 
 import sys
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ MOVED = {
     "segray.registry": "segray.tracking.registry",
     "segray.train": "segray.training",
 }
-"""Old import path to its new place; `docs/renames.md` has every name."""
+"""New import path by old import path. `docs/renames.md` lists all names."""
 
 
 class _MovedFinder(MetaPathFinder):
-    """The last finder: it sees only the modules that no other finder knows."""
+    """Last finder on the path: it is called only for modules that no other finder knows."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Figures as PNGs, for pages, MLflow and papers."""
+"""Figures as PNG files, for pages, MLflow and papers."""
 
 import warnings
 from pathlib import Path
@@ -15,11 +15,11 @@ DPI = 130
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns a figure of one plot.
+    """Creates a figure with one plot.
 
     Args:
-        width: inches.
-        height: inches.
+        width: width in inches.
+        height: height in inches.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
@@ -35,12 +35,12 @@ def save_figure(figure: Figure, file: Path) -> Path:
     """Writes a figure and returns its file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     FigureCanvasAgg(figure)
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a class or image may be called anything, `$` included
+        text.set_parse_math(False)  # names of classes and images may contain `$`
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # pages show every script
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # pages support all scripts
         figure.savefig(file, dpi=DPI, facecolor="white")
     return file

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM of `ray job stop`: what they ask for, one after another."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM (`ray job stop`)."""
 
 import signal
 import threading
@@ -10,15 +10,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def raise_on_sigterm() -> None:
-    """Has SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that what a command holds is put away."""
+    """Makes SIGTERM raise KeyboardInterrupt, like Ctrl-C, so that the command releases its resources."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def handle_signals(*steps: Callable[[], None]) -> Iterator[None]:
-    """Calls the first step at the first signal, the next at the next, and raises KeyboardInterrupt behind the last.
+    """Calls one step per signal, in order, and raises KeyboardInterrupt for each signal after the last step.
 
-    Signals come to the main thread alone; in another there are none to heed.
+    Only the main thread receives signals. In other threads, this context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,5 +35,5 @@ def handle_signals(*steps: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # whose it was is not known to Python
+            if handler is not None:  # None: the handler was not installed from Python
                 signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Pictures of predictions: image, truth and what was found, side by side."""
+"""Images of predictions: image, ground truth and prediction side by side."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,16 +13,22 @@ from segray.core.classes import Classes
 Pixels = NDArray[np.uint8]
 Ids = NDArray[np.integer]
 
-WIDTH = 320  # px of a column
+WIDTH = 320  # width of a column in px
 HEADER = 16
 COLUMNS = ("image", "truth", "prediction")
 IGNORED = (255, 255, 255)
-LINE = 16  # px of a line of text
+LINE = 16  # height of a line of text in px
 BACK, TEXT = (24, 24, 24), (230, 230, 230)
 
 
 class PreviewRow(NamedTuple):
-    """A row of the picture: the image (H', W', 3) uint8 RGB, and the ids (H, W) that are true and that were found."""
+    """A row of the preview.
+
+    Attributes:
+        image: RGB image (H', W', 3) uint8.
+        truth: ground truth ids (H, W).
+        prediction: predicted ids (H, W).
+    """
 
     image: Pixels
     truth: Ids
@@ -30,7 +36,7 @@ class PreviewRow(NamedTuple):
 
 
 def save_previews(rows: Sequence[PreviewRow], classes: Classes, file: Path) -> None:
-    """Writes a PNG of the rows; ignored pixels are white in the truth."""
+    """Writes the rows as a PNG. Ignored pixels of the ground truth are white."""
     file.parent.mkdir(exist_ok=True)
     strips = [_strip((row.image, colorize(row.truth, classes), colorize(row.prediction, classes))) for row in rows]
     sheet = Image.new("RGB", (strips[0].width, HEADER + sum(strip.height for strip in strips)))
@@ -45,14 +51,21 @@ def save_previews(rows: Sequence[PreviewRow], classes: Classes, file: Path) -> N
 
 
 def colorize(ids: Ids, classes: Classes) -> Pixels:
-    """Returns ids (H, W) in the classes' colours, (H, W, 3)."""
+    """Returns ids (H, W) as an image (H, W, 3) in the colours of their classes."""
     colours = np.full((classes.ignore_id + 1, 3), IGNORED, np.uint8)
     colours[: classes.num_classes] = classes.palette
     return colours[ids]
 
 
 def draw_overlay(image: Pixels, ids: Ids, classes: Classes, share: float = 0.5) -> Pixels:
-    """Returns an image (H, W, 3) with the colours of its ids (H, W) laid over it, of which `share` is seen."""
+    """Returns an image blended with the colours of its ids.
+
+    Args:
+        image: image (H, W, 3).
+        ids: class ids (H, W).
+        classes: classes that define the colours.
+        share: opacity of the colours, 0..1.
+    """
     mixed = image * (1 - share) + colorize(ids, classes) * share
     return np.round(mixed).astype(np.uint8)
 
@@ -68,7 +81,12 @@ def _strip(pictures: Iterable[Pixels]) -> Image.Image:
 
 
 def draw_legend(classes: Classes, width: int) -> Image.Image:
-    """Returns the names in columns, each beside its colour."""
+    """Returns an image of the class names in columns, each next to its colour.
+
+    Args:
+        classes: classes of the legend.
+        width: width of the image in px.
+    """
     column = 180
     across = width // column
     names = [*zip(classes.names, classes.palette, strict=True), ("not counted", (255, 255, 255))]

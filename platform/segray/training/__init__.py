@@ -1,4 +1,4 @@
-"""Fitting a Config on a Ray cluster: `segray.training.fit.fit`.
+"""Training of a Config on a Ray cluster; the entry point is `segray.training.fit.fit`.
 
-Nothing is imported here: every process of a run imports what it needs, and no more.
+This module imports nothing, so that each process of a run imports only the modules that it needs.
 """

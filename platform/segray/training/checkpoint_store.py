@@ -1,7 +1,7 @@
-"""The checkpoints in a run's folder: which are whole, which are kept, and writing them beside the training.
+"""Checkpoints of a run folder: listing, retention and background writing.
 
-A checkpoint is written under a temporary name, forced to the disk and renamed: whatever dies in between, what stands
-under `step-NNNNNN` is whole.
+A checkpoint is written under a temporary name, synced to disk and then renamed. A folder named `step-NNNNNN` is
+therefore always complete, even if a process dies while writing.
 """
 
 import os
@@ -21,17 +21,17 @@ from segray.models import checkpoint
 DIR_PATTERN = re.compile(r"step-(\d{6,})$")
 TEMP_SUFFIX = ".partial"
 SCORE_METRIC = "val/miou"
-MAX_PENDING = 2  # each holds the whole state in memory
+MAX_PENDING = 2  # each holds the complete state in memory
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A whole checkpoint of a run.
+    """Complete checkpoint of a run.
 
     Attributes:
-        step: optimiser steps made.
-        score: its val/miou, none if it was not validated.
-        folder: where it lies.
+        step: number of optimiser steps made.
+        score: val/miou of the checkpoint; `None` if it was not validated.
+        folder: checkpoint folder.
     """
 
     step: int
@@ -40,16 +40,16 @@ class CheckpointInfo:
 
 
 def checkpoint_dir(run: Path, step: int) -> Path:
-    """Returns where a run's checkpoint of a step lies."""
+    """Returns the folder of a run's checkpoint at a step."""
     return run / f"step-{step:06d}"
 
 
 def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None) -> list[CheckpointInfo]:
-    """Returns the whole checkpoints of a run, oldest first.
+    """Returns the complete checkpoints of a run, oldest first.
 
     Args:
-        run: its folder.
-        warn: called with a line about each that is not whole.
+        run: run folder.
+        warn: callback that receives a line about each incomplete checkpoint.
     """
     found = []
     for folder in sorted(path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)):
@@ -64,28 +64,28 @@ def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None
 
 
 def best_checkpoint(found: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
-    """Returns the validated checkpoint with the highest score, of equal ones the first."""
+    """Returns the validated checkpoint with the highest score. If scores are equal, the earliest one wins."""
     validated = [one for one in found if one.score is not None]
     return max(validated, key=lambda one: (one.score, -one.step), default=None)
 
 
 def steps_to_keep(found: Sequence[CheckpointInfo], num_best: int, every: int | None) -> set[int]:
-    """Returns the steps of the checkpoints to keep: the last, the best ones, and multiples of `every`."""
+    """Returns the steps of the checkpoints to keep: the last one, the best ones, and multiples of `every`."""
     ranked = sorted((one for one in found if one.score is not None), key=lambda one: (-(one.score or 0), one.step))
     steps = {one.step for one in ranked[:num_best]} | {max((one.step for one in found), default=0)}
     return steps | {one.step for one in found if every is not None and one.step % every == 0}
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one after another, on a thread of its own.
+    """Writes the checkpoints of a run sequentially on a background thread.
 
     Args:
-        run: the run's folder, of which this is the only writer.
-        num_best: checkpoints of the highest scores to keep.
-        every: keep those whose step is a multiple of this, if given.
+        run: run folder; it must have no other writer.
+        num_best: number of checkpoints with the highest scores to keep.
+        every: interval in steps; checkpoints at its multiples are also kept. `None` keeps no others.
 
     Attributes:
-        latest_path: folder of the last that was written, none before that.
+        latest_path: folder of the last written checkpoint; `None` before the first.
     """
 
     def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
@@ -97,12 +97,17 @@ class CheckpointWriter:
             shutil.rmtree(left, ignore_errors=True)
 
     def submit(self, step: int, write: Callable[[Path], None]) -> None:
-        """Has `write` called with an empty folder, soon, and what it wrote kept as the checkpoint of a step.
+        """Schedules the checkpoint of a step.
 
-        Does not wait, unless storage is so slow that too many are waiting already.
+        The background thread calls `write` with an empty folder and keeps the result as the checkpoint. This method
+        blocks only if too many checkpoints are already pending.
+
+        Args:
+            step: step of the checkpoint.
+            write: function that writes the checkpoint files to a folder.
 
         Raises:
-            TrainingError: an earlier one could not be written.
+            TrainingError: an earlier checkpoint could not be written.
         """
         self.raise_if_failed()
         while len(self._waiting) >= MAX_PENDING:
@@ -110,19 +115,19 @@ class CheckpointWriter:
         self._waiting.append(self._pool.submit(self._write, step, write))
 
     def raise_if_failed(self) -> None:
-        """Does not wait.
+        """Checks the finished writes without waiting.
 
         Raises:
-            TrainingError: an earlier one could not be written.
+            TrainingError: an earlier checkpoint could not be written.
         """
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft().result()
 
     def wait(self) -> None:
-        """Waits until all is written.
+        """Waits until all pending checkpoints are written.
 
         Raises:
-            TrainingError: something could not be written.
+            TrainingError: a checkpoint could not be written.
         """
         while self._waiting:
             self._waiting.popleft().result()
@@ -134,11 +139,11 @@ class CheckpointWriter:
             partial.mkdir()
             write(partial)
             _force_to_disk(partial)
-            if final.exists():  # a run that went on from an older one makes it again, the same
+            if final.exists():  # a run resumed from an older checkpoint writes the same one again
                 shutil.rmtree(final)
             partial.rename(final)
             self.latest_path = str(final)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._complaint(step, error)) from error
         self._prune()
@@ -146,7 +151,7 @@ class CheckpointWriter:
     def _complaint(self, step: int, error: Exception) -> str:
         found = list_checkpoints(self._run)
         why = getattr(error, "strerror", None) or error
-        room = shutil.disk_usage(self._run).free / 2**20  # torch does not say that the disk is full
+        room = shutil.disk_usage(self._run).free / 2**20  # torch does not report a full disk
         last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
         return (
             f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {room:.0f} MiB are free "

@@ -1,4 +1,4 @@
-"""Looking into a cluster for people: all that can be known of it in some seconds."""
+"""Cluster diagnosis for users: all checks that finish within a few seconds."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,16 +27,19 @@ from segray.core.classes import Classes
 from segray.core.errors import CapacityError, ConfigError, DataError, RegistryError
 from segray.data.manifest import Manifest, read_manifest
 
-ALL_REDUCE_ELEMENTS = 2**22  # float32 that are summed
+ALL_REDUCE_ELEMENTS = 2**22  # number of float32 elements to sum
 PLACEHOLDER_CLASSES = Classes(names=tuple(f"class {number}" for number in range(19)), palette=((0, 0, 0),) * 19)
 
 
 def diagnose_cluster(config: Config, say: Callable[[str], None] = lambda _line: None) -> list[CheckResult]:
-    """Returns what is found of the cluster, and of what a Config names, a verdict for each check.
+    """Checks the cluster and the paths and services named by a Config.
 
     Args:
-        config: of the run or sweep that is to work there.
-        say: called with what is being looked into.
+        config: settings of the run or sweep to check for.
+        say: callback that receives a line about each stage.
+
+    Returns:
+        One result for each check.
     """
     try:
         settled, uri = paths.resolve_paths(config), paths.tracking_uri(config)
@@ -66,7 +69,7 @@ def diagnose_cluster(config: Config, say: Callable[[str], None] = lambda _line: 
 
 
 def _manifest(root: str) -> tuple[Manifest | None, list[CheckResult]]:
-    """Returns a dataset's manifest, or none and why it cannot be read."""
+    """Returns the manifest of a dataset, or `None` and a result with the reason if it cannot be read."""
     try:
         return read_manifest(root), []
     except DataError as error:
@@ -81,8 +84,8 @@ def _joined(members: Sequence[NodeInfo]) -> CheckResult:
 
 
 def _of_the_run(config: Config, uri: str, manifest: Manifest | None) -> list[CheckResult]:
-    """Returns what can be known from here."""
-    # Torch and MLflow take seconds to import: nodes look meanwhile.
+    """Returns the results of the checks made by this process."""
+    # Torch and MLflow take seconds to import. The node probes run during the import.
     from segray.training.preflight import check_disk_space, preflight_stop_timeout  # noqa: PLC0415
 
     return [
@@ -97,7 +100,10 @@ def _classes(manifest: Manifest | None) -> Classes:
 
 
 def _unanswered(uri: str) -> str:
-    """Returns why MLflow does not answer; nothing if it does, or if it is a file that the first run makes."""
+    """Returns the reason why MLflow does not answer.
+
+    The reason is empty if MLflow answers, or if the store is a file that the first run creates.
+    """
     from segray.tracking.client import connect_mlflow  # noqa: PLC0415 as above
 
     if uri.startswith(paths.SQLITE) and not Path(uri.removeprefix(paths.SQLITE)).exists():
@@ -112,7 +118,7 @@ def _unanswered(uri: str) -> str:
 def _of_the_nodes(
     config: Config, manifest: Manifest | None, asked: PendingProbes, say: Callable[[str], None]
 ) -> list[CheckResult]:
-    """Returns what nodes say of themselves and of the way between them."""
+    """Returns the results of the checks on the nodes and on the network between them."""
     from segray.training import footprint  # noqa: PLC0415 as above
 
     told = asked.wait()
@@ -127,14 +133,17 @@ def _of_the_nodes(
         *checks.check_object_store(stores, told.reports),
         checks.check_temp_dir(told.reports),
     ]
-    if sum(one.resources.cpus >= 1 or one.resources.gpus >= 1 for one in told.answers.replies) < 2:  # there is no way
+    if sum(one.resources.cpus >= 1 or one.resources.gpus >= 1 for one in told.answers.replies) < 2:  # no network
         return found
     say("summing over the network ...")
     return [*found, _summed(told, asked.crew, footprint.gradient_bytes(config, _classes(manifest)))]
 
 
 def _summed(told: ProbeResults, everybody: NodeProbes, gradients: int) -> CheckResult:
-    """Returns how fast the nodes sum: those with GPUs by nccl, if they are free, else all by gloo."""
+    """Returns the all-reduce bandwidth result.
+
+    Uses nccl on the nodes with GPUs if there are several and all their GPUs are free, else gloo on all worker nodes.
+    """
     with_gpus = [one for one in told.answers.replies if told.reports[str(one)].gpus and one.resources.gpus >= 1]
     if len(with_gpus) > 1 and _are_free(with_gpus):
         with node_probes(with_gpus, gpus=1) as found:
@@ -153,5 +162,5 @@ def _summed_by(backend: str, found: NodeProbes, members: Sequence[NodeInfo], gra
 
 
 def _are_free(members: Sequence[NodeInfo]) -> bool:
-    """Returns whether no GPU of theirs, nor any other, is at work."""
+    """Returns `True` if the cluster has at least as many free GPUs as these nodes have in total."""
     return bool(ray.available_resources().get("GPU", 0.0) >= sum(one.resources.gpus for one in members))

@@ -1,4 +1,4 @@
-"""Preemption: how a worker hears that a node will be taken away, and what it raises once its work is safe."""
+"""Preemption detection in workers, and the decision to continue or end a run after a failure."""
 
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -11,25 +11,24 @@ from segray.core.errors import RunStoppedError
 
 
 class PreemptedError(Exception):
-    """A worker stopped, with all it did in a checkpoint, because a node of the run is taken away."""
+    """Error of a worker that saved a checkpoint and stopped because a node of the run is preempted."""
 
 
 def is_preemption_announced() -> bool:
-    """Returns whether this worker was told that a node of the run will be taken away.
+    """Returns `True` if Ray notified this worker that a node of the run will be preempted.
 
-    Ray's public `get_preemption_info` is a barrier over all workers at every call. This looks at what this worker
-    was told; the ranks agree in the sum that every step makes anyway.
+    Ray's public `get_preemption_info` synchronises all workers at every call. This function reads only the local
+    notification. The ranks then agree through the all-reduce that each step performs anyway.
     """
     return get_train_context().preemption_context.preemption_info is not None
 
 
 class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
-    """What becomes of a run whose workers failed.
+    """Decides whether a run continues after its workers failed.
 
-    A run that was asked to end does. A worker that stopped for a preemption is none that failed: the run goes on,
-    however often. A worker that died is
-    replaced, `max_failures` times. An error of ours would come again (a bad row, a full disk, a loss that is not
-    finite): the run ends with it, as with any other that comes twice in a row.
+    A stop request ends the run. A preemption does not count as a failure: the run continues, without a limit. A dead
+    worker is replaced up to `max_failures` times. A segray error would occur again (a row that cannot be decoded, a
+    full disk, a loss that is not finite), so it ends the run. Any other error ends the run if it occurs twice in a row.
     """
 
     def __init__(self, failure_config: FailureConfig) -> None:
@@ -37,7 +36,7 @@ class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
         self._seen: set[str] = set()
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Returns whether the run goes on."""
+        """Returns the decision to retry the run or to raise the error."""
         errors = _errors(training_failed_error)
         if any(isinstance(error, RunStoppedError) for error in errors):
             return FailureDecision.RAISE

@@ -1,4 +1,4 @@
-"""The driver of a run: check first, then a TorchTrainer, its journal, and the best checkpoint registered."""
+"""Run driver: checks the settings, runs the trainer, writes the journal and registers the best checkpoint."""
 
 import os
 import shutil
@@ -34,24 +34,24 @@ from segray.training.worker import train_loop_per_worker
 RAY_FOLDER = "ray"
 START_TIMEOUT_VARIABLE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = {False: "1800", True: "20"}
-"""How long workers are waited for, by whether there may be fewer: a cloud's nodes take minutes, and with fewer a run
-looks anew how many there are."""
+"""Worker start timeout in seconds, by whether the run is elastic. Cloud nodes take minutes to start. An elastic run
+counts the available workers again after each timeout."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run left.
+    """Result of a finished run.
 
     Attributes:
-        name: of the run.
-        folder: of the run, absolute.
+        name: name of the run.
+        folder: absolute path of the run folder.
         checkpoint: folder of the best checkpoint.
-        step: of the best checkpoint.
-        scores: of its validation.
-        tracking_uri: MLflow store of run and model.
-        run_id: MLflow's id, none if MLflow was away.
-        model: name the checkpoint is registered under.
-        version: its version there, none if MLflow was away.
+        step: step of the best checkpoint.
+        scores: validation scores of the best checkpoint.
+        tracking_uri: MLflow store of the run and the model.
+        run_id: MLflow run id; `None` if MLflow was unavailable.
+        model: name under which the checkpoint is registered.
+        version: registered model version; `None` if MLflow was unavailable.
     """
 
     name: str
@@ -75,22 +75,22 @@ def fit(
     part: TrialContext | None = None,
     stop: StopRequest | None = None,
 ) -> TrainResult:
-    """Trains, validates, tracks and registers what the Config describes.
+    """Trains, validates, tracks and registers the model described by a Config.
 
     Args:
-        config: the run.
-        resume: goes on with a run: "auto", its folder or its latest checkpoint; none starts a new one.
-        allowed: settings (or "dataset", "classes") that may differ from a resumed run's, though they decide what is
-            learned.
-        say: called with the few lines a person should read.
-        watch: called with the run's folder before training starts, to follow its journal.
-        part: of the sweep that the run is part of, which uploads its journal and registers models.
-        stop: asks the run to end, as Ctrl-C and SIGTERM do.
+        config: settings of the run.
+        resume: run to resume: "auto", a run folder or its latest checkpoint; `None` starts a new run.
+        allowed: settings (or "dataset", "classes") that may differ from those of the resumed run, even though they
+            affect the training result.
+        say: callback that receives the few lines meant for the user.
+        watch: callback that receives the run folder before training starts, for example to follow the journal.
+        part: sweep context, if the run is a trial; the sweep then uploads the journal and registers the models.
+        stop: stop request of the caller; it has the same effect as Ctrl-C and SIGTERM.
 
     Raises:
-        UserError: the run cannot work; no folder is left behind.
-        StoppedError: it was asked to end; it goes on with `resume`.
-        TrainingError: it started and failed; what it had is in its folder.
+        UserError: the run cannot work; no folder is left.
+        RunStoppedError: the run was stopped on request; `resume` continues it.
+        TrainingError: the run started and failed; its folder keeps everything saved so far.
     """
     prepared = prepare_run(config, resume, allowed, say, part)
     say(f"run {prepared.name}: {prepared.job.placement}")
@@ -107,12 +107,12 @@ def fit(
 
 
 def queue_registration(journal: Journal, checkpoint_folder: Path, model: str) -> None:
-    """Has the upload of a run register one of its checkpoints, as the challenger.
+    """Requests registration of a checkpoint as the challenger; the uploader of the run performs it.
 
     Args:
-        journal: of the run.
-        checkpoint_folder: in the run's folder.
-        model: name to register it under.
+        journal: journal of the run.
+        checkpoint_folder: checkpoint in the run folder.
+        model: name under which the checkpoint is registered.
     """
     journal.write("model", folder=checkpoint_folder.name, name=model, aliases=[CHALLENGER])
 
@@ -124,7 +124,7 @@ def _goes_on(prepared: PreparedRun, say: Callable[[str], None]) -> str:
 
 @contextmanager
 def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[str], None]) -> Iterator[Journal]:
-    """Uploads the journal beside the training, if that is ours to do, and ends the run in it with what became of it."""
+    """Uploads the journal during training, if this process is responsible for it, and writes the final status."""
     journal = Journal(prepared.folder)
     uploading = None if upload is None else UploadThread(upload, say)
     if uploading is not None:
@@ -138,7 +138,7 @@ def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[s
         raise
     except UserError:
         is_empty = prepared.is_new and not any(prepared.folder.glob(f"*/{checkpoint.META}"))
-        keep = upload is None or not is_empty  # whoever uploads a sweep may have begun with it
+        keep = upload is None or not is_empty  # the uploader of a sweep may already read the folder
         raise
     finally:
         _write_end(journal, status, say)
@@ -150,7 +150,10 @@ def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[s
 
 
 def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> None:
-    """Writes the run's end, or says why not: the run has an error of its own, which is not to be hidden."""
+    """Writes the final status of the run.
+
+    A write error is only printed, so that it does not hide the error of the run.
+    """
     try:
         journal.write("end", status=status)
     except OSError as error:
@@ -158,7 +161,7 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
 
 
 def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Callable[[str], None]) -> Path:
-    """Returns the folder of the best checkpoint of the run."""
+    """Runs the training and returns the folder of the best checkpoint."""
     pulse = prepared.job.heartbeat or create_heartbeat_actor()
     pulse.reset.remote()
     watching = HangWatchdog(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
@@ -192,7 +195,7 @@ def _stopped(prepared: PreparedRun) -> str:
 
 
 def create_heartbeat_actor() -> ray.actor.ActorHandle:
-    """Returns a pulse, on this node."""
+    """Returns a new `HeartbeatMonitor` actor on this node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(HeartbeatMonitor).remote()
 
@@ -203,9 +206,9 @@ def _is_elastic(config: Config) -> bool:
 
 @contextmanager
 def _waiting(elastic: bool) -> Iterator[None]:
-    """Has Ray's trainer wait for workers as long as a run like this does, unless somebody said how long."""
+    """Sets the worker start timeout of Ray Train for this run, unless the environment already sets it."""
     is_given = START_TIMEOUT_VARIABLE in os.environ
-    os.environ.setdefault(START_TIMEOUT_VARIABLE, START_TIMEOUT_S[elastic])  # it is taken from here to the controller
+    os.environ.setdefault(START_TIMEOUT_VARIABLE, START_TIMEOUT_S[elastic])  # Ray Train passes it to the controller
     try:
         yield
     finally:
@@ -219,7 +222,8 @@ def _trainer(prepared: PreparedRun, pulse: ray.actor.ActorHandle) -> SegrayTrain
     return SegrayTrainer(
         train_loop_per_worker,
         ours=[RegisterController(pulse)],
-        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=pulse))},  # the controller need not open it
+        # A reference, so that the controller does not deserialise the specification.
+        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=pulse))},
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if _is_elastic(prepared.config) else train.workers,
             use_gpu=placement.gpus > 0,
@@ -238,7 +242,7 @@ def _trainer(prepared: PreparedRun, pulse: ray.actor.ActorHandle) -> SegrayTrain
 
 
 def _attempt(folder: Path) -> str:
-    """Returns a name that Ray Train has not met: it would take up what it knows under a known one."""
+    """Returns an unused Ray Train run name. Ray Train restores its stored state if a name is reused."""
     return f"attempt-{1 + len(list((folder / RAY_FOLDER).glob('attempt-*')))}"
 
 

@@ -1,4 +1,4 @@
-"""What a run stores, before there is any of it."""
+"""Estimates of the storage and memory needed by a run."""
 
 from math import ceil
 from statistics import mean
@@ -11,23 +11,26 @@ from segray.models.build import build_model
 from segray.models.segformer.model import SegFormer
 
 FLOAT32_BYTES = 4  # bytes of a float32
-MOMENTS_PER_PARAMETER = 2  # of the optimiser, for each parameter
+MOMENTS_PER_PARAMETER = 2  # optimiser moments for each parameter
 VARIANT = "model.variant"
-ALWAYS_KEPT = 2  # the last checkpoint, and one that is being written
+ALWAYS_KEPT = 2  # the last checkpoint and the one being written
 
 
 def gradient_bytes(config: Config, classes: Classes) -> int:
-    """Returns the bytes of the gradients that workers sum: of a sweep over variants, of the largest."""
+    """Returns the size in bytes of the gradients that workers all-reduce.
+
+    For a sweep over variants, the size is that of the largest variant.
+    """
     return max(_parameter_bytes(config, classes))
 
 
 def checkpoint_bytes(config: Config, classes: Classes) -> int:
-    """Returns the bytes of a checkpoint: of a sweep over variants, of one in the middle."""
+    """Returns the size of a checkpoint in bytes. For a sweep over variants, it is the mean over the variants."""
     return round(mean(_parameter_bytes(config, classes)) * (1 + MOMENTS_PER_PARAMETER + (config.train.ema is not None)))
 
 
 def _parameter_bytes(config: Config, classes: Classes) -> list[int]:
-    """Returns the bytes of the parameters of a Config's model, or of each variant of a sweep."""
+    """Returns the parameter size in bytes of the model of a Config, or of each variant of a sweep."""
     return [
         sum(parameter.numel() for parameter in model.parameters()) * FLOAT32_BYTES
         for model in (_empty(config, variant, classes) for variant in _variants(config))
@@ -45,7 +48,7 @@ def _empty(config: Config, variant: str, classes: Classes) -> SegFormer:
 
 
 def num_kept_checkpoints(config: Config) -> int:
-    """Returns how many checkpoints a run, or the trials of a sweep together, keep at once."""
+    """Returns the number of checkpoints that a run, or all trials of a sweep together, keep at once."""
     train = config.train
     every = ceil(train.steps / train.keep_every) if train.keep_every else 0
     runs = config.tune.max_trials + config.tune.seeds if config.tune.space else 1

@@ -1,6 +1,6 @@
-"""The pulse of a run: every rank tells where it is and hears whether to stop; one that does not move is ended.
+"""Heartbeats of a run: ranks report their progress and receive stop requests; hanging ranks are terminated.
 
-Ranks wait for each other in every step, so when one hangs, all stand still. The one that came least far is the cause.
+Ranks wait for each other in every step, so one hanging rank stalls all. The rank with the least progress is the cause.
 """
 
 import os
@@ -16,27 +16,28 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-BEATS_PER_TIMEOUT = 10  # a rank tells where it is so many times in the time that it may stand still
+BEATS_PER_TIMEOUT = 10  # reports of a rank within its hang timeout
 POLL_S = 5.0
-BEAT_INTERVAL_S = 0.5  # and hears as often whether it is to stop: who stops a job may wait for three seconds
-RANK_TIMEOUT_S = 10.0  # who told nothing for so long is not there
-PATIENCE_S = 30.0  # with a cluster that does not answer
-START_TIME_TOLERANCE_S = 1.0  # the clock that births are told by may be set
+BEAT_INTERVAL_S = 0.5  # also limits the delay of a stop request; `ray job stop` may allow only three seconds
+RANK_TIMEOUT_S = 10.0  # a rank without a heartbeat for this time counts as gone
+PATIENCE_S = 30.0  # timeout for a cluster that does not answer
+START_TIME_TOLERANCE_S = 1.0  # the system clock may be adjusted
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """Where a rank was when it last told.
+    """Last reported status of a rank.
 
     Attributes:
-        rank: whose.
-        world: ranks there are.
-        pid, born: its process, and when that began, in seconds since the epoch: a number is given away again.
-        node: id of the node that runs it.
-        step: the 0-based step it is in.
-        phase_index: phases of the step it has come to; ranks move alike.
-        phase: what it does there.
-        num_beats: all signs of life so far.
+        rank: number of the rank.
+        world: number of ranks.
+        pid, born: process id, and start time of the process in seconds since the epoch. The start time is required
+            because the system reuses process ids.
+        node: id of the node that runs the process.
+        step: current 0-based step.
+        phase_index: number of phases reached in the step; all ranks pass the same phases.
+        phase: name of the current phase.
+        num_beats: total number of progress signals so far.
     """
 
     rank: int
@@ -54,7 +55,7 @@ class RankStatus:
 
 
 class HeartbeatMonitor:
-    """Remembers where every rank is. An actor."""
+    """Actor that stores the status of every rank."""
 
     def __init__(self) -> None:
         self._places: dict[int, RankStatus] = {}
@@ -65,63 +66,70 @@ class HeartbeatMonitor:
         self._wait_s: int | None = None
 
     def reset(self) -> None:
-        """Forgets all: another run begins."""
+        """Clears the stored status before another run."""
         self._places, self._moved, self._controller = {}, {}, None
         self._here, self._stops = {}, False
 
     def set_controller(self, controller: Any) -> None:
-        """Notes the actor that leads the run's workers."""
+        """Stores the controller actor of the run."""
         self._controller = controller
 
     def controller(self) -> Any:
-        """Returns the actor that leads the run's workers, none before it has begun."""
+        """Returns the controller actor of the run; `None` before it has started."""
         return self._controller
 
     def stop(self, wait_s: int | None = None) -> bool:
-        """Has the ranks stop, and returns whether there are any to do so.
+        """Requests that the ranks stop.
 
         Args:
-            wait_s: seconds until all of it is killed; none leaves them all they take.
+            wait_s: seconds until the job is killed; `None` sets no limit.
+
+        Returns:
+            `True` if any rank is alive.
         """
         self._stops, self._wait_s = True, wait_s
         return self.has_live_ranks()
 
     def stop_timeout_s(self) -> int | None:
-        """Returns how long who stops may take."""
+        """Returns the time limit of the stop request in seconds; `None` means no limit."""
         return self._wait_s
 
     def has_live_ranks(self) -> bool:
-        """Returns whether any rank is there."""
+        """Returns `True` if any rank sent a heartbeat within `RANK_TIMEOUT_S`."""
         return any(monotonic() - heard < RANK_TIMEOUT_S for _, heard in self._here.values())
 
     def ping(self, rank: int, pid: int) -> bool:
-        """Notes that a rank is there, and returns whether it is to stop."""
+        """Records that a rank is alive. Returns `True` if the rank must stop."""
         self._here[rank] = pid, monotonic()
         return self._stops
 
     def report(self, place: RankStatus) -> bool:
-        """Notes where a rank is, and returns whether it is to stop."""
+        """Records the status of a rank. Returns `True` if the rank must stop."""
         before = self._places.get(place.rank)
         if before is None or (before.pid, before.num_beats) != (place.pid, place.num_beats):
             self._moved[place.rank] = monotonic()
         self._places[place.rank] = place
-        for gone in [rank for rank in self._places if rank >= place.world]:  # there were more before
+        for gone in [rank for rank in self._places if rank >= place.world]:  # ranks of a larger worker group before
             del self._places[gone], self._moved[gone]
         return self.ping(place.rank, place.pid)
 
     def mark_idle(self, rank: int, pid: int) -> None:
-        """Forgets where a rank is, which may stand still."""
+        """Removes the progress of a rank, so that the rank may pause without counting as stalled."""
         if rank in self._places and self._places[rank].pid == pid:
             del self._places[rank], self._moved[rank]
 
     def unregister(self, rank: int, pid: int) -> None:
-        """Forgets a rank that has nothing left to do."""
+        """Removes a rank that has finished."""
         self.mark_idle(rank, pid)
         if self._here.get(rank, (None,))[0] == pid:
             del self._here[rank]
 
     def find_stalled(self, most_s: float) -> list[RankStatus]:
-        """Returns the ranks that came least far, if one of them has not moved for longer, and forgets them all."""
+        """Returns the ranks with the least progress if at least one of them is stalled, else an empty list.
+
+        A rank is stalled if it has made no progress for `most_s` seconds. If ranks are returned, the stored status of
+        all ranks is cleared.
+        """
         if not self._places:
             return []
         least = min((place.step, place.phase_index) for place in self._places.values())
@@ -134,16 +142,16 @@ class HeartbeatMonitor:
 
 
 class HeartbeatSender:
-    """Tells the pulse where this rank is, from a thread of its own, every so often.
+    """Reports the status of this rank to the heartbeat monitor periodically from a background thread.
 
     Args:
-        pulse: the actor; none tells nobody.
-        rank: this one.
-        world: ranks there are.
-        hang_s: seconds it may stand still.
+        pulse: heartbeat monitor actor; `None` disables reports.
+        rank: number of this rank.
+        world: number of ranks.
+        hang_s: seconds without progress after which the rank counts as hanging.
 
     Attributes:
-        stop_requested: whether the rank was told to stop.
+        stop_requested: `True` if the monitor requested a stop.
     """
 
     def __init__(self, pulse: Any, rank: int, world: int, hang_s: float) -> None:
@@ -157,26 +165,26 @@ class HeartbeatSender:
             threading.Thread(target=self._tell, args=(every,), daemon=True, name="segray-pulse").start()
 
     def step(self, step: int) -> None:
-        """Notes that the rank begins a 0-based step."""
+        """Records the start of a 0-based step."""
         self._step, self._moves = step, 0
 
     def __call__(self, phase: str) -> None:
-        """Notes that the rank comes to another phase of its step, as all ranks do."""
+        """Records the start of a phase of the step. All ranks pass the same phases."""
         self._phase, self._moves = phase, self._moves + 1
         self.beat()
 
     def beat(self) -> None:
-        """Notes that the rank is at work."""
+        """Records a progress signal."""
         self._signs += 1
 
     def mark_idle(self) -> None:
-        """Notes that the rank has made its steps and may stand still."""
+        """Records that the rank has finished its steps and may pause without counting as stalled."""
         self._rests = True
         if self._pulse is not None:
             self._pulse.mark_idle.remote(self._rank, os.getpid())
 
     def stop(self) -> None:
-        """Tells nothing any more, and is missed by nobody."""
+        """Stops the reports and unregisters the rank."""
         self._stopped.set()
         if self._pulse is not None:
             self._pulse.unregister.remote(self._rank, os.getpid())
@@ -195,19 +203,19 @@ class HeartbeatSender:
                 self._phase,
                 self._signs,
             )
-            with suppress(RayError):  # the run is going down; its own error says more
+            with suppress(RayError):  # the run is shutting down; its own error is more informative
                 told = self._pulse.ping.remote(self._rank, me.pid) if self._rests else self._pulse.report.remote(place)
                 self.stop_requested = ray.get(told)
             self._stopped.wait(every)
 
 
 class HangWatchdog(threading.Thread):
-    """Ends the ranks that hang, so that the run goes on from its last checkpoint.
+    """Thread that terminates hanging ranks, so that the run resumes from its last checkpoint.
 
     Args:
-        pulse: the actor that the ranks tell.
-        hang_s: seconds a rank may stand still.
-        say: called with a line about each that is ended.
+        pulse: heartbeat monitor actor.
+        hang_s: seconds without progress after which a rank counts as hanging.
+        say: callback that receives a line about each terminated rank.
     """
 
     def __init__(self, pulse: Any, hang_s: float, say: Callable[[str], None]) -> None:
@@ -216,26 +224,27 @@ class HangWatchdog(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Watches until stopped."""
+        """Checks for stalled ranks until `stop` is called."""
         while not self._stopped.wait(min(POLL_S, self._hang_s / BEATS_PER_TIMEOUT)):
-            with suppress(RayError):  # the cluster is going down; the run's own error says more
+            with suppress(RayError):  # the cluster is shutting down; the error of the run is more informative
                 for place in ray.get(self._pulse.find_stalled.remote(self._hang_s), timeout=PATIENCE_S):
                     self._look_at(place)
 
     def _look_at(self, place: RankStatus) -> None:
-        with suppress(RayError, OSError):  # its node is gone, and it with that; or the disk is full
+        with suppress(RayError, OSError):  # the node is gone together with the rank, or the disk is full
             if _ended(place):
                 self._say(f"{place} has not moved for {self._hang_s:g} s and was ended.")
 
     def stop(self) -> None:
-        """Stops watching."""
+        """Stops the checks."""
         self._stopped.set()
 
 
 def _ended(place: RankStatus) -> bool:
-    """Kills a rank's process, from its own node: a process that hangs would not heed a request.
+    """Kills the process of a rank from its own node, because a hanging process ignores requests.
 
-    Returns whether it was still there; that of a rank whose workers were replaced is not.
+    Returns:
+        `True` if the process still existed. The process of a replaced worker no longer exists.
     """
     there = NodeAffinitySchedulingStrategy(place.node, soft=False)
     kill = ray.remote(num_cpus=0, scheduling_strategy=there)(_kill)

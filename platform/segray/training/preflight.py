@@ -1,4 +1,4 @@
-"""Before each run and sweep: the part of the doctor that takes no time."""
+"""Fast subset of the doctor checks, made before each run and sweep."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +15,20 @@ from segray.training import footprint
 
 
 def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str], None], goes_on: bool = False) -> None:
-    """Refuses what cannot work on this cluster, and tells what is worth a look.
+    """Checks that the run or sweep can work on this cluster, and prints warnings.
 
-    A cluster of one node is asked nothing: what this process saw of data and results is all there is.
+    On a single-node cluster no node is probed, because this process has already checked the data and the results
+    folder.
 
     Args:
-        config: of the run or sweep, its places settled.
+        config: settings of the run or sweep, with resolved paths.
         uri: MLflow store.
-        manifest: of the dataset.
-        say: called with a line for each warning.
-        goes_on: whether most of its checkpoints are there.
+        manifest: manifest of the dataset.
+        say: callback that receives a line for each warning.
+        goes_on: `True` if the run is resumed, so that most of its checkpoints already exist.
 
     Raises:
-        ClusterError: something stands in the way; all that does is told.
+        ClusterError: a check failed; the message lists all failed checks.
     """
     found = [
         checks.check_tracking(paths.redact(uri), is_multi_host(), ""),
@@ -38,7 +39,7 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
     if len(members) > 1:
         try:
             with probing_nodes(config, manifest, members) as asked:
-                found += check_nodes(config, asked.wait(), silent=Severity.WARN)  # it may only have come, or be going
+                found += check_nodes(config, asked.wait(), silent=Severity.WARN)  # it may be joining or leaving
         except ResultsNotWritableError as error:
             found.append(not_writable_result(error))
     wrong = [verdict for verdict in found if verdict.level is Severity.FAIL]
@@ -50,7 +51,10 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
 
 
 def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) -> CheckResult:
-    """Judges whether the checkpoints of a run, or of a sweep's trials, find room: of one that goes on, the next."""
+    """Checks the disk space for the checkpoints of a run or of the trials of a sweep.
+
+    For a resumed run, only the space for the next checkpoints is required.
+    """
     there = next(one for one in (Path(config.results), *Path(config.results).parents) if node_probe.path_exists(one))
     kept = footprint.ALWAYS_KEPT if goes_on else footprint.num_kept_checkpoints(config)
     return checks.check_disk(
@@ -59,5 +63,5 @@ def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) ->
 
 
 def preflight_stop_timeout() -> CheckResult:
-    """Judges whether `ray job stop` leaves this process the time to end in order."""
+    """Checks that `ray job stop` leaves this process enough time to shut down in order."""
     return checks.check_stop_timeout(paths.job_stop_timeout_s())

@@ -1,4 +1,4 @@
-"""A sheet of training batches as the trainer sees them: the same rows, seeds, crops and masks."""
+"""Preview image of training batches with the same rows, seeds, crops and masks as in training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,15 +23,17 @@ CELL, MAX_ACROSS = 192, 8
 
 
 def save_batch_preview(config: Config, count: int, file: Path) -> None:
-    """Writes a PNG of a run's first batches; a row each, masks laid over the crops, white where not counted.
+    """Writes a PNG of the first batches of a run.
+
+    Each batch has one strip with its masks overlaid on the crops. Ignored pixels are white.
 
     Args:
-        config: of the run.
-        count: of batches.
-        file: to be written.
+        config: settings of the run.
+        count: number of batches.
+        file: path of the PNG to write.
 
     Raises:
-        DataError: there is no such dataset, or a row of it cannot be read.
+        DataError: the dataset does not exist, or a row cannot be read.
     """
     manifest = read_manifest(config.data.root)
     source = SplitReader(config.data.root, manifest.split(config.data.train_split))
@@ -62,7 +64,7 @@ def _sheet(batches: list[Batch], classes: Classes) -> Image.Image:
 
 
 def _strip(number: int, batch: Batch, classes: Classes) -> Image.Image:
-    """Returns a batch: crops, and below each the same with its mask."""
+    """Returns the image of a batch: its crops, and below each crop the same crop with its mask."""
     images = batch["image"].permute(0, 2, 3, 1).numpy()
     masks = batch["mask"].numpy()
     across = min(len(images), MAX_ACROSS)

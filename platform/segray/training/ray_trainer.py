@@ -1,7 +1,7 @@
-"""Ray's own torch backend, but for one thing: the controller of a run, which computes nothing, does not import torch.
+"""TorchTrainer of Ray without a torch import in the controller of a run, which computes nothing.
 
-Ray's `TorchConfig` lies in a module that does, which costs every start of a run two seconds of a core. What joins and
-leaves the process group is Ray's, called where it runs: in the workers.
+Ray's `TorchConfig` is defined in a module that imports torch, which costs every run start two seconds of CPU time.
+The workers still join and leave the process group with Ray's own functions.
 """
 
 import os
@@ -28,10 +28,10 @@ SHUTDOWN_TIMEOUT_S = 5.0
 
 @dataclass
 class LazyTorchConfig(BackendConfig):  # type: ignore[misc]
-    """A process group of all workers.
+    """Backend configuration for a process group of all workers.
 
     Attributes:
-        backend: of torch.distributed; none has Ray's trainer take nccl where workers have GPUs, else gloo.
+        backend: torch.distributed backend; if `None`, Ray's trainer selects nccl if the workers have GPUs, else gloo.
     """
 
     backend: str | None = None
@@ -67,16 +67,16 @@ class _Group(Backend):  # type: ignore[misc]
     def on_shutdown(self, worker_group: Any, backend_config: LazyTorchConfig) -> None:
         try:
             ray.get(worker_group.execute_async(_leave, is_group=len(worker_group) > 1), timeout=SHUTDOWN_TIMEOUT_S)
-        except GetTimeoutError:  # one of them hangs, and is ended with the others
+        except GetTimeoutError:  # a worker hangs and is terminated with the others
             return
 
 
 def _join(backend: str, me: int, size: int, address: str, port: int) -> None:
-    import torch  # noqa: PLC0415 in the workers alone
+    import torch  # noqa: PLC0415 imported only in the workers
     from ray.train.torch import config  # noqa: PLC0415 likewise
 
     if backend == "nccl" and not torch.cuda.is_available():
-        backend = "gloo"  # `with_real_device` says what is wrong with the node, or that nothing is
+        backend = "gloo"  # `resolve_device` checks the node and reports errors
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(
@@ -91,7 +91,7 @@ def _leave(is_group: bool) -> None:
 
 
 def _on_device() -> AbstractContextManager[None]:
-    """Returns the context in which a worker works: on its own GPU, if it has one."""
+    """Returns the context in which a worker runs, on its own GPU if it has one."""
     from ray.train.torch.config import TorchConfigContextManager  # noqa: PLC0415 as above
 
     context: AbstractContextManager[None] = TorchConfigContextManager()
@@ -102,12 +102,12 @@ UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class SegrayTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer without its placement group cleaner and data sets, and with `Failures` and callbacks of our own.
+    """TorchTrainer with `FailurePolicy` and additional callbacks, but no placement group cleaner and no datasets.
 
-    The cleaner opens a connection a second to ask whether the controller lives, and on a busy machine ends with a
-    traceback on the user's terminal. It is not missed: the workers' placement group is the controller's own, and
-    the cluster frees it when the controller or its driver dies. Data sets are not handed to it, yet it would start a
-    process to share them out, for two seconds of a core.
+    The cleaner opens a connection every second to check that the controller is alive. On a busy machine it ends with a
+    traceback on the user's terminal. The cleaner is not required: the controller owns the placement group of the
+    workers, and the cluster frees the group when the controller or its driver dies. The trainer passes no datasets to
+    Ray, but Ray's callback would still start a process to distribute them, at a cost of two seconds of CPU time.
     """
 
     def __init__(self, *arguments: Any, ours: Sequence[RayTrainCallback] = (), **settings: Any) -> None:
@@ -124,4 +124,7 @@ class SegrayTrainer(TorchTrainer):  # type: ignore[misc]
         return super()._initialize_and_run_controller(**settings)
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leaves signals to `segray.training.shutdown`: Ray's own would end the run without a checkpoint."""
+        """Does nothing, because `segray.training.shutdown` handles signals.
+
+        Ray's handler would end the run without a checkpoint.
+        """

@@ -1,4 +1,4 @@
-"""From the ranks' reports to one line of the run's journal, in the controller."""
+"""Aggregation of rank reports into records of the run journal, in the controller."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ CHECKPOINT_TAG = "segray.checkpoint"
 
 
 class JournalCallback(UserCallback):  # type: ignore[misc]
-    """Appends what the ranks reported to the run's journal; it waits for nothing and nobody.
+    """Appends the reports of the ranks to the run journal without blocking.
 
-    Every report bears the one before it too, and a run that goes on from a checkpoint begins with those it had made
-    by then: whoever died in between, each step's report is written, once. Steps that are made again are known by
-    their number, and what the journal has of them stays as it is.
+    Each report also contains the previous report, and a resumed run first sends the reports stored in its checkpoint.
+    Each step is therefore recorded exactly once, even if a process dies in between. Repeated steps are recognised by
+    number, and their existing records are kept.
     """
 
     def __init__(self, folder: str) -> None:
@@ -37,7 +37,7 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Writes the records that are new."""
+        """Writes the new records."""
         if self._last is None:
             self._last = self._journal.last_step()
         for step, values in metrics[0][RECENT_REPORTS]:
@@ -54,14 +54,14 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
             self._write("tag", name=CHECKPOINT_TAG, value=newest)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Notes why workers ended."""
+        """Writes the errors of the workers."""
         for rank, error in sorted(worker_exceptions.items()):
             self._write("event", text=_told(rank, error))
-            if isinstance(error, PreemptedError | RunStoppedError):  # all ranks say the same
+            if isinstance(error, PreemptedError | RunStoppedError):  # all ranks report the same error
                 return
 
     def _write(self, kind: Kind, **fields: Any) -> None:
-        """Appends a record; what a full disk does not take is kept for the next time."""
+        """Appends a record. Records that cannot be written are kept for the next call."""
         self._waiting.append((kind, fields))
         while self._waiting:
             try:
@@ -80,11 +80,11 @@ def _told(rank: int, error: Exception) -> str:
 
 
 def aggregate_reports(reports: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns the metrics of one report, by name, from what all ranks found.
+    """Combines the reports of all ranks into metrics by name.
 
-    A rank's loss is its sum over the global batch's mean pixels, so the mean over the ranks is the global loss;
-    images add up; the slowest rank sets the time. Rows left out and steps skipped are told of once there are any; a
-    mean over no step is left out.
+    The loss of a rank is its sum divided by the mean number of pixels per rank in the global batch, so the mean over
+    ranks is the global loss. Image counts are summed. Times are those of the slowest rank. Counts of skipped rows and
+    skipped steps appear only if they are not zero. Metrics that are not finite (means over no steps) are omitted.
     """
     meters = [report["meter"] for report in reports]
     elapsed = max(meter["elapsed_s"] for meter in meters)
@@ -98,7 +98,7 @@ def aggregate_reports(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/lr": reports[0]["lr"],
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
-        "system/workers": float(len(reports)),  # an elastic run has more and less of them
+        "system/workers": float(len(reports)),  # varies in an elastic run
         **_of_machines([report["system"] for report in reports]),
     }
     for name, count in _counts(reports).items():
@@ -115,7 +115,7 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _of_machines(usages: list[dict[str, float]]) -> dict[str, float]:
-    """Returns the means of the ranks' percentages and the largest of their memories."""
+    """Returns the mean percentages and the maximum memory sizes over all ranks."""
     found = {}
     for name in usages[0]:
         values = [usage[name] for usage in usages]

@@ -1,4 +1,4 @@
-"""Going on with a run: which one, and whether it is still the same."""
+"""Resuming a run: selection of the run and comparison of its settings."""
 
 import fcntl
 from collections.abc import Collection
@@ -18,11 +18,11 @@ LOCK = "lock"
 
 
 def find_latest_run(config: Config, dataset: str) -> Path | None:
-    """Returns the folder of the latest unfinished run with the same decisive settings and data, if there is one.
+    """Returns the folder of the latest unfinished run with the same training settings and data, or `None`.
 
     Args:
-        config: of the run, its places settled; where it has a name, only the run of that name is meant.
-        dataset: digest of its manifest.
+        config: settings of the run, with resolved paths. If it has a name, only the run of that name matches.
+        dataset: digest of the dataset manifest.
     """
     runs = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
     runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -30,10 +30,10 @@ def find_latest_run(config: Config, dataset: str) -> Path | None:
 
 
 def resolve_run(resume: str) -> Path:
-    """Returns the folder of the run that --resume names, by its folder or its latest checkpoint.
+    """Returns the run folder for the value of --resume, which is a run folder or its latest checkpoint.
 
     Raises:
-        ResumeError: it is none of a run, or the run is finished.
+        ResumeError: the path is not a resumable run, the run is finished, or the checkpoint is not its latest.
     """
     folder = Path(paths.absolute_path("--resume", resume))
     run = folder.parent if checkpoint_store.DIR_PATTERN.search(folder.name) else folder
@@ -59,10 +59,12 @@ def _goes_on(run: Path, config: Config, dataset: str) -> bool:
 
 
 def lock_run(run: Path) -> IO[str]:
-    """Returns a lock on a run's folder, which whoever trains it holds until it is closed or the process ends.
+    """Locks a run folder for training.
+
+    The lock lasts until the returned file is closed or the process ends.
 
     Raises:
-        ResumeError: another process holds it.
+        ResumeError: another process holds the lock.
     """
     lock = (run / LOCK).open("a")
     try:
@@ -74,7 +76,7 @@ def lock_run(run: Path) -> IO[str]:
 
 
 def is_locked(run: Path) -> bool:
-    """Returns whether somebody trains a run."""
+    """Returns `True` if a process is training the run."""
     try:
         lock_run(run).close()
     except ResumeError:
@@ -83,7 +85,7 @@ def is_locked(run: Path) -> bool:
 
 
 def is_finished(run: Path) -> bool:
-    """Returns whether a run came to its end."""
+    """Returns `True` if the run finished successfully."""
     kinds = [(record["kind"], record.get("status")) for record in Journal(run).records()]
     ended = [number for number, (kind, _) in enumerate(kinds) if kind == "end"]
     return bool(ended) and kinds[ended[-1]] == ("end", "FINISHED")
@@ -102,17 +104,20 @@ def _check_latest(run: Path, folder: Path) -> None:
 
 
 def diff_settings(run: Path, config: Config, manifest: Manifest, allowed: Collection[str]) -> list[str]:
-    """Returns what differs from how the run was started, a line each, all of it allowed.
+    """Compares a run with the settings and the dataset used to resume it.
 
     Args:
-        run: its folder.
-        config: to go on with.
-        manifest: of the dataset to go on with.
-        allowed: names of settings, "dataset" or "classes" that may differ though they decide what is learned.
+        run: run folder.
+        config: settings to resume with.
+        manifest: manifest of the dataset to resume with.
+        allowed: names of settings, "dataset" or "classes" that may differ even though they affect the training result.
+
+    Returns:
+        One line for each difference. All of them are allowed.
 
     Raises:
-        ResumeError: something else that decides what is learned differs.
-        ConfigError: a name is allowed that is none of these.
+        ResumeError: a setting that affects the training result differs and is not allowed.
+        ConfigError: an allowed name is none of the valid names.
     """
     stored = checkpoint.load_config(run)
     ours, theirs = config.training_settings(), stored.training_settings()
@@ -130,10 +135,10 @@ def diff_settings(run: Path, config: Config, manifest: Manifest, allowed: Collec
 
 
 def require_matching_weights(run: Path, model: nn.Module) -> None:
-    """Checks that a run's latest weights, if there are any, are those of the model to go on with.
+    """Checks that the latest weights of a run, if any, match the model used to resume it.
 
     Raises:
-        ResumeError: they have other names or shapes, of which the first are told.
+        ResumeError: names or shapes differ; the message lists the first differences.
     """
     whole = checkpoint_store.list_checkpoints(run)
     if not whole:
@@ -162,7 +167,7 @@ def _check_names(allowed: Collection[str], settings: Collection[str]) -> None:
 
 
 def _of_dataset(run: Path, manifest: Manifest) -> dict[str, tuple[object, object]]:
-    """Returns digest and classes, as the run knows them and as they are."""
+    """Returns pairs of (stored, current) dataset digest and class names."""
     pairs: dict[str, tuple[object, object]] = {}
     digest = _dataset_of(run)
     if digest is not None:
@@ -174,12 +179,15 @@ def _of_dataset(run: Path, manifest: Manifest) -> dict[str, tuple[object, object
 
 
 def _dataset_of(run: Path) -> str | None:
-    """Returns the digest of the dataset that a run was last trained on, none if its journal does not tell."""
+    """Returns the digest of the dataset last used by a run; `None` if its journal does not contain one."""
     digests = [record["dataset"]["digest"] for record in Journal(run).records() if "dataset" in record]
     return digests[-1] if digests else None
 
 
 def _free(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
-    """Returns the settings that may change, but for where the run lies."""
+    """Returns pairs of (stored, current) values of the settings that may change.
+
+    The name and the results folder of the run are excluded.
+    """
     ours, theirs, decisive = flatten(config), flatten(stored), config.training_settings()
     return {key: (theirs[key], ours[key]) for key in ours if key not in decisive and key not in ("name", "results")}

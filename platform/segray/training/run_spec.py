@@ -1,4 +1,4 @@
-"""What a run is, told to every one of its workers."""
+"""Specification of a run, passed to each of its workers."""
 
 import logging
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ from segray.data.sampler import EpochPlan
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything a worker needs to know; the same for every rank.
+    """Specification of a run; equal on every rank.
 
     Attributes:
-        config: the run's.
-        manifest: of its dataset.
-        placement: what each rank gets.
-        folder: of the run; holds its checkpoints.
-        draws_per_row: how often an epoch draws each row of the training split; none draws each once.
-        initial_weights: the state dict to start from; none keeps what was drawn.
-        heartbeat: the actor that every rank tells where it is; none has nobody watch.
-        shared_splits: rows that lie in the cluster's memory already, by split.
+        config: settings of the run.
+        manifest: manifest of the dataset.
+        placement: resources of each rank.
+        folder: run folder; contains the checkpoints.
+        draws_per_row: number of times an epoch samples each row of the training split; `None` samples each row once.
+        initial_weights: reference to the initial state dict; `None` keeps the random initialisation.
+        heartbeat: actor that receives the heartbeats of all ranks; `None` disables monitoring.
+        shared_splits: rows already stored in the cluster's memory, by split.
     """
 
     config: Config
@@ -45,10 +45,10 @@ class RunSpec:
 
 
 class BadRowPolicy:
-    """What becomes of rows that cannot be decoded: the first ends the run, or they are counted.
+    """Policy for rows that cannot be decoded: the first one ends the run, or they are skipped and counted.
 
     Attributes:
-        count: rows left out since the worker started, each time they were met.
+        count: number of skipped rows since the worker started; a row counts each time it is read.
     """
 
     def __init__(self, setting: str) -> None:
@@ -56,7 +56,7 @@ class BadRowPolicy:
         self.count = 0
 
     def __call__(self, error: DataError) -> None:
-        """Raises the error, or counts it."""
+        """Raises the error or counts it, depending on the setting."""
         if self._setting == "fail":
             raise error
         self.count += 1
@@ -64,12 +64,12 @@ class BadRowPolicy:
 
 
 def loader_resources(config: Config, placement: WorkerResources, shared: SharedSplit | None = None) -> LoaderResources:
-    """Returns what a worker may use to make its batches."""
+    """Returns the resources that a worker may use to load its batches."""
     tasks = 2 * max(1, int(placement.free_cpus)) if config.data.decode == "cluster" else 0
     return LoaderResources(placement.read_cpus, placement.threads, tasks, placement.device == "cuda", shared)
 
 
 def build_epoch_plan(source: SplitReader, config: Config, times: NDArray[np.float64] | None) -> EpochPlan:
-    """Returns the order of a run's rows."""
+    """Returns the plan that defines the row order of a run."""
     batch = config.train.batch
     return EpochPlan(source.rows_per_group(), batch, config.train.seed, shuffle_window_steps(source, batch), times)

@@ -1,4 +1,4 @@
-"""Before a run: everything that can be known to fail is tried, and the run has its folder."""
+"""Run setup: checks everything that can fail before training starts, and creates the run folder."""
 
 import subprocess
 from collections.abc import Callable, Collection
@@ -33,18 +33,18 @@ from segray.training.trial_context import TrialContext
 
 FOLDER_TAG = "segray.folder"
 NOT_RUN_SECTIONS = ("promote.", "serve.")
-VARIANT = "{variant}"  # in model.init
+VARIANT = "{variant}"  # placeholder in model.init
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that was checked and has its folder.
+    """Checked run with an existing folder.
 
     Attributes:
-        job: what its workers are told.
-        tracking_uri: MLflow store of run and model, its password included.
-        is_new: whether the folder was made for it.
-        lock: that keeps others from training it.
+        job: run specification for the workers.
+        tracking_uri: MLflow store of the run and the model, including the password.
+        is_new: `True` if the folder was created for this run.
+        lock: file lock that prevents other processes from training the run.
     """
 
     job: RunSpec
@@ -54,17 +54,17 @@ class PreparedRun:
 
     @property
     def config(self) -> Config:
-        """The run's settings, its places settled."""
+        """Settings of the run, with resolved paths."""
         return self.job.config
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return self.job.folder
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Name of the run."""
         return self.job.folder.name
 
 
@@ -75,14 +75,17 @@ def prepare_run(
     say: Callable[[str], None],
     part: TrialContext | None = None,
 ) -> PreparedRun:
-    """Returns the run to train, new or gone on with, its journal begun.
+    """Checks a new or resumed run and starts or continues its journal.
 
     Args:
-        config: the run.
-        resume: "auto", a run's folder or its latest checkpoint; none starts a new run.
-        allowed: what may differ from a resumed run's start.
-        say: called with the few lines a person should read.
-        part: of the sweep that the run is part of.
+        config: settings of the run.
+        resume: "auto", a run folder or its latest checkpoint; `None` starts a new run.
+        allowed: names of settings that may differ from those of the resumed run.
+        say: callback that receives the few lines meant for the user.
+        part: sweep context, if the run is a trial.
+
+    Returns:
+        Run that is ready to train.
 
     Raises:
         UserError: the run cannot work.
@@ -100,7 +103,7 @@ def prepare_run(
     connect()
     placement = _placed(settled, manifest, tracking_uri, say, folder) if part is None else part.placement
     times = draws_per_epoch(SplitReader(settled.data.root, train), settled.data)
-    init = None if weights is None else ray.put(weights)  # a node of the cluster may not see the file
+    init = None if weights is None else ray.put(weights)  # other nodes may not see the file
     is_new = folder is None
     if folder is None:
         _, made = paths.create_run_dir(settled)
@@ -115,7 +118,7 @@ def prepare_run(
 
 
 def _settled(config: Config, part: TrialContext | None) -> tuple[Config, str]:
-    """Returns the settings with their places settled, and the MLflow store: a sweep did that for its runs."""
+    """Returns the settings with resolved paths, and the MLflow store. For a trial, the sweep has resolved both."""
     if part is not None:
         return config, part.tracking_uri
     return paths.resolve_paths(config), paths.tracking_uri(config)
@@ -140,10 +143,10 @@ def _warn_of_preemption(say: Callable[[str], None]) -> None:
 
 
 def validate_splits(config: Config, manifest: Manifest) -> Split:
-    """Returns the split to train on, once it is known that it can be.
+    """Checks the data and loss settings against the dataset and returns the training split.
 
     Raises:
-        UserError: it cannot; the setting at fault is named.
+        UserError: training is not possible; the message names the setting at fault.
     """
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
@@ -160,9 +163,9 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
 def _weights(
     config: Config, classes: Classes, run: Path | None, tracking_uri: str, say: Callable[[str], None]
 ) -> dict[str, Tensor] | None:
-    """Returns the state dict that every rank starts from, if one is given.
+    """Returns the initial state dict for every rank, or `None` if `model.init` is not set.
 
-    Builds the model in any case, so that what cannot work fails here.
+    Always builds the model, so that invalid model settings fail here.
     """
     model = build_model(config, classes)
     if run is not None:
@@ -177,7 +180,7 @@ def _weights(
 def _begin(
     job: RunSpec, is_new: bool, changes: list[str], say: Callable[[str], None], part: TrialContext | None
 ) -> None:
-    """Begins the run's journal, or goes on with it."""
+    """Starts the journal of a new run, or continues the journal of a resumed run."""
     journal = Journal(job.folder)
     text = job.config.model_dump_json(indent=2)
     (job.folder / checkpoint.CONFIG).write_text(text)
@@ -193,7 +196,7 @@ def _begin(
 
 
 def run_entry(config: Config, folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Returns the first record of a run's journal."""
+    """Returns the first record of the journal of a run."""
     commit = git_commit()
     return {
         "key": uuid4().hex,
@@ -210,12 +213,18 @@ def run_entry(config: Config, folder: Path, manifest: Manifest) -> dict[str, Any
 
 
 def is_run_param(key: str, is_sweep: bool) -> bool:
-    """Returns whether a run, or a sweep, has a use for a setting; what comes after both is no matter of theirs."""
+    """Returns `True` if a setting is a parameter of a run or, with `is_sweep`, of a sweep.
+
+    Settings of later stages (promotion and serving) never are; tune settings are parameters of a sweep only.
+    """
     return not key.startswith(NOT_RUN_SECTIONS) and (is_sweep or not key.startswith("tune."))
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the working directory, marked where files differ from it; none outside git."""
+    """Returns the commit of the working directory, or `None` outside a git repository.
+
+    The commit has the suffix "-dirty" if files differ from it.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

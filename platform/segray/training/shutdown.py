@@ -1,4 +1,4 @@
-"""Ending a run from outside, in order: its ranks keep what they did, and its controller ends them, then itself."""
+"""Orderly shutdown of a run on request: ranks save a checkpoint, then the controller ends the ranks and itself."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,62 +13,65 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 POLL_S = 0.1
 PATIENCE_S = 10.0
 ABORT_S = 3.0
-CLOSE_TIME_S = 15.0  # that a run takes to close its records, once its ranks are gone
-NODE_WAIT_NOTICE_S = 20.0  # workers on nodes that are there are at work by then
+CLOSE_TIME_S = 15.0  # time that a run needs to close its records after its ranks have exited
+NODE_WAIT_NOTICE_S = 20.0  # workers on existing nodes have started by then
 
 
 class StopRequest:
-    """What a run is asked for by whoever wants it to end.
+    """Request to stop a run.
 
     Attributes:
-        patience_s: seconds that the ranks have for their checkpoint.
-        requested: to end once a checkpoint holds all it did.
-        forced: to end at once; its last checkpoint is what is left.
+        patience_s: seconds that the ranks have to save a checkpoint.
+        requested: `True` if the run must stop after saving a checkpoint of its current state.
+        forced: `True` if the run must stop immediately; only its last checkpoint remains.
     """
 
-    requested = forced = False  # no events: they are set by signal handlers, which one of them may interrupt
+    requested = forced = False  # not events: a signal handler may interrupt another one that holds the lock of an event
 
     patience_s = float("inf")
 
     def request(self, wait_s: int | None = None) -> None:
-        """Asks it to end.
+        """Requests a stop.
 
         Args:
-            wait_s: seconds until it is killed; none leaves it all it takes.
+            wait_s: seconds until the job is killed; `None` sets no limit.
         """
         if wait_s is not None:
             self.patience_s = max(wait_s - CLOSE_TIME_S, wait_s / 2)
         self.requested = True
 
     def force(self) -> None:
-        """Asks it to end at once."""
+        """Requests an immediate stop."""
         self.requested = self.forced = True
 
 
 class RegisterController(ControllerCallback):  # type: ignore[misc]
-    """Has the pulse know the controller, whose handle Ray's trainer keeps to itself."""
+    """Callback that registers the controller with the heartbeat monitor.
+
+    Ray's trainer does not expose the handle of the controller.
+    """
 
     def __init__(self, pulse: ray.actor.ActorHandle) -> None:
         self._pulse = pulse
 
     def after_controller_start(self, *_: Any) -> None:
-        """Tells it."""
+        """Registers the controller."""
         self._pulse.set_controller.remote(ray.get_runtime_context().current_actor)
 
 
 @contextmanager
 def stop_on_request(stop: StopRequest, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
-    """Ends the run of a pulse when it is asked to; what waits for the run is then raised an error of Ray's.
+    """Context manager that stops the run when requested. The code that waits for the run then gets an error from Ray.
 
-    It also says when the run waits for nodes: Ray itself does so without a word.
+    A message also reports that the run waits for nodes, which Ray does not print.
 
-    Whatever becomes of the run, its controller is gone behind this, and with it what its workers reserved: one that
-    failed itself would hold that as long as this process lasts, and the next run of a sweep wait for it for ever.
+    On exit, the controller is killed in every case, which frees the resources reserved by its workers. A failed
+    controller would otherwise keep them as long as this process lives, and the next run of a sweep would never start.
 
     Args:
-        stop: what the run is asked for.
-        pulse: of the run.
-        say: called with a line once it is asked, or waits.
+        stop: stop request of the run.
+        pulse: heartbeat monitor actor of the run.
+        say: callback that receives a line when a stop is requested or the run waits for nodes.
     """
     over = threading.Event()
     ending = threading.Thread(target=_end, args=(stop, over, pulse, say), daemon=True, name="segray-stop")
@@ -78,7 +81,7 @@ def stop_on_request(stop: StopRequest, pulse: ray.actor.ActorHandle, say: Callab
     finally:
         over.set()
         ending.join()
-        with suppress(RayError):  # the cluster is gone, and all its processes
+        with suppress(RayError):  # the cluster and all its processes are gone
             controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
             if controller is not None:
                 ray.kill(controller)
@@ -100,19 +103,23 @@ def _end(stop: StopRequest, over: threading.Event, pulse: ray.actor.ActorHandle,
     while not over.wait(POLL_S):
         if monotonic() > until:
             stop.force()
-        with suppress(RayError):  # the controller goes as it answers
+        with suppress(RayError):  # the controller may exit during its answer
             if _has_ended(stop, pulse):
                 return
 
 
 def _has_ended(stop: StopRequest, pulse: ray.actor.ActorHandle) -> bool:
-    """Tells the ranks to stop, or ends the controller, where there are none, or no time for them; returns whether."""
+    """Forwards the stop request to the ranks, or ends the controller if there are no live ranks or no time left.
+
+    Returns:
+        `True` if the controller was ended.
+    """
     if ray.get(pulse.stop.remote(), timeout=PATIENCE_S) and not stop.forced:
         return False
     controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
-    if controller is None:  # it may only be on its way
+    if controller is None:  # it may still be starting
         return False
     ended, _ = ray.wait([controller.abort.remote()], timeout=ABORT_S)
-    if not ended:  # it hears nothing while it waits for nodes
+    if not ended:  # it does not respond while it waits for nodes
         ray.kill(controller)
     return True

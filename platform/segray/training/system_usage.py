@@ -1,4 +1,4 @@
-"""What a worker uses of its machine, for the reports."""
+"""Resource usage of a worker, for the reports."""
 
 import psutil
 import torch
@@ -7,15 +7,19 @@ GIB = 2**30
 
 
 class SystemUsage:
-    """What this process uses: CPU (percent of one core, since the last call), memory (GiB), and of a GPU likewise."""
+    """Measures the resource usage of this process.
+
+    CPU usage is in percent of one core since the last call. Memory is in GiB. On a GPU, memory and utilisation of the
+    device are also measured.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call has nothing to compare with
+        self._process.cpu_percent()  # the first call only sets the reference time
 
     def __call__(self) -> dict[str, float]:
-        """Returns the figures of now, by name."""
+        """Returns the current values by name."""
         memory = self._process.memory_info().rss / GIB
         found = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
         return found | (_of_gpu(self._device) if self._device.type == "cuda" else {})

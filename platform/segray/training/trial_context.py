@@ -1,4 +1,4 @@
-"""A run that is part of a sweep: what it has from the whole."""
+"""Context that a sweep passes to each of its trial runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from segray.data.prefetch import SharedSplit
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a run has from the sweep it is part of, which uploads its journal and registers models.
+    """Context of a trial run. The sweep uploads the journal of the run and registers its models.
 
     Attributes:
-        sweep: key of the sweep's own run, below which MLflow shows this one.
-        number: of the trial.
-        placement: what each of its workers gets beside those of other trials.
-        tracking_uri: MLflow store, its password included: the run's own settings lack that.
-        shared: rows that lie in the cluster's memory already, by split.
-        pulse: that the trials of a slot have one after another; none makes one for the run.
+        sweep: key of the sweep's own run, which is the parent of this run in MLflow.
+        number: number of the trial.
+        placement: resources of each worker, next to those of other trials.
+        tracking_uri: MLflow store including the password, which the settings of the run do not contain.
+        shared: rows already stored in the cluster's memory, by split.
+        pulse: heartbeat monitor actor, reused by consecutive trials of a slot; `None` creates one for the run.
     """
 
     sweep: str
@@ -32,5 +32,5 @@ class TrialContext:
 
     @property
     def journal_fields(self) -> dict[str, Any]:
-        """Returns what a run's journal says of its sweep."""
+        """Journal fields that link the run to its sweep."""
         return {"parent": self.sweep, "number": self.number}

@@ -1,4 +1,4 @@
-"""Validation in mid-run: exact counts over all ranks, and a picture of some predictions."""
+"""Validation during training: exact confusion counts over all ranks, and a preview of some predictions."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ NUM_PREVIEWS = 4
 
 @dataclass(frozen=True)
 class ValidationCounts:
-    """What a validation found, the same on every rank.
+    """Result of a validation; equal on every rank.
 
     Attributes:
-        counts: (K, K) int64; rows are the truth.
-        bad_rows: rows that were left out.
+        counts: (K, K) int64 confusion counts; rows are the ground truth.
+        bad_rows: number of skipped rows.
     """
 
     counts: Tensor
@@ -36,14 +36,17 @@ class ValidationCounts:
 
 
 def validate(rank: WorkerState, sign: Callable[[], None], stops: Callable[[], bool]) -> ValidationCounts | None:
-    """Returns the confusion counts over the whole validation split, or none if any rank had to stop.
+    """Computes the confusion counts over the complete validation split.
 
-    Rank 0 leaves a picture of its first images' predictions.
+    Rank 0 also saves a preview of the predictions for its first images.
 
     Args:
-        rank: this one.
-        sign: called for every image.
-        stops: whether this rank has to; asked before every image.
+        rank: state of this worker.
+        sign: callback called for every image.
+        stops: function that returns `True` if this rank must stop; called before every image.
+
+    Returns:
+        Counts over all ranks, or `None` if any rank had to stop.
     """
     classes, first = rank.job.manifest.classes, list[Any]()
     bad_before, stopped = rank.val_bad_rows.count, False

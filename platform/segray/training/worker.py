@@ -1,4 +1,4 @@
-"""What one DDP worker does: stream its share of the plan, make steps, validate, keep checkpoints, report."""
+"""Training loop of one DDP worker: loading, optimiser steps, validation, checkpoints and reports."""
 
 import logging
 import warnings
@@ -33,10 +33,10 @@ from segray.training.worker_state import init_worker, resolve_device, seed_step,
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """Trains to the last step; the function Ray Train runs on every worker.
+    """Trains to the last step. Ray Train runs this function on every worker.
 
     Args:
-        settings: {"job": reference to a Job}; Ray Train passes a dict.
+        settings: {"job": reference to a `RunSpec`}; Ray Train passes a dict.
     """
     configure_worker_logging()
     try:
@@ -52,7 +52,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     except (SegrayError, PreemptedError):
         _without_traceback()
         raise
-    except RuntimeError as error:  # torch's for a device without memory is one of its own, the CPU's is not
+    except RuntimeError as error:  # torch has an out-of-memory class for devices, but not for the CPU
         if not is_out_of_memory(error):
             raise
         _without_traceback()
@@ -60,12 +60,12 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Returns whether torch says that there is no memory left."""
+    """Returns `True` if a torch error reports that memory is exhausted."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _without_traceback() -> None:
-    logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # the message says it all
+    logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # the message is sufficient
 
 
 def _too_large(job: RunSpec) -> str:
@@ -85,18 +85,19 @@ def _too_large(job: RunSpec) -> str:
 
 
 def configure_worker_logging() -> None:
-    """Has a worker say what people need to know."""
+    """Limits the log output of a worker to messages that matter to the user."""
     silence_libraries()
-    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)  # it logs every report under its file's name
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # true of any channels-last convolution
+    # Ray names this logger after its file and logs every report to it.
+    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # applies to every channels-last convolution
 
 
 class TrainWorker:
-    """One rank at work.
+    """Training loop of one rank.
 
     Args:
-        job: what the run is.
-        beat: tells where this rank is.
+        job: specification of the run.
+        beat: heartbeat sender of this rank.
     """
 
     def __init__(self, job: RunSpec, beat: HeartbeatSender) -> None:
@@ -109,17 +110,20 @@ class TrainWorker:
             self._writer = CheckpointWriter(job.folder, job.config.train.keep_best, job.config.train.keep_every)
 
     def train(self) -> None:
-        """Makes the steps that are left, and waits until their checkpoints are written."""
+        """Makes the remaining steps and waits until their checkpoints are written."""
         for _ in self.steps():
             pass
-        self._beat.mark_idle()  # slow storage is no hang
+        self._beat.mark_idle()  # slow storage does not count as a hang
         if self._writer is not None:
             self._writer.wait()
 
     def steps(self) -> Iterator[StepResult]:
-        """Makes the steps that are left and yields each, once all that is due after it is done."""
+        """Makes the remaining steps.
+
+        Yields each step after its report, validation and checkpoint, if any of these is due.
+        """
         rank = self._rank
-        if rank.recent_reports:  # the controller may have died before it wrote them
+        if rank.recent_reports:  # the controller may have died before writing them
             self._report()
         if rank.progress.owed is not None:
             self._validate(rank.progress.owed)
@@ -129,7 +133,7 @@ class TrainWorker:
         for step in self._steps():
             rank.progress.step = step.step
             self._meter.add(step)
-            # Of the step before: to read this one's would make the device wait for the next.
+            # Check the flag of the previous step. Reading the flag of this step would stall the device.
             if noticed is not None and noticed:
                 self._stop(step)
             noticed = step.stop_requested
@@ -171,7 +175,7 @@ class TrainWorker:
         return self._beat.stop_requested or is_preemption_announced()
 
     def _is_due(self, step: int) -> bool:
-        """Returns whether a report follows this step; every rank reports at the same ones."""
+        """Returns `True` if a report follows this step. All ranks report at the same steps."""
         return step % self._job.config.train.log_every == 0 or self._validates(step) or self._saves(step)
 
     def _validates(self, step: int) -> bool:
@@ -183,7 +187,11 @@ class TrainWorker:
         return every is not None and step % every == 0
 
     def _conclude(self, step: StepResult) -> bool:
-        """Reports the steps since the last report, with what is due after this one; returns whether it was the last."""
+        """Reports the steps since the last report, and validates or saves a checkpoint if due.
+
+        Returns:
+            `True` if this was the last step.
+        """
         values = self._joined(step)
         if self._validates(step.step):
             return self._validate(values)
@@ -194,10 +202,13 @@ class TrainWorker:
         return False
 
     def _validate(self, values: dict[str, float]) -> bool:
-        """Validates the last step and reports it; returns whether the run is over.
+        """Validates after the last step and reports the result.
 
         Args:
-            values: the step's other metrics.
+            values: other metrics of the step.
+
+        Returns:
+            `True` if the run is over.
         """
         progress, config = self._rank.progress, self._job.config
         progress.owed = values
@@ -213,7 +224,7 @@ class TrainWorker:
         return progress.is_over(config)
 
     def _joined(self, step: StepResult) -> dict[str, float]:
-        """Returns the metrics of the steps since the last report, the same on every rank."""
+        """Returns the metrics of the steps since the last report. They are equal on every rank."""
         found = self._found(step)
         everyone = [found]
         if self._rank.world > 1:
@@ -231,7 +242,7 @@ class TrainWorker:
         return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.train_bad_rows.count}
 
     def _note(self, values: dict[str, float]) -> None:
-        """Has these metrics reported as the last step's, with those of the report before."""
+        """Queues metrics of the last step for the next report. The previous report is kept and sent again."""
         self._rank.recent_reports = [*self._rank.recent_reports[-1:], (self._rank.progress.step, values)]
 
     def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
@@ -249,10 +260,10 @@ class TrainWorker:
             self._writer.raise_if_failed()
             told[LATEST_CHECKPOINT] = self._writer.latest_path
         ray.train.report(told)
-        self._meter.flush()  # validating and reporting is not training
+        self._meter.flush()  # exclude validation and reporting from the training time
 
     def _stop(self, step: StepResult) -> NoReturn:
-        """Ends this worker behind a step, because the run is to stop, or a node is preempted."""
+        """Ends this worker after a step because a stop was requested or a node is preempted."""
         values = self._joined(step)
         if self._validates(step.step):
             self._rank.progress.owed = values
@@ -261,11 +272,11 @@ class TrainWorker:
         self._leave()
 
     def _leave(self) -> NoReturn:
-        """Keeps a checkpoint of this very step and ends this worker; the run goes on from there."""
+        """Saves a checkpoint of the current step and ends this worker. The run resumes from that checkpoint."""
         self._save({}, None)
         if self._writer is not None:
             self._writer.wait()
-        self._report()  # a barrier: no rank goes before the checkpoint is whole
+        self._report()  # a barrier: no rank exits before the checkpoint is complete
         if self._beat.stop_requested:
             raise RunStoppedError(f"stopped at step {self._rank.progress.step}.")
         raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")

@@ -1,4 +1,4 @@
-"""One rank's model and all that changes with it: made, restored, and handed over as a checkpoint."""
+"""Model and mutable training state of one rank: creation, restore and checkpoint contents."""
 
 import logging
 import os
@@ -26,20 +26,20 @@ from segray.training.engine.train_state import TrainState, build_train_state
 from segray.training.run_spec import BadRowPolicy, RunSpec
 
 FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
-"""Ray's own mark of nodes that an autoscaler starts on one machine to try itself."""
+"""Variable that Ray sets on nodes that its fake autoscaler starts on one machine for testing."""
 SEES_WITHIN_S = 10.0
-"""A network file system may be as late as that with a folder that was just made."""
+"""Seconds to wait for a new folder to become visible on a network file system."""
 
 
 @dataclass
 class RunProgress:
-    """How far the run has come.
+    """Progress of a run.
 
     Attributes:
-        step: optimiser steps made.
-        best: the highest val/miou so far.
-        stale: validations since then.
-        owed: metrics of this step, whose validation is still to be made: a preemption came in between.
+        step: number of optimiser steps made.
+        best: highest val/miou so far.
+        stale: number of validations since the last improvement.
+        owed: metrics of the current step, if its validation is pending because a preemption interrupted it.
     """
 
     step: int = 0
@@ -48,13 +48,13 @@ class RunProgress:
     owed: dict[str, float] | None = None
 
     def validated(self, score: float, config: Config) -> None:
-        """Counts a validation in."""
+        """Records the score of a validation."""
         better = score > self.best + config.train.min_gain or self.best == float("-inf")
         self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
         self.owed = None
 
     def is_over(self, config: Config) -> bool:
-        """Returns whether nothing is to be trained any more: all steps are made, or patience has ended."""
+        """Returns `True` if training is complete: all steps are made, or the patience is exhausted."""
         train = config.train
         patient = train.patience is None or self.stale < train.patience or self.step < train.min_steps
         return self.owed is None and (self.step >= train.steps or not patient)
@@ -62,16 +62,16 @@ class RunProgress:
 
 @dataclass
 class WorkerState:
-    """One worker's part of the run: who it is, and what it trains.
+    """State of one worker of a run.
 
     Attributes:
-        job: what the run is.
-        rank, world: its number, and of how many.
-        device: it computes on.
-        learner: the model and what trains it.
-        progress: how far the run has come.
+        job: specification of the run.
+        rank, world: rank of this worker and number of ranks.
+        device: device that computes.
+        learner: model and its training state.
+        progress: progress of the run.
         recent_reports: step and metrics of the last two reports.
-        train_bad_rows, val_bad_rows: what becomes of rows that cannot be decoded.
+        train_bad_rows, val_bad_rows: policies for rows that cannot be decoded.
     """
 
     job: RunSpec
@@ -85,11 +85,11 @@ class WorkerState:
     val_bad_rows: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
 
     def checkpoint_contents(self, metrics: dict[str, float], counts: Tensor | None) -> checkpoint.CheckpointContents:
-        """Returns what a checkpoint of now holds.
+        """Returns the contents of a checkpoint of the current state.
 
         Args:
-            metrics: of the validation at this step, if there was one.
-            counts: (K, K) they came from.
+            metrics: metrics of the validation at this step; empty if there was none.
+            counts: (K, K) confusion counts of that validation; `None` if there was none.
         """
         meta = checkpoint.Meta(
             step=self.progress.step,
@@ -104,7 +104,7 @@ class WorkerState:
         return checkpoint.snapshot(model, state, self.job.config, self.job.manifest.classes, meta, average)
 
     def restore(self, folder: Path) -> None:
-        """Goes on from a checkpoint."""
+        """Restores the state from a checkpoint."""
         state = checkpoint.load_state(folder)
         self.learner.load_state_dict(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
         self.progress = RunProgress(**state["progress"])
@@ -112,7 +112,7 @@ class WorkerState:
 
 
 def init_worker(job: RunSpec) -> WorkerState:
-    """Returns this worker's rank, where the run's last whole checkpoint left it."""
+    """Returns the state of this worker, restored from the last complete checkpoint of the run, if any."""
     context = ray.train.get_context()
     config = job.config
     _check_storage(job)
@@ -136,10 +136,13 @@ def init_worker(job: RunSpec) -> WorkerState:
 
 
 def resolve_device(job: RunSpec) -> RunSpec:
-    """Returns the job as this node can do it: on a GPU that torch sees, or on a CPU where GPUs are but numbers.
+    """Returns the run specification with a device that this node supports.
+
+    A GPU run stays on the GPU if torch sees one. On a fake Ray cluster, whose GPUs exist only as numbers, it moves to
+    the CPU.
 
     Raises:
-        ClusterError: Ray gave a GPU away that torch does not see.
+        ClusterError: Ray assigned a GPU that torch does not see.
     """
     if job.placement.device != "cuda" or torch.cuda.is_available():
         return job
@@ -152,10 +155,10 @@ def resolve_device(job: RunSpec) -> RunSpec:
 
 
 def _check_storage(job: RunSpec) -> None:
-    """Refuses a node that does not see the run's folder: one that was started later than the run.
+    """Checks that this node sees the run folder. A node that joined after the run started may not.
 
     Raises:
-        ClusterError: it does not.
+        ClusterError: the node does not see the run folder.
     """
     until = monotonic() + SEES_WITHIN_S
     while not (job.folder / checkpoint.CONFIG).exists():
@@ -168,7 +171,7 @@ def _check_storage(job: RunSpec) -> None:
 
 
 def _model(job: RunSpec) -> nn.Module:
-    """Returns the model with the weights that every rank starts from."""
+    """Returns the model with the initial weights, which are equal on every rank."""
     config = job.config
     torch.manual_seed(config.train.seed)
     model = build_model(config, job.manifest.classes)
@@ -178,7 +181,10 @@ def _model(job: RunSpec) -> nn.Module:
 
 
 def _agreed_start(rank: WorkerState) -> Path | None:
-    """Returns the checkpoint to go on from, as rank 0 finds it: the storage of others may lag behind."""
+    """Returns the checkpoint to resume from, as found by rank 0, or `None`.
+
+    Rank 0 decides for all ranks because the storage of other ranks may lag.
+    """
     found: list[Path | None] = [None]
     if rank.rank == 0:
         whole = checkpoint_store.list_checkpoints(rank.job.folder, logging.getLogger(__name__).warning)
@@ -189,25 +195,25 @@ def _agreed_start(rank: WorkerState) -> Path | None:
 
 
 def wrap_ddp(rank: WorkerState) -> nn.Module:
-    """Returns the model as it is trained: in DDP, if there are several ranks."""
+    """Returns the model used for training: wrapped in DDP if there are several ranks."""
     model = rank.learner.model
     if rank.world == 1:
         return model
     devices = [rank.device] if rank.device.type == "cuda" else None
-    # The batch norm keeps its running moments equal on all ranks by itself.
+    # Batch norm already keeps its running moments equal on all ranks.
     return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds what is drawn in a step on a rank: a run that continues draws as one that was never interrupted."""
-    drawn = row_seed(seed, step, rank, copy=-1)  # no row's seed
+    """Seeds the random generators for a step on a rank, so that a resumed run samples the same values."""
+    drawn = row_seed(seed, step, rank, copy=-1)  # copy -1 is not used by any row
     torch.manual_seed(drawn)
     np.random.seed(drawn)
     random.seed(drawn)
 
 
 def enable_determinism() -> None:
-    """Has torch take deterministic kernels, and fail where there is none."""
+    """Makes torch use deterministic kernels and raise an error if an operation has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)

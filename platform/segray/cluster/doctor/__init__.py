@@ -1,1 +1,1 @@
-"""Whether a cluster is fit for what a Config asks of it: looked into before a run, or by the command `doctor`."""
+"""Checks of a cluster against the requirements of a Config, before a run and in the command `doctor`."""

@@ -1,4 +1,4 @@
-"""Somebody without a token, who tries to get into the cluster: what this shell is set to says nothing of its locks."""
+"""Probe that connects to the cluster without a token, because local settings do not show whether one is required."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class AuthProbe:
-    """Tries at once, and while who sent them does something else."""
+    """Connection attempt without a token, in a background process that starts on creation."""
 
     def __init__(self) -> None:
         address = ray.get_runtime_context().gcs_address
@@ -34,7 +34,7 @@ class AuthProbe:
         )
 
     def is_rejected(self) -> bool | None:
-        """Waits until they have tried, and returns whether they were refused; none if they came to no end."""
+        """Waits for the attempt. Returns True if it is rejected, False if accepted, None if it fails or times out."""
         try:
             return EXIT_CODES.get(self._process.wait(PATIENCE_S))
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""How fast nodes sum what they hold, as DDP has its workers do with every step's gradients."""
+"""Benchmark of the all-reduce between nodes, which DDP uses for the gradients of every step."""
 
 from datetime import timedelta
 from time import perf_counter
@@ -11,17 +11,17 @@ ROUNDS = 3
 
 
 def time_all_reduce(backend: str, address: str, rank: int, world: int, count: int) -> float:
-    """Returns the seconds that the sum of `count` float32 over all nodes takes: the best of a few.
+    """Returns the duration in seconds of an all-reduce of `count` float32 values: the minimum of several rounds.
 
     Args:
-        backend: "gloo" or "nccl", of torch.distributed.
-        address: `tcp://host:port` of the first.
-        rank: of this one.
-        world: how many there are.
-        count: numbers.
+        backend: backend of torch.distributed, "gloo" or "nccl".
+        address: `tcp://host:port` of the node with rank 0.
+        rank: rank of this node.
+        world: number of nodes.
+        count: number of values.
 
     Raises:
-        RuntimeError: they do not meet, or lose each other.
+        RuntimeError: the nodes cannot connect, or a connection is lost.
     """
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=world, timeout=TIMEOUT)
     try:

@@ -1,4 +1,4 @@
-"""What nodes said, judged; pure."""
+"""Checks of the reports of nodes, as pure functions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,21 @@ from segray.core.errors import CapacityError
 
 MIB, GIB = 2**20, 2**30
 CLOCK_S = 1.0
-CLOCK_MOST_S = 300.0  # S3, and whoever checks a certificate, refuse clocks that are minutes apart
-MIN_STORE = 128 * MIB  # of blocks of 32 MiB, several at once
+CLOCK_MOST_S = 300.0  # S3 and TLS reject clocks that differ by minutes
+MIN_STORE = 128 * MIB  # several blocks of 32 MiB
 MIN_TEMPORARY = 2 * GIB
-MIN_BYTES_PER_S = GIB / 8  # bytes a second: 1 Gbit/s
+MIN_BYTES_PER_S = GIB / 8  # bytes per second: 1 Gbit/s
 MAX_REDUCE_S = 1.0
-MIN_STOP_TIMEOUT_S = 30  # for a checkpoint of the larger variants on slow storage
+MIN_STOP_TIMEOUT_S = 30  # time for a checkpoint of a large variant on slow storage
 
 
 def check_responses(silent: Mapping[str, str], asked: int, level: Severity = Severity.FAIL) -> CheckResult:
-    """Judges whether all nodes answer.
+    """Checks that all nodes respond.
 
     Args:
-        silent: why some do not.
-        asked: how many were.
-        level: of a node that does not.
+        silent: reason by name of each node that does not respond.
+        asked: number of probed nodes.
+        level: severity of a node that does not respond.
     """
     if not silent:
         return CheckResult("nodes", Severity.OK, f"{asked} answer" if asked > 1 else "this one answers")
@@ -35,7 +35,13 @@ def check_responses(silent: Mapping[str, str], asked: int, level: Severity = Sev
 
 
 def check_capacity(config: Config, alive: Sequence[NodeResources], possible: Sequence[NodeResources]) -> CheckResult:
-    """Judges whether the run or the sweep has room: on the nodes that are alive, or once others were started."""
+    """Checks that the cluster can hold the run or sweep, now or after the autoscaler starts nodes.
+
+    Args:
+        config: settings of the run or sweep.
+        alive: nodes that are alive.
+        possible: nodes to which the cluster can grow.
+    """
     wanted, is_sweep = config.train, bool(config.tune.space)
 
     def room(nodes: Sequence[NodeResources]) -> str:
@@ -58,7 +64,7 @@ def check_capacity(config: Config, alive: Sequence[NodeResources], possible: Seq
 
 
 def check_versions(ours: Mapping[str, str], theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Judges whether all nodes have the versions of this process."""
+    """Checks that all nodes have the same versions as this process."""
     others = {
         f"{library} {report.versions.get(library, 'missing')} on {name}, {version} here"
         for name, report in theirs.items()
@@ -76,12 +82,12 @@ def check_versions(ours: Mapping[str, str], theirs: Mapping[str, NodeReport]) ->
 
 
 def _release(version: str | None) -> str | None:
-    """Returns a version without what it was built for: a head without a GPU has another build of torch."""
+    """Returns a version without its build tag, because torch builds differ between nodes with and without GPUs."""
     return None if version is None else version.partition("+")[0]
 
 
 def check_gpus(claimed: Mapping[str, float], theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Judges whether the GPUs that Ray gives away are there."""
+    """Checks that the nodes have the GPUs that Ray offers."""
     wrong = [name for name, report in theirs.items() if report.gpus < claimed.get(name, 0)]
     if wrong:
         first = wrong[0]
@@ -91,7 +97,7 @@ def check_gpus(claimed: Mapping[str, float], theirs: Mapping[str, NodeReport]) -
 
 
 def check_clocks(ahead_s: Mapping[str, float]) -> CheckResult:
-    """Judges whether the nodes' clocks agree with ours."""
+    """Checks that the clocks of the nodes agree with the local clock."""
     off = {name: seconds for name, seconds in ahead_s.items() if abs(seconds) > CLOCK_S}
     if not off:
         return CheckResult("clocks", Severity.OK, f"agree within {CLOCK_S:g} s")
@@ -102,33 +108,33 @@ def check_clocks(ahead_s: Mapping[str, float]) -> CheckResult:
 
 
 def check_storage(results: str, theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Judges whether all nodes see the results' folder, and may write to it."""
+    """Checks that all nodes see the results folder and can write to it."""
     wrong = {name: report.storage for name, report in theirs.items() if report.storage}
     fix = "expected storage that all nodes share, such as NFS; see --results"
     return _everywhere("results", wrong, f"{results} is written to", fix)
 
 
 def check_dataset(root: str, theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Judges whether all nodes can read the dataset."""
+    """Checks that all nodes can read the dataset."""
     wrong = {name: report.dataset for name, report in theirs.items() if report.dataset}
     return _everywhere("dataset", wrong, f"{root} is read", "expected a folder that all nodes share, or s3:// or gs://")
 
 
 def _everywhere(check: str, wrong: Mapping[str, str], done: str, fix: str) -> CheckResult:
-    """Judges what every node has to be able to do, by what is wrong on some."""
+    """Returns the result of a check that every node must pass, from the errors by node name."""
     if not wrong:
         return CheckResult(check, Severity.OK, f"{done} from every node that is there")
     return CheckResult(check, Severity.FAIL, f"{next(iter(wrong.values())).rstrip('.')}, on {format_nodes(wrong)}", fix)
 
 
 def check_disk(results: str, free: int | None, checkpoint: int, kept: int) -> CheckResult:
-    """Judges whether the checkpoints of a run find room.
+    """Checks that the disk can hold the checkpoints of a run.
 
     Args:
-        results: folder.
-        free: bytes left on its disk, none if that is not known.
-        checkpoint: bytes of one.
-        kept: checkpoints that are there at once.
+        results: results folder.
+        free: free bytes on its disk, or None if unknown.
+        checkpoint: size of a checkpoint in bytes.
+        kept: number of checkpoints that exist at the same time.
     """
     needs = f"{kept} checkpoints of {checkpoint / MIB:.0f} MiB"
     if free is None:
@@ -140,7 +146,7 @@ def check_disk(results: str, free: int | None, checkpoint: int, kept: int) -> Ch
 
 
 def check_temp_dir(theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Judges whether Ray finds room for its logs and for objects that memory has no place for."""
+    """Checks that Ray has disk space for its logs and for objects spilled from memory."""
     tight = [name for name, report in theirs.items() if report.temporary < MIN_TEMPORARY]
     if not tight:
         return CheckResult("temporary", Severity.OK, f"more than {MIN_TEMPORARY / GIB:g} GiB left for Ray's own files")
@@ -150,7 +156,7 @@ def check_temp_dir(theirs: Mapping[str, NodeReport]) -> CheckResult:
 
 
 def check_object_store(stores: Mapping[str, int], theirs: Mapping[str, NodeReport]) -> list[CheckResult]:
-    """Judges object stores: whether they are large enough, and lie in memory."""
+    """Checks that the object stores are large enough and lie in memory."""
     small = [name for name, store in stores.items() if store < MIN_STORE]
     least = min(stores.values(), default=0)
     told = CheckResult("object store", Severity.OK, f"{least / MIB:.0f} MiB a node at least")
@@ -172,16 +178,16 @@ def check_object_store(stores: Mapping[str, int], theirs: Mapping[str, NodeRepor
 
 
 def check_bandwidth(nodes: int, backend: str, size: int, seconds: float, gradients: int) -> CheckResult:
-    """Judges how fast nodes sum what they hold.
+    """Checks the measured bandwidth of the all-reduce between nodes.
 
     Args:
-        nodes: that did.
-        backend: by which.
-        size: bytes of it.
-        seconds: it took.
-        gradients: bytes that each step of the run sums.
+        nodes: number of nodes.
+        backend: backend of torch.distributed.
+        size: size of the reduced tensor in bytes.
+        seconds: duration of the all-reduce.
+        gradients: size in bytes of the gradients that each step of the run reduces.
     """
-    # What each node sends and receives in a ring.
+    # Bytes per second that each node sends and receives in a ring all-reduce.
     rate = 2 * (nodes - 1) / nodes * size / seconds
     step_s = gradients / size * seconds
     found = f"{rate / GIB * 8:.1f} Gbit/s by {backend} over {nodes} nodes; a step's gradients take {step_s:.2f} s"
@@ -192,7 +198,12 @@ def check_bandwidth(nodes: int, backend: str, size: int, seconds: float, gradien
 
 
 def bandwidth_failed(silent: Mapping[str, str], backend: str) -> CheckResult:
-    """Judges nodes that cannot sum what they hold."""
+    """Returns the failed check for nodes whose all-reduce failed.
+
+    Args:
+        silent: reason of the failure by node name.
+        backend: backend of torch.distributed.
+    """
     reasons = Counter(silent.values())
     found = f"{format_nodes(silent)} cannot sum over the network by {backend}: {reasons.most_common(1)[0][0]}"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
@@ -201,12 +212,12 @@ def bandwidth_failed(silent: Mapping[str, str], backend: str) -> CheckResult:
 
 
 def check_tracking(uri: str, spans_machines: bool, error: str) -> CheckResult:
-    """Judges whether MLflow answers, and is one that several machines can share.
+    """Checks that MLflow responds, and that all machines can use it.
 
     Args:
-        uri: of the store, its password left out.
-        spans_machines: whether the cluster has, or may have, several.
-        error: it gave; empty if it answers.
+        uri: tracking URI without its password.
+        spans_machines: whether the cluster has, or can have, several machines.
+        error: error of a request to MLflow, or an empty string.
     """
     if uri.startswith("sqlite") and spans_machines:
         return CheckResult(
@@ -226,10 +237,10 @@ SERVER_HINT = (
 
 
 def check_stop_timeout(wait_s: int | None) -> CheckResult:
-    """Judges whether `ray job stop` leaves a job the time to keep a checkpoint.
+    """Checks that `ray job stop` gives a job enough time to write a checkpoint.
 
     Args:
-        wait_s: it waits before it kills; none outside a submitted job.
+        wait_s: timeout in seconds before the job is killed, or None outside a submitted job.
     """
     if wait_s is None:
         return CheckResult("job stop", Severity.OK, "not in a submitted job: Ctrl-C ends it in order")
@@ -242,11 +253,11 @@ def check_stop_timeout(wait_s: int | None) -> CheckResult:
 
 
 def check_auth(is_locked: bool | None, spans_machines: bool) -> CheckResult:
-    """Judges whether the cluster asks for a token.
+    """Checks that the cluster requires a token.
 
     Args:
-        is_locked: whether who has none is refused; none if that was not found out.
-        spans_machines: whether it has, or may have, several.
+        is_locked: whether clients without a token are rejected, or None if unknown.
+        spans_machines: whether the cluster has, or can have, several machines.
     """
     if is_locked:
         return CheckResult("token", Severity.OK, "asked for: who has none is refused")

@@ -1,4 +1,4 @@
-"""What a node says of itself; runs there, in an actor that reserves nothing."""
+"""Probe of a node, which runs there in an actor that reserves no CPU."""
 
 import os
 import platform
@@ -15,18 +15,18 @@ import ray
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 LIBRARIES = ("ray", "torch", "segray", "numpy", "pyarrow")
-VISIBILITY_TIMEOUT_S = 3.0  # a network file system may be as late as that
+VISIBILITY_TIMEOUT_S = 3.0  # network file systems may show a new file this late
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What a node is asked.
+    """Request to probe a node.
 
     Attributes:
-        results: folder that every node is to see.
-        marker_file: name, and content, of a file that the asker put there.
-        root: of the dataset; none asks nothing of it.
-        digest: of the dataset as the asker sees it.
+        results: results folder, which every node must see.
+        marker_file: name, and also content, of a file that the driver created in the results folder.
+        root: root of the dataset, or None to skip the dataset.
+        digest: digest of the dataset as seen by the driver.
     """
 
     results: str
@@ -37,16 +37,16 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says.
+    """Report of a node.
 
     Attributes:
-        versions: of Python and the libraries that have to be the same everywhere.
-        shared_memory: bytes that /dev/shm can hold; none where there is no such thing.
-        free: bytes left on the disk of the results, none if the folder is not there.
-        temporary: bytes left on the disk of Ray's own files.
-        gpus: that the driver shows.
-        storage: what is wrong with the results' folder, seen from there.
-        dataset: what is wrong with the dataset, seen from there.
+        versions: versions of Python and of the libraries that must be equal on all nodes.
+        shared_memory: capacity of /dev/shm in bytes, or None if it does not exist.
+        free: free bytes on the disk of the results folder, or None if the folder does not exist.
+        temporary: free bytes on the disk of Ray's session files.
+        gpus: number of GPUs that the NVIDIA driver reports.
+        storage: error of the results folder on the node, or an empty string.
+        dataset: error of the dataset on the node, or an empty string.
     """
 
     versions: dict[str, str]
@@ -59,8 +59,8 @@ class NodeReport:
 
 
 def probe_versions() -> dict[str, str]:
-    """Returns the versions that have to be the same everywhere."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself looks at the rest
+    """Returns the versions of Python and the libraries that must be equal on all nodes."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself checks the patch version
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -68,10 +68,10 @@ def probe_versions() -> dict[str, str]:
 
 
 class NodeProbe:
-    """Looks at the node it runs on."""
+    """Probe of the node on which it runs."""
 
     def report(self, question: ProbeRequest) -> NodeReport:
-        """Returns what there is to say."""
+        """Returns the report of the node."""
         return NodeReport(
             versions=probe_versions(),
             shared_memory=disk_total_bytes(SHARED_MEMORY),
@@ -83,27 +83,35 @@ class NodeProbe:
         )
 
     def time_s(self) -> float:
-        """Returns its time, in seconds since the epoch."""
+        """Returns the time of the node in seconds since the epoch."""
         return time.time()
 
     def import_torch(self) -> None:
-        """Imports what a sum needs: nodes take their time with that, and meet behind it."""
-        from segray.cluster.doctor import bandwidth  # noqa: F401, PLC0415 torch is needed nowhere else
+        """Imports torch, so that slow imports do not delay the rendezvous."""
+        from segray.cluster.doctor import bandwidth  # noqa: F401, PLC0415 only this needs torch
 
     def free_port(self) -> int:
-        """Returns a port that is free."""
+        """Returns a free port."""
         with socket.create_server(("", 0)) as found:
             return int(found.getsockname()[1])
 
     def time_all_reduce(self, backend: str, address: str, rank: int, world: int, count: int) -> float:
-        """Returns the seconds that the sum of `count` float32 over all nodes takes, once they have met."""
-        from segray.cluster.doctor.bandwidth import time_all_reduce  # noqa: PLC0415 torch is needed nowhere else
+        """Returns the duration in seconds of an all-reduce of `count` float32 values, without the rendezvous."""
+        from segray.cluster.doctor.bandwidth import time_all_reduce  # noqa: PLC0415 only this needs torch
 
         return time_all_reduce(backend, address, rank, world, count)
 
 
 def probe_results_dir(question: ProbeRequest, ours: str) -> str:
-    """Returns what is wrong with the results' folder: the asker's file is not seen, or none can be written."""
+    """Checks that the driver's marker file is visible and that the results folder is writable.
+
+    Args:
+        question: request with the folder and the marker file.
+        ours: name of the file to write.
+
+    Returns:
+        The error, or an empty string.
+    """
     folder = Path(question.results)
     until = time.monotonic() + VISIBILITY_TIMEOUT_S
     while not _has(folder / question.marker_file, question.marker_file):
@@ -126,12 +134,12 @@ def _has(file: Path, content: str) -> bool:
 
 
 def probe_dataset(question: ProbeRequest) -> str:
-    """Returns what is wrong with the dataset: it cannot be read, or is another."""
+    """Returns the error of the dataset (unreadable, or different from the driver's), or an empty string."""
     if question.root is None:
         return ""
     from segray.core.errors import DataError  # noqa: PLC0415
     from segray.data.manifest import read_manifest  # noqa: PLC0415
-    from segray.data.reader import SplitReader  # noqa: PLC0415 it takes a second, which the asker need not wait for
+    from segray.data.reader import SplitReader  # noqa: PLC0415 takes a second to import; the driver does not need it
     from segray.data.storage import strip_credentials  # noqa: PLC0415
 
     try:
@@ -147,12 +155,12 @@ def probe_dataset(question: ProbeRequest) -> str:
 
 
 def ray_session_dir() -> str:
-    """Returns the folder of Ray's own files, of the node this process is on."""
+    """Returns the folder of Ray's session files on the node of this process."""
     return str(ray._private.worker._global_node.get_session_dir_path())
 
 
 def path_exists(path: Path) -> bool:
-    """Returns whether a path is there, as far as this user may know."""
+    """Returns True if a path exists, and False if that cannot be determined."""
     try:
         return path.exists()
     except OSError:
@@ -160,7 +168,7 @@ def path_exists(path: Path) -> bool:
 
 
 def disk_free_bytes(folder: str) -> int | None:
-    """Returns what is left on the disk of a folder, none if there is no such folder."""
+    """Returns the number of free bytes on the disk of a folder, or None if the folder is not accessible."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -168,7 +176,7 @@ def disk_free_bytes(folder: str) -> int | None:
 
 
 def disk_total_bytes(folder: Path) -> int | None:
-    """Returns what the disk of a folder holds at most, none if there is no such folder."""
+    """Returns the capacity in bytes of the disk of a folder, or None if the folder is not accessible."""
     try:
         return shutil.disk_usage(folder).total
     except OSError:

@@ -1,4 +1,4 @@
-"""An examiner on each node of a cluster, asked all at once."""
+"""Probe actors, one per node, that are queried concurrently."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +21,18 @@ from segray.config import Config
 from segray.data.manifest import Manifest
 from segray.data.storage import strip_credentials
 
-ANSWER_TIMEOUT_S = 12.0  # with all of them together
-RENDEZVOUS_TIMEOUT_S = 20.0  # torch is imported, and they wait ten seconds for each other
+ANSWER_TIMEOUT_S = 12.0  # for all nodes together
+RENDEZVOUS_TIMEOUT_S = 20.0  # import of torch, and ten seconds for the rendezvous
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class ProbeAnswers:
-    """What nodes said.
+    """Answers of nodes.
 
     Attributes:
-        replies: by the node that did.
-        failures: why the others did not.
+        replies: answers by node.
+        failures: reasons for missing answers, by node.
     """
 
     replies: dict[NodeInfo, Any]
@@ -41,20 +41,21 @@ class ProbeAnswers:
 
 @dataclass(frozen=True)
 class PendingAnswers:
-    """What nodes were asked.
+    """Pending requests to nodes.
 
     Attributes:
-        references: by node.
+        references: object references of the answers, by node.
     """
 
     references: dict[NodeInfo, ray.ObjectRef]
 
     def wait(self, patience_s: float = ANSWER_TIMEOUT_S, together: bool = False) -> ProbeAnswers:
-        """Waits for some seconds, and returns what they said by then.
+        """Waits for the answers until a timeout and returns those received.
 
         Args:
-            patience_s: with all of them.
-            together: whether they wait for each other; then who fails is told alone, and no more waited for the others.
+            patience_s: timeout in seconds for all nodes together.
+            together: whether the nodes depend on each other. If so, the first failure ends the wait, and only that
+                failure is returned.
         """
         said: dict[NodeInfo, Any] = {}
         failed: dict[NodeInfo, str] = {}
@@ -75,26 +76,31 @@ class PendingAnswers:
 
 
 class NodeProbes:
-    """The examiners of some nodes."""
+    """Probe actors of several nodes.
+
+    Args:
+        members: nodes to probe.
+        gpus: number of GPUs that each actor reserves.
+    """
 
     def __init__(self, members: Sequence[NodeInfo], gpus: int) -> None:
         self._actors = {one: _examiner(one, gpus) for one in members}
 
     def submit(self, method: str, *arguments: Any) -> PendingAnswers:
-        """Asks each the same."""
+        """Calls a method of all actors with the same arguments."""
         return PendingAnswers({one: getattr(actor, method).remote(*arguments) for one, actor in self._actors.items()})
 
     def clock_offsets_s(self, of: Sequence[NodeInfo]) -> dict[NodeInfo, float]:
-        """Returns by how many seconds clocks are ahead of ours: no less than that, whatever the way there took."""
+        """Returns the offset in seconds of each node's clock from the local clock: a lower bound, positive if ahead."""
         return {one: _ahead_s(self._actors[one]) for one in of}
 
     def time_all_reduce(self, members: Sequence[NodeInfo], backend: str, count: int) -> ProbeAnswers:
-        """Returns the seconds that a sum of `count` float32 over some of them takes."""
+        """Returns the duration in seconds of an all-reduce of `count` float32 values over some nodes."""
         first = members[0]
         warm = PendingAnswers({one: self._actors[one].import_torch.remote() for one in members}).wait(
             RENDEZVOUS_TIMEOUT_S
         )
-        if warm.failures:  # the others would wait for it
+        if warm.failures:  # the other nodes would wait for the failed one
             return warm
         try:
             port = ray.get(self._actors[first].free_port.remote(), timeout=ANSWER_TIMEOUT_S)
@@ -110,18 +116,18 @@ class NodeProbes:
         ).wait(RENDEZVOUS_TIMEOUT_S, together=True)
 
     def shutdown(self) -> None:
-        """Sends them home."""
+        """Kills all actors."""
         for actor in self._actors.values():
             ray.kill(actor)
 
 
 @contextmanager
 def node_probes(members: Sequence[NodeInfo], gpus: int = 0) -> Iterator[NodeProbes]:
-    """Returns an examiner on each of some nodes, gone behind this.
+    """Yields a probe actor on each node and kills the actors on exit.
 
     Args:
-        members: the nodes.
-        gpus: that each reserves.
+        members: nodes to probe.
+        gpus: number of GPUs that each actor reserves.
     """
     found = NodeProbes(members, gpus)
     try:
@@ -136,7 +142,7 @@ def _examiner(member: NodeInfo, gpus: int) -> ray.actor.ActorHandle:
 
 
 def _ahead_s(actor: ray.actor.ActorHandle) -> float:
-    """Returns what of the difference of the clocks the time of the way cannot explain, the least of a few."""
+    """Returns the part of the clock difference that the round trip cannot explain, the minimum of several rounds."""
     found = [0.0]
     with suppress(RayError):
         rounds = [_asked(actor) for _ in range(ROUNDS)]
@@ -151,17 +157,17 @@ def _asked(actor: ray.actor.ActorHandle) -> tuple[float, float, float]:
 
 
 class ResultsNotWritableError(Exception):
-    """The results' folder cannot be written to by this process itself."""
+    """This process cannot write to the results folder."""
 
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """What nodes said.
+    """Reports of the probed nodes.
 
     Attributes:
-        members: that were asked.
-        answers: their reports.
-        data: root of the dataset they were asked for, none if they were not.
+        members: probed nodes.
+        answers: reports and failures.
+        data: root of the probed dataset, or None if the dataset was not probed.
     """
 
     members: Sequence[NodeInfo]
@@ -170,15 +176,15 @@ class ProbeResults:
 
     @property
     def reports(self) -> dict[str, NodeReport]:
-        """Returns the reports, by the name of the node."""
+        """Reports by node name."""
         return by_node_name(self.answers.replies)
 
 
 class PendingProbes:
-    """Nodes that look, while who asks does something else.
+    """Probes that run in the background.
 
     Attributes:
-        crew: that looks.
+        crew: probe actors of the nodes.
     """
 
     def __init__(self, members: Sequence[NodeInfo], found: NodeProbes, question: ProbeRequest) -> None:
@@ -187,7 +193,7 @@ class PendingProbes:
         self._asked: PendingAnswers = found.submit("report", question)
 
     def wait(self) -> ProbeResults:
-        """Waits for what they say, and returns it; nodes that are gone by then are asked for nothing."""
+        """Waits for the reports and returns them. Nodes that left the cluster meanwhile are ignored."""
         answers = self._asked.wait()
         there = {one.id for one in list_nodes()} if answers.failures else set()
         silent = {one: why for one, why in answers.failures.items() if one.id in there}
@@ -196,15 +202,15 @@ class PendingProbes:
 
 @contextmanager
 def probing_nodes(config: Config, manifest: Manifest | None, members: Sequence[NodeInfo]) -> Iterator[PendingProbes]:
-    """Has nodes look at what a Config names.
+    """Starts probes of the results folder and the dataset on several nodes.
 
     Args:
-        config: of the run.
-        manifest: of its dataset; without it they are not asked for it.
-        members: the nodes.
+        config: settings of the run.
+        manifest: manifest of the dataset. With None, the dataset is not probed.
+        members: nodes to probe.
 
     Raises:
-        UnwritableError: the results' folder cannot be written to from here.
+        ResultsNotWritableError: this process cannot write to the results folder.
     """
     root, digest = (config.data.root, manifest.digest) if manifest else (None, None)
     with _marked(config.results) as mark, node_probes(members) as found:
@@ -213,7 +219,7 @@ def probing_nodes(config: Config, manifest: Manifest | None, members: Sequence[N
 
 @contextmanager
 def _marked(results: str) -> Iterator[str]:
-    """Leaves a file in the results' folder for others to see; it is gone behind this, and the folder if it is new."""
+    """Creates a marker file in the results folder, and removes it on exit, together with folders created for it."""
     folder = Path(results)
     made = [one for one in (folder, *folder.parents) if not path_exists(one)]
     mark = folder / f".doctor-{uuid4().hex[:12]}"
@@ -225,27 +231,27 @@ def _marked(results: str) -> Iterator[str]:
     try:
         yield mark.name
     finally:
-        with suppress(OSError):  # a run has begun there meanwhile, or the storage is gone
+        with suppress(OSError):  # a run has started in the folder meanwhile, or the storage is gone
             mark.unlink(missing_ok=True)
             for one in made:
                 one.rmdir()
 
 
 def by_node_name(by_member: Mapping[NodeInfo, Any]) -> dict[str, Any]:
-    """Returns what is known of nodes by their names."""
+    """Returns the mapping with node names as keys."""
     return {str(one): value for one, value in by_member.items()}
 
 
 def check_nodes(config: Config, told: ProbeResults, silent: Severity = Severity.FAIL) -> list[CheckResult]:
-    """Returns what a run cannot work without.
+    """Returns the results of the checks that every run must pass.
 
     Args:
-        config: of the run.
-        told: what nodes said.
-        silent: what it means that a node says nothing.
+        config: settings of the run.
+        told: reports of the nodes.
+        silent: severity of a node that does not respond.
     """
     answered = checks.check_responses(by_node_name(told.answers.failures), len(told.members), silent)
-    if not told.answers.replies:  # nobody said what could be judged
+    if not told.answers.replies:  # there is no report to check
         return [answered]
     found = [
         answered,
@@ -256,5 +262,5 @@ def check_nodes(config: Config, told: ProbeResults, silent: Severity = Severity.
 
 
 def not_writable_result(error: ResultsNotWritableError) -> CheckResult:
-    """Returns what is wrong with a results' folder that this process itself cannot write to."""
+    """Returns the failed check for a results folder to which this process cannot write."""
     return CheckResult("results", Severity.FAIL, str(error), "name another place with --results")

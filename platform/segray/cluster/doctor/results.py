@@ -1,4 +1,4 @@
-"""What was found, a line for each check: in order, worth a look, or in the way of a run."""
+"""Results of the checks: ok, warn or fail."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ MAX_NAMED = 3
 
 
 class Severity(StrEnum):
-    """How much it matters."""
+    """Severity of a result."""
 
     OK = "ok"
     WARN = "warn"
@@ -17,13 +17,13 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check came to.
+    """Result of a check.
 
     Attributes:
-        check: its name.
-        level: whether a run can work with it.
-        found: what was seen.
-        fix: what to do about it; empty where there is nothing to do.
+        check: name of the check.
+        level: severity of the result.
+        found: description of the finding.
+        fix: suggested fix, or an empty string if none is needed.
     """
 
     check: str
@@ -36,13 +36,13 @@ class CheckResult:
 
 
 def format_nodes(nodes: Iterable[str]) -> str:
-    """Returns the names of nodes, of many the first few."""
+    """Returns the names of the first few nodes and the number of the others."""
     names = list(nodes)
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"{'node' if len(names) == 1 else 'nodes'} {', '.join(names[:MAX_NAMED])}{more}"
 
 
 def max_severity(verdicts: Iterable[CheckResult]) -> Severity:
-    """Returns the worst level there is."""
+    """Returns the highest severity of the results, or OK if there are none."""
     order = list(Severity)
     return max((verdict.level for verdict in verdicts), key=order.index, default=Severity.OK)

@@ -1,1 +1,1 @@
-"""The training step in plain torch. Order of imports: train_state, loop, optimizer_step, optim and ema."""
+"""Training step in plain torch. Import order: train_state, loop, optimizer_step, optim and ema."""

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights."""
+"""Exponential moving average of model weights."""
 
 from copy import deepcopy
 
@@ -7,18 +7,19 @@ from torch import nn
 
 
 class ModelEma:
-    """A second model whose weights follow those of the first.
+    """Exponential moving average of the weights of a model.
 
-    It starts as a copy and follows fast at first: update n, from 0, keeps at most (1 + n) / (10 + n) of the average.
-    Batch norms' running moments are averaged too: they belong to the weights.
+    The average starts as a copy of the model. The decay of update n (0-based) is at most (1 + n) / (10 + n), so
+    the first updates follow the model closely. The running moments of batch norms are also averaged, because they
+    belong to the weights.
 
     Args:
-        model: what is followed.
-        decay: share of the average that an update keeps.
+        model: model to average.
+        decay: fraction of the average that each update keeps.
 
     Attributes:
-        model: the average, in eval mode.
-        updates: made so far.
+        model: averaged model, in eval mode.
+        updates: number of updates made.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,7 +29,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the model's weights."""
+        """Updates the average with the current weights of the model."""
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         followed = [pair for pair in pairs if pair[0].is_floating_point()]
         share = 1 - min(self._decay, (1 + self.updates) / (10 + self.updates))

@@ -1,4 +1,4 @@
-"""The training loop: plain torch over any iterable of batches, on any device, with or without DDP."""
+"""Training loop in plain torch over any iterable of batches, on any device, with or without DDP."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,18 +21,18 @@ AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step that was made. Reading a tensor of it waits for the device.
+    """Result of one optimiser step. Reading one of its tensors synchronises with the device.
 
     Attributes:
-        step: steps made so far, this one included.
-        loss: mean loss over this rank's share, detached, on the device.
-        loss_parts: what the loss is made of, by name, likewise.
-        lr_factor: what the peak rates were multiplied with.
-        images: images this rank contributed.
-        data_wait_s: seconds this rank waited for its batch.
-        grad_norm: of the gradient, before clipping.
-        was_applied: whether the update was made: loss and gradient were finite, on all ranks.
-        stop_requested: whether any rank was told to stop before this step began.
+        step: number of steps made so far, including this one.
+        loss: mean loss over the share of this rank, detached, on the device.
+        loss_parts: components of the loss by name, detached, on the device.
+        lr_factor: factor applied to the peak learning rates.
+        images: number of images of this rank.
+        data_wait_s: seconds that this rank waited for its batch.
+        grad_norm: norm of the gradient before clipping.
+        was_applied: `True` if the update was made, which requires a finite loss and gradient on all ranks.
+        stop_requested: `True` if any rank was requested to stop before this step started.
     """
 
     step: int
@@ -61,21 +61,22 @@ def train_steps(
     before: Callable[[int], bool] = lambda _step: False,
     at: Callable[[str], None] = lambda _phase: None,
 ) -> Iterator[StepResult]:
-    """Makes one optimiser step for each batch and yields it.
+    """Makes one optimiser step for each batch and yields its result.
 
     Args:
         model: `model(images) -> dict[str, Tensor]`, possibly wrapped in DDP, on its device.
         loss: `loss(outputs, batch, ignore_id=, normaliser=) -> (total, parts)`.
-        updater: over the model's parameters; the groups of its optimiser bear `peak_lr`.
-        batches: `image` (B, 3, H, W) uint8 and `mask` (B, H, W), anywhere; they are moved to the model.
-        lr_factor: from the 0-based step to what the peak rates are multiplied with.
-        ignore_id: mask value that is not trained on.
-        start: steps that were made before.
-        precision: of the forward pass: "fp32", or "bf16" or "fp16" by autocast.
-        parts: forward and backward passes that a step's batch is spread over; its gradient is that of the whole.
+        updater: stepper for the parameters of the model; its optimiser's groups have a `peak_lr`.
+        batches: `image` (B, 3, H, W) uint8 and `mask` (B, H, W) on any device; they are moved to the model's device.
+        lr_factor: function from the 0-based step to the factor applied to the peak learning rates.
+        ignore_id: mask value excluded from training.
+        start: number of steps already made.
+        precision: precision of the forward pass: "fp32", or "bf16" or "fp16" with autocast.
+        parts: number of forward and backward passes per step; the gradient equals that of the complete batch.
         frozen: modules that stay in eval mode.
-        before: called with the 0-based step before it is made; true tells all ranks to stop, in the step's `noticed`.
-        at: called with what begins: "data", "forward", "backward", "update".
+        before: function called with the 0-based step before it is made. Returning `True` requests a stop, which
+            all ranks see in `stop_requested` of the step.
+        at: callback that receives the name of the starting phase: "data", "forward", "backward" or "update".
     """
     device = next(model.parameters()).device
     asked = perf_counter()
@@ -106,14 +107,14 @@ def train_steps(
 
 
 def train_mode(model: nn.Module, frozen: Sequence[nn.Module]) -> None:
-    """Puts the model into training mode, but for its frozen modules."""
+    """Sets the model to training mode, except for its frozen modules."""
     model.train()
     for module in frozen:
         module.eval()
 
 
 def _split(batch: Batch, parts: int) -> list[dict[str, Any]]:
-    """Returns the batch as so many, of sizes that differ by at most one."""
+    """Splits the batch into `parts` batches whose sizes differ by at most one."""
     if parts == 1:
         return [dict(batch)]
     pieces = {name: value.tensor_split(parts) for name, value in batch.items()}
@@ -121,7 +122,7 @@ def _split(batch: Batch, parts: int) -> list[dict[str, Any]]:
 
 
 def _unsynced(model: nn.Module, unsynced: bool) -> AbstractContextManager[Any]:
-    """Returns a context in which DDP keeps gradients to itself, until the last part of a step brings them together."""
+    """Returns a context without gradient synchronisation in DDP, used for all parts of a step except the last."""
     return model.no_sync() if unsynced and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
@@ -131,7 +132,7 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[An
 
 
 def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yields the batches on the device; a GPU copies the next one, out of pinned memory, while it computes."""
+    """Yields the batches on the device. A GPU copies the next batch from pinned memory during computation."""
     if device.type != "cuda":
         for batch in batches:
             yield _moved(batch, device)
@@ -153,20 +154,23 @@ def _moved(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 
 def _arrived(moved: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
-    """Returns the batch for use on the current stream, which waits for its copy."""
+    """Returns the batch for use on the current stream, which waits for the copy."""
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)
     for value in moved.values():
-        value.record_stream(stream)  # its memory was taken on the other stream, and must not be given away too early
+        value.record_stream(stream)  # allocated on the other stream; prevents early reuse of the memory
     return moved
 
 
 def reduce_normalizer(mask: Tensor, ignore_id: int, notice: bool = False) -> tuple[Tensor, Tensor]:
-    """Returns what a rank divides its summed loss by, and whether any rank has a notice to give.
+    """Computes the divisor of a rank's summed loss, and combines the notices of all ranks.
 
-    The divisor is the global batch's valid pixels over the number of ranks: DDP averages the ranks' gradients, and so
-    divided, their mean is that of the global batch, however unevenly the images and the ignored pixels are spread.
-    At least one pixel, so that an ignored batch gives 0.
+    The divisor is the number of valid pixels in the global batch divided by the number of ranks. DDP averages the
+    gradients over ranks, so with this divisor the average is the gradient of the global batch, even if images and
+    ignored pixels are distributed unevenly. The pixel count is at least 1, so a fully ignored batch has loss 0.
+
+    Returns:
+        Divisor, and a bool tensor () that is true if `notice` is true on any rank.
     """
     told = torch.stack([(mask != ignore_id).sum(), torch.full((), int(notice), device=mask.device)])
     world = 1
@@ -177,10 +181,10 @@ def reduce_normalizer(mask: Tensor, ignore_id: int, notice: bool = False) -> tup
 
 
 class TrainMeter:
-    """Sums steps up between two reports.
+    """Accumulates step results between two reports.
 
     Attributes:
-        skipped_steps: the longest run of steps without an update, of those that reach into the steps last taken.
+        skipped_steps: longest run of consecutive steps without an update that overlaps the last flushed steps.
     """
 
     def __init__(self) -> None:
@@ -193,13 +197,13 @@ class TrainMeter:
         self._since = perf_counter()
 
     def add(self, step: StepResult) -> None:
-        """Counts a step in."""
+        """Adds a step."""
         self._steps.append(step)
 
     def flush(self) -> dict[str, float]:
-        """Returns this rank's means, sums and seconds since the last call, and starts anew.
+        """Returns the means, sums and elapsed seconds of this rank since the last call, and resets the meter.
 
-        The loss, its parts and the gradient's norm are means over the steps whose update was made; nan if none was.
+        The loss, its components and the gradient norm are means over the steps with an update; NaN if there are none.
         """
         finite = torch.stack([step.was_applied for step in self._steps]).tolist() if self._steps else []
         made = [step for step, updated in zip(self._steps, finite, strict=True) if updated]

@@ -1,4 +1,4 @@
-"""The published optimiser: AdamW, the head at ten times the rate, no decay on layer norms, and its schedule."""
+"""Published SegFormer optimiser and schedule: AdamW, tenfold learning rate for the head, no decay of layer norms."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,19 +17,19 @@ LAYER = re.compile(r"encoder\.stages\.(\d+)\.(?:(embedding|norm)|blocks\.(\d+))\
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """Returns AdamW over the parameter groups of `model`, its rates at those of step 0."""
+    """Returns AdamW over the parameter groups of `model`, with the initial learning rate `optim.lr`."""
     groups = parameter_groups(model, config)
     return AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Returns the groups for AdamW; every trainable parameter stands in exactly one.
+    """Returns the parameter groups for AdamW. Every trainable parameter is in exactly one group.
 
-    A group's `peak_lr` is what the schedule scales. Parameters of layers named `norm` are not decayed; the
-    head's batch norm is, as published (its name there is `bn`).
+    The schedule scales the `peak_lr` of each group. Parameters of layers named `norm` have no weight decay. The batch
+    norm of the head (named `bn`) has weight decay, as published.
 
     Raises:
-        ModelError: `optim.layer_decay` is not 1, and the encoder is a plug-in, whose layers have no known order.
+        ModelError: `optim.layer_decay` is not 1 and the encoder is a plug-in, whose layers have no known order.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rate = _rates(model, config)
@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
 
 
 def _rates(model: nn.Module, config: OptimConfig) -> Callable[[str], float]:
-    """Returns the function from a parameter's name to what the peak rate is multiplied with."""
+    """Returns a function from a parameter name to the factor of its peak learning rate."""
     depths: tuple[int, ...] = getattr(getattr(model, "encoder", None), "depths", ())
     if config.layer_decay != 1 and not depths:
         raise ModelError(
@@ -63,9 +63,10 @@ def _rates(model: nn.Module, config: OptimConfig) -> Callable[[str], float]:
 
 
 def layer_index(name: str, depths: tuple[int, ...]) -> int:
-    """Returns the number of an encoder parameter's layer: 0 for the first embedding, then 1 for the first block.
+    """Returns the layer number of an encoder parameter: 0 for the first embedding, 1 for the first block.
 
-    A later stage's embedding belongs to its first block, a stage's norm to its last.
+    The embedding of a later stage has the number of the first block of that stage. The norm of a stage has the number
+    of its last block.
     """
     found = LAYER.match(name)
     assert found is not None, name
@@ -79,25 +80,34 @@ def layer_index(name: str, depths: tuple[int, ...]) -> int:
 
 
 def lr_multiplier(step: int, config: OptimConfig, steps: int) -> float:
-    """Returns what the peak rate is multiplied with at a step, 0-based; from `steps` on, what it ends with."""
+    """Returns the factor of the peak learning rate at a 0-based step.
+
+    From step `steps` on, the factor keeps its final value.
+    """
     return SCHEDULES[config.schedule](min(step, steps), config, steps)
 
 
 def _poly(step: int, config: OptimConfig, steps: int) -> float:
-    """Poly times a linear warm-up; it decays from step 0, as published, so the peak itself is never quite reached."""
+    """Polynomial decay times a linear warm-up.
+
+    The decay starts at step 0, as published, so the learning rate never quite reaches its peak.
+    """
     poly = float((1 - step / steps) ** config.power)
     return _warmed(step, config) * _between(config.min_ratio, 1, poly)
 
 
 def _cosine(step: int, config: OptimConfig, steps: int) -> float:
-    """A linear warm-up, then half a cosine to `min_ratio`."""
+    """Linear warm-up, then a half cosine down to `min_ratio`."""
     if step < config.warmup_steps:
         return _warmed(step, config)
     return _between(config.min_ratio, 1, _half_cosine((step - config.warmup_steps) / (steps - config.warmup_steps)))
 
 
 def _one_cycle(step: int, config: OptimConfig, steps: int) -> float:
-    """Half a cosine up from `warmup_ratio`, and another down to `min_ratio` at the last step, as torch's OneCycleLR."""
+    """Half cosine up from `warmup_ratio`, then a half cosine down to `min_ratio` at the last step.
+
+    The schedule matches torch's OneCycleLR.
+    """
     peak, last = config.warmup_steps, max(steps - 1, 1)
     if step < peak:
         return _between(1, config.warmup_ratio, _half_cosine(step / peak))
@@ -112,7 +122,7 @@ def _warmed(step: int, config: OptimConfig) -> float:
 
 
 def _half_cosine(progress: float) -> float:
-    """Returns 1 at 0, falling to 0 at 1."""
+    """Returns a half cosine that falls from 1 at 0 to 0 at 1."""
     return (1 + cos(pi * progress)) / 2
 
 
@@ -121,26 +131,27 @@ def _between(low: float, high: float, share: float) -> float:
 
 
 def set_lr(optimiser: Optimizer, factor: float) -> None:
-    """Sets every group's rate to its peak times the factor."""
+    """Sets the learning rate of every group to its peak times the factor."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
-"""By the parameter's name: AdamW's "step", "exp_avg" and "exp_avg_sq"."""
+"""State of AdamW by parameter name: "step", "exp_avg" and "exp_avg_sq"."""
 
 
 def optimizer_state_by_name(optimiser: Optimizer, model: nn.Module) -> OptimizerState:
-    """Returns what an optimiser remembers of each parameter that it has moved, not copied."""
+    """Returns the optimiser state of each updated parameter by name, without copying."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
 
 
 def load_optimizer_state(optimiser: Optimizer, model: nn.Module, stored: OptimizerState) -> None:
-    """Has an optimiser take up what `moments` returned.
+    """Restores the state returned by `optimizer_state_by_name`.
 
-    Rates and decay are not part of it: they are the settings'. Neither are groups; a parameter of which nothing is
-    stored starts afresh. Each tensor takes its parameter's device and layout, which a fused step relies on.
+    The state contains no learning rates, weight decays or groups; these follow from the settings. A parameter without a
+    stored state starts without one. Each tensor is converted to the device and memory layout of its parameter, which
+    fused steps require.
     """
     trained = {parameter for group in optimiser.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
-"""The end of an optimiser step: clipping, float16's scale, and no update where a number is not finite.
+"""Optimiser update with gradient clipping, float16 loss scaling and no update for values that are not finite.
 
-Nothing here waits for the device.
+With a fused optimiser, no function in this module waits for the device.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 from segray.training.engine.optim import set_lr
 
 INITIAL_SCALE = 2.0**16
-MIN_SCALE = 2.0**-16  # of a loss that is never finite; 0 would never grow again
-GROWTH_INTERVAL = 2000  # clean steps after which the scale doubles, as torch's GradScaler
+MIN_SCALE = 2.0**-16  # lower bound for a loss that is never finite; a scale of 0 could not grow again
+GROWTH_INTERVAL = 2000  # finite steps after which the scale doubles, as in torch's GradScaler
 
 
 class UpdateResult(NamedTuple):
-    """What became of an update.
+    """Result of an update.
 
     Attributes:
-        norm: () of the gradient before clipping.
-        finite: () bool, whether it was made.
+        norm: () norm of the gradient before clipping.
+        finite: () bool, `True` if the update was made.
     """
 
     norm: Tensor
@@ -31,13 +31,13 @@ class UpdateResult(NamedTuple):
 
 
 class OptimizerStepper:
-    """Makes an optimiser's updates from gradients.
+    """Updates parameters from gradients.
 
     Args:
-        optimiser: over parameters of one device.
-        clip: largest norm of the gradient; none leaves it as it is.
-        scaled: whether the loss is scaled so that float16 gradients do not vanish.
-        kept: buffers that an update that is not made must leave as they were: the running moments of batch norms.
+        optimiser: optimiser of parameters on one device.
+        clip: maximum norm of the gradient; `None` disables clipping.
+        scaled: whether the loss is scaled to avoid underflow of float16 gradients.
+        kept: buffers that are restored if the update is skipped, such as the running moments of batch norms.
     """
 
     def __init__(
@@ -50,26 +50,29 @@ class OptimizerStepper:
         self._clean = torch.zeros((), dtype=torch.int64, device=device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns float16's scale and the clean steps since it last changed."""
+        """Returns the loss scale and the number of finite steps since its last change."""
         return {"scale": self._scale, "clean": self._clean}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes a state up again."""
+        """Restores the state returned by `state_dict`."""
         self._scale.copy_(state["scale"])
         self._clean.copy_(state["clean"])
 
     def start(self, lr_factor: float) -> None:
-        """Sets the rates of the step that begins, and clears the last one's gradients."""
+        """Sets the learning rates of the next step and clears the previous gradients."""
         set_lr(self._optimiser, lr_factor)
         self._optimiser.zero_grad(set_to_none=True)
         self._before = [buffer.clone() for buffer in self._kept]
 
     def backward(self, total: Tensor) -> None:
-        """Adds the gradients of a loss; those of one that is not finite are made NaN, on every rank that averages."""
+        """Adds the gradients of a loss.
+
+        If the loss is not finite, its gradients become NaN on every rank that takes part in the average.
+        """
         total.backward(torch.where(total.detach().isfinite(), self._scale, torch.nan).to(total.dtype))
 
     def apply(self) -> UpdateResult:
-        """Updates the parameters with the gradients that came together, unless one is not finite."""
+        """Updates the parameters with the accumulated gradients, unless a gradient is not finite."""
         grads = [
             parameter.grad
             for group in self._optimiser.param_groups
@@ -96,9 +99,9 @@ class OptimizerStepper:
 
 
 def _apply(optimiser: Optimizer, grads: list[Tensor], divisor: Tensor, finite: Tensor) -> None:
-    """Makes the update with gradients divided by `divisor`, or none.
+    """Makes the update with gradients divided by `divisor`, or skips it if `finite` is false.
 
-    A fused optimiser does both itself, told by the two attributes that torch's GradScaler sets.
+    A fused optimiser does both itself, controlled by the two attributes that torch's GradScaler sets.
     """
     if getattr(optimiser, "_step_supports_amp_scaling", False):
         fused: object = optimiser
@@ -111,6 +114,6 @@ def _apply(optimiser: Optimizer, grads: list[Tensor], divisor: Tensor, finite: T
 
 
 def batch_norm_buffers(model: nn.Module) -> list[Tensor]:
-    """Returns the buffers that training changes: those of the model's batch norms."""
+    """Returns the buffers of the batch norms of a model, which are the only buffers that training changes."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [buffer for norm in norms for buffer in norm.buffers()]

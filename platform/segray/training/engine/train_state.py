@@ -1,4 +1,4 @@
-"""What training changes, made as the settings say: a model, its optimiser, its moving average, and their steps."""
+"""Training state built from the settings: model, optimiser, moving average, and the training steps."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from segray.training.losses.build import Loss
 
 @dataclass
 class TrainState:
-    """A model in training.
+    """Model and its training state.
 
     Attributes:
-        config: the settings.
-        model: bare, neither in DDP nor compiled, on its device.
-        optimiser, updater: of the model.
-        ema: the model's moving average, if there is one.
+        config: settings.
+        model: bare model on its device, without the DDP wrapper or the compile wrapper.
+        optimiser, updater: optimiser of the model and its stepper.
+        ema: moving average of the model; `None` if disabled.
     """
 
     config: Config
@@ -35,19 +35,22 @@ class TrainState:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to validate: the moving average, where there is one."""
+        """Model to validate: the moving average if there is one, else the model."""
         return self.model if self.ema is None else self.ema.model
 
     @property
     def frozen_modules(self) -> list[nn.Module]:
-        """The modules that stay as in evaluation."""
+        """Modules that stay in eval mode."""
         train = self.config.train
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         encoder = [self.model.encoder] if train.freeze_encoder else []
         return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what goes on changing besides the weights, not copied: moments, scale and the average's age."""
+        """Returns the training state except the weights, without copying.
+
+        The state contains the optimiser moments, the loss scale and the number of updates of the moving average.
+        """
         return {
             "moments": optimizer_state_by_name(self.optimiser, self.model),
             "updater": self.updater.state_dict(),
@@ -55,7 +58,13 @@ class TrainState:
         }
 
     def load_state_dict(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Goes on from weights, those in training and those to use, and from what `state` returned."""
+        """Restores the training state.
+
+        Args:
+            live: weights in training.
+            used: weights for inference, which are the moving average if there is one.
+            state: state returned by `state_dict`.
+        """
         self.model.load_state_dict(live)
         load_optimizer_state(self.optimiser, self.model, state["moments"])
         self.updater.load_state_dict(state["updater"])
@@ -74,16 +83,16 @@ class TrainState:
         before: Callable[[int], bool] = lambda _step: False,
         at: Callable[[str], None] = lambda _phase: None,
     ) -> Iterator[StepResult]:
-        """Makes one step for each batch and yields it, once the moving average has followed.
+        """Makes one step for each batch and yields its result after the update of the moving average.
 
         Args:
-            wrapped: the model, as it is or in DDP.
-            loss: as of `loop.steps`.
-            batches: as of `loop.steps`.
-            ignore_id: mask value that is not trained on.
-            start: steps that were made before.
-            before: called before a step, as of `loop.steps`.
-            at: called with what begins.
+            wrapped: the model, bare or wrapped in DDP.
+            loss: loss as for `loop.train_steps`.
+            batches: batches as for `loop.train_steps`.
+            ignore_id: mask value excluded from training.
+            start: number of steps already made.
+            before: function called before each step, as for `loop.train_steps`.
+            at: callback that receives the name of the starting phase.
         """
         made = train_steps(
             wrapped,
@@ -106,7 +115,10 @@ class TrainState:
 
 
 def build_train_state(config: Config, model: nn.Module, device: torch.device) -> TrainState:
-    """Returns the learner of a model, which is moved to the device, compiled and partly frozen as the settings say."""
+    """Returns the training state of a model.
+
+    The model is moved to the device, and compiled and partly frozen according to the settings.
+    """
     if config.train.freeze_encoder:
         model.encoder.requires_grad_(False)
     if config.train.channels_last:

@@ -1,1 +1,1 @@
-"""Loss terms. Order of imports: build, region and pixel, fused."""
+"""Loss terms. Import order: build, region and pixel, fused."""

@@ -1,7 +1,7 @@
-"""Losses on logits at a quarter of the mask's size; the resizing to the mask is the loss's own business.
+"""Losses on logits at a quarter of the mask size. Each loss resizes the logits to the mask itself.
 
-All of them are sums over valid pixels divided by a normaliser: what the ranks of a global batch, or the parts of an
-accumulated step, contribute adds up to the loss of the whole.
+All losses are sums over valid pixels divided by a normaliser. The contributions of the ranks of a global batch, or of
+the parts of an accumulated step, therefore add up to the loss of the complete batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +30,11 @@ __all__ = [
 
 LossParts = dict[str, Tensor]
 PixelSum = Callable[[Tensor, Tensor, int], Tensor]
-"""From logits (B, K, h, w), ids (B, H, W) int64 and the ignore id to a sum over valid pixels."""
+"""Function from logits (B, K, h, w), ids (B, H, W) int64 and the ignore id to a sum over valid pixels."""
 
 
 class Loss(Protocol):
-    """What every loss is, the user's own too: returns the total and, detached, what it is made of, by name."""
+    """Interface of all losses, including user-defined ones. Returns the total and its detached components by name."""
 
     def __call__(
         self,
@@ -47,18 +47,18 @@ class Loss(Protocol):
 
 
 def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int] | None = None) -> Loss:
-    """Returns the weighted sum that the settings describe.
+    """Returns the weighted sum of losses that the settings describe.
 
-    The outputs' "aux", if there is one, adds its cross-entropy with the same class weights, times `aux_weight`.
+    If the outputs contain "aux", its cross-entropy with the same class weights is added, multiplied by `aux_weight`.
 
     Args:
-        config: the settings.
-        num_classes: K.
-        class_pixels: pixels of each class, where weights are to be made of them.
+        config: loss settings.
+        num_classes: number of classes K.
+        class_pixels: number of pixels of each class; required if class weights are computed from them.
 
     Raises:
-        ConfigError: class weights of another number of classes, or to be made of unknown counts.
-        ModelError: a loss of the user's own cannot be imported or is no function.
+        ConfigError: the number of class weights is not K, or the class weights need pixel counts that are unknown.
+        ModelError: a user-defined loss cannot be imported or is not callable.
     """
     weights = class_weights(config, num_classes, class_pixels)
     plain = CrossEntropyLoss(weights, config.smoothing)
@@ -97,7 +97,7 @@ def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weig
 
 
 def _divided(name: str, pixel_sum: PixelSum) -> Loss:
-    """Returns a sum over pixels as a loss: divided by the normaliser, by default the batch's valid pixels."""
+    """Returns a loss that divides a sum over pixels by the normaliser, by default the batch's valid pixel count."""
 
     def loss(
         outputs: Mapping[str, Tensor],
@@ -118,18 +118,22 @@ def _divided(name: str, pixel_sum: PixelSum) -> Loss:
 
 
 cross_entropy = _divided("cross_entropy", CrossEntropyLoss())
-"""The published loss: the mean cross-entropy of the bilinearly resized logits over the valid pixels.
+"""Published loss: mean cross-entropy of the bilinearly resized logits over the valid pixels.
 
-Masks are (B, H, W) of any integer dtype. A batch without a valid pixel gives 0, and gradients of 0. A mask on the CPU
-that holds an id which is neither a class nor the ignore id raises DataError.
+Masks are (B, H, W) of any integer dtype. A batch without valid pixels has loss 0 and gradients 0. Raises `DataError`
+if a mask on the CPU contains an id that is neither a class nor the ignore id.
 """
 
 
 def class_weights(config: LossConfig, num_classes: int, class_pixels: Sequence[int] | None) -> Tensor | None:
-    """Returns the weight of each class (K,), or none where all weigh alike.
+    """Returns the weights (K,) of the classes, or `None` for equal weights.
 
-    "balanced" makes all classes count alike: N / (K n_k), whose mean over the pixels is 1. "median" divides the
-    median of the counts by the class's own (SegNet's median frequency balancing). A class without pixels has weight 0.
+    "balanced" gives all classes the same total weight: N / (K n_k), whose mean over the pixels is 1. "median" divides
+    the median of the counts by the count of the class (median frequency balancing of SegNet). A class without pixels
+    has weight 0.
+
+    Raises:
+        ConfigError: the number of class weights is not K, or the pixel counts are required and unknown.
     """
     given = config.class_weights
     if given is None:

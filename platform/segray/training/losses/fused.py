@@ -1,6 +1,6 @@
-"""Losses that are a sum over pixels, on logits at a quarter of the mask's size, without their full-size copy.
+"""Sums of pixel losses on logits at a quarter of the mask size, without a full-size copy of the logits.
 
-A few rows at a time are resized, scored and differentiated, in float32 at least, whatever the logits' dtype.
+A few rows at a time are resized, scored and differentiated, at least in float32 for any dtype of the logits.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,22 +12,23 @@ from torch.autograd.function import once_differentiable
 
 from segray.models.layers import bilinear_matrix, source_rows
 
-# Full-resolution logits that are held at once: a few rows in a CPU core's cache, enough at a time to fill a GPU.
+# Full-resolution logits held at once: few enough for the cache of a CPU core, enough to use a GPU fully.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From log-probabilities (R, K, W), class ids (R, 1, W), 0 where ignored, and which are valid (R, 1, W) to the summed
-loss of the valid ones and its gradient by the logits (R, K, W); it may write into the log-probabilities."""
+"""Function from log-probabilities (R, K, W), class ids (R, 1, W) and a valid mask (R, 1, W) to the summed loss of the
+valid pixels and its gradient with respect to the logits (R, K, W). Ids of ignored pixels are 0. The function may modify
+the log-probabilities in place."""
 
 
 class RowChunk(NamedTuple):
     """Some rows of one image at full resolution.
 
     Attributes:
-        image: number of the image.
-        rows: of the mask.
-        near: rows of the logits they are resized from.
-        left: (R, near) what resizes from the left.
+        image: index of the image.
+        rows: rows R of the mask.
+        near: rows of the logits used for the interpolation.
+        left: (R, near) interpolation matrix applied from the left.
         logs: (R, K, W) log-probabilities.
     """
 
@@ -39,13 +40,13 @@ class RowChunk(NamedTuple):
 
 
 def pixel_loss_sum(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
-    """Returns the sum of a loss over the valid pixels, differentiable once.
+    """Returns the sum of a loss over the valid pixels. The sum is differentiable once.
 
     Args:
         logits: (B, K, h, w), any floating dtype.
         mask: (B, H, W) int64 class ids, or `ignore_id`.
-        ignore_id: mask value that is not counted.
-        score: the loss of some rows, and its gradient.
+        ignore_id: mask value to exclude.
+        score: function that computes the loss of some rows and its gradient.
     """
     total: Tensor = _Summed.apply(logits, mask, ignore_id, score)  # type: ignore[no-untyped-call]
     return total
@@ -53,7 +54,7 @@ def pixel_loss_sum(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLos
 
 @torch.no_grad()
 def true_class_log_probs(logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-    """Returns the log-probability of each pixel's own class, (B, H, W); 0 where it is ignored."""
+    """Returns the log-probabilities (B, H, W) of the true classes; 0 at ignored pixels."""
     found = torch.zeros(mask.shape, dtype=_precise(logits), device=mask.device)
     with torch.autocast(logits.device.type, enabled=False):
         for chunk in _chunks(logits, mask):
@@ -71,7 +72,10 @@ class _LossContext(Protocol):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over valid pixels. As that is one number, its gradient is made beside it and only scaled backward."""
+    """Sum of a loss over the valid pixels.
+
+    The sum is a scalar, so the forward pass already computes its gradient, and the backward pass only scales it.
+    """
 
     @staticmethod
     def forward(ctx: _LossContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
@@ -90,10 +94,10 @@ class _Summed(torch.autograd.Function):
 
 
 def _add_up(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss, grad: Tensor | None) -> Tensor:
-    """Returns the summed loss; adds its gradient to `grad` (B, K, h, w).
+    """Returns the summed loss and adds its gradient to `grad` (B, K, h, w).
 
-    A resize is a product with an interpolation matrix from the left (H, h) and one from the right (w, W); their
-    transposes take the gradient back. A chunk of rows touches few rows of the logits.
+    A resize multiplies by an interpolation matrix (H, h) from the left and by another (w, W) from the right. The
+    gradient is multiplied by their transposes. A chunk of rows depends on few rows of the logits.
     """
     total = torch.zeros((), device=logits.device, dtype=_precise(logits))
     back = bilinear_matrix(mask.shape[2], logits.shape[3], like=total)

@@ -1,4 +1,4 @@
-"""Losses that are a sum over pixels: cross-entropy with class weights and smoothing, OHEM, focal."""
+"""Losses that are sums over pixels: cross-entropy with class weights and label smoothing, OHEM and focal loss."""
 
 from dataclasses import dataclass
 
@@ -10,25 +10,25 @@ from segray.training.losses.fused import ChunkLoss, pixel_loss_sum, true_class_l
 
 @dataclass(frozen=True)
 class CrossEntropyLoss:
-    """Cross-entropy, as torch defines it with class weights and label smoothing.
+    """Cross-entropy with class weights and label smoothing as defined by torch.
 
     Attributes:
-        weights: (K,) weight of each class; none weighs all alike.
-        smoothing: share of the target that is spread over all classes.
+        weights: (K,) weights of the classes; `None` weights all classes equally.
+        smoothing: fraction of the target that is spread over all classes.
     """
 
     weights: Tensor | None = None
     smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over the valid pixels of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over the valid pixels for logits (B, K, h, w) and ids (B, H, W) int64."""
         return pixel_loss_sum(logits, mask, ignore_id, self._score())
 
     def _score(self) -> ChunkLoss:
         return _plain if self.weights is None and self.smoothing == 0 else self._weighted
 
     def _weighted(self, logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """A target v_k, whatever it adds up to, costs -sum(v * logs), with the gradient p * sum(v) - v."""
+        """Computes -sum(v * logs) and its gradient p * sum(v) - v for targets v_k with any sum."""
         weights = _column(self.weights, logs)
         spread = (weights * (self.smoothing / logs.shape[1])).expand_as(logs)
         sharp = weights.expand_as(logs).gather(1, target) * (1 - self.smoothing)
@@ -48,8 +48,8 @@ class FocalLoss:
     """Focal loss on the softmax: -(1 - p)^gamma log p of the true class.
 
     Attributes:
-        weights: (K,) weight of each class; none weighs all alike.
-        gamma: 0, the cross-entropy, or at least 1.
+        weights: (K,) weights of the classes; `None` weights all classes equally.
+        gamma: focusing exponent: 0 (cross-entropy) or at least 1.
 
     See: Lin et al., Focal Loss for Dense Object Detection, arXiv 1708.02002.
     """
@@ -58,7 +58,7 @@ class FocalLoss:
     gamma: float = 2.0
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over the valid pixels of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over the valid pixels for logits (B, K, h, w) and ids (B, H, W) int64."""
         return pixel_loss_sum(logits, mask, ignore_id, self._score)
 
     def _score(self, logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class FocalLoss:
         own = logs.gather(1, target)
         missing = -torch.expm1(own)  # 1 - p
         total = -(factor * missing**self.gamma * own).sum()
-        slope = missing**self.gamma  # minus the derivative by log p
+        slope = missing**self.gamma  # negative derivative with respect to log p
         if self.gamma:
             slope = slope - self.gamma * missing ** (self.gamma - 1) * own.exp() * own
         slope = slope * factor
@@ -75,12 +75,14 @@ class FocalLoss:
 
 @dataclass(frozen=True)
 class OhemLoss:
-    """Cross-entropy of an image's hard pixels alone (OHEM); divided, as in mmsegmentation, by all valid ones.
+    """Cross-entropy of only the hard pixels of each image (OHEM).
+
+    The sum is divided by the number of all valid pixels, as in mmsegmentation.
 
     Attributes:
-        inner: the loss of the pixels that are kept.
-        threshold: pixels whose own class has a probability below this are hard.
-        share: at least this share of an image's valid pixels is kept, the hardest.
+        inner: loss of the selected pixels.
+        threshold: probability of the true class below which a pixel is hard.
+        share: minimum fraction of the valid pixels of an image to select, hardest first.
     """
 
     inner: CrossEntropyLoss
@@ -88,7 +90,7 @@ class OhemLoss:
     share: float = 1 / 16
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over the hard pixels of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over the hard pixels for logits (B, K, h, w) and ids (B, H, W) int64."""
         probability = true_class_log_probs(logits, mask, ignore_id).exp()
         valid = mask != ignore_id
         kept = torch.stack([self._hard(*pair) for pair in zip(probability, valid, strict=True)])

@@ -1,9 +1,9 @@
-"""Losses of whole regions: Dice, Tversky, Lovasz and boundary.
+"""Region losses: Dice, Tversky, Lovasz and boundary.
 
-Each is made an image at a time and weighted by the image's valid pixels, so that a sum over pixels is what all losses
-are: shares of a global batch add up however its images are spread over ranks, or over the parts of a step. Logits are
-resized to the mask and softmaxed in float32 at least; what that takes is made again in the backward pass, so one image
-at a time is held.
+Each loss is computed per image and weighted by the number of valid pixels of the image, so it is a sum over pixels
+like all other losses. The shares of a global batch therefore add up for any distribution of its images over ranks or
+over the parts of a step. Logits are resized to the mask and passed to a softmax at least in float32. The backward pass
+recomputes the intermediate values, so only those of one image are in memory at a time.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ImageLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From probabilities (K, H, W), the truth as 0 and 1 (K, H, W), and valid pixels (H, W), at least one, to ()."""
+"""Function from probabilities (K, H, W), 0/1 ground truth (K, H, W) and a valid mask (H, W) to a loss ().
+
+At least one pixel is valid.
+"""
 
 
 def sum_over_images(logits: Tensor, mask: Tensor, ignore_id: int, loss: ImageLoss) -> Tensor:
-    """Returns the sum over images of their loss times their valid pixels.
+    """Returns the sum over images of their loss times their number of valid pixels.
 
     Args:
         logits: (B, K, h, w), any floating dtype.
         mask: (B, H, W) int64 class ids, or `ignore_id`.
-        ignore_id: mask value that is not counted.
-        loss: of one image; both probabilities and truth are 0 where it is ignored.
+        ignore_id: mask value to exclude.
+        loss: loss of one image; probabilities and ground truth are 0 at ignored pixels.
     """
-    # Of an ignored batch too there is a gradient, of 0. In float16 the sum itself would overflow, and inf * 0 is nan.
+    # A fully ignored batch also has a gradient, of 0. In float16 the sum would overflow, and inf * 0 is NaN.
     total = logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32)) * 0
     for image, ids in zip(logits, mask, strict=True):
         valid = ids != ignore_id
@@ -48,7 +51,7 @@ def _of_image(image: Tensor, ids: Tensor, valid: Tensor, loss: ImageLoss) -> Ten
 
 @dataclass(frozen=True)
 class TverskyLoss:
-    """One minus the Tversky index TP / (TP + alpha FP + beta FN), the mean over the classes that the image has.
+    """One minus the Tversky index TP / (TP + alpha FP + beta FN), averaged over the classes in the image.
 
     With alpha = beta = 0.5 it is the Dice loss.
 
@@ -59,7 +62,7 @@ class TverskyLoss:
     beta: float = 0.7
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
         return sum_over_images(logits, mask, ignore_id, self._of_image)
 
     def _of_image(self, probabilities: Tensor, truth: Tensor, _valid: Tensor) -> Tensor:
@@ -76,13 +79,13 @@ def dice_loss() -> TverskyLoss:
 
 @dataclass(frozen=True)
 class LovaszSoftmaxLoss:
-    """Lovasz-Softmax, the convex surrogate of 1 - IoU, the mean over the classes that the image has.
+    """Lovasz-Softmax, the convex surrogate of 1 - IoU, averaged over the classes in the image.
 
     See: Berman et al., arXiv 1705.08790.
     """
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
         return sum_over_images(logits, mask, ignore_id, self._of_image)
 
     def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class LovaszSoftmaxLoss:
 
 
 def _lovasz(probability: Tensor, truth: Tensor) -> Tensor:
-    """Returns the surrogate of one class for pixels (P,)."""
+    """Returns the surrogate loss of one class for pixels (P,)."""
     errors, order = (truth - probability).abs().sort(descending=True)
     wrong = truth[order]
     union = truth.sum() + (1 - wrong).cumsum(0)
@@ -101,12 +104,13 @@ def _lovasz(probability: Tensor, truth: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BoundaryLoss:
-    """One minus the boundary F1 of the classes' outlines, the mean over the classes whose outline the image has.
+    """One minus the boundary F1 score, averaged over the classes with an outline in the image.
 
-    An outline is what a class has within a pixel of another; it counts as met within `reach` pixels.
+    The outline of a class contains its pixels within one pixel of another class. An outline pixel counts as matched if
+    the other outline is within `reach` pixels.
 
     Attributes:
-        reach: pixels.
+        reach: matching distance in pixels.
 
     See: Bokhovkin and Burnaev, Boundary Loss for Remote Sensing Imagery, arXiv 1905.07852.
     """
@@ -114,7 +118,7 @@ class BoundaryLoss:
     reach: int = 2
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
-        """Returns the sum over images of logits (B, K, h, w) against ids (B, H, W) int64."""
+        """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
         return sum_over_images(logits, mask, ignore_id, self._of_image)
 
     def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -126,13 +130,16 @@ class BoundaryLoss:
         return 1 - f1[here].mean() if here.any() else (probabilities * 0).sum()
 
     def _outline(self, classes: Tensor, valid: Tensor) -> Tensor:
-        """Returns what is inside a class and within a pixel of its outside, where no pixel nearby is ignored."""
+        """Returns the outlines of the classes.
+
+        An outline contains the pixels of a class within one pixel of its outside, except next to an ignored pixel.
+        """
         near_ignored = _grown((~valid).to(classes).unsqueeze(0), 1)
         return (_grown(1 - classes, 1) - (1 - classes)) * (1 - near_ignored)
 
 
 def _grown(maps: Tensor, reach: int) -> Tensor:
-    """Returns the largest value within `reach` pixels, (K, H, W)."""
+    """Returns the maximum within `reach` pixels, (K, H, W)."""
     return F.max_pool2d(maps.unsqueeze(0), 2 * reach + 1, stride=1, padding=reach)[0]
 
 
