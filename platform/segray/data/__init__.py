@@ -1,1 +1,1 @@
-"""Datasets: from a source on disk to batches on a device."""
+"""Dataset conversion, validation and loading, from source files to batches on a device."""

@@ -1,4 +1,4 @@
-"""How often an epoch draws each row, from the classes its mask holds: the samplers' formulas."""
+"""Sampling rates per row, computed from the class pixel counts of the masks."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,10 +14,12 @@ Pixels = NDArray[np.int64]
 
 
 def draws_per_epoch(source: SplitReader, config: DataConfig) -> DrawCounts | None:
-    """Returns how often an epoch draws each row of a split, (rows,), by the sampler of the settings.
+    """Returns the mean number of draws per epoch for each row of a split, (rows,), or `None` for uniform sampling.
+
+    The formula depends on `data.sampler`: `rare_class` and `repeat` weight the rows, `all` draws each row once.
 
     Raises:
-        DataError: a shard cannot be read, or all of the split is ignored.
+        DataError: a shard cannot be read, or every pixel of the split is ignored.
     """
     if config.sampler != "all" and not any(source.split.class_pixels):
         raise DataError(
@@ -30,10 +32,10 @@ def draws_per_epoch(source: SplitReader, config: DataConfig) -> DrawCounts | Non
 
 
 def class_probabilities(class_pixels: Sequence[int], temperature: float) -> DrawCounts:
-    """Returns the chance of each class (K,) to be the one a draw is made for; 0 for classes without a pixel.
+    """Returns the probability of sampling each class, (K,); a class without pixels has probability 0.
 
-    softmax((1 - f) / temperature) over the classes' shares f of the pixels. See: Hoyer et al., DAFormer (2022),
-    section 3.2, there with temperature 0.01.
+    The probabilities are softmax((1 - f) / temperature), where f is the share of the pixels of each class. See: Hoyer
+    et al., DAFormer (2022), section 3.2, which uses temperature 0.01.
     """
     pixels = np.asarray(class_pixels, np.float64)
     scores = np.where(pixels > 0, (1 - pixels / max(1.0, pixels.sum())) / temperature, -np.inf)
@@ -42,15 +44,16 @@ def class_probabilities(class_pixels: Sequence[int], temperature: float) -> Draw
 
 
 def rare_class_sampling(parts: Iterable[Pixels], class_pixels: Sequence[int], temperature: float) -> DrawCounts:
-    """Returns how often each row is drawn where a draw first chooses a class, then a row by its pixels of that class.
+    """Computes the mean number of draws per epoch for each row under rare class sampling.
 
-    Row i is drawn rows * sum over classes c of chance(c) * pixels(i, c) / pixels(c) times: the more of a rare class
-    an image has, the likelier.
+    A draw first samples a class, then samples a row in proportion to its pixels of that class. Row i is drawn rows *
+    sum over classes c of probability(c) * pixels(i, c) / pixels(c) times per epoch. Images with more pixels of a rare
+    class are therefore drawn more often.
 
     Args:
-        parts: pixels (n, K) of each class in each row, some rows at a time, in order.
+        parts: chunks of per-row class pixel counts, (n, K) each, in row order.
         class_pixels: pixels of each class over all rows, (K,).
-        temperature: see `class_chances`.
+        temperature: softmax temperature; see `class_probabilities`.
     """
     weights = class_probabilities(class_pixels, temperature) / np.maximum(1, np.asarray(class_pixels, np.float64))
     chances = np.concatenate([part @ weights for part in parts])
@@ -58,13 +61,13 @@ def rare_class_sampling(parts: Iterable[Pixels], class_pixels: Sequence[int], te
 
 
 def repeat_factor_sampling(parts: Iterable[Pixels], below: float) -> DrawCounts:
-    """Returns how often each row is drawn where rows with a rare class are repeated: at least once.
+    """Computes the mean number of draws per epoch for each row under repeat factor sampling; at least 1.
 
-    A class that a share f of the rows has asks for max(1, sqrt(below / f)) times; a row is drawn as often as its
-    most asking class says. See: Gupta et al., LVIS (2019), section 3.2, repeat factor sampling.
+    A class that occurs in a share f of the rows has the repeat factor max(1, sqrt(below / f)). The repeat factor of a
+    row is the largest repeat factor of its classes. See: Gupta et al., LVIS (2019), section 3.2.
 
     Args:
-        parts: pixels (n, K) of each class in each row, some rows at a time, in order.
+        parts: chunks of per-row class pixel counts, (n, K) each, in row order.
         below: share of the rows below which a class is rare, 0..1.
     """
     present = np.concatenate([part > 0 for part in parts])

@@ -1,7 +1,7 @@
-"""Parquet to batches: each rank streams its share of the plan, and makes the crops where they are used.
+"""Batch loading: each rank reads its slots of the epoch plan from parquet and makes the crops.
 
-Encoded bytes come through Ray Data (`fetch`); they are decoded and augmented by the threads of the process that
-trains, or by tasks on the CPUs of other nodes. See docs/decisions.md for why not `streaming_split`.
+Ray Data reads the encoded bytes (see `prefetch`). Threads of the training process decode and augment them, or Ray tasks
+on the CPUs of other nodes do. docs/decisions.md explains why `streaming_split` is not used.
 """
 
 from collections import deque
@@ -35,14 +35,15 @@ PREFETCH_BATCHES = 4
 
 @dataclass(frozen=True)
 class LoaderResources:
-    """What a rank may use to make its batches.
+    """Resources that a rank may use to make its batches.
 
     Attributes:
         read_cpus: logical CPUs for read tasks.
-        threads: threads that decode.
-        decode_tasks: crops of so many steps are made at once by tasks on the cluster; 0 makes them on the threads.
-        pinned: whether batches lie in page-locked memory, from which a GPU copies while it computes.
-        shared_split: the split's rows, if they lie in the cluster's memory already.
+        threads: number of decoding threads.
+        decode_tasks: number of steps whose crops Ray tasks make concurrently; 0 makes the crops on the threads of this
+            process.
+        pinned: `True` to allocate batches in page-locked memory, which lets the GPU copy while it computes.
+        shared_split: rows of the split in Ray's object store, or `None` to read them from the shards.
     """
 
     read_cpus: float
@@ -54,21 +55,22 @@ class LoaderResources:
 
 @dataclass(frozen=True)
 class _Draw:
-    """One slot of one step: a row, what it is mixed with, and the seed of it all."""
+    """One slot of one step: the row, its mix partners and the seed."""
 
     rows: tuple[int, ...]
     seed: int
 
 
 def raise_bad_row(error: DataError) -> None:
-    """Raises the error: what to do with a row that cannot be decoded, unless told otherwise."""
+    """Raises the error; the default handler for rows that cannot be decoded."""
     raise error
 
 
 def shuffle_window_steps(source: SplitReader, batch: int) -> int:
-    """Returns the steps over which a slot shuffles: as many as a shelf holds rows for, or a row group's rows.
+    """Returns the number of steps over which a slot shuffles its rows.
 
-    Decided by the manifest alone: it is part of the order.
+    It is the number of steps whose rows fit in the row cache, and at least the size of the largest row group. It
+    depends only on the manifest and the global batch size, because it determines the order of the rows.
     """
     group = max(source.rows_per_group(), default=1)
     return max(group, int(CACHE_BYTES / max(1.0, source.row_bytes * batch)))
@@ -87,25 +89,26 @@ def training_batches(
     """Yields the batches of `slots` for steps start..stop-1.
 
     Args:
-        source: the split to read.
-        plan: its order.
-        slots: the slots of the global batch this rank owns.
-        start: first step, the data cursor of a run that continues.
-        stop: the step after the last.
-        augment: makes a crop of encoded rows and a seed.
-        means: what this rank may use.
-        on_bad: called with the error of a row that cannot be made into a crop; if it returns, the slot holds a
-            crop of ignored pixels, and the step goes on.
+        source: reader of the split.
+        plan: order of the rows.
+        slots: slots of the global batch that this rank owns.
+        start: first step; the data cursor of a resumed run.
+        stop: step after the last.
+        augment: callable that makes a crop from encoded rows and a seed.
+        means: resources that this rank may use.
+        on_bad: callback that receives the error of a row that cannot be made into a crop. If it returns, the slot holds
+            a crop of ignored pixels and loading continues.
 
     Yields:
-        `image` (B, 3, H, W) uint8 RGB, `mask` (B, H, W) uint8 or int64, `row` (B,) int64; B = len(slots).
+        Batches with `image` (B, 3, H, W) uint8 RGB, `mask` (B, H, W) uint8 or int64, and `row` (B,) int64, where B =
+        len(slots).
 
     Raises:
-        DataError: a shard cannot be read, or a row is bad and `on_bad` raises; both are named.
+        DataError: a shard cannot be read, or a row is bad and `on_bad` raises. The message names the shard or row.
     """
     runs = (_run(plan, window, slots, augment) for window in plan.windows(start, stop))
     make = _on_cluster if means.decode_tasks else _on_threads
-    # Closed here, not when somebody collects the garbage: both have threads.
+    # Both generators own threads, so they are closed here and not by the garbage collector.
     with closing(prefetch_rows(source, runs, means.read_cpus, means.shared_split)) as filled:
         steps = ((draws, shelf) for window, shelf in filled for draws in window)
         with closing(make(steps, augment, means)) as made:
@@ -116,7 +119,7 @@ def training_batches(
 
 
 def _run(plan: EpochPlan, window: range, slots: range, augment: Augmenter) -> tuple[list[list[_Draw]], list[int]]:
-    """Returns what the slots draw in each step of a window, and the rows that takes."""
+    """Returns the draws of the slots for each step of a window, and the rows that they need."""
     share = plan.assignments(window.start, window.stop, slots)
     draws = []
     for step, *values in zip(window, *(part.tolist() for part in share), strict=True):
@@ -136,12 +139,12 @@ def _draw(plan: EpochPlan, augment: Augmenter, step: int, slot: int, epoch: int,
 
 
 Steps = Iterator[tuple[list[_Draw], RowCache]]
-Fault = tuple[int, str]  # which of a draw's rows is bad, and why
-Errors = list[tuple[int, str, str]]  # row, its id, and what is wrong
+Fault = tuple[int, str]  # index of the bad row within the draw, and the reason
+Errors = list[tuple[int, str, str]]  # row, its id and the reason
 
 
 def _on_threads(steps: Steps, augment: Augmenter, means: LoaderResources) -> Generator[tuple[Batch, Errors]]:
-    """Yields the batches, made by this process's threads, some of them ahead."""
+    """Yields the batches in order; the threads of this process make up to PREFETCH_BATCHES of them ahead."""
 
     def make(batch: Batch, slot: int, draw: _Draw, shelf: RowCache) -> Fault | None:
         encoded = [shelf[row] for row in draw.rows]
@@ -152,14 +155,14 @@ def _on_threads(steps: Steps, augment: Augmenter, means: LoaderResources) -> Gen
         made = [pool.submit(make, batch, slot, draw, shelf) for slot, draw in enumerate(draws)]
         return lambda: (_channels_first(batch), _errors(draws, shelf, [one.result() for one in made]))
 
-    cv2.setNumThreads(1)  # rows are worked on side by side, not the pixels of one
+    cv2.setNumThreads(1)  # the pool parallelizes over rows, so OpenCV does not parallelize within an image
     with ThreadPoolExecutor(means.threads, "segray-crops") as pool:
         yield from _ahead((begin(*step) for step in steps), PREFETCH_BATCHES)
 
 
 def _on_cluster(steps: Steps, augment: Augmenter, means: LoaderResources) -> Generator[tuple[Batch, Errors]]:
-    """Yields the batches, made by tasks on whichever nodes have CPUs to spare."""
-    # No more than what is kept free beside a trainer, so that a task always finds a place.
+    """Yields the batches in order; Ray tasks on nodes with free CPUs make them."""
+    # Limited to the CPUs that are kept free on a training node, so that every task can be scheduled.
     cpus = min(1.0, means.read_cpus)
     task = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD")(_crops)
     with translate_store_full():
@@ -185,7 +188,7 @@ def _on_cluster(steps: Steps, augment: Augmenter, means: LoaderResources) -> Gen
 def _crops(
     augment: Augmenter, encoded: list[list[Encoded]], seeds: list[int]
 ) -> tuple[NDArray[np.uint8], NDArray[Any], list[Fault | None]]:
-    """Returns the crops of one step, and what was wrong with each; a task of the cluster."""
+    """Makes the crops of one step and returns them with the fault of each; runs as a Ray task."""
     cv2.setNumThreads(1)
     image, mask = augment.ignored_crop()
     images, masks = (np.empty((len(seeds), *part.shape), part.dtype) for part in (image, mask))
@@ -199,7 +202,10 @@ def _crops(
 def _write(
     images: NDArray[np.uint8], masks: NDArray[Any], slot: int, augment: Augmenter, rows: list[Encoded], seed: int
 ) -> Fault | None:
-    """Writes a crop into its slot of the batch, a blank one if it cannot be made; returns what is wrong then."""
+    """Writes a crop into its slot of the batch and returns `None`.
+
+    If the crop cannot be made, writes an ignored crop and returns the fault.
+    """
     fault = None
     try:
         crop = augment(rows, seed)
@@ -215,7 +221,7 @@ def _errors(draws: list[_Draw], shelf: RowCache, faults: Sequence[Fault | None])
 
 
 def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:
-    """Yields what each call returns, in order, with so many begun before their turn."""
+    """Yields the result of each call in order, with up to `ready` calls started ahead."""
     waiting: deque[Callable[[], Any]] = deque()
     for finish in begun:
         waiting.append(finish)
@@ -226,7 +232,7 @@ def _ahead(begun: Iterator[Callable[[], Any]], ready: int) -> Iterator[Any]:
 
 
 def _empty(draws: list[_Draw], augment: Augmenter, pinned: bool) -> Batch:
-    """Returns room for a batch; masks beyond uint8 are int64, the next type torch indexes with."""
+    """Allocates a batch; masks that do not fit in uint8 are int64, the next dtype that torch can index with."""
     shape = len(draws), augment.crop_px, augment.crop_px
     ids = torch.uint8 if augment.ignore_id <= 255 else torch.int64
     return {
@@ -248,18 +254,22 @@ def evaluation_rows(
     means: LoaderResources,
     on_bad: OnBadRow = raise_bad_row,
 ) -> Iterator[Batch]:
-    """Yields the rows one by one, each once: `image` (1, 3, H', W') uint8 resized for the model, `mask` (1, H, W).
+    """Yields each row once, as a batch of one image.
 
     Args:
-        source: the split to read.
-        rows: the row numbers of this rank.
-        short_side: working short side in px, or none for the image's own.
-        align: sides are rounded up to a multiple of this.
-        means: what this rank may use.
-        on_bad: called with the error of a row that cannot be decoded; if it returns, the row is left out.
+        source: reader of the split.
+        rows: row numbers of this rank.
+        short_side: length of the short side during evaluation in px, or `None` to keep the size of the image.
+        align: multiple to which the sides are rounded up.
+        means: resources that this rank may use.
+        on_bad: callback that receives the error of a row that cannot be decoded. If it returns, the row is skipped.
+
+    Yields:
+        Batches with `image` (1, 3, H', W') uint8 RGB, resized for the model, `mask` (1, H, W) uint8 or int64 at full
+        size, and `row` (1,) int64.
 
     Raises:
-        DataError: a shard cannot be read, or a row is bad and `on_bad` raises; both are named.
+        DataError: a shard cannot be read, or a row is bad and `on_bad` raises. The message names the shard or row.
     """
     size = max(1, int(CACHE_BYTES / 4 / source.row_bytes)) if len(rows) else 1
     runs = ((part, part) for part in (rows[first : first + size] for first in range(0, len(rows), size)))

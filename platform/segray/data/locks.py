@@ -1,4 +1,4 @@
-"""A folder or bucket that one process at a time writes: its lock or lease, and files that are whole or not there."""
+"""Exclusive write access to a dataset folder: a file lock on local disks, a lease object in buckets."""
 
 import fcntl
 import os
@@ -19,14 +19,14 @@ LEASE_TIMEOUT_S = 60.0
 
 @contextmanager
 def exclusive_lock(out: str, what: str) -> Iterator[None]:
-    """Holds a folder or URI, in which there is a folder for what is not finished, for this process alone.
+    """Holds the lock of a folder or the lease of a URI for this process.
 
     Args:
-        out: to be held.
-        what: holds it, for the messages of others.
+        out: folder or URI to lock; it must contain the folder for unfinished work.
+        what: name of the operation, used in the error message of other processes.
 
     Raises:
-        DataError: another process holds it.
+        DataError: another process holds the lock or lease.
     """
     fs, root = filesystem(out)
     with _locked(Path(root), what) if isinstance(fs, LocalFileSystem) else _leased(fs, root, strip_credentials(out)):
@@ -35,7 +35,7 @@ def exclusive_lock(out: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(root: Path, what: str) -> Iterator[None]:
-    """Holds a lock that the kernel takes back, however the process ends."""
+    """Holds a file lock, which the kernel releases when the process ends for any reason."""
     with (root / UNFINISHED / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,7 +46,10 @@ def _locked(root: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _leased(fs: FileSystem, root: str, name: str) -> Iterator[None]:
-    """Holds a bucket's folder by an object that is written anew again and again; its age is by the bucket's clock."""
+    """Holds a lease on a folder of a bucket, as an object that a thread rewrites at a fixed interval.
+
+    The age of a lease is measured with the clock of the bucket.
+    """
     own = f"{root}/{UNFINISHED}/at-work-{socket.gethostname()}-{os.getpid()}"
     write_atomic(fs, own, b"")
     known = {info.path: info.mtime_ns for info in fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}"))}
@@ -62,7 +65,7 @@ def _leased(fs: FileSystem, root: str, name: str) -> Iterator[None]:
 
     def refresh() -> None:
         while not ended.wait(LEASE_REFRESH_S):
-            with suppress(OSError):  # what the work itself writes meets it too, and says so
+            with suppress(OSError):  # the writes of the operation itself fail too and report the error
                 write_atomic(fs, own, b"")
 
     thread = threading.Thread(target=refresh, name="segray-lease", daemon=True)
@@ -72,5 +75,5 @@ def _leased(fs: FileSystem, root: str, name: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with suppress(OSError):  # whoever comes next finds it old soon
+        with suppress(OSError):  # a lease that remains expires after LEASE_TIMEOUT_S
             fs.delete_file(own)

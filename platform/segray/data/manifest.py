@@ -1,4 +1,4 @@
-"""The data contract: what a dataset folder holds, its manifest and the columns of its parquet shards."""
+"""Dataset format: the manifest and the columns of the parquet shards."""
 
 import json
 from typing import Self
@@ -22,7 +22,7 @@ from segray.data.storage import (
 MANIFEST = "dataset.json"
 
 SKIPPED_LIST = "left_out.txt"
-"""The list beside it of samples that could not be used."""
+"""File next to the manifest that lists the samples that could not be used."""
 FORMAT_VERSION = 1
 
 COLUMNS = pa.schema(
@@ -37,7 +37,7 @@ COLUMNS = pa.schema(
     ]
 )
 RESERVED_COLUMNS = {*COLUMNS.names, "row", "size", "error"}
-"""No names of further columns."""
+"""Names that additional columns must not have."""
 
 
 class _ManifestPart(BaseModel):
@@ -48,11 +48,11 @@ class Shard(_ManifestPart):
     """One parquet file.
 
     Attributes:
-        path: relative to the dataset folder, e.g. `train/part-00000.parquet`.
+        path: path relative to the dataset folder, for example `train/part-00000.parquet`.
         rows: number of rows.
         bytes: size of the file.
-        row_groups: rows of each row group, in order.
-        digest: content hash over the digests of its rows.
+        row_groups: number of rows in each row group, in order.
+        digest: content hash over the digests of the rows.
     """
 
     path: str
@@ -63,10 +63,10 @@ class Shard(_ManifestPart):
 
 
 class Split(_ManifestPart):
-    """The rows of one split, shard after shard.
+    """One split, stored as an ordered list of shards.
 
     Attributes:
-        shards: the files, in order.
+        shards: files of the split, in order.
         class_pixels: pixels of each class 0..K-1 over all rows.
         mean_height, mean_width: mean image size in pixels.
     """
@@ -78,20 +78,20 @@ class Split(_ManifestPart):
 
     @property
     def rows(self) -> int:
-        """Number of rows of the split."""
+        """Number of rows in the split."""
         return sum(shard.rows for shard in self.shards)
 
 
 class Manifest(_ManifestPart):
-    """What `dataset.json` holds: everything known about a dataset without opening a shard.
+    """Contents of `dataset.json`: the dataset's description, available without opening a shard.
 
     Attributes:
-        format: version of this layout.
-        classes: names and palette; the ignore id follows from their number.
-        splits: by name (train, val, test ...).
-        source: where the data came from and the command that converted it, for people.
-        normalised: `split/id: why` of images that were re-encoded as PNG at conversion.
-        left_out: samples of the source that could not be used; a list beside the manifest says why.
+        format: version of the dataset format.
+        classes: names and palette. The number of classes determines the ignore id.
+        splits: splits by name (train, val, test ...).
+        source: origin of the data and the command that converted it; informational only.
+        normalised: entries `split/id: why` for images that the conversion re-encoded as PNG.
+        left_out: number of source samples that could not be used. A list next to the manifest gives the reasons.
         digest: content hash over format, classes and splits.
     """
 
@@ -104,18 +104,18 @@ class Manifest(_ManifestPart):
     digest: str = ""
 
     def with_digest(self) -> Self:
-        """Returns the manifest with its digest set."""
+        """Returns a copy of the manifest with its digest set."""
         return self.model_copy(update={"digest": self.content_digest()})
 
     def content_digest(self) -> str:
-        """Returns the hash over what the data is; where it came from does not count."""
+        """Computes the hash over format, classes and splits; the origin of the data is not included."""
         return content_hash(self.model_dump_json(include={"format", "classes", "splits"}).encode())
 
     def split(self, name: str) -> Split:
         """Returns a split by name.
 
         Raises:
-            DataError: there is no such split; the message lists those there are.
+            DataError: the split does not exist; the message lists the existing splits.
         """
         if name not in self.splits:
             raise DataError(
@@ -126,10 +126,10 @@ class Manifest(_ManifestPart):
 
 
 def read_manifest(root: str) -> Manifest:
-    """Returns the manifest of the dataset in `root`, a folder or URI, after a look at every shard's size.
+    """Reads the manifest of the dataset in `root`, a folder or URI, and checks the size of every shard.
 
     Raises:
-        DataError: no dataset is there, its manifest is damaged, or a shard vanished or changed.
+        DataError: `root` holds no dataset, the manifest is damaged, or a shard is missing or has changed.
     """
     manifest = load_manifest_unverified(root)
     if manifest.digest != manifest.content_digest():
@@ -139,10 +139,10 @@ def read_manifest(root: str) -> Manifest:
 
 
 def load_manifest_unverified(root: str) -> Manifest:
-    """Returns what `dataset.json` says, be it true or not.
+    """Reads `dataset.json` without checking its digest or the shards.
 
     Raises:
-        DataError: no dataset is there, or its manifest is damaged.
+        DataError: `root` holds no dataset, or its manifest is damaged.
     """
     fs, path = filesystem(root)
     try:
@@ -172,7 +172,7 @@ def _parse(root: str, text: bytes) -> Manifest:
                 f"{display_path(root, MANIFEST)} has format {found.get('format')}; expected {FORMAT_VERSION}."
             )
         manifest = Manifest.model_validate(found)
-    except (ValueError, AttributeError) as error:  # no JSON, no text, or not what a manifest holds
+    except (ValueError, AttributeError) as error:  # not JSON, not text, or not a valid manifest
         raise DataError(f"{display_path(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
     return manifest
 

@@ -1,4 +1,4 @@
-"""Images and masks as people have them: checked, and made what a dataset stores, once, at conversion."""
+"""Checks of source images and masks, and their normalization to the stored form during conversion."""
 
 import io
 import warnings
@@ -15,7 +15,7 @@ from segray.data.images import MODES_16BIT, Mask, Pixels, mask_array
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**27
 PILLOW_MAX_PIXELS = 178_956_970
-"""Pillow opens no larger image, whatever is asked of it."""
+"""Largest image, in pixels, that Pillow opens regardless of its settings."""
 UPRIGHT = 1
 EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,7 +26,7 @@ EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright."""
+"""Transpose operation that makes an image of each EXIF orientation upright."""
 
 _KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
 _KEPT_MODES = {"RGB", "L"}
@@ -35,13 +35,13 @@ _MASK_MODES = {"1", "L", "P", *MODES_16BIT}
 
 @dataclass(frozen=True)
 class NormalizedImage:
-    """A source image as it is stored.
+    """A source image in its stored form.
 
     Attributes:
         encoded: JPEG, PNG or WebP bytes of an 8-bit RGB or grey image without rotation.
-        height, width: pixels, upright.
-        orientation: the EXIF orientation (1..8) that the source had; 1 is upright.
-        reason: why the source was re-encoded as PNG; empty where its own bytes were kept.
+        height, width: size of the upright image in pixels.
+        orientation: EXIF orientation (1..8) of the source; 1 is upright.
+        reason: reason why the source was re-encoded as PNG; empty if the original bytes were kept.
     """
 
     encoded: bytes
@@ -52,41 +52,42 @@ class NormalizedImage:
 
 
 def normalize_image(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> NormalizedImage:
-    """Returns a source image as it is to be stored: its own bytes where they serve, else an RGB PNG.
+    """Returns a source image in its stored form: the original bytes if they are usable, otherwise an RGB PNG.
 
     Args:
-        encoded: the file's bytes.
-        name: for messages.
-        most_pixels: a larger image is not decoded, and refused.
+        encoded: bytes of the file.
+        name: name of the image for error messages.
+        most_pixels: maximum number of pixels; a larger image is rejected without decoding.
 
     Raises:
-        DataError: the file is no image, is cut off, is too large, or has a pixel type without an 8-bit meaning.
+        DataError: the file is not an image, is truncated, is too large, or has a pixel type without an 8-bit
+            equivalent.
     """
     with _opened(encoded, name, most_pixels) as image:
         orientation = _orientation(image)
         reason = _reason(image, encoded, orientation)
         height, width = image.height, image.width
         if not reason and image.format == "JPEG":
-            image.draft("L", (1, 1))  # shows whether it is whole as well, in half the time
+            image.draft("L", (1, 1))  # detects truncated files too, in half the time of a full decode
         image.load()
     if not reason:
         return NormalizedImage(encoded, height, width, UPRIGHT, "")
-    if orientation != UPRIGHT and image.format != "TIFF":  # Pillow has turned a TIFF while it loaded
+    if orientation != UPRIGHT and image.format != "TIFF":  # Pillow rotates a TIFF upright on load
         image = image.transpose(EXIF_TRANSPOSES[orientation])
     upright = _eight_bit(image, name)
     return NormalizedImage(_png(upright), upright.height, upright.width, orientation, reason)
 
 
 def decode_source_mask(encoded: bytes | Mask, name: str, most_pixels: int = MAX_PIXELS) -> Mask:
-    """Returns the (H, W) ids of a one-channel source mask, uint8 or uint16; a palette's indices, not its colours.
+    """Decodes a one-channel source mask to (H, W) ids, uint8 or uint16; a palette image yields its indices.
 
     Args:
-        encoded: the file's bytes; or the ids, which are returned as they are.
-        name: for messages.
-        most_pixels: a larger mask is not decoded, and refused.
+        encoded: bytes of the file, or an array of ids, which is returned unchanged.
+        name: name of the mask for error messages.
+        most_pixels: maximum number of pixels; a larger mask is rejected without decoding.
 
     Raises:
-        DataError: the file is no image, is cut off, is too large, or has several channels.
+        DataError: the file is not an image, is truncated, is too large, or has several channels.
     """
     if not isinstance(encoded, bytes):
         return encoded
@@ -99,18 +100,21 @@ def decode_source_mask(encoded: bytes | Mask, name: str, most_pixels: int = MAX_
         )
     ids = mask_array(image)
     depth = _png_depth(encoded, image)
-    # Pillow stretches grey of 2 and 4 bits over 0..255; the ids are the numbers before that.
+    # Pillow scales 2-bit and 4-bit grey to 0..255; the division restores the original ids.
     return ids // np.uint8(255 // (2**depth - 1)) if image.mode == "L" and depth in {2, 4} else ids
 
 
 def align_mask(mask: Mask, image: NormalizedImage, image_name: str, mask_name: str) -> Mask:
-    """Returns the mask with the size of its upright image, rotated with it where its size shows the need.
+    """Returns the mask at the size of its upright image.
+
+    The mask is rotated like the image if its size shows that it is not upright yet.
 
     Raises:
-        DataError: the sizes differ, or the image was rotated and the mask's size does not tell whether it was.
+        DataError: the sizes differ, or the image was rotated and the size of the mask does not show whether the mask
+            was.
     """
     size = (image.height, image.width)
-    # Orientations 5..8 exchange height and width; 2..4 keep the size, so it tells nothing about the mask.
+    # Orientations 5..8 swap height and width. Orientations 2..4 keep the size, so the size of the mask is ambiguous.
     turned = image.orientation > 4 and image.height != image.width
     if image.orientation != UPRIGHT and not turned and mask.shape == size:
         raise DataError(
@@ -138,20 +142,20 @@ def _oriented(mask: Mask, orientation: int) -> Mask:
 
 
 def require_mask_size(height: int, width: int, name: str) -> None:
-    """Refuses a mask that is to be drawn larger than any image may be.
+    """Checks the size of a mask before it is rasterized.
 
     Raises:
-        DataError: it is, or its size is none.
+        DataError: a side is not positive, or the mask is larger than any image may be.
     """
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise DataError(f"{name} is said to be {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
 
 
 def decode_rgb(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> Pixels:
-    """Returns the (H, W, 3) uint8 pixels of a source mask whose colours mean something; a palette gives its colours.
+    """Decodes a colour-coded source mask to (H, W, 3) uint8 RGB; a palette image yields its colours.
 
     Raises:
-        DataError: the file is no image, is cut off or is too large.
+        DataError: the file is not an image, is truncated or is too large.
     """
     with _opened(encoded, name, most_pixels) as image:
         image.load()
@@ -160,14 +164,14 @@ def decode_rgb(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> Pixe
 
 @contextmanager
 def _opened(encoded: bytes, name: str, most_pixels: int) -> Iterator[Image.Image]:
-    """Yields an image whose pixels are still to be loaded; what fails until then is a DataError.
+    """Yields an opened image whose pixels are not loaded yet, and converts errors of Pillow to DataError.
 
     Raises:
-        DataError: it is no image, or larger than it may be.
+        DataError: the bytes are not an image, or the image is too large.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own, lower limit only warns; ours is the one that counts.
+            # Pillow's own lower limit only warns; `most_pixels` is the limit that is enforced.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
         if image.width * image.height > most_pixels:
@@ -177,10 +181,10 @@ def _opened(encoded: bytes, name: str, most_pixels: int) -> Iterator[Image.Image
         raise
     except Image.DecompressionBombError as error:
         raise DataError(_too_large(name, f"more than {PILLOW_MAX_PIXELS}", most_pixels)) from error
-    except UnidentifiedImageError as error:  # its own message names an object in memory
+    except UnidentifiedImageError as error:  # Pillow's message names an object in memory
         said = f"{len(encoded)} bytes of no known format"
         raise DataError(f"{name} cannot be read as an image ({said}); replace or remove it.") from error
-    except Exception as error:  # Pillow's readers raise almost anything on damaged bytes.
+    except Exception as error:  # Pillow's readers raise arbitrary exceptions on damaged bytes.
         raise DataError(f"{name} cannot be read as an image ({error}); replace or remove it.") from error
 
 
@@ -189,13 +193,16 @@ def _too_large(name: str, pixels: str, most_pixels: int) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation; to be asked before loading: Pillow turns a TIFF upright then, and forgets it."""
+    """Returns the EXIF orientation.
+
+    Must be called before the pixels are loaded: Pillow rotates a TIFF on load and removes the orientation.
+    """
     found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     return found if found in range(1, 9) else UPRIGHT
 
 
 def _reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
-    """Returns why an image cannot be stored as it is, or nothing."""
+    """Returns the reason why an image cannot be stored unchanged, or an empty string."""
     depth = _png_depth(encoded, image)
     checks = {
         f"EXIF orientation {orientation}": orientation != UPRIGHT,
@@ -209,14 +216,14 @@ def _reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
 
 
 def _png_depth(encoded: bytes, image: Image.Image) -> int:
-    """Returns the bits a channel; Pillow does not tell, but they stand at byte 24 of every PNG."""
+    """Returns the bits per channel of a PNG, read from byte 24 because Pillow does not expose them."""
     if image.format == "PNG":
         return encoded[24]
     return 16 if image.mode in MODES_16BIT else 8
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Returns the image as 8-bit RGB or grey; alpha is dropped, of 16 bits the upper 8 stay."""
+    """Converts the image to 8-bit RGB or grey; alpha is dropped, and of 16 bits the upper 8 are kept."""
     if image.mode in MODES_16BIT:
         return Image.fromarray((mask_array(image) >> 8).astype(np.uint8))
     try:
@@ -232,6 +239,6 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    # A copy of the pixels alone: no EXIF, colour profile or transparency comes along.
+    # Only the pixels are copied: EXIF data, colour profile and transparency are dropped.
     Image.fromarray(np.asarray(image)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Encoded rows through Ray Data: the row groups that a run of steps names, each read once, the next run's ahead."""
+"""Prefetching of encoded rows through Ray Data: each row group is read once, ahead of the steps that need it."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,13 @@ from segray.core.logging import silence_libraries
 from segray.data.reader import SplitReader, raise_error_in, read_or_error
 
 READ_CPUS = 0.25
-SHARED_BLOCK_BYTES = 16 * 2**20  # of a piece
+SHARED_BLOCK_BYTES = 16 * 2**20  # target size of a table in the object store
 
 Load = TypeVar("Load")
 
 
 class RowCache:
-    """Encoded rows at hand, by row number; the bytes stay where Ray Data put them until they are asked for."""
+    """Encoded rows by row number; the bytes stay in Ray's object store until they are accessed."""
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._tables = tables
@@ -44,7 +44,7 @@ class RowCache:
     def refilled(
         self, source: SplitReader, groups: set[int], read_cpus: float, shared: "SharedSplit | None"
     ) -> "RowCache":
-        """Returns a shelf with the rows of these groups: those that are here, and the others read."""
+        """Returns a cache with the rows of `groups`; row groups that this cache already holds are not read again."""
         if shared is not None:
             return RowCache(shared.tables_for(groups))
         kept = [part for table in self._tables if len(part := _of_groups(table, source, groups))]
@@ -53,7 +53,10 @@ class RowCache:
 
 
 def _of_groups(table: pa.Table, source: SplitReader, groups: set[int]) -> pa.Table:
-    """Returns the table's rows of these groups; if not all, a copy, so that the shared memory of the rest is freed."""
+    """Returns the rows of the table that belong to `groups`.
+
+    A subset is copied, so that the object store can free the original table.
+    """
     wanted = np.isin(source.groups_of_rows(table["row"]), list(groups))
     return table if wanted.all() else table.filter(pa.array(wanted))
 
@@ -64,24 +67,24 @@ def prefetch_rows(
     read_cpus: float,
     shared: "SharedSplit | None" = None,
 ) -> Generator[tuple[Load, RowCache]]:
-    """Yields each run's load with a shelf that holds its rows; the next run's is filled meanwhile.
+    """Yields the load of each run with a cache that holds its rows; the cache of the next run is filled meanwhile.
 
-    Row groups that the next run needs too are not read again: a split that fits on a shelf is read once.
+    Row groups that the next run needs too are not read again. A split that fits in the cache is read once.
 
     Args:
-        source: the split.
-        runs: what is to be done, with the rows it needs.
-        read_cpus: logical CPUs the read tasks may take.
-        shared: the split's rows, if they lie in the cluster's memory already.
+        source: reader of the split.
+        runs: pairs of a load and the rows that it needs.
+        read_cpus: logical CPUs that the read tasks may use.
+        shared: rows of the split in Ray's object store, or `None` to read them from the shards.
 
     Raises:
-        DataError: a shard is missing, damaged or not the manifest's; it is named.
+        DataError: a shard is missing, damaged or differs from the manifest; the message names it.
     """
     silence_libraries()
     waiting = iter(runs)
 
     def fill(before: RowCache) -> tuple[Load, RowCache] | None:
-        run = next(waiting, None)  # here, in the other thread: to plan an epoch of many rows takes a while
+        run = next(waiting, None)  # runs in the prefetch thread, because planning an epoch of many rows is slow
         if run is None:
             return None
         load, rows = run
@@ -95,10 +98,10 @@ def prefetch_rows(
 
 
 def _read(source: SplitReader, groups: list[int], read_cpus: float) -> list[pa.Table]:
-    """Returns the rows of the groups as tables in shared memory, read by as many tasks as may run at once.
+    """Reads the row groups into tables in shared memory, with as many tasks as may run concurrently.
 
-    One short Ray Data pipeline, all of whose tasks start together: one with tasks left that waits for its consumer
-    keeps its scheduling loop spinning, and that loop shares the interpreter's lock with the training.
+    Each call runs one short Ray Data pipeline whose tasks all start together. A pipeline that waits for its consumer
+    with tasks left keeps its scheduling loop spinning, and that loop competes with training for the interpreter lock.
     """
     if not groups:
         return []
@@ -111,13 +114,13 @@ def _read(source: SplitReader, groups: list[int], read_cpus: float) -> list[pa.T
 
 
 def _references(source: SplitReader, groups: Sequence[int], count: int) -> list[ray.ObjectRef]:
-    """Returns tables in shared memory with the rows of the groups, split into so many pieces."""
+    """Returns references to `count` tables in shared memory that hold the rows of the row groups."""
     pieces = [part.tolist() for part in np.array_split(groups, count)]
     dataset = ray.data.read_datasource(_Groups(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces))
-    context = dataset.context  # its own: other data sets of this process keep their ways
+    context = dataset.context  # per dataset: other Ray datasets of this process keep their settings
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.op_resource_reservation_enabled = False  # one operator that nobody competes with
+    context.op_resource_reservation_enabled = False  # there is only one operator
     with translate_store_full():
         references: list[ray.ObjectRef] = dataset.to_arrow_refs()
     return references
@@ -125,10 +128,10 @@ def _references(source: SplitReader, groups: Sequence[int], count: int) -> list[
 
 @dataclass(frozen=True)
 class SharedSplit:
-    """All rows of a split in the cluster's memory: a node fetches a table once, and all its processes see that one.
+    """All rows of a split in Ray's object store; a node fetches each table once and its processes share it.
 
     Attributes:
-        tables: that hold them; they last as long as the process that had them read.
+        tables: references to the tables; they are valid as long as the process that created them is alive.
         groups: row groups in each table.
     """
 
@@ -136,7 +139,7 @@ class SharedSplit:
     groups: tuple[frozenset[int], ...]
 
     def tables_for(self, groups: set[int]) -> list[pa.Table]:
-        """Returns the tables that hold some row groups, perhaps among others."""
+        """Returns the tables that hold the given row groups; they may hold other row groups too."""
         wanted = [table for table, here in zip(self.tables, self.groups, strict=True) if here & groups]
         with translate_store_full():
             found: list[pa.Table] = ray.get(wanted)
@@ -144,11 +147,11 @@ class SharedSplit:
 
 
 def share_split(source: SplitReader) -> SharedSplit:
-    """Reads a split into the cluster's memory.
+    """Reads a split into Ray's object store.
 
     Raises:
-        DataError: a shard is missing, damaged or not the manifest's; it is named.
-        CapacityError: there is no room.
+        DataError: a shard is missing, damaged or differs from the manifest; the message names it.
+        CapacityError: the object store and its spill disk are full.
     """
     silence_libraries()
     groups = range(len(source.rows_per_group()))
@@ -165,10 +168,10 @@ def share_split(source: SplitReader) -> SharedSplit:
 
 @contextmanager
 def translate_store_full() -> Iterator[None]:
-    """Turns Ray's errors about room into ours.
+    """Converts Ray's out-of-space errors to CapacityError.
 
     Raises:
-        CapacityError: the object store of a node is full, and so is the disk it goes on to.
+        CapacityError: the object store of a node and the disk that it spills to are full.
     """
     try:
         yield
@@ -180,11 +183,11 @@ def translate_store_full() -> Iterator[None]:
 
 
 class _Groups(Datasource):  # type: ignore[misc]
-    """The Ray Data source whose read tasks fetch some row groups each."""
+    """Ray Data source with one read task per list of row groups."""
 
     def __init__(self, source: SplitReader, pieces: list[list[int]]) -> None:
         super().__init__()
-        self._source = ray.put(source)  # one copy for all tasks; a manifest can be large
+        self._source = ray.put(source)  # one copy for all tasks, because a manifest can be large
         self._pieces = pieces
         self._group_bytes = source.row_bytes * source.split.rows / max(1, len(source.rows_per_group()))
 

@@ -1,4 +1,4 @@
-"""Work on inputs, one task of the cluster each."""
+"""Parallel map over inputs, with one Ray task per input."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -14,21 +14,21 @@ Out = TypeVar("Out")
 
 
 def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Iterator[tuple[int, Out]]:
-    """Yields (index, function(input)) as they come, each input being one task of the cluster, of one CPU.
+    """Yields (index, function(input)) in order of completion; each input is one Ray task with one CPU.
 
-    Twice as many tasks as there are CPUs are at work or wait, so that an autoscaler adds nodes. Those still run to
-    their end when the iterator is closed or fails, which waits for them: what they write may be gone over next. A task
-    whose worker or node dies is tried again, three times.
+    At most twice as many tasks as CPUs are submitted at a time, so that an autoscaler adds nodes. If the iterator is
+    closed or fails, it waits for the running tasks, because a later call may overwrite their outputs. A task whose
+    worker or node dies is retried up to three times.
 
     Raises:
-        DataError: the function raised one, or its task died each time.
+        DataError: the function raised one, or a task died on every attempt.
     """
 
     def task(one: In) -> Out | DataError:
         try:
             return function(one)
         except DataError as error:
-            return error  # as a value: raised, it would come back in an error of Ray's, with two tracebacks
+            return error  # returned as a value, because Ray wraps a raised error and adds a second traceback
 
     remote = ray.remote(num_cpus=1, max_retries=3)(task)
     waiting = iter(enumerate(inputs))
@@ -44,10 +44,10 @@ def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Itera
             if isinstance(result, DataError):
                 raise result
             yield index, result
-    except KeyboardInterrupt:  # the process ends, and the cluster its tasks
+    except KeyboardInterrupt:  # the process exits, and Ray stops its tasks
         pending.clear()
         raise
-    finally:  # not cancelled: where that meets a task's end, Ray 2.60 aborts the process
+    finally:  # tasks are not cancelled: Ray 2.60 aborts the process if a task ends while it is cancelled
         if pending:
             ray.wait(list(pending), num_returns=len(pending), fetch_local=False)
 
@@ -59,7 +59,7 @@ def _room(pending: int) -> int:
 def _got(reference: Any) -> Any:
     try:
         return ray.get(reference)
-    except RayTaskError:  # a defect: its traceback tells where
+    except RayTaskError:  # a bug in the function; the traceback shows its location
         raise
     except RayError as error:
         raise DataError(f"a task died each time it was tried ({error}); has every node enough memory?") from error

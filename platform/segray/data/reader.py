@@ -1,6 +1,6 @@
-"""Row groups of a split, read from wherever its shards lie: local disk, s3:// or gs://.
+"""Reading of the row groups of a split from local disk, s3:// or gs://.
 
-This module imports no more than a read needs: it is loaded by every read task's process, over and over.
+This module imports only what a read needs, because every process that runs read tasks loads it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,28 +22,28 @@ from segray.data.storage import content_hash, credentials_hint, display_path, fi
 ERROR_COLUMN = "error"
 COLUMNS = ["id", "image", "mask", "digest"]
 
-_AT_ONCE = 8  # shards that one read waits for at once; a store far away answers each in tens of milliseconds
+_AT_ONCE = 8  # shards that one read fetches concurrently; a remote store takes tens of milliseconds per request
 
 
 @dataclass(frozen=True)
 class SplitReader:
-    """A split of a dataset on some storage; rows and row groups are numbered through its shards.
+    """Reader of one split; rows and row groups are numbered consecutively over its shards.
 
     Attributes:
         root: folder or URI of the dataset.
-        split: the split's part of the manifest.
+        split: entry of the split in the manifest.
     """
 
     root: str
     split: Split
 
     def rows_per_group(self) -> tuple[int, ...]:
-        """Returns the rows of every row group, shard after shard."""
+        """Returns the number of rows in every row group, in shard order."""
         return tuple(rows for shard in self.split.shards for rows in shard.row_groups)
 
     @property
     def row_bytes(self) -> float:
-        """Mean encoded size of a row."""
+        """Mean encoded size of a row in bytes."""
         return sum(shard.bytes for shard in self.split.shards) / max(1, self.split.rows)
 
     @cached_property
@@ -67,18 +67,18 @@ class SplitReader:
         return np.searchsorted(self._group_ends, np.asarray(rows, np.int64), side="right")
 
     def describe_row(self, row: int) -> str:
-        """Returns where a row lies, for people: `train/part-00003.parquet, row 17`."""
+        """Returns the location of a row for messages, for example `train/part-00003.parquet, row 17`."""
         index = int(np.searchsorted(self._shard_ends, row, side="right"))
         shard = self.split.shards[index]
         return f"{display_path(self.root, shard.path)}, row {row - (int(self._shard_ends[index]) - shard.rows)}"
 
     def read(self, groups: Sequence[int]) -> pa.Table:
-        """Returns the encoded rows of some row groups, ascending, with their numbers in the column `row`.
+        """Reads the encoded rows of the given row groups, in ascending order; the column `row` holds the row numbers.
 
-        A shard is opened once for all its groups among these, and they are fetched by ranges.
+        Each shard is opened once for all its requested row groups, which are fetched as byte ranges.
 
         Raises:
-            DataError: a shard is missing, damaged or not the manifest's; it is named.
+            DataError: a shard is missing, damaged or differs from the manifest; the message names it.
         """
 
         def shard_of(group: int) -> int:
@@ -99,10 +99,10 @@ class SplitReader:
         return table.append_column("row", pa.array(rows))
 
     def _check_rows(self, table: pa.Table, rows: NDArray[np.int64]) -> None:
-        """Refuses rows whose bytes are not those that were converted.
+        """Checks the image and mask bytes of the rows against their digests.
 
         Raises:
-            DataError: there is one; it is named.
+            DataError: a digest differs; the message names the row.
         """
         columns = (table[name] for name in ("image", "mask", "digest"))
         for row, image, mask, digest in zip(rows.tolist(), *columns, strict=True):
@@ -113,10 +113,11 @@ class SplitReader:
                 )
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:
-        """Returns some columns of all rows, in order, reading no others.
+        """Reads the given columns of all rows, in order; no other columns are fetched.
 
         Raises:
-            DataError: there is no such column, or a shard is missing, damaged or not the manifest's; it is named.
+            DataError: a column does not exist, or a shard is missing, damaged or differs from the manifest; the message
+                names it.
         """
 
         def read(shard: Shard) -> pa.Table:
@@ -133,10 +134,10 @@ class SplitReader:
         return table
 
     def require_label_columns(self, names: Sequence[str]) -> None:
-        """Refuses columns that hold no labels, such as images.
+        """Checks that columns hold labels (text or numbers) and not binary or nested data such as images.
 
         Raises:
-            DataError: one is such.
+            DataError: a column holds binary or nested data.
         """
         schema = self._schema()
         wrong = [name for name in names if name in schema.names and _is_no_label(schema.field(name).type)]
@@ -151,10 +152,12 @@ class SplitReader:
             return file.schema_arrow
 
     def min_sizes(self) -> list[tuple[int, int]]:
-        """Returns (height, width) of the least high and of the least wide image, reading no images.
+        """Returns (height, width) of the image with the smallest height and of the image with the smallest width.
+
+        Images are not read.
 
         Raises:
-            DataError: a shard is missing, damaged or not the manifest's; it is named.
+            DataError: a shard is missing, damaged or differs from the manifest; the message names it.
         """
 
         def read(shard: Shard) -> NDArray[np.int64]:
@@ -166,10 +169,10 @@ class SplitReader:
         return [(int(height), int(width)) for height, width in sizes[sizes.argmin(axis=0)]]
 
     def class_pixels(self) -> Iterator[NDArray[np.int64]]:
-        """Yields the pixels of each class (rows, K) of each shard's rows, reading no images.
+        """Yields the pixels of each class, (rows, K), for the rows of each shard; images are not read.
 
         Raises:
-            DataError: a shard is missing, damaged or not the manifest's; it is named.
+            DataError: a shard is missing, damaged or differs from the manifest; the message names it.
         """
 
         def read(shard: Shard) -> NDArray[np.int64]:
@@ -186,10 +189,10 @@ def _is_no_label(kind: pa.DataType) -> bool:
 
 
 def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:
-    """Returns columns of some row groups of one shard.
+    """Reads columns of the given row groups of one shard.
 
     Raises:
-        DataError: the shard is missing, damaged or not the manifest's.
+        DataError: the shard is missing, damaged or differs from the manifest.
     """
     fs, path = filesystem(root)
     try:
@@ -206,10 +209,10 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
 
 @lru_cache(maxsize=1024)
 def _check_digests(root: str, shard: Shard) -> None:
-    """Refuses a shard whose rows are not the manifest's; once in a process.
+    """Checks the row digests of a shard against the manifest; the result is cached per process.
 
     Raises:
-        DataError: they are not.
+        DataError: the digests differ.
     """
     groups = list(range(len(shard.row_groups)))
     found = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
@@ -225,10 +228,10 @@ def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
 
 
 def _check(root: str, shard: Shard, file: pq.ParquetFile) -> None:
-    """Refuses a shard that was replaced after the manifest was written, as far as its footer tells.
+    """Checks the row group sizes in the footer of a shard, to detect a shard that was replaced.
 
     Raises:
-        DataError: it was.
+        DataError: the row groups differ from the manifest.
     """
     found = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     if found != shard.row_groups:
@@ -243,7 +246,10 @@ def _briefly(numbers: Sequence[int]) -> str:
 
 
 def read_or_error(source: SplitReader, groups: Sequence[int]) -> pa.Table:
-    """Returns the rows of some groups, or a row with the error: raised in a task, Ray would print it, and try again."""
+    """Reads the row groups, or returns a table with one row that holds the error message.
+
+    An error raised in a task would make Ray print it and retry the task.
+    """
     try:
         return source.read(groups)
     except DataError as error:
@@ -251,6 +257,6 @@ def read_or_error(source: SplitReader, groups: Sequence[int]) -> pa.Table:
 
 
 def raise_error_in(table: pa.Table) -> None:
-    """Raises the DataError that a table holds instead of rows, if it does."""
+    """Raises the DataError that a table from `read_or_error` holds, if any."""
     if ERROR_COLUMN in table.column_names:
         raise DataError(table.column(ERROR_COLUMN)[0].as_py())

@@ -1,4 +1,4 @@
-"""Other sizes: how an image is resized, and at which size it is evaluated."""
+"""Resizing of images and masks, and the image size used for evaluation."""
 
 from math import ceil
 
@@ -9,9 +9,10 @@ from segray.data.images import Mask, Pixels
 
 
 def resize_image(image: Pixels, height: int, width: int) -> Pixels:
-    """Returns the image at another size.
+    """Resizes an image.
 
-    Bilinear as published; below half the size by area, since bilinear would skip pixels there.
+    Uses bilinear interpolation, as in the published recipe, and area interpolation below half the size, where bilinear
+    interpolation would skip pixels.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -21,7 +22,7 @@ def resize_image(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def resize_mask(mask: Mask, height: int, width: int) -> Mask:
-    """Returns the mask at another size; every id is that of the nearest pixel, none are mixed."""
+    """Resizes a mask with nearest-neighbour interpolation, so that ids are never mixed."""
     if mask.shape == (height, width):
         return mask
     resized: Mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -29,20 +30,23 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
 
 
 def scale_to_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Returns (height, width) scaled so that the shorter of them is `short_side`."""
+    """Returns (height, width) scaled so that the shorter side equals `short_side`."""
     scale = short_side / min(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def model_input_size(height: int, width: int, short_side: int | None, align: int) -> tuple[int, int]:
-    """Returns the (height, width) an image is evaluated at: its short side set, sides rounded up to `align`."""
+    """Returns the (height, width) at which an image is evaluated.
+
+    The image is scaled to `short_side` (`None` keeps its size), and both sides are rounded up to a multiple of `align`.
+    """
     scale = 1.0 if short_side is None else short_side / min(height, width)
-    # 1e-6: a side that is a multiple already must not be rounded up by floating point.
+    # 1e-6 prevents floating-point error from rounding up a side that is already a multiple.
     up = [ceil(side * scale / align - 1e-6) * align for side in (height, width)]
     return up[0], up[1]
 
 
 def resize_for_model(image: Pixels, short_side: int | None, align: int) -> Pixels:
-    """Returns the image at the size it is evaluated at."""
+    """Resizes an image to its evaluation size; see `model_input_size`."""
     height, width = image.shape[:2]
     return resize_image(image, *model_input_size(height, width, short_side, align))

@@ -1,10 +1,12 @@
-"""Which rows, in which order: the pure plan that every rank reads its share of.
+"""Epoch plan: the order in which the rows of a split are drawn, identical on every rank.
 
-From (seed, row groups, batch, sampler) follows an endless sequence of rows, epoch after epoch, that knows nothing of
-the number of ranks. Position p of the sequence is slot p % batch of the global batch of step p // batch; a rank owns
-slots. So every row comes once an epoch, or as often as the sampler says, every rank makes the same number of steps,
-and a run continued at a step, on whatever number of ranks, meets the very next global batch: the data cursor is the
-step.
+The plan is a pure function of seed, row groups, batch size and sampler. It defines an infinite sequence of rows, epoch
+after epoch, that does not depend on the number of ranks. Position p of the sequence is slot p % batch of the global
+batch of step p // batch, and each rank owns a range of slots.
+
+Every row is drawn once per epoch, or as often as the sampler specifies. Every rank makes the same number of steps. A
+run that resumes at a step, on any number of ranks, continues with the next global batch, so the step is the data
+cursor.
 """
 
 import struct
@@ -23,12 +25,12 @@ Rows = NDArray[np.int64]
 
 
 class Assignments(NamedTuple):
-    """What slots hold in some steps; arrays (steps, slots).
+    """Rows assigned to slots in a range of steps; all arrays have shape (steps, slots).
 
     Attributes:
-        epochs: the epoch a draw belongs to.
-        rows: the row drawn.
-        copies: how often this epoch drew the row before; 0 but for samplers that repeat.
+        epochs: epoch of each draw.
+        rows: row number of each draw.
+        copies: number of earlier draws of the same row in this epoch; 0 unless the sampler repeats rows.
     """
 
     epochs: Rows
@@ -38,15 +40,17 @@ class Assignments(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """The endless order of one split's rows.
+    """Infinite order of the rows of one split.
 
     Attributes:
-        group_rows: rows of each row group of the split, shard after shard; row numbers count through them.
-        batch: slots of a global batch.
-        seed: decides the order.
-        window: steps over which a slot shuffles the rows of its row groups. A split that is no larger than the
-            windows of all slots together is shuffled whole.
-        draws_per_row: (rows,) how often an epoch draws each row, on average over the epochs; none draws each once.
+        group_rows: number of rows in each row group of the split, in shard order. Rows are numbered consecutively over
+            them.
+        batch: number of slots in a global batch.
+        seed: seed of the order.
+        window: number of steps over which a slot shuffles the rows of its row groups. A split that is not larger than
+            the windows of all slots together is shuffled globally.
+        draws_per_row: mean number of draws per epoch for each row, (rows,); defaults to `None`, which draws each row
+            once.
     """
 
     group_rows: tuple[int, ...]
@@ -57,21 +61,21 @@ class EpochPlan:
 
     @cached_property
     def rows(self) -> int:
-        """Number of rows of the split."""
+        """Number of rows in the split."""
         return sum(self.group_rows)
 
     @cached_property
     def epoch_size(self) -> int:
-        """Number of draws of an epoch: that of the rows, or what the sampler says, rounded up."""
+        """Number of draws per epoch: the number of rows, or the sum of `draws_per_row` rounded up."""
         return self.rows if self.draws_per_row is None else max(1, ceil(float(self.draws_per_row.sum()) - 1e-6))
 
     @property
     def is_fully_shuffled(self) -> bool:
-        """Whether the split is shuffled whole."""
+        """`True` if the split is small enough to be shuffled globally."""
         return self.epoch_size <= self.window * self.batch
 
     def assignments(self, start: int, stop: int, slots: Sequence[int]) -> Assignments:
-        """Returns what these slots hold in the steps start..stop-1."""
+        """Returns the assignments of the slots for steps start..stop-1."""
         steps = np.arange(start, stop, dtype=np.int64)[:, None]
         positions = steps * self.batch + np.asarray(slots, dtype=np.int64)[None, :]
         quota = self.epoch_size
@@ -84,24 +88,25 @@ class EpochPlan:
         return Assignments(epochs, rows, copies)
 
     def windows(self, start: int, stop: int) -> Iterator[range]:
-        """Yields the steps start..stop-1 in runs, none of which crosses the border of a window."""
+        """Yields the steps start..stop-1 as ranges that do not cross a window boundary."""
         while start < stop:
             end = min(self.window_of(start).stop, stop)
             yield range(start, end)
             start = end
 
     def window_of(self, step: int) -> range:
-        """Returns the steps of the window that holds a step; a window never lasts into the next epoch's first step."""
-        epoch = ((step + 1) * self.batch - 1) // self.epoch_size  # the latest that has begun
+        """Returns the steps of the window that contains a step; a window ends before the next epoch's first step."""
+        epoch = ((step + 1) * self.batch - 1) // self.epoch_size  # latest epoch that has started by this step
         first, end = (number * self.epoch_size // self.batch for number in (epoch, epoch + 1))
         begin = first + (step - first) // self.window * self.window
         return range(begin, min(begin + self.window, end))
 
     def mix_partners(self, step: int, slot: int, count: int, seed: int) -> list[int]:
-        """Returns rows to mix with that of a slot: others that the same slot holds in the same window.
+        """Returns `count` rows to mix with the row of a slot, sampled from the other rows of the same slot and window.
 
-        They are read anyway, and do not depend on which rank owns the slot. Of a small split, all of which is at
-        hand, they are any others that the epoch draws. A row has itself for company only where it is alone.
+        These rows are read anyway and do not depend on the rank that owns the slot. For a globally shuffled split, the
+        partners are sampled from the other draws of the epoch. A row is mixed with itself only if there is no other
+        row.
         """
         random = Random(seed)
         if self.is_fully_shuffled:
@@ -113,7 +118,7 @@ class EpochPlan:
 
 
 def _other(own: int, among: range, random: Random) -> int:
-    """Returns one of the numbers that is not `own`, unless there is no other."""
+    """Samples a number from `among` that differs from `own`, or returns `own` if there is no other."""
     if len(among) == 1:
         return own
     found = among[random.randrange(len(among) - 1)]
@@ -122,11 +127,11 @@ def _other(own: int, among: range, random: Random) -> int:
 
 @lru_cache(maxsize=2)
 def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
-    """Returns (rows, copies) at each position of an epoch, (quota,).
+    """Returns (rows, copies) for each position of an epoch, (epoch_size,) each.
 
-    A small split is shuffled whole. In a large one the row groups are shuffled and dealt out to the slots, and each
-    slot shuffles its rows in windows of some steps: a slot reads whole groups, once, while the rows of a batch come
-    from as many places as it has slots.
+    A small split is shuffled globally. In a large split, the row groups are shuffled and distributed over the slots,
+    and each slot shuffles its rows within windows of steps. Each slot therefore reads whole row groups once, while the
+    rows of a batch come from as many row groups as there are slots.
     """
     random = np.random.default_rng([plan.seed, epoch])
     rows, copies = _drawn(plan, random)
@@ -137,7 +142,7 @@ def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
     positions = epoch * plan.epoch_size + np.arange(plan.epoch_size)
     steps, slots = positions // plan.batch, positions % plan.batch
     windows = (steps - steps[0]) // plan.window
-    by_slot = np.argsort(slots, kind="stable")  # positions, slot after slot
+    by_slot = np.argsort(slots, kind="stable")  # positions ordered by slot
     shuffled = by_group[np.lexsort((random.random(len(rows)), windows[by_slot], slots[by_slot]))]
     order = np.empty_like(shuffled)
     order[by_slot] = shuffled
@@ -145,24 +150,25 @@ def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
 
 
 def _drawn(plan: EpochPlan, random: np.random.Generator) -> tuple[Rows, Rows]:
-    """Returns the rows that an epoch draws, ascending, and the number of each copy."""
+    """Returns the rows that an epoch draws, ascending, and the copy number of each."""
     rows = np.arange(plan.rows)
     if plan.draws_per_row is None:
-        return rows, np.broadcast_to(np.int64(0), rows.shape)  # of no size
+        return rows, np.broadcast_to(np.int64(0), rows.shape)  # a broadcast view allocates no memory
     counts = _whole_times(plan.draws_per_row, plan.epoch_size, random)
     firsts = np.cumsum(counts) - counts
     return np.repeat(rows, counts), np.arange(plan.epoch_size) - np.repeat(firsts, counts)
 
 
 def _whole_times(times: NDArray[np.float64], quota: int, random: np.random.Generator) -> Rows:
-    """Returns how often this epoch draws each row: its times rounded up or down, `quota` in all.
+    """Returns the number of draws of each row in this epoch: `times` rounded up or down, with the sum `quota`.
 
-    Systematic sampling over a random order: the mean over the epochs is `times`, but for the rounding of the quota.
+    Uses systematic sampling over a random order. The mean over the epochs equals `times`, except for the rounding of
+    the quota.
     """
     order = random.permutation(len(times))
     ends = np.cumsum(times[order])
     ends *= quota / ends[-1]
-    ends[-1] = quota  # whatever floating point made of it
+    ends[-1] = quota  # removes floating-point error
     marks = np.floor(ends + random.random()).astype(np.int64)
     counts = np.empty_like(marks)
     counts[order] = np.diff(marks, prepend=0)
@@ -170,23 +176,23 @@ def _whole_times(times: NDArray[np.float64], quota: int, random: np.random.Gener
 
 
 def _in_shuffled_groups(plan: EpochPlan, rows: Rows, random: np.random.Generator) -> Rows:
-    """Returns the indices of `rows` (ascending), row group after row group in a random order."""
+    """Returns the indices of `rows` (ascending), ordered by row group with the row groups in random order."""
     group = np.searchsorted(np.cumsum(plan.group_rows), rows, side="right")
     rank = random.permutation(len(plan.group_rows))
     return np.argsort(rank[group], kind="stable")
 
 
 def rank_slots(rank: int, world: int, batch: int) -> range:
-    """Returns the slots of a global batch that a rank owns; shares differ by at most one."""
+    """Returns the slots of a global batch that a rank owns; the shares of the ranks differ by at most one."""
     return range(rank * batch // world, (rank + 1) * batch // world)
 
 
 def rank_rows(rank: int, world: int, rows: int) -> range:
-    """Returns the rows a rank evaluates: each row belongs to one rank, shares differ by at most one."""
+    """Returns the rows that a rank evaluates; each row belongs to one rank, and the shares differ by at most one."""
     return range(rank * rows // world, (rank + 1) * rows // world)
 
 
 def row_seed(seed: int, epoch: int, row: int, copy: int = 0) -> int:
-    """Returns the seed of one draw's augmentation, 0..2^32-1; ranks and workers do not enter it."""
+    """Returns the augmentation seed of one draw, 0..2^32-1; it does not depend on ranks or workers."""
     packed = struct.pack("<qqqq", seed, epoch, row, copy)
     return int.from_bytes(blake2b(packed, digest_size=4).digest(), "little")

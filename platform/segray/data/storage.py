@@ -1,4 +1,4 @@
-"""The data contract: what a dataset folder holds, its manifest and the columns of its parquet shards."""
+"""Storage access for datasets: filesystems, content hashes, display names and atomic writes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from segray.config import paths
 from segray.core.errors import DataError
 
 UNFINISHED = ".unfinished"
-"""The folder beside it of a conversion that is not finished."""
+"""Folder within the dataset root that marks an unfinished conversion and holds its state."""
 
 
 def content_hash(*pieces: Any) -> str:
-    """Returns a content hash of the pieces (bytes or buffers), each counted with its length so that borders matter."""
+    """Computes a content hash of bytes or buffers; the length of each is hashed too, so that boundaries matter."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little"))
@@ -26,15 +26,15 @@ def content_hash(*pieces: Any) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=16)  # a client of a remote store keeps its connections
+@lru_cache(maxsize=16)  # reuses the client of a remote store and its connections
 def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Returns the filesystem of a folder or URI (local, s3://, gs://) and the folder's path on it.
+    """Returns the filesystem of a folder or URI (local, s3://, gs://) and the path of the folder on it.
 
-    Credentials come from the environment; so does another endpoint of S3 (AWS_ENDPOINT_URL), unless the URI names
-    one: `s3://bucket/folder?endpoint_override=http://127.0.0.1:9000`.
+    Credentials come from the environment. An alternative S3 endpoint comes from AWS_ENDPOINT_URL, unless the URI
+    specifies one: `s3://bucket/folder?endpoint_override=http://127.0.0.1:9000`.
 
     Raises:
-        DataError: the URI's scheme is unknown.
+        DataError: the scheme of the URI is unknown.
     """
     try:
         if "://" in root:
@@ -46,18 +46,18 @@ def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def display_path(root: str, path: str) -> str:
-    """Returns where a file of a dataset lies, for people; a URI's options and credentials are left out."""
+    """Returns the location of a dataset file for messages, without the options and credentials of a URI."""
     return f"{strip_credentials(root)}/{path}"
 
 
 def strip_credentials(root: str) -> str:
-    """Returns a folder, or a URI without its options and credentials."""
+    """Returns a folder unchanged, or a URI without its options and credentials."""
     scheme, is_uri, rest = root.partition("://")
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}" if is_uri else root
 
 
 def credentials_hint(root: str) -> str:
-    """Returns what to look at where a store cannot be read: where its credentials come from."""
+    """Returns a hint for error messages that names the source of the store's credentials."""
     known = {
         "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role, "
         "another endpoint from AWS_ENDPOINT_URL; every node of the cluster needs them",
@@ -69,19 +69,19 @@ def credentials_hint(root: str) -> str:
 
 
 def _said(error: OSError) -> str:
-    """Returns what a store said, on one line."""
+    """Returns the error message of a store on one line."""
     return " ".join(str(error).split()).rstrip(".")
 
 
-MAX_NAME_BYTES = 240  # bytes
+MAX_NAME_BYTES = 240  # leaves room for the suffix within the usual limit of 255
 
 
 @contextmanager
 def translate_write_errors(out: str) -> Iterator[None]:
-    """Makes of what a store says while it is written an error that names it.
+    """Converts write errors of a store to a DataError that names the output.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the output cannot be written.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def translate_write_errors(out: str) -> Iterator[None]:
 
 
 def write_atomic(fs: FileSystem, path: str, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically: it either exists completely or not at all."""
     is_local = isinstance(fs, LocalFileSystem)
     partial = _partial(path) if is_local else path
     with fs.open_output_stream(partial) as file:
@@ -102,6 +102,6 @@ def write_atomic(fs: FileSystem, path: str, content: bytes) -> None:
 
 
 def _partial(path: str) -> str:
-    """Returns what a file is called until it is whole; a name may be as long as a file system takes."""
+    """Returns the temporary name of a file that is being written; a long name is hashed to stay within the limit."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/{content_hash(name.encode()) if len(name.encode()) > MAX_NAME_BYTES else name}.partial"

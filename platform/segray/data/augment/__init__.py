@@ -1,1 +1,1 @@
-"""Training crops. Order of imports: augmenter, albumentations_pipeline and recipe, mixing, crop and colour."""
+"""Training crops. Import order: augmenter, albumentations_pipeline and recipe, mixing, crop and colour."""

@@ -1,4 +1,4 @@
-"""Any albumentations pipeline, by names and arguments from the settings, in place of the published recipe."""
+"""Training crops from a configurable albumentations pipeline, as a replacement for the published recipe."""
 
 import difflib
 import inspect
@@ -41,10 +41,9 @@ COMPOSITIONS = ("OneOf", "OneOrOther", "RandomOrder", "SelectiveChannelTransform
 
 
 class AlbumentationsPipeline:
-    """Makes a training crop of a row with the pipeline of `data.augment`; see `Recipe` for the call.
+    """Makes a training crop of a row with the pipeline of `data.augment`; the call matches `SegFormerRecipe`.
 
-    Images have the short side of the settings, if there is one, before the first transform. Safe to call from
-    many threads.
+    If `data.short_side` is set, images are resized to it before the first transform. Instances are thread-safe.
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
@@ -55,7 +54,7 @@ class AlbumentationsPipeline:
         """Returns the crop of the row.
 
         Raises:
-            DataError: the bytes are no image or no mask, a transform fails, or no crop of the right size comes out.
+            DataError: the bytes are not an image or a mask, a transform fails, or the result has the wrong size.
         """
         pixels, ids = decode_image(image), decode_mask(mask)
         require_same_size(pixels, ids)
@@ -65,13 +64,13 @@ class AlbumentationsPipeline:
         """Returns the crop of decoded pixels (H, W, 3) and ids (H, W).
 
         Raises:
-            DataError: as above.
+            DataError: a transform fails, or the result has the wrong size.
         """
         compose = self._compose()
         compose.set_random_seed(seed)
         try:
             made = compose(image=self._sized(image, resize_image), mask=self._sized(mask, resize_mask))
-        except Exception as error:  # a transform of the user's choice may raise anything
+        except Exception as error:  # user-selected transforms may raise arbitrary exceptions
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise DataError(f"data.augment cannot work on an image of {size}: {_first_line(error)}.") from error
         self._check(made["image"], made["mask"], mask)
@@ -84,7 +83,7 @@ class AlbumentationsPipeline:
         )
 
     def _compose(self) -> A.Compose:
-        # A Compose holds the random state of the row at hand, so threads must not share one.
+        # A Compose holds the random state of the current row, so each thread needs its own.
         if not hasattr(self._of_thread, "compose"):
             self._of_thread.compose = build_compose(self._config, self._ignore_id)
         return self._of_thread.compose
@@ -105,10 +104,12 @@ class AlbumentationsPipeline:
 
 
 def validate_pipeline(config: DataConfig) -> None:
-    """Builds the pipeline, and tries it on an image of twice the crop, which may be too small for it.
+    """Builds the pipeline and applies it to a blank image of twice the crop size.
+
+    A result of the wrong size is accepted here, because this image may be too small for the pipeline.
 
     Raises:
-        ConfigError: a transform or argument does not exist, or what comes out is no crop.
+        ConfigError: a transform or argument does not exist, or a transform fails.
     """
     try:
         _try(config, 2 * config.crop, 2 * config.crop, 255, QUICK_TRIALS)
@@ -118,10 +119,10 @@ def validate_pipeline(config: DataConfig) -> None:
 
 
 def validate_for_size(config: DataConfig, height: int, width: int, ignore_id: int) -> None:
-    """Tries the pipeline on an image of a given size.
+    """Applies the pipeline to a blank image of the given size.
 
     Raises:
-        ConfigError: no crop comes out.
+        ConfigError: the result is not a valid crop.
     """
     try:
         _try(config, height, width, ignore_id, TRIALS)
@@ -139,12 +140,12 @@ def _try(config: DataConfig, height: int, width: int, ignore_id: int, trials: in
 
 
 def build_compose(config: DataConfig, ignore_id: int) -> A.Compose:
-    """Returns the albumentations pipeline of `data.augment`.
+    """Builds the albumentations pipeline of `data.augment`.
 
-    Borders that a transform fills become the pad colour in the image and the ignore id in the mask.
+    Borders that a transform fills get the pad colour in the image and the ignore id in the mask.
 
     Raises:
-        ConfigError: a transform or argument does not exist, or has a value it cannot have.
+        ConfigError: a transform or argument does not exist, or an argument has an invalid value.
     """
     return A.Compose(_all(config.augment or (), config, ignore_id))
 
@@ -182,7 +183,7 @@ def _one(name: str, arguments: dict[str, Any], config: DataConfig, ignore_id: in
 
 
 def _known() -> dict[str, type]:
-    """Returns albumentations' transforms for images, by name."""
+    """Returns the image transforms of albumentations by name."""
     kinds = (A.ImageOnlyTransform, A.DualTransform)
     found = {name: kind for name, kind in vars(A).items() if inspect.isclass(kind) and issubclass(kind, kinds)}
     usable = {name: kind for name, kind in found.items() if kind not in kinds and not name.endswith("3D")}
@@ -190,7 +191,7 @@ def _known() -> dict[str, type]:
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any], kind: type) -> None:
-    """Refuses arguments that albumentations would only warn of, and masks that would be interpolated."""
+    """Rejects arguments that albumentations would ignore with a warning, and interpolation of masks."""
     known = [key for key in inspect.signature(kind).parameters if key != "rule"]
     for key in arguments:
         if key not in known:
@@ -203,11 +204,11 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], kind: type) -> Non
 
 
 def _filling(kind: type, ignore_id: int) -> dict[str, Any]:
-    """Returns what fills the borders, for a transform that would otherwise fill masks with class 0."""
+    """Returns the fill arguments for a transform that would otherwise fill mask borders with class 0."""
     defaults = {key: value.default for key, value in inspect.signature(kind).parameters.items()}
     if defaults.get("fill_mask") not in {0}:
         return {}
-    # MaskDropout takes one number for all channels.
+    # MaskDropout accepts only one number for all channels.
     takes_colour = "fill" in defaults and kind is not A.MaskDropout
     return {"fill_mask": ignore_id} | ({"fill": PAD_COLOUR} if takes_colour else {})
 
@@ -215,15 +216,15 @@ def _filling(kind: type, ignore_id: int) -> dict[str, Any]:
 def _constructed(name: str, kind: type, arguments: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a transform is slow, or has a successor
-            warnings.filterwarnings("error", r"Argument\(s\)")  # how albumentations says that it ignores some
+            warnings.simplefilter("ignore", UserWarning)  # performance and deprecation warnings
+            warnings.filterwarnings("error", r"Argument\(s\)")  # albumentations warns about ignored arguments
             return kind(**arguments)
     except (ValueError, TypeError, UserWarning) as error:
         raise ConfigError(f"data.augment: {name} cannot be made: {_first_line(error)}.") from error
 
 
 def _first_line(error: Exception) -> str:
-    """Returns what an error says; pydantic's are lines of a count, a field, its fault and a link."""
+    """Returns the main line of an error message; for a multi-line pydantic message, the field and the fault."""
     lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
     said = f"{lines[1]}: {lines[2].split(' [type=')[0]}" if "validation error" in lines[0] else lines[0]
     return said.rstrip(".")
@@ -239,15 +240,15 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 class ScaledCrop(A.DualTransform):  # type: ignore[misc]
-    """The recipe's random scale and crop, as the settings of `data` say, to stand among other transforms."""
+    """Random scale and crop of the recipe, as an albumentations transform configured by the `data` settings."""
 
     def __init__(self, rule: CropRule, p: float = 1.0) -> None:
         super().__init__(p=p)
-        # The pipeline has set the short side already.
+        # The pipeline resizes to the short side before the first transform.
         self.rule = CropRule(**{**vars(rule), "short_side": None})
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Returns the window."""
+        """Samples the crop window."""
         return {"window": sample_window(self.rule, data["mask"], self.py_random)}
 
     def apply(self, img: Pixels, window: Window, **_: Any) -> Pixels:
@@ -262,13 +263,13 @@ class ScaledCrop(A.DualTransform):  # type: ignore[misc]
 
 
 class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
-    """The recipe's photometric distortion, to stand among other transforms."""
+    """Photometric distortion of the recipe, as an albumentations transform."""
 
     def __init__(self, rule: CropRule, p: float = 1.0) -> None:
         super().__init__(p=p)
 
     def get_params(self) -> dict[str, Any]:
-        """Returns the distortion."""
+        """Samples the distortion."""
         return {"distortion": sample_distortion(self.py_random)}
 
     def apply(self, img: Pixels, distortion: Distortion, **_: Any) -> Pixels:
@@ -277,7 +278,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class ResizeToMultiple(A.DualTransform):  # type: ignore[misc]
-    """Rounds both sides up to a multiple of `multiple`, and resizes to that."""
+    """Resizes images and masks so that both sides are rounded up to a multiple of `multiple`."""
 
     def __init__(self, rule: CropRule, multiple: int = 32, p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -290,11 +291,11 @@ class ResizeToMultiple(A.DualTransform):  # type: ignore[misc]
         return height, width
 
     def apply(self, img: Pixels, **_: Any) -> Pixels:
-        """Returns the image at its new size."""
+        """Returns the resized image."""
         return resize_image(img, *self._size(img))
 
     def apply_to_mask(self, mask: Mask, **_: Any) -> Mask:
-        """Returns the mask at its new size."""
+        """Returns the resized mask."""
         return resize_mask(mask, *self._size(mask))
 
 

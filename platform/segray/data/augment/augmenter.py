@@ -1,6 +1,7 @@
-"""Training crops: what happens to a row's bytes before a model sees them.
+"""Training crops from the encoded bytes of rows.
 
-`recipe` is the published one and the default, `transforms` any other pipeline by name, `mixing` joins several rows.
+`recipe` implements the published recipe, which is the default. `albumentations_pipeline` applies any other pipeline by
+name. `mixing` combines several rows.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from segray.data.augment.recipe import SegFormerRecipe
 
 Encoded = tuple[bytes, bytes]
 
-_SEEDS = 2**32  # seeds of rows lie below, so what is drawn for the mixing is independent of the crops
+_SEEDS = 2**32  # row seeds are below this value, so the random numbers for mixing are independent of the crops
 
 
 class BadRowError(DataError):
-    """A row that no crop can be made of; `index` tells which of those a draw is made of."""
+    """A row that cannot be made into a crop; `index` is its position among the rows of the draw."""
 
     def __init__(self, message: str, index: int = 0) -> None:
         super().__init__(message)
@@ -30,13 +31,13 @@ class BadRowError(DataError):
 
 
 class Augmenter:
-    """Makes the training crop of one draw, from the encoded rows it is made of and its seed.
+    """Makes the training crop of one draw from its encoded rows and its seed.
 
-    The seed alone decides every draw, so a crop does not depend on the rank, thread or node that makes it.
+    All random choices depend only on the seed, so a crop does not depend on the rank, thread or node that makes it.
 
     Attributes:
-        ignore_id: mask value of what is padded.
-        crop_px: of the crop, in px.
+        ignore_id: mask value of padded pixels.
+        crop_px: side of the crop in px.
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
@@ -48,18 +49,18 @@ class Augmenter:
         return Augmenter, (self._config, self.ignore_id)
 
     def num_mix_partners(self, seed: int) -> int:
-        """Returns how many other rows this draw is mixed with: 3 for a mosaic, 1 for a cut-mix, mostly 0."""
+        """Returns the number of other rows to mix with this draw: 3 for mosaic, 1 for CutMix, otherwise 0."""
         return self._mixture(seed)[1]
 
     def __call__(self, rows: Sequence[Encoded], seed: int) -> Crop:
-        """Returns (crop, crop, 3) uint8 RGB and (crop, crop) ids.
+        """Returns the image, (crop, crop, 3) uint8 RGB, and the ids, (crop, crop).
 
         Args:
-            rows: encoded image and mask of the row, then of its companions.
-            seed: of the draw, 0..2^32-1.
+            rows: encoded image and mask of the row, followed by those of its mix partners.
+            seed: seed of the draw, 0..2^32-1.
 
         Raises:
-            BadRowError: the bytes are no image or no mask, or the settings' transforms cannot work on them.
+            BadRowError: the bytes are not an image or a mask, or the configured transforms fail on them.
         """
         random, companions = self._mixture(seed)
         seeds = [seed, *(random.randrange(_SEEDS) for _ in range(companions))]
@@ -82,17 +83,17 @@ class Augmenter:
         return random, int(random.random() < self._config.cut_mix)
 
     def ignored_crop(self) -> Crop:
-        """Returns a crop that teaches nothing: the pad colour, and the ignore id everywhere."""
+        """Returns a crop that does not contribute to the loss: the pad colour with the ignore id at every pixel."""
         dtype = np.uint8 if self.ignore_id <= 255 else np.uint16
         ids = np.full((self.crop_px, self.crop_px), self.ignore_id, dtype)
         return np.full((self.crop_px, self.crop_px, 3), PAD_COLOUR, np.uint8), ids
 
 
 def validate_augment(config: DataConfig) -> None:
-    """Builds the transforms of `data.augment`, if it is set, and applies them to a blank image.
+    """Builds the transforms of `data.augment`, if set, and applies them to a blank image of twice the crop size.
 
     Raises:
-        ConfigError: a transform or argument does not exist, or the result has another size than `data.crop`.
+        ConfigError: a transform or argument does not exist, or a transform fails.
     """
     if config.augment is not None:
         from segray.data.augment import albumentations_pipeline  # noqa: PLC0415
@@ -101,10 +102,10 @@ def validate_augment(config: DataConfig) -> None:
 
 
 def validate_transforms(config: DataConfig, height: int, width: int, ignore_id: int) -> None:
-    """Tries the settings' transforms, if there are any, on an image of this size.
+    """Applies the transforms of `data.augment`, if set, to a blank image of the given size.
 
     Raises:
-        ConfigError: no crop comes out.
+        ConfigError: the result is not a valid crop.
     """
     if config.augment is not None:
         from segray.data.augment import albumentations_pipeline  # noqa: PLC0415
@@ -115,7 +116,7 @@ def validate_transforms(config: DataConfig, height: int, width: int, ignore_id: 
 def _of_one_row(config: DataConfig, ignore_id: int) -> Any:
     if config.augment is None:
         return SegFormerRecipe(config, ignore_id)
-    # Only who names transforms waits for albumentations to be imported.
+    # albumentations is imported only if `data.augment` is set, because the import is slow.
     from segray.data.augment.albumentations_pipeline import AlbumentationsPipeline  # noqa: PLC0415
 
     return AlbumentationsPipeline(config, ignore_id)

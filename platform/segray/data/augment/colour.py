@@ -1,6 +1,6 @@
-"""Photometric distortion as published: brightness, contrast, saturation and hue, each with probability one half.
+"""Photometric distortion of the published recipe: brightness, contrast, saturation and hue.
 
-Everything stays uint8, and every step is one pass over the crop.
+Each step is applied with probability 0.5. Pixels stay uint8, and every step is one pass over the crop.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ HUE_DEGREES = 36
 
 @dataclass(frozen=True)
 class Distortion:
-    """What happens to the colours of one crop.
+    """Parameters of the photometric distortion of one crop.
 
     Attributes:
-        brightness: added to every channel, -32..32.
-        contrast: what every channel is multiplied with.
-        contrast_first: whether contrast comes before saturation and hue, or after.
-        saturation: what the saturation is multiplied with.
-        hue: turn of the hue, in 256ths of the circle.
+        brightness: offset of every channel, -32..32.
+        contrast: factor of every channel.
+        contrast_first: `True` to apply contrast before saturation and hue, `False` to apply it after them.
+        saturation: factor of the saturation.
+        hue: rotation of the hue in 1/256 of the colour circle.
     """
 
     brightness: int
@@ -36,7 +36,10 @@ class Distortion:
 
 
 def sample_distortion(random: Random) -> Distortion:
-    """Returns a distortion in the published ranges; contrast comes before or after the colours by a coin."""
+    """Samples a distortion from the published ranges.
+
+    Contrast is applied before or after saturation and hue with equal probability.
+    """
     return Distortion(
         brightness=random.randint(-BRIGHTNESS, BRIGHTNESS) if random.random() < 0.5 else 0,
         contrast=random.uniform(*CONTRAST) if random.random() < 0.5 else 1.0,
@@ -47,7 +50,7 @@ def sample_distortion(random: Random) -> Distortion:
 
 
 def apply_distortion(image: Pixels, distortion: Distortion) -> Pixels:
-    """Returns the image (H, W, 3) uint8 RGB with its colours distorted; values outside 0..255 are clipped."""
+    """Applies the distortion to an (H, W, 3) uint8 RGB image; values are clipped to 0..255."""
     image = _brightened(image, distortion.brightness)
     if distortion.contrast_first:
         image = _contrasted(image, distortion.contrast)
@@ -58,7 +61,7 @@ def apply_distortion(image: Pixels, distortion: Distortion) -> Pixels:
 def _brightened(image: Pixels, brightness: int) -> Pixels:
     if brightness == 0:
         return image
-    # Of positive whole numbers only: OpenCV leaves uint8 for others.
+    # The operand is a positive integer, because OpenCV does not stay in uint8 for other values.
     step = cv2.add if brightness > 0 else cv2.subtract
     return np.asarray(step(image, (abs(brightness),) * 3 + (0,)), np.uint8)
 
@@ -70,10 +73,10 @@ def _contrasted(image: Pixels, contrast: float) -> Pixels:
 def _coloured(image: Pixels, saturation: float, hue: int) -> Pixels:
     if saturation == 1.0 and hue == 0:
         return image
-    # _FULL: a circle of 256 hues, so that a turn is an addition that wraps as uint8 does.
+    # _FULL uses 256 hues, so that a rotation is a uint8 addition with wrap-around.
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     if hue:
-        lines = hsv.reshape(len(hsv), -1)  # (H, 3W): one addition of rows is much faster than one per channel
+        lines = hsv.reshape(len(hsv), -1)  # (H, 3W): one addition over rows is much faster than one per channel
         lines += np.tile(np.array([hue % 256, 0, 0], np.uint8), image.shape[1])
     if saturation != 1.0:
         hsv = cv2.transform(hsv, np.diag([1.0, saturation, 1.0]))

@@ -1,6 +1,6 @@
-"""Random scale and random crop in one: which window of the source becomes the crop.
+"""Random scale and random crop, combined into one window of the source image.
 
-Only the pixels of the crop are ever resized, and a JPEG that shrinks to half or less is not even decoded in full.
+Only the pixels of the window are resized. A JPEG that is scaled to half its size or less is decoded at reduced size.
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,28 @@ from segray.data.images import Mask, Pixels, decode_image, is_jpeg
 from segray.data.resize import resize_image, resize_mask
 
 PAD_COLOUR = (124, 116, 104)
-"""Mean RGB colour of ImageNet: what the published recipe pads with, since it pads after normalising."""
+"""Mean RGB colour of ImageNet. The published recipe pads with 0 after normalization, which equals this colour."""
 
 CROP_TRIES = 10
-GRID = 128  # the shares of a window's classes are counted on a grid of about so many points a side
-SEEN = 512  # pixels of a class are looked for among so many a side
+GRID = 128  # class shares of a window are counted on a grid of about this many points per side
+SEEN = 512  # pixels of a class are searched on a grid of about this many points per side
 REDUCTIONS = (8, 4, 2)
 
 
 @dataclass(frozen=True)
 class CropRule:
-    """How windows are drawn.
+    """Parameters for sampling crop windows.
 
     Attributes:
         crop: side of the crop in px.
-        scale: smallest and largest random scale.
-        short_side: images have this short side (px) before they are scaled; none keeps their own size.
-        cat_max_ratio: a window with more than this share of one class is drawn again, ten windows at most.
-        class_crops: share of the windows that are placed around a pixel of a class drawn from those in the image.
-        ignore_id: mask value that is not counted, and fills what is padded.
+        scale: minimum and maximum of the random scale.
+        short_side: length of the short side in px to which images are resized before scaling; `None` keeps the image
+            size.
+        cat_max_ratio: maximum share of one class in a window. A window that exceeds it is resampled, up to ten windows
+            in total.
+        class_crops: share of the windows that are placed around a pixel of a class sampled from the classes in the
+            image.
+        ignore_id: mask value that is not counted and that fills the padding.
     """
 
     crop: int
@@ -47,12 +50,14 @@ class CropRule:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of the source and its size in the crop, all in px.
+    """A window of the source image and its size in the crop, all in px.
 
     Attributes:
-        top, left, height, width: of the source.
-        to_height, to_width: at most the crop's side; what is missing is padded at the bottom and on the right.
-        reduction: 1, 2, 4 or 8: the window shrinks at least so much, and its borders are multiples of it.
+        top, left, height, width: position and size in the source image.
+        to_height, to_width: size in the crop, at most the side of the crop. The rest is padded at the bottom and on the
+            right.
+        reduction: decoding reduction, 1, 2, 4 or 8. The window shrinks by at least this factor, and its borders are
+            multiples of it.
     """
 
     top: int
@@ -65,7 +70,7 @@ class Window:
 
 
 def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
-    """Returns the window of an image, given its mask (H, W)."""
+    """Samples the window of an image from its mask (H, W)."""
     height, width = mask.shape
     scale = random.uniform(*rule.scale)
     if rule.short_side is not None:
@@ -74,7 +79,7 @@ def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
     step = next((step for step in REDUCTIONS if side >= step * rule.crop and min(height, width) >= step), 1)
     side -= side % step
     cut = [min(side, length - length % step) for length in (height, width)]
-    # The side that fits is resized to the whole crop; a side that does not keeps the drawn scale.
+    # A side that fills the crop is resized to the crop size; a shorter side keeps the sampled scale.
     size = [rule.crop if length == side else max(1, round(length * rule.crop / side)) for length in cut]
     top, left = _place(rule, mask, (cut[0], cut[1]), step, random)
     return Window(top, left, cut[0], cut[1], size[0], size[1], step)
@@ -94,16 +99,16 @@ def _place(rule: CropRule, mask: Mask, cut: tuple[int, int], step: int, random: 
 
 
 def _start(length: int, part: int, step: int, pixel: int | None, random: Random) -> int:
-    """Returns where a part of a side begins, a multiple of `step`; the part holds the pixel if there is one."""
+    """Samples the start of a window along one side, in multiples of `step`; the window contains `pixel` if given."""
     first, last = 0, (length - part) // step
     if pixel is not None:
         first, last = max(0, -(-(pixel - part + 1) // step)), min(last, pixel // step)
-    # A pixel beyond the last whole step is in no part.
+    # No window contains a pixel after the last whole step.
     return random.randint(min(first, last), last) * step
 
 
 def _seen(mask: Mask) -> tuple[Mask, int]:
-    """Returns every n-th pixel of a mask and n: of a large image, objects smaller than that may be missed."""
+    """Returns every n-th pixel of a mask, and n; in large images, objects smaller than n px may be missed."""
     step = max(1, min(mask.shape) // SEEN)
     seen: Any = np.ascontiguousarray(mask[::step, ::step])
     return seen, step
@@ -116,7 +121,7 @@ def _classes(mask: Mask, ignore_id: int) -> list[int]:
 
 
 def _pixel_of_a_class(mask: Mask, classes: list[int], random: Random) -> tuple[int, int]:
-    """Returns (y, x) of a random pixel of a random one of the classes."""
+    """Returns (y, x) of a random pixel of a randomly chosen class."""
     seen, step = _seen(mask)
     pixels = np.flatnonzero(seen.reshape(-1) == classes[random.randrange(len(classes))])
     y, x = divmod(int(pixels[random.randrange(len(pixels))]), seen.shape[1])
@@ -130,10 +135,10 @@ def _is_varied(window: Mask, rule: CropRule) -> bool:
 
 
 def crop_encoded(rule: CropRule, window: Window, encoded: bytes, mask: Mask) -> Pixels:
-    """Returns the crop (crop, crop, 3) of an encoded image, decoded no larger than it needs.
+    """Returns the crop (crop, crop, 3) of an encoded image; a JPEG is decoded at the reduced size of the window.
 
     Raises:
-        DataError: the bytes are no image, or one of another size than its mask.
+        DataError: the bytes are not an image, or the size of the image differs from its mask.
     """
     reduction = window.reduction if is_jpeg(encoded) else 1
     image = decode_image(encoded, reduction)
@@ -142,7 +147,7 @@ def crop_encoded(rule: CropRule, window: Window, encoded: bytes, mask: Mask) -> 
 
 
 def require_same_size(image: Pixels, mask: Mask, reduction: int = 1) -> None:
-    """Refuses an image (decoded at 1/`reduction` of its size) that is not as large as its mask.
+    """Checks that an image, decoded at 1/`reduction` of its size, has the size of its mask.
 
     Raises:
         DataError: the sizes differ.

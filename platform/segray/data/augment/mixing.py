@@ -1,4 +1,4 @@
-"""Crops made of several rows: mosaic and cut-mix, for images and masks alike."""
+"""Crops from several rows: mosaic and CutMix, applied to images and masks alike."""
 
 from collections.abc import Sequence
 from random import Random
@@ -11,9 +11,9 @@ MOSAIC_ROWS = 4
 
 
 def mosaic(crops: Sequence[Crop], random: Random) -> Crop:
-    """Returns a crop of which each quarter comes from one of four crops, around a centre drawn from its middle half.
+    """Combines four crops into one, with one quarter from each around a random centre.
 
-    See: Bochkovskiy et al., YOLOv4 (2020), section 3.3.
+    The centre is sampled from the middle half of the crop. See: Bochkovskiy et al., YOLOv4 (2020), section 3.3.
     """
     image, mask = crops[0][0].copy(), crops[0][1].copy()
     side = len(mask)
@@ -26,9 +26,10 @@ def mosaic(crops: Sequence[Crop], random: Random) -> Crop:
 
 
 def cut_mix(crop: Crop, other: Crop, random: Random) -> Crop:
-    """Returns a crop with a box of another in its place; the box's share of the area is uniform over 0..1.
+    """Replaces a random box of a crop with the same box of another crop.
 
-    See: Yun et al., CutMix (2019), section 3.1; masks are cut with their images, so labels need no mixing.
+    The share of the box in the area is uniform over 0..1. See: Yun et al., CutMix (2019), section 3.1. Masks are cut
+    together with their images, so labels need no mixing.
     """
     image, mask = crop[0].copy(), crop[1].copy()
     side = len(mask)

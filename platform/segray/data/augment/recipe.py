@@ -1,4 +1,4 @@
-"""SegFormer's published recipe: random scale, varied random crop, horizontal flip, photometric distortion."""
+"""SegFormer's published recipe: random scale, varied random crop, horizontal flip and photometric distortion."""
 
 from random import Random
 
@@ -12,10 +12,11 @@ from segray.data.images import Mask, Pixels, decode_mask
 
 
 class SegFormerRecipe:
-    """Makes a training crop of a row: encoded image, encoded mask and seed to (crop, crop, 3) and (crop, crop).
+    """Makes a training crop, (crop, crop, 3) and (crop, crop), from an encoded image, an encoded mask and a seed.
 
-    The seed alone decides every draw, so a row's crop does not depend on the rank, thread or node that makes it.
-    The mask is decoded first: it decides the window, and the window decides how much of the image is decoded.
+    All random choices depend only on the seed, so the crop of a row does not depend on the rank, thread or node that
+    makes it. The mask is decoded first, because it determines the window, and the window determines the size at which
+    the image is decoded.
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
@@ -23,10 +24,10 @@ class SegFormerRecipe:
         self._rule = crop_rule_from_config(config, ignore_id)
 
     def __call__(self, image: bytes, mask: bytes, seed: int) -> tuple[Pixels, Mask]:
-        """Returns the crop of the row, image uint8 RGB.
+        """Returns the crop of the row; the image is uint8 RGB.
 
         Raises:
-            DataError: the bytes are no image or no mask, or the two differ in size.
+            DataError: the bytes are not an image or a mask, or the two differ in size.
         """
         random = Random(seed)
         ids = decode_mask(mask)
@@ -40,7 +41,7 @@ class SegFormerRecipe:
 
 
 def crop_rule_from_config(config: DataConfig, ignore_id: int) -> CropRule:
-    """Returns the rule of the settings."""
+    """Builds the crop rule from the settings."""
     return CropRule(
         crop=config.crop,
         scale=(config.scale_min, config.scale_max),

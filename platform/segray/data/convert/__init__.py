@@ -1,1 +1,1 @@
-"""Conversion of a source to parquet shards. Order of imports: convert, resume, shards, splits and labels, metadata."""
+"""Conversion of a source to parquet shards. Import order: convert, resume, shards, splits and labels, metadata."""

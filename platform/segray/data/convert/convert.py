@@ -1,4 +1,4 @@
-"""From a source to a dataset: each task of the cluster writes one shard, the driver adds the manifest."""
+"""Conversion of a source to a dataset: Ray tasks write the shards, the driver writes the manifest."""
 
 import re
 from collections import Counter
@@ -38,26 +38,29 @@ def convert_dataset(
 ) -> Manifest:
     """Writes a dataset on the connected Ray cluster and returns its manifest.
 
-    The same samples give the same digests whatever the size of the cluster. It is written in `out` itself, its manifest
-    last; a conversion that was cut off goes on where it stopped when it is called again.
+    The digests depend only on the samples, not on the size of the cluster. The shards are written directly into `out`,
+    and the manifest is written last. A repeated call resumes an interrupted conversion.
 
     Args:
-        found: what to convert; splits stand in the manifest in the order of their first sample. Without classes every
-            id up to the largest in the masks is one.
-        out: folder to make, which every node sees under this path, or URI; what there is may be unfinished.
-        ignore_ids: ids of the source masks that become the ignore id; 255 and 65535 do anyway.
-        renaming: classes to merge, drop or rename.
-        on_bad: what samples that cannot be used become: an error that lists all of them, or a list beside the manifest.
-        bounds: of shards, row groups and images.
-        source: where the data came from, for people; it is copied into the manifest.
-        on_progress: called with what is being done, the samples done and the samples in all.
+        found: samples and classes to convert. The manifest lists the splits in the order of their first sample. If the
+            classes are `None`, every id up to the largest id in the masks is a class.
+        out: folder to create, which every node must see under this path, or a URI. It may contain an unfinished
+            conversion.
+        ignore_ids: ids of the source masks that become the ignore id, in addition to 255 and 65535.
+        renaming: mapping that merges, drops or renames classes.
+        on_bad: handling of samples that cannot be used: `fail` raises an error that lists all of them, `skip` writes
+            them to a list next to the manifest.
+        bounds: size limits of shards, row groups and images.
+        source: origin of the data, which is copied into the manifest for information.
+        on_progress: callback that receives the name of the current stage, the number of samples done and the total
+            number of samples.
 
     Raises:
-        DataError: samples cannot be used (all are listed), ids and classes disagree, or `out` is not free.
+        DataError: samples cannot be used (all are listed), ids and classes disagree, or `out` is in use or not empty.
     """
     _check_ids(found)
     bounds = bounds or ShardLimits()
-    out = out if "://" in out else str(Path(out).absolute())  # tasks run in other working directories
+    out = out if "://" in out else str(Path(out).absolute())  # Ray tasks run in other working directories
     resume.require_empty_output(out)
     known = found.classes or _counted_classes(found.samples, frozenset(ignore_ids), bounds, on_progress)
     labels = build_label_map(known, found.lookup, ignore_ids)
@@ -79,7 +82,7 @@ def convert_dataset(
 
 
 def _check_ids(found: SourceListing) -> None:
-    """Refuses samples whose names would not be one row each, in the folder of their split, and none at all."""
+    """Checks that the samples exist and that each id is unique and valid within its split."""
     samples = found.samples
     if not samples:
         raise DataError(f"the source holds no image with a mask.{format_list(found.problems)}")
@@ -104,7 +107,7 @@ def _splits(samples: Sequence[SourceSample]) -> list[str]:
 def _counted_classes(
     samples: Sequence[SourceSample], ignored: frozenset[int], bounds: ShardLimits, on_progress: OnProgress
 ) -> Classes:
-    """Returns classes named by their ids, as many as the largest id in the masks asks for."""
+    """Scans the masks and returns classes that are named by their ids, up to the largest id found."""
     parts = [tuple(samples[start : start + _SCAN_ROWS]) for start in range(0, len(samples), _SCAN_ROWS)]
     found: set[int] = set()
     done = 0
@@ -134,7 +137,7 @@ def _jobs(samples: Sequence[SourceSample], out: str, labels: LabelMap, bounds: S
 
 
 def _written(jobs: list[ShardJob], rows: int, on_progress: OnProgress) -> list[ShardResult]:
-    """Returns what came of each job, in the order of the jobs, while reporting them as they end."""
+    """Runs the jobs, reports their progress, and returns their results in the order of the jobs."""
     outcomes = {index: outcome for index, job in enumerate(jobs) if (outcome := resume.load_result(job))}
     todo = [index for index in range(len(jobs)) if index not in outcomes]
     rows_done = sum(one.rows for one in outcomes.values())
@@ -154,7 +157,7 @@ def _write(job: ShardJob) -> ShardResult:
 
 
 def _refuse(out: str, problems: Sequence[str], said: str, hint: str = "") -> None:
-    """Refuses a conversion with what does not fit; the message bears the beginning, a file all of it."""
+    """Raises a DataError with the first problems; a file lists all of them."""
     if problems:
         more = f"\nAll of them: {resume.write_problems(out, problems)}" if len(problems) > MAX_LISTED else ""
         raise DataError(
@@ -174,7 +177,7 @@ def _hint(outcomes: list[ShardResult], classes: Classes, labels: LabelMap) -> st
 
 
 def _check_classes(outcomes: list[ShardResult], classes: Classes, may_be_absent: bool) -> None:
-    """Refuses a conversion whose masks and classes disagree."""
+    """Checks that the masks and the classes agree."""
     num_classes = classes.num_classes
     highest = max(outcome.highest_id for outcome in outcomes)
     if highest < num_classes - 1 and not may_be_absent:

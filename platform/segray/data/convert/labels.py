@@ -1,4 +1,4 @@
-"""What the values of source masks mean for a dataset: the class of each id, merged, dropped and renamed as asked."""
+"""Mapping from the ids of source masks to dataset classes, including merged, dropped and renamed classes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ WILDCARD = "*"
 
 Lookup = Mapping[int, int | None]
 Renaming = Mapping[str, str | None]
-"""Source class to the dataset's class, or to none: dropped. `*` stands for all that are not named."""
+"""Mapping from a source class to a dataset class, or to `None` to drop it. `*` matches all other classes."""
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What the values of source masks become.
+    """Mapping from the ids of source masks to dataset classes.
 
     Attributes:
-        num_classes: K, of the dataset.
-        lookup: from a source id to the class, 0..K-1, or to none: not counted. Other ids are errors.
+        num_classes: number of classes K of the dataset.
+        lookup: class 0..K-1 of each source id, or `None` for an ignored id. Other ids are errors.
     """
 
     num_classes: int
@@ -32,27 +32,27 @@ class LabelMap:
 
     @property
     def ignore_id(self) -> int:
-        """The dataset's mask value that is not counted."""
+        """Mask value of ignored pixels in the dataset."""
         return ignore_id(self.num_classes)
 
     @property
     def expected_ids(self) -> str:
-        """The source ids that may occur, for people: `0..10 or 255`; 65535, which always may, is left out."""
+        """Allowed source ids as text, for example `0..10 or 255`; 65535 is always allowed and not listed."""
         ids = sorted(index for index in self.lookup if index != IGNORE_ID_16BIT or len(self.lookup) == 1)
         runs = [[index for _, index in run] for _, run in groupby(enumerate(ids), lambda pair: pair[1] - pair[0])]
         return " or ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def build_label_map(classes: Classes, lookup: Lookup | None, ignored: Iterable[int] = ()) -> LabelMap:
-    """Returns what the ids of a source with these classes mean.
+    """Builds the label map of a source with the given classes.
 
     Args:
-        classes: of the source.
-        lookup: the source's own; none takes an id for its class's.
-        ignored: further ids that are not counted; the ignore id of so many classes never is, nor 65535.
+        classes: classes of the source.
+        lookup: class of each id in the source masks, or `None` to use each class index as its id.
+        ignored: additional ids to ignore. The ignore id for this number of classes and 65535 are always ignored.
 
     Raises:
-        DataError: an ignored id is negative, or that of a class.
+        DataError: an ignored id is negative or is the id of a class.
     """
     num_classes = classes.num_classes
     known = lookup if lookup is not None else {index: index for index in range(num_classes)}
@@ -71,10 +71,10 @@ def build_label_map(classes: Classes, lookup: Lookup | None, ignored: Iterable[i
 
 
 def read_class_map(file: Path) -> Renaming:
-    """Returns what a --map file says: YAML or JSON, `source class: class` or `source class: null`.
+    """Reads a --map file: YAML or JSON with entries `source class: class` or `source class: null`.
 
     Raises:
-        DataError: it cannot be read, or is no such mapping.
+        DataError: the file cannot be read or is not such a mapping.
     """
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
@@ -86,13 +86,13 @@ def read_class_map(file: Path) -> Renaming:
 
 
 def apply_class_map(classes: Classes, labels: LabelMap, renaming: Renaming) -> tuple[Classes, LabelMap]:
-    """Returns the classes and labels with source classes merged, dropped or renamed.
+    """Returns the classes and the label map after merging, dropping and renaming source classes.
 
-    Classes that are not named stay, unless `*` says otherwise. The classes are in the order of the first source class
-    of each, and have its colour.
+    Classes that are not named are kept, unless `*` is given. The new classes are ordered by their first source class
+    and take its colour.
 
     Raises:
-        DataError: a name is no class of the source, or fewer than two classes are left.
+        DataError: a name is not a class of the source, or fewer than two classes remain.
     """
     for name in renaming:
         if name not in (*classes.names, WILDCARD):

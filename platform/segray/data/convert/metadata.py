@@ -1,4 +1,4 @@
-"""Facts of images beside their pixels, such as camera or city: columns of a dataset, by which scores are sliced."""
+"""Additional dataset columns with metadata of the images, such as camera or city, for evaluation by subset."""
 
 import csv
 from collections import Counter
@@ -16,20 +16,20 @@ KEY = "id"
 
 
 def column_names(samples: Sequence[SourceSample]) -> tuple[str, ...]:
-    """Returns the names of all columns that any of the samples has."""
+    """Returns the names of all additional columns that occur in the samples."""
     return tuple(sorted({name for sample in samples for name in sample.columns}))
 
 
 def shard_schema(names: Sequence[str]) -> pa.Schema:
-    """Returns the columns of a shard, those with these further names included: text, or nothing."""
+    """Returns the schema of a shard with additional nullable text columns."""
     return pa.schema([*COLUMNS, *(pa.field(name, pa.string()) for name in names)])
 
 
 def add_columns(samples: Sequence[SourceSample], file: Path) -> tuple[SourceSample, ...]:
-    """Returns samples with what a CSV file says of them, by their id with or without the split.
+    """Adds the columns of a CSV file to the samples, matched by id with or without the split.
 
     Raises:
-        DataError: the file cannot be read, has no column `id`, or names images that are not there, or one twice.
+        DataError: the file cannot be read, has no column `id`, names unknown images, or names an image twice.
     """
     table = _read(file)
     known = {name for sample in samples for name in (sample.id, _bare(sample))}

@@ -1,7 +1,7 @@
-"""A dataset that is being made: what is done of it, and who is at it.
+"""State of an unfinished conversion: the finished jobs and the lock.
 
-It lies in the dataset's own folder, so that a folder and a bucket work alike: shards have their final names at once,
-and `dataset.json`, without which there is no dataset, comes last.
+The state is stored in the dataset folder, so that local folders and buckets work the same way. Shards get their final
+names immediately. `dataset.json`, which makes the folder a dataset, is written last.
 """
 
 import re
@@ -30,12 +30,12 @@ from segray.data.storage import (
 PROBLEMS = "problems.txt"
 LISTS = (SKIPPED_LIST, PROBLEMS)
 PARTIAL_OUTPUT = re.compile(rf"[^/]+/part-\d+(-\d+)?\.parquet(\.[0-9a-f]{{8}}\.partial)?|{SKIPPED_LIST}|{PROBLEMS}")
-"""What an earlier try may have left, relative to the root."""
+"""Paths, relative to the root, of files that an earlier attempt may have left."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A job that is done: its digest and what came of it."""
+    """Record of a finished job: its digest and its result."""
 
     job: str
     outcome: ShardResult
@@ -45,7 +45,7 @@ _RECORD = TypeAdapter(ShardRecord)
 
 
 def load_result(job: ShardJob) -> ShardResult | None:
-    """Returns what came of a job before, if its shards are still there."""
+    """Returns the recorded result of a job, or `None` if there is no record or its shards are missing."""
     fs, root = filesystem(job.root)
     try:
         with fs.open_input_stream(_record(root, job)) as file:
@@ -59,10 +59,12 @@ def load_result(job: ShardJob) -> ShardResult | None:
 
 
 def save_result(job: ShardJob, outcome: ShardResult) -> None:
-    """Writes down what came of a job; not where samples could not be used, which the next try may be able to.
+    """Records the result of a job.
+
+    A result with unusable samples is not recorded, so that the next attempt reads these samples again.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the record cannot be written.
     """
     if outcome.problems:
         return
@@ -72,14 +74,14 @@ def save_result(job: ShardJob, outcome: ShardResult) -> None:
 
 
 def delete_result(job: ShardJob) -> None:
-    """Removes what was written down of a job: its shards are about to be replaced."""
+    """Deletes the record of a job before its shards are replaced."""
     fs, root = filesystem(job.root)
     with translate_write_errors(job.root), suppress(FileNotFoundError):
         fs.delete_file(_record(root, job))
 
 
 def write_problems(out: str, lines: Sequence[str]) -> str:
-    """Writes a line each into a file in the folder, until a conversion is finished, and returns its place."""
+    """Writes the lines to a file in the folder and returns its location; a finished conversion removes the file."""
     fs, root = filesystem(out)
     with translate_write_errors(out):
         write_atomic(fs, f"{root}/{PROBLEMS}", _listed(lines))
@@ -87,21 +89,21 @@ def write_problems(out: str, lines: Sequence[str]) -> str:
 
 
 def _listed(lines: Sequence[str]) -> bytes:
-    """Returns a line each, whatever names hold."""
+    """Encodes one entry per line; line breaks and invalid characters in the entries are replaced."""
     return "".join(f"{' '.join(line.splitlines())}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def _tried(fs: FileSystem, root: str) -> set[str]:
-    """Returns the splits of all tries, which are folders here."""
+    """Returns the splits of all attempts, which are subfolders of the state folder."""
     found = fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}", recursive=True, allow_not_found=True))
     return {info.path.removeprefix(f"{root}/{UNFINISHED}/").split("/")[0] for info in found}
 
 
 def require_empty_output(out: str) -> None:
-    """Refuses a folder or URI that holds anything but a conversion that is not finished.
+    """Checks that a folder or URI is empty, does not exist, or holds an unfinished conversion.
 
     Raises:
-        DataError: it does, or it cannot be looked into.
+        DataError: the output holds anything else or cannot be listed.
     """
     fs, root = filesystem(out)
     try:
@@ -123,32 +125,34 @@ def require_empty_output(out: str) -> None:
 
 @contextmanager
 def conversion_lock(out: str, splits: Iterable[str]) -> Iterator[None]:
-    """Holds a folder or URI for one conversion; what an earlier one made of it stays.
+    """Locks a folder or URI for one conversion; the output of an earlier attempt is kept.
 
     Raises:
-        DataError: it cannot be written, or another conversion is at it.
+        DataError: the output cannot be written, or another conversion holds the lock.
     """
     fs, root = filesystem(out)
-    is_local = isinstance(fs, LocalFileSystem)  # a bucket has no folders to be made
+    is_local = isinstance(fs, LocalFileSystem)  # buckets have no folders to create
     with ExitStack() as stack:
         with translate_write_errors(out):
             for split in splits if is_local else ():
                 Path(root, split).mkdir(parents=True, exist_ok=True)
                 Path(root, UNFINISHED, split).mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(out, "conversion"))
-            if fs.get_file_info(f"{root}/{MANIFEST}").type != FileType.NotFound:  # whoever had it is done
+            if (
+                fs.get_file_info(f"{root}/{MANIFEST}").type != FileType.NotFound
+            ):  # the previous lock holder has finished
                 fs.delete_dir(f"{root}/{UNFINISHED}")
                 require_empty_output(out)
         yield
 
 
 def commit_dataset(out: str, manifest: Manifest, left_out: list[str]) -> None:
-    """Makes a dataset of what was written, and removes what does not belong to it.
+    """Writes the manifest and deletes the files that earlier attempts left.
 
     Args:
         out: folder or URI.
-        manifest: of the dataset.
-        left_out: a line for each sample that it does not hold.
+        manifest: manifest of the dataset.
+        left_out: lines that describe the samples that are not in the dataset.
     """
     fs, root = filesystem(out)
     kept = {f"{root}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}

@@ -1,4 +1,4 @@
-"""Source samples as parquet shards: how they are cut, and how one shard is checked and written."""
+"""Partitioning of source samples into parquet shards, and checking and writing of one shard."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardLimits:
-    """How large what is written may get.
+    """Size limits of the output and of the source images.
 
     Attributes:
-        shard_bytes: from which a shard is closed.
-        group_rows, group_bytes: from which a row group is closed; training holds a row group in memory for every image
-            of a batch.
-        image_pixels: most pixels of an image that is read; a larger one may be a decompression bomb.
+        shard_bytes: size in bytes at which a shard is closed.
+        group_rows, group_bytes: number of rows and size in bytes at which a row group is closed. Training holds one row
+            group in memory for every image of a batch.
+        image_pixels: maximum number of pixels of a source image. A larger image may be a decompression bomb.
     """
 
     shard_bytes: int = 128 * 2**20
@@ -48,15 +48,15 @@ class ShardLimits:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to write, all that a task on any machine needs to know; more than one where it gets too large.
+    """One shard to write, with all inputs that a task on any node needs; a shard that grows too large is split.
 
     Attributes:
-        path: of the shard, relative to the root.
-        samples: its rows.
+        path: path of the shard relative to the root.
+        samples: samples that become the rows.
         root: folder or URI of the dataset.
-        labels: what the masks' ids mean.
-        bounds: of what is written.
-        columns: names of further columns.
+        labels: mapping from mask ids to classes.
+        bounds: size limits.
+        columns: names of additional columns.
     """
 
     path: str
@@ -68,7 +68,7 @@ class ShardJob:
 
     @property
     def digest(self) -> str:
-        """Changes with all that decides what is written."""
+        """Content hash of all inputs that determine the output."""
         known = (
             FORMAT_VERSION,
             self.path,
@@ -80,22 +80,22 @@ class ShardJob:
         return content_hash(repr(known).encode(), *(repr(one).encode("utf-8", "surrogateescape") for one in samples))
 
     def extra_columns(self, sample: SourceSample) -> dict[str, str | None]:
-        """Returns the further columns of a sample."""
+        """Returns the additional columns of a sample."""
         return {name: sample.columns.get(name) for name in self.columns}
 
 
 @dataclass
 class ShardResult:
-    """What came of a job.
+    """Result of a job.
 
     Attributes:
-        rows: samples looked at, good or bad.
-        shards: the files written; none where no sample can be used.
-        class_pixels: (K,) pixels of each class.
+        rows: number of samples processed, including unusable ones.
+        shards: files written; empty if no sample can be used.
+        class_pixels: pixels of each class, (K,).
         heights, widths: sums over the rows, in pixels.
-        normalised: `id: why` of images that were re-encoded.
-        problems: id and why of each sample that cannot be used.
-        highest_id: the largest id met that the labels know, or do not know, -1 where there is none.
+        normalised: entries `id: why` for re-encoded images.
+        problems: id and reason of each sample that cannot be used.
+        highest_id: largest mask id found, known to the label map or not; -1 if there is none.
     """
 
     rows: int = 0
@@ -109,10 +109,10 @@ class ShardResult:
 
 
 def partition_samples(samples: Sequence[SourceSample], bounds: ShardLimits) -> Iterator[tuple[SourceSample, ...]]:
-    """Yields the samples of each shard of one split, in order; the cut depends on nothing but its arguments.
+    """Yields the samples of each shard of one split, in order; the partition depends only on the arguments.
 
-    A shard is at least `shard_bytes`, or an eighth of the split where that is less: a small dataset must keep several
-    machines busy too.
+    A shard has at least `shard_bytes`, or an eighth of the split if that is less, so that a small dataset keeps several
+    nodes busy.
     """
     share = -(-len(samples) // MIN_SHARDS)
     most_rows = -(-share // bounds.group_rows) * bounds.group_rows
@@ -129,10 +129,10 @@ def partition_samples(samples: Sequence[SourceSample], bounds: ShardLimits) -> I
 
 
 def write_shard(job: ShardJob) -> ShardResult:
-    """Writes the shard of a job, one row group in memory at a time, and returns what came of it.
+    """Writes the shards of a job with one row group in memory at a time, and returns the result.
 
     Raises:
-        DataError: the shard cannot be written; what is wrong with samples stands in the outcome instead.
+        DataError: the shard cannot be written. Problems with samples are reported in the result instead.
     """
     outcome = ShardResult(class_pixels=[0] * job.labels.num_classes)
     groups = _groups((row for sample in job.samples if (row := _row(sample, job, outcome))), job.bounds)
@@ -143,7 +143,7 @@ def write_shard(job: ShardJob) -> ShardResult:
 
 
 def scan_mask_ids(samples: Sequence[SourceSample], most_pixels: int) -> set[int]:
-    """Returns the ids that occur in the masks; unreadable ones are left for `write` to report."""
+    """Returns the ids that occur in the masks; unreadable masks are skipped, and `write_shard` reports them later."""
     found: set[int] = set()
     for sample in samples:
         try:
@@ -169,10 +169,10 @@ def _groups(rows: Iterator[Row], bounds: ShardLimits) -> Iterator[list[Row]]:
 
 
 def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard:
-    """Writes row groups into a file until it is large enough, or there are no more."""
+    """Writes row groups to a file until the file reaches the shard size limit or no rows remain."""
     sizes: list[int] = []
     digests: list[bytes] = []
-    # Images and masks are compressed already; a checksum tells a damaged page from a damaged image.
+    # Images and masks are compressed already. Page checksums distinguish a damaged page from a damaged image.
     options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     fs, root = filesystem(job.root)
     try:
@@ -196,8 +196,11 @@ def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard
 
 @contextmanager
 def _stream(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """Opens a file to write that gets its name once it is whole: a task that was thought dead may write it too."""
-    if not isinstance(fs, pyarrow.fs.LocalFileSystem):  # an object of a bucket is there once it is whole
+    """Opens a file for writing that gets its final name when it is complete.
+
+    A task that Ray considers dead may write the same file concurrently.
+    """
+    if not isinstance(fs, pyarrow.fs.LocalFileSystem):  # an object in a bucket appears only when it is complete
         with fs.open_output_stream(path) as file:
             yield file
         return
@@ -212,7 +215,7 @@ def _stream(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
 
 
 def _row(sample: SourceSample, job: ShardJob, outcome: ShardResult) -> Row | None:
-    """Returns the parquet row of a sample, or nothing after noting its problem."""
+    """Returns the parquet row of a sample, or records its problem and returns `None`."""
     outcome.rows += 1
     most_pixels = job.bounds.image_pixels
     try:
@@ -242,7 +245,7 @@ def _row(sample: SourceSample, job: ShardJob, outcome: ShardResult) -> Row | Non
 
 
 def _read(read: Callable[[], T], name: str) -> T:
-    """Returns what a source reads; whatever goes wrong there is told of that sample alone."""
+    """Calls the read function of a source and converts any error to a DataError for this sample."""
     try:
         return read()
     except DataError:
@@ -252,10 +255,10 @@ def _read(read: Callable[[], T], name: str) -> T:
 
 
 def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tuple[Mask, NDArray[np.int64]]:
-    """Returns the mask in the dataset's ids and dtype, and the pixels of each class (K,).
+    """Returns the mask in the ids and dtype of the dataset, and the pixels of each class, (K,).
 
     Raises:
-        DataError: the mask holds ids that the labels do not know.
+        DataError: the mask holds ids that the label map does not contain.
     """
     counts = np.bincount(ids.reshape(-1))
     present = np.flatnonzero(counts).tolist()
@@ -274,7 +277,7 @@ def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tup
 
 
 def _renumbered(ids: Mask, target_of: Mapping[int, int | None], ignore_id: int) -> Mask:
-    """Returns the classes of the ids that are present, in the dataset's dtype."""
+    """Maps the ids of a mask to class ids in the dtype of the dataset."""
     dtype = np.dtype(np.uint8 if ignore_id <= 255 else np.uint16)
     classes = {index: ignore_id if target is None else target for index, target in target_of.items()}
     if ids.dtype == dtype and all(index == one for index, one in classes.items()):

@@ -1,4 +1,4 @@
-"""Splits by fraction: `0.8/0.1/0.1`, with what belongs together, such as the frames of a video, in one split."""
+"""Splitting by fractions such as `0.8/0.1/0.1`; related samples, such as the frames of a video, stay in one split."""
 
 import re
 from collections import defaultdict
@@ -12,10 +12,10 @@ from segray.data.storage import content_hash
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """Returns the share of each split: of train and val, or of train, val and test.
+    """Parses the fractions of train and val, or of train, val and test.
 
     Raises:
-        DataError: they are not two or three numbers above 0 that make 1.
+        DataError: the text is not two or three numbers above 0 that sum to 1.
     """
     try:
         shares = [float(part) for part in text.split("/")]
@@ -29,18 +29,18 @@ def parse_fractions(text: str) -> dict[str, float]:
 def assign_splits(
     samples: Sequence[SourceSample], shares: dict[str, float], group_by: str | None = None
 ) -> tuple[SourceSample, ...]:
-    """Returns the samples in new splits; the same samples give the same splits, in whatever order they come.
+    """Assigns the samples to new splits; the result does not depend on the order of the samples.
 
-    Groups are drawn in an order that is as good as random, and each goes to the split that lacks most.
+    The groups are ordered by a hash of their name. Each group goes to the split with the largest deficit.
 
     Args:
-        samples: to be split; the splits they had do not count, but stay in their ids where there were several.
-        shares: of each split.
-        group_by: regular expression that is looked for in an id without its split; samples in which its first group
-            (or all of it, without one) is the same stay together. None keeps none together.
+        samples: samples to split. Their previous splits are ignored, but remain part of the ids if there were several.
+        shares: fraction of each split.
+        group_by: regular expression that is searched in the id without its split. Samples with the same first group (or
+            the same whole match if there is no group) stay together. `None` splits the samples individually.
 
     Raises:
-        DataError: it is no regular expression or does not occur in an id, or a split would stay empty.
+        DataError: `group_by` is not a valid regular expression or does not match an id, or a split would be empty.
     """
     bare = {sample.id: sample.id.partition("/")[2] for sample in samples}
     names = bare if len({sample.split for sample in samples}) == 1 else {name: name for name in bare}

@@ -1,1 +1,1 @@
-"""Dataset formats that `prepare` reads, one module each; `formats` lists them by name."""
+"""Dataset formats that `prepare` reads, with one module per format; `formats` maps names to modules."""

@@ -1,4 +1,4 @@
-"""ADE20K scene parsing as published (ADEChallengeData2016): 150 classes from 1 on, 0 for everything else."""
+"""ADE20K scene parsing as published (ADEChallengeData2016): 150 classes with ids from 1; 0 is other objects."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ NUM_CLASSES = 150
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the pairs of training and validation; the label 0, other objects, is not counted.
+    """Lists the pairs of the training and validation splits; the label 0, other objects, is ignored.
 
     Raises:
-        DataError: there is no such folder, its names are missing, or files lack a partner; all of those are listed.
+        DataError: the folder or its class names do not exist, or files have no partner; all such files are listed.
     """
     root = require_source_dir("ade20k", source, LAYOUT)
     images, masks = require_path(root / "images", LAYOUT), require_path(root / "annotations", LAYOUT)
@@ -41,7 +41,7 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def _names(file: Path) -> list[str]:
-    """Returns the first name of each class: `1  0.1576  11664  1172  1  wall`, after a line of headings."""
+    """Parses the first name of each class from lines such as `1  0.1576  11664  1172  1  wall`, after a header line."""
     rows = [line.split("\t") for line in read_lines(file)][1:]
     if [row[0].strip() for row in rows] != [str(number) for number in range(1, NUM_CLASSES + 1)]:
         raise DataError(

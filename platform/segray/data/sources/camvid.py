@@ -1,4 +1,4 @@
-"""CamVid as its users have it: the SegNet tutorial's 11 classes and three splits, or the 32 colours as published."""
+"""CamVid in two layouts: the SegNet tutorial with 11 classes and three splits, or the published one with 32 colours."""
 
 from pathlib import Path
 
@@ -32,10 +32,10 @@ VOID = "Void"
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the pairs of the layout that is there.
+    """Lists the pairs of whichever layout the folder has.
 
     Raises:
-        DataError: there is neither, or files are missing; all of those are listed.
+        DataError: the folder has neither layout, or files are missing; all such files are listed.
     """
     root = require_source_dir("camvid", source, LAYOUT)
     if (root / "train.txt").exists():
@@ -46,7 +46,11 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def _tutorial(root: Path) -> SourceListing:
-    """The lists name `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: the names alone are of use."""
+    """Lists the pairs of the SegNet tutorial layout.
+
+    The lists contain lines such as `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`; only the file names
+    are used.
+    """
     collected = SampleCollector(root)
     for split in USUAL_SPLITS:
         for line in read_lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:

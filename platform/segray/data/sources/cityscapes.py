@@ -1,6 +1,6 @@
-"""Cityscapes as published: `leftImg8bit/<split>/<city>/*` + `gtFine/<split>/<city>/*`.
+"""Cityscapes in its published layout: `leftImg8bit/<split>/<city>/*` and `gtFine/<split>/<city>/*`.
 
-The 19 classes that are evaluated, and their colours, are those of the cityscapesScripts (MIT licence).
+The 19 evaluated classes and their colours come from cityscapesScripts (MIT licence).
 """
 
 from pathlib import Path
@@ -38,21 +38,21 @@ CLASSES = {
     "motorcycle": (32, (0, 0, 230)),
     "bicycle": (33, (119, 11, 32)),
 }
-"""By name: the id in labelIds, and the colour."""
+"""Id in labelIds and colour of each class, by name."""
 LABEL_IDS = range(34)
 IGNORED_IDS = 255
 LAYOUT = "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/"
 IMAGE = "_leftImg8bit"
 LABELS = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
-DUMMY = "test"  # its masks are published without labels
+DUMMY = "test"  # the published masks of this split contain no labels
 UNLABELLED = {DUMMY, "train_extra", "demoVideo"}
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the pairs of the splits in gtFine: of labelIds where they are, else of labelTrainIds.
+    """Lists the pairs of the splits in gtFine, with labelIds masks if they exist, otherwise labelTrainIds.
 
     Raises:
-        DataError: there is no such folder, or an image lacks its mask; all such files are listed.
+        DataError: the folder does not exist, or an image has no mask; all such files are listed.
     """
     root = require_source_dir("cityscapes", source, LAYOUT)
     images, masks = (require_path(root / name, LAYOUT) for name in ("leftImg8bit", "gtFine"))
@@ -72,7 +72,7 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def _by_frame(folder: Path, ending: str) -> dict[str, Path]:
-    """Returns the files of a split's cities by `city/frame`."""
+    """Returns the files of all cities of a split by `city/frame`."""
     found = sorted(path for path in folder.glob(f"*/*{ending}.png") if not is_junk_file(path))
     return {f"{path.parent.name}/{path.stem.removesuffix(ending)}": path for path in found}
 
@@ -85,7 +85,7 @@ def _ending(masks: Path) -> str:
 
 
 def _lookup(ending: str) -> dict[int, int | None]:
-    """Returns the train id of each id in the masks; the others are not evaluated."""
+    """Returns the train id of each mask id, or `None` for ids that are not evaluated."""
     if ending == LABELS[1]:
         return {train: train for train in range(len(CLASSES))} | {IGNORED_IDS: None}
     known: dict[int, int | None] = dict.fromkeys(LABEL_IDS)

@@ -1,7 +1,7 @@
-"""COCO as published: images beside `annotations/`, which hold panoptic PNGs and JSON, or stuff or instances JSON.
+"""COCO in its published layout: images and `annotations/` with panoptic PNGs and JSON, stuff JSON or instances JSON.
 
-Category ids have gaps; a class's id here is its category's place in the file, in order of the category id. The JSON is
-held in memory while samples are listed, as pycocotools does.
+Category ids have gaps, so the class id is the index of the category, ordered by category id. The JSON is held in memory
+while samples are listed, as in pycocotools.
 """
 
 import json
@@ -27,29 +27,29 @@ LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kin
 YEAR = re.compile(r"_?\d{4}$")
 BACKGROUND = "background"
 MAX_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
-"""The largest category id, and what stands in a mask for the background and for what is not counted."""
+"""Largest category id (MAX_CATEGORY), and the mask values of background (EMPTY) and ignored pixels (VOID)."""
 
 
 def list_panoptic(source: str | None) -> SourceListing:
-    """Returns images with their panoptic segments as classes; what belongs to no segment is not counted."""
+    """Lists the images with their panoptic segments as classes; pixels without a segment are ignored."""
     return _find("panoptic", source)
 
 
 def list_stuff(source: str | None) -> SourceListing:
-    """Returns images with their stuff annotations as classes; what has none is not counted."""
+    """Lists the images with their stuff annotations as classes; pixels without an annotation are ignored."""
     return _find("stuff", source)
 
 
 def list_instances(source: str | None) -> SourceListing:
-    """Returns images with their instances as classes after `background`, id 0; crowds are not counted."""
+    """Lists the images with their instances as classes after `background`, id 0; crowds are ignored."""
     return _find("instances", source)
 
 
 def _find(kind: str, source: str | None) -> SourceListing:
-    """Returns what all JSON files of a kind hold together.
+    """Lists the samples of all JSON files of a kind.
 
     Raises:
-        DataError: there is no such folder or file, one cannot be read, or files it names are missing.
+        DataError: the folder or its JSON files do not exist, a file cannot be read, or files that it names are missing.
     """
     layout = LAYOUT.format(kind=kind)
     root = require_source_dir(f"coco-{kind}", source, layout)
@@ -91,7 +91,7 @@ def _classes(categories: dict[int, str], with_background: bool) -> tuple[Classes
 
 
 def _collect(kind: str, file: Path, content: Json, collected: SampleCollector) -> None:
-    """Adds the images of a file, each with the annotations that name it."""
+    """Adds the images of a JSON file with their annotations."""
     folder = file.stem.removeprefix(f"{kind}_")
     split = YEAR.sub("", folder)
     of_image = defaultdict[int, list[Json]](list)
@@ -127,28 +127,28 @@ def _shapes(file: Path, image: Json, annotations: list[Json], on_background: boo
 
 
 def _packed(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
-    """Returns these fields of the annotations, small: a sample of each image waits in memory."""
+    """Packs the given fields of the annotations compactly, because the samples of all images are held in memory."""
     kept = [{name: one[name] for name in fields if name in one} for one in annotations]
     return zlib.compress(json.dumps(kept).encode())
 
 
 @dataclass(frozen=True)
 class PanopticMask:
-    """A panoptic PNG, whose colours are R + 256 G + 65536 B = id of a segment.
+    """Mask reader for a panoptic PNG, whose colours encode segment ids as R + 256 G + 65536 B.
 
     Attributes:
-        file: the PNG.
-        packed: its segments' ids and categories.
+        file: panoptic PNG.
+        packed: ids and categories of its segments.
     """
 
     file: SourceFile
     packed: bytes
 
     def __call__(self) -> Ids:
-        """Returns the category ids (H, W).
+        """Returns the category ids, (H, W).
 
         Raises:
-            DataError: the file is no image, or holds a segment that the JSON does not know.
+            DataError: the file is not an image, or contains a segment that the JSON does not list.
         """
         pixels = decode_rgb(self.file.read(), self.file.path).astype(np.int32)
         present, at = np.unique(pixels @ np.array([1, 256, 65536], np.int32), return_inverse=True)
@@ -170,15 +170,15 @@ class PanopticMask:
 
 @dataclass(frozen=True)
 class AnnotationMask:
-    """Polygons and RLE of an image, to be painted: the smaller ones on top of the larger.
+    """Mask reader that rasterizes the polygons and RLEs of an image; smaller ones are drawn over larger ones.
 
     Attributes:
-        file: the JSON they stood in.
-        image: what messages call the image.
-        size: (H, W).
-        packed: its annotations.
-        on_background: whether pixels of none are background and crowds are not counted; else pixels of none are not
-            counted.
+        file: JSON file that holds the annotations.
+        image: name of the image for messages.
+        size: size of the mask, (H, W).
+        packed: annotations of the image.
+        on_background: `True` to make pixels without an annotation background and to ignore crowds, `False` to ignore
+            pixels without an annotation.
     """
 
     file: SourceFile
@@ -188,7 +188,7 @@ class AnnotationMask:
     on_background: bool
 
     def __call__(self) -> Ids:
-        """Returns the category ids (H, W).
+        """Returns the category ids, (H, W).
 
         Raises:
             DataError: a segmentation cannot be read.
@@ -206,7 +206,7 @@ class AnnotationMask:
                 is_crowd = self.on_background and annotation.get("iscrowd")
                 category = _category(annotation)
                 yield VOID if is_crowd else category, _decoded(annotation["segmentation"], self.size)
-        except Exception as error:  # pycocotools' C code raises almost anything
+        except Exception as error:  # pycocotools' C code raises arbitrary exceptions
             raise DataError(f"{self.image} has a segmentation that cannot be read ({error!r})") from error
 
 
@@ -218,11 +218,11 @@ def _category(annotation: Json) -> int:
 
 
 def _decoded(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Returns where a polygon or an RLE is; ValueError where it is not of that size.
+    """Decodes a polygon or an RLE to a boolean mask; raises ValueError if its size differs from the image.
 
-    pycocotools is C that trusts what it is given: what it does not check is checked here.
+    The input is validated first, because pycocotools' C code does not check it.
     """
-    from pycocotools import mask  # noqa: PLC0415 - for this format alone
+    from pycocotools import mask  # noqa: PLC0415 - only this format needs it
 
     if not segmentation:
         raise ValueError("an empty segmentation")
@@ -242,7 +242,7 @@ def _check_polygons(polygons: list[list[float]], size: tuple[int, int]) -> None:
     for corners in polygons:
         if len(corners) < 6 or len(corners) % 2:
             raise ValueError(f"a polygon of {len(corners)} numbers")
-        if not all(-most <= float(number) <= most for number in corners):  # so is what is no number
+        if not all(-most <= float(number) <= most for number in corners):  # NaN is rejected too
             raise ValueError("a polygon that leaves the image by far")
 
 
@@ -256,7 +256,10 @@ def _check_runs(lengths: list[int], said: list[int], size: tuple[int, int]) -> N
 
 
 def _lengths(counts: str) -> list[int]:
-    """Returns the runs in COCO's compressed string: groups of 5 bits, from the third on less the run two before."""
+    """Decodes the run lengths of COCO's compressed string.
+
+    Each number is a group of 5-bit units. From the fourth number on, it is the difference to the number two before.
+    """
     found: list[int] = []
     value = shift = 0
     for code in (ord(char) - 48 for char in counts):

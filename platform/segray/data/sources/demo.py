@@ -1,4 +1,4 @@
-"""The embedded dataset: streets drawn from a seed, so that nobody needs a download to see segray work."""
+"""Built-in demo dataset: street images generated from a seed, so that segray runs without a download."""
 
 from functools import lru_cache, partial
 
@@ -19,10 +19,10 @@ _USUAL_BYTES = 16_000
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the demo's samples and classes.
+    """Lists the samples and classes of the demo dataset.
 
     Raises:
-        DataError: a source folder was named.
+        DataError: a source folder was given.
     """
     if source is not None:
         raise DataError(f"format demo draws its images and reads no --source; leave out --source {source}.")
@@ -30,12 +30,12 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def demo_classes() -> Classes:
-    """Returns the names and colours of what is drawn."""
+    """Returns the names and colours of the classes."""
     return Classes(names=tuple(PALETTE), palette=tuple(PALETTE.values()))
 
 
 def demo_samples(seed: int = 0, splits: dict[str, int] | None = None) -> tuple[SourceSample, ...]:
-    """Returns so many samples for each split; each is a function of seed, split and index alone."""
+    """Returns the given number of samples for each split; each depends only on seed, split and index."""
     return tuple(_sample(seed, split, index) for split, rows in (splits or SPLITS).items() for index in range(rows))
 
 
@@ -62,7 +62,7 @@ def _mask(seed: int, split: str, index: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _pair(seed: int, split: str, index: int) -> tuple[bytes, bytes]:
-    """Returns the JPEG and the PNG of a street; remembered, because image and mask are asked for in turn."""
+    """Generates the JPEG and the PNG of a street; cached, because image and mask are read separately."""
     pixels, ids = draw_street(np.random.default_rng([seed, *split.encode(), index]))
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)

@@ -1,4 +1,4 @@
-"""What sources made of files share: folders that must be there, pairs, lists, and files that must not change."""
+"""Helpers for file-based sources: required folders, file pairs, lists, and files that must not change."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ USUAL_SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as it was when it was listed; it is read where the conversion runs, perhaps on another machine.
+    """A file and its state at listing time; the conversion reads it later, possibly on another node.
 
     Attributes:
-        path: absolute.
-        size: bytes.
-        time: of its last change, ns.
+        path: absolute path.
+        size: size in bytes.
+        time: modification time in ns.
     """
 
     path: str
@@ -30,20 +30,20 @@ class SourceFile:
 
     @classmethod
     def stat(cls, path: Path) -> "SourceFile":
-        """Returns the file as it is now; OSError where there is none."""
+        """Returns the current state of a file; raises OSError if it does not exist."""
         found = path.stat()
         return cls(str(path), found.st_size, found.st_mtime_ns)
 
     @property
     def version(self) -> str:
-        """Changes with the file."""
+        """Version text that changes when the file changes."""
         return f"{self.path} {self.size} {self.time}"
 
     def read(self) -> bytes:
-        """Returns its bytes.
+        """Reads the bytes of the file.
 
         Raises:
-            DataError: it cannot be read, or is not the one that was listed.
+            DataError: the file cannot be read, or has changed since it was listed.
         """
         try:
             with Path(self.path).open("rb") as file:
@@ -57,15 +57,15 @@ class SourceFile:
 
 
 def require_source_dir(kind: str, source: str | None, layout: str) -> Path:
-    """Returns the source's folder, absolute.
+    """Returns the absolute path of the source folder.
 
     Args:
-        kind: the format, for the message.
-        source: what --source says.
-        layout: what the folder is to hold, for the message.
+        kind: name of the format, for the message.
+        source: value of --source.
+        layout: expected contents of the folder, for the message.
 
     Raises:
-        DataError: none is named, or there is none.
+        DataError: no folder is given, or it does not exist.
     """
     if source is None:
         raise DataError(f"format {kind} needs --source DIR, a folder with {layout}.")
@@ -78,10 +78,10 @@ def require_source_dir(kind: str, source: str | None, layout: str) -> Path:
 
 
 def require_path(path: Path, layout: str) -> Path:
-    """Returns a path that has to exist.
+    """Returns a path that must exist.
 
     Raises:
-        DataError: it does not; the message says what lies there instead, and what was expected.
+        DataError: the path does not exist; the message lists the existing files and the expected layout.
     """
     if not path.exists():
         raise DataError(f"{path} is missing; {path.parent} holds {describe_dir(path.parent)}; expected {layout}.")
@@ -89,16 +89,16 @@ def require_path(path: Path, layout: str) -> Path:
 
 
 def describe_dir(folder: Path) -> str:
-    """Returns the names in a folder, for people."""
+    """Returns the names in a folder as text for messages."""
     names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names)[:200] or "nothing"
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a text file that hold anything.
+    """Reads the non-empty lines of a text file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -107,23 +107,26 @@ def read_lines(path: Path) -> list[str]:
 
 
 def is_junk_file(path: Path) -> bool:
-    """Returns whether a file is hidden, or one that a file manager left."""
+    """Returns `True` for hidden files and files that file managers create."""
     return path.name.startswith(".") or path.name in {"Thumbs.db", "desktop.ini"}
 
 
 MaskReader = Callable[[SourceFile], Callable[[], Encoded]]
-"""Makes of a mask's file what returns the mask; a dataclass, so that shards are made anew where its fields change."""
+"""Factory that takes a mask file and returns its mask reader.
+
+The reader is a dataclass, so that a change of its fields invalidates shards of an earlier attempt.
+"""
 
 
 @dataclass
 class SampleCollector:
-    """Samples, and what does not fit, both gathered to the end so that all of it is said at once.
+    """Collects samples and problems, so that all problems are reported together.
 
     Attributes:
-        root: of the source; a path that leaves it, through a link or by its name, is a problem.
-        reading: of masks, where none is given for one; none takes the file's bytes.
-        samples: in the order they were added.
-        problems: a line each.
+        root: root of the source. A path that leaves it, through a link or by name, is a problem.
+        reading: default mask reader factory; defaults to `None`, which uses the bytes of the file.
+        samples: samples in the order in which they were added.
+        problems: one line per problem.
     """
 
     root: Path
@@ -142,16 +145,16 @@ class SampleCollector:
         mask_bytes: int | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        """Adds a sample, or notes why not.
+        """Adds a sample, or records why it cannot be used.
 
         Args:
-            split: its split.
-            stem: unique in the split.
-            image: its image file.
-            mask: the file its mask is made of.
-            reading: of this mask, where it is one's own.
-            mask_bytes: how much of its file the mask is, where that holds others too.
-            columns: further facts by name.
+            split: split of the sample.
+            stem: name that is unique within the split.
+            image: image file.
+            mask: file from which the mask is made.
+            reading: mask reader factory for this mask, or `None` for the default of the collector.
+            mask_bytes: size of the mask in bytes, if the file holds other masks too; `None` uses the file size.
+            columns: additional columns by name.
         """
         files = [self._file(image, "image"), self._file(mask, "mask")]
         pixels, labels = files
@@ -185,14 +188,14 @@ class SampleCollector:
             else:
                 found = "a link to nothing" if path.is_symlink() else "missing"
                 self.problems.append(f"{path}: {found}; expected the {what} there")
-        except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle, a zero byte
+        except (OSError, RuntimeError, ValueError) as error:  # name too long, cyclic links, or a null byte in the name
             self.problems.append(
                 f"{str(path)[:200]!r}: cannot be looked at ({type(error).__name__}); expected the {what}"
             )
         return None
 
     def _is_inside(self, path: Path) -> bool:
-        """Returns whether a path stays in the source, links and `..` followed; a folder is followed once."""
+        """Returns `True` if a path stays inside the source after links and `..` are resolved; folders are cached."""
         for folder in (self.root, path.parent):
             if folder not in self._folders:
                 self._folders[folder] = folder.resolve()
@@ -202,23 +205,23 @@ class SampleCollector:
     def listing(
         self, classes: Classes | None, lookup: Mapping[int, int | None] | None = None, *, absent_ok: bool = False
     ) -> SourceListing:
-        """Returns the samples and problems, with what the ids mean (see Found)."""
+        """Returns the listing of the samples and problems; the arguments are those of `SourceListing`."""
         return SourceListing(tuple(self.samples), classes, lookup, absent_ok, tuple(self.problems))
 
 
 def _version_of(read_mask: Callable[[], Encoded]) -> str:
-    """Returns what changes with all that a reader of masks holds, such as the order of its colours."""
+    """Returns text that changes with the fields of a mask reader, such as the order of its colours."""
     return content_hash(repr(read_mask).encode("utf-8", "surrogateescape")) if is_dataclass(read_mask) else ""
 
 
 def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str]) -> dict[str, Path]:
-    """Returns a folder's files by their stem, in order of name.
+    """Returns the files of a folder by their stem, ordered by name.
 
     Args:
-        folder: to look into; hidden files, and what Windows leaves behind, are left out.
-        suffixes: of the files that are expected.
-        what: they are, for the messages.
-        problems: gains a line for each file that does not fit.
+        folder: folder to list. Hidden files and files that file managers create are skipped.
+        suffixes: allowed suffixes.
+        what: kind of file, for the messages.
+        problems: list to which a line is added for each unexpected file.
     """
     if not folder.is_dir():
         problems.append(f"{folder}: folder is missing; expected the split's files there")
@@ -241,14 +244,14 @@ def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str
 def match_stems(
     images: dict[str, Path], masks: dict[str, Path], folders: tuple[Path, Path], problems: list[str], ending: str = ""
 ) -> list[str]:
-    """Returns the stems that both have, in order.
+    """Returns the stems that occur in both, in order.
 
     Args:
-        images: by stem.
-        masks: by stem.
-        folders: of images and of masks, where a partner is expected.
-        problems: gains a line for each stem that only one has.
-        ending: what a mask's name has after the stem.
+        images: image files by stem.
+        masks: mask files by stem.
+        folders: image folder and mask folder, used in messages about missing partners.
+        problems: list to which a line is added for each stem without a partner.
+        ending: suffix that follows the stem in mask names.
     """
     for stem in sorted(images.keys() - masks.keys()):
         problems.append(f"{images[stem]}: image without a mask; expected {folders[1] / stem}{ending}.png")
@@ -258,6 +261,6 @@ def match_stems(
 
 
 def sort_splits(splits: Iterable[str]) -> list[str]:
-    """Returns split names: the usual three first and in this order, others by name."""
+    """Sorts split names: train, val and test first in this order, then the others by name."""
     names = set(splits)
     return [name for name in USUAL_SPLITS if name in names] + sorted(names - set(USUAL_SPLITS))

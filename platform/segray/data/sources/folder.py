@@ -1,6 +1,7 @@
-"""A folder of image and mask files: `images/<split>/*` + `masks/<split>/*`, or mmsegmentation's names for them.
+"""Folders of image and mask files: `images/<split>/*` and `masks/<split>/*`, or the mmsegmentation names.
 
-Without a folder a split, lists beside them (train.txt, val.txt ...: a stem a line) tell the splits.
+Without a folder per split, list files next to these folders (train.txt, val.txt ..., one stem per line) define the
+splits.
 """
 
 from pathlib import Path
@@ -29,12 +30,12 @@ CLASSES = "classes.txt"
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the pairs of image and mask of equal stem in a folder; class names come from its classes.txt.
+    """Lists the pairs of image and mask with equal stem; class names come from classes.txt in the folder.
 
     Every process that reads a sample must see the folder under the same path.
 
     Raises:
-        DataError: there is no such folder, a split is empty or a file has no partner; all such files are listed.
+        DataError: the folder does not exist, a split is empty, or a file has no partner; all such files are listed.
     """
     root = require_source_dir("folder", source, LAYOUT)
     collected = list_pairs(root)
@@ -43,14 +44,14 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def list_pairs(root: Path, reading: MaskReader | None = None) -> SampleCollector:
-    """Returns the pairs of a folder, and what in it has no partner.
+    """Collects the pairs of a folder and the files without a partner.
 
     Args:
-        root: of the folder.
-        reading: what makes a mask of its file; none takes the file as it is.
+        root: folder of the source.
+        reading: mask reader factory; defaults to `None`, which uses the bytes of the file.
 
     Raises:
-        DataError: it has neither layout, or no split.
+        DataError: the folder has neither layout, or no split.
     """
     images, masks = _layout(root)
     names = {path.name for side in (images, masks) for path in side.iterdir() if path.is_dir()}
@@ -79,7 +80,7 @@ def _layout(root: Path) -> tuple[Path, Path]:
 
 
 def _listed(collected: SampleCollector, images: Path, masks: Path) -> None:
-    """Adds the pairs that the lists name; without lists all of them, as not split."""
+    """Adds the pairs that the list files name; without list files, adds all pairs to one split."""
     lists = {name: collected.root / f"{name}.txt" for name in USUAL_SPLITS}
     lists = {name: file for name, file in lists.items() if file.exists()}
     if not lists:

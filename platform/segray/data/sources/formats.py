@@ -1,6 +1,7 @@
-"""The formats that a dataset can be converted from, one file each; a source lists samples and reads none.
+"""Registry of the source formats. A source lists samples and does not read them.
 
-A new format is a function of the folder that --source names, which returns what it found there, and a line in SOURCES.
+A new format is a module with a function that takes the folder given by --source and returns a `SourceListing`, plus an
+entry in SOURCES.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Hugging Face data sets: parquet files as on the hub, or a folder that `datasets` saved; images and labels as structs.
+"""Hugging Face datasets: parquet files as on the hub, or a folder saved by `datasets`, with image and label structs.
 
-A struct is `{bytes, path}`; where the bytes are missing, the path is looked up beside the file. A table itself may be a
-link to anywhere: the hub's cache is made of such.
+A struct is `{bytes, path}`. If the bytes are missing, the path is resolved relative to the table file. The table file
+itself may be a link to any location, because the hub cache consists of such links.
 """
 
 import json
@@ -31,18 +31,18 @@ IMAGES = ("image", "pixel_values", "img")
 LABELS = ("label", "annotation", "mask", "labels", "segmentation_mask", "semantic_segmentation")
 NAMES = "id2label.json"
 PARQUET = re.compile(r"([A-Za-z]\w*?)(-\d.*)?")
-VALIDATION = "validation"  # the hub's name of what is `val` elsewhere
+VALIDATION = "validation"  # name of the `val` split on the hub
 HUBS_SPLITS = {"train", VALIDATION, "val", "test"}
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
 FACTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
-AT_ONCE = 64  # rows of an arrow file that are held together
+AT_ONCE = 64  # rows of an arrow file that are held in memory at once
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the rows of every split; names come from an id2label.json beside them, if there is one.
+    """Lists the rows of every split; class names come from id2label.json in the folder, if it exists.
 
     Raises:
-        DataError: there are no such files, they are of several configurations, or have no column of images or labels.
+        DataError: no table files exist, they belong to several configurations, or have no image or label column.
     """
     root = require_source_dir("huggingface", source, LAYOUT)
     files = _files(root)
@@ -108,12 +108,12 @@ def _collect(split: str, paths: list[Path], collected: SampleCollector) -> None:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of rows.
+    """A table file and the index of its rows.
 
     Attributes:
-        file: itself.
-        places: of each row the columns of image and label, each with the path of what lies beside, if any.
-        columns: of each row what the others say, those of text, whole numbers and truth values.
+        file: table file.
+        places: image and label column of each row, each with the path of an external file or `None`.
+        columns: values of the text, integer and boolean columns of each row.
     """
 
     file: SourceFile
@@ -128,7 +128,7 @@ def _table(file: SourceFile) -> TableFile:
 
 
 def _facts(file: SourceFile) -> list[dict[str, str]]:
-    """Returns of each row what its columns of text, whole numbers and truth values say."""
+    """Returns the values of the text, integer and boolean columns of each row."""
     schema = _schema(file)
     names = [name for name in schema.names if _is_fact(schema.field(name).type) and name not in RESERVED_COLUMNS]
     rows = range(sum(_groups(file)))
@@ -191,13 +191,13 @@ def _classes(file: Path) -> Classes | None:
 
 @dataclass(frozen=True)
 class ImageCell:
-    """An image or a label in a table.
+    """Image or label cell of a table.
 
     Attributes:
-        file: parquet or arrow.
-        row: in the file, from 0 on.
-        column: its name.
-        beside: the file that holds the bytes, where the table does not.
+        file: parquet or arrow file.
+        row: row number in the file, from 0.
+        column: name of the column.
+        beside: external file that holds the bytes, or `None` if the table holds them.
     """
 
     file: SourceFile
@@ -209,7 +209,7 @@ class ImageCell:
         return f"{self.file.path}, row {self.row}, column {self.column}"
 
     def read(self) -> bytes:
-        """Returns its bytes.
+        """Reads the bytes of the cell.
 
         Raises:
             DataError: the file cannot be read or has changed, or the cell is empty.
@@ -225,7 +225,7 @@ class ImageCell:
 
 
 def _cell(file: SourceFile, row: int, column: str, path: str | None) -> ImageCell:
-    """Returns a cell; DataError where it is empty, or its path leads to nothing that may be read."""
+    """Returns a cell; raises DataError if it is empty or its path does not lead to a permitted file."""
     if path is None:
         return ImageCell(file, row, column, None)
     place = f"{file.path}, row {row}, column {column}"
@@ -242,7 +242,10 @@ def _cell(file: SourceFile, row: int, column: str, path: str | None) -> ImageCel
 
 
 def _paths(file: SourceFile, column: str) -> list[str | None]:
-    """Returns the path in each cell that holds no bytes, and none for one that does; where all do, none is read."""
+    """Returns the path of each cell without bytes, and `None` for each cell with bytes.
+
+    If all cells have bytes, no paths are read.
+    """
     found: list[str | None] = []
     for group, (rows, is_full) in enumerate(zip(_groups(file), _full_groups(file, column), strict=True)):
         if is_full:
@@ -261,7 +264,7 @@ def _has_paths(kind: pa.DataType) -> bool:
 
 @lru_cache(maxsize=64)
 def _full_groups(file: SourceFile, column: str) -> tuple[bool, ...]:
-    """Returns of each part whether no cell lacks its bytes, as far as is known without reading them."""
+    """Returns for each row group whether all cells are known to have bytes, without reading them."""
     with _readable(file):
         if not _is_parquet(file):
             table = _arrow(file)[column]
@@ -281,7 +284,7 @@ def _schema(file: SourceFile) -> pa.Schema:
 
 @lru_cache(maxsize=64)
 def _groups(file: SourceFile) -> tuple[int, ...]:
-    """Returns the rows of each part that is read at once."""
+    """Returns the number of rows in each row group; arrow files are divided into groups of AT_ONCE rows."""
     with _readable(file):
         if _is_parquet(file):
             metadata = pq.read_metadata(file.path)
@@ -290,7 +293,7 @@ def _groups(file: SourceFile) -> tuple[int, ...]:
         return tuple(min(AT_ONCE, rows - start) for start in range(0, rows, AT_ONCE))
 
 
-@lru_cache(maxsize=2)  # images and labels of a part; rows are asked for in order
+@lru_cache(maxsize=2)  # images and labels of one row group; rows are read in order
 def _cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
     with _readable(file):
         if SourceFile.stat(Path(file.path)) != file:
@@ -304,7 +307,7 @@ def _cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
 
 
 def _arrow(file: SourceFile) -> pa.Table:
-    """Returns a table that `datasets` saved, mapped into memory rather than read."""
+    """Opens a table saved by `datasets` as a memory map."""
     with pa.memory_map(file.path) as mapped:
         return pa.ipc.open_stream(mapped).read_all()
 
@@ -317,5 +320,5 @@ def _is_parquet(file: SourceFile) -> bool:
 def _readable(file: SourceFile) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged in one way or another
+    except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged file
         raise DataError(f"{file.path} cannot be read ({error}); fetch it again.") from error

@@ -1,4 +1,4 @@
-"""LabelMe: an image and a JSON of polygons beside it, in a folder for each split (or in one folder)."""
+"""LabelMe: images with polygon JSON files of the same name, in one folder per split or in a single folder."""
 
 import json
 from base64 import b64decode
@@ -20,20 +20,20 @@ BACKGROUND, IGNORED = "_background_", "__ignore__"
 LABELS = "labels.txt"
 VOID = 65535
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "point": 1, "mask": 2}
-"""The kinds of shapes, and the fewest points of each."""
+"""Kinds of shapes, and the minimum number of points of each."""
 SHAPE = ("label", "points", "shape_type", "mask")
 FARTHEST = 2**20
-"""Pixels from the corner at which a point is a mistake."""
+"""Maximum coordinate of a point in pixels; a larger value is an error."""
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the images with a JSON; classes are those of labels.txt, else the labels in order of their names.
+    """Lists the images that have a JSON file; classes come from labels.txt, otherwise from the sorted labels.
 
-    The background is class 0, `_background_`; what is labelled `__ignore__` is not counted. Shapes are drawn in the
-    order of the file, later ones on top.
+    The background is class 0, `_background_`. Shapes labelled `__ignore__` are ignored. Shapes are drawn in file order,
+    later ones over earlier ones.
 
     Raises:
-        DataError: there is no such folder, or a JSON or its image cannot be used; all of those are listed.
+        DataError: the folder does not exist, or a JSON file or its image cannot be used; all such files are listed.
     """
     root = require_source_dir("labelme", source, LAYOUT)
     collected = SampleCollector(root)
@@ -65,7 +65,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _read(content: bytes) -> Json:
-    """Returns what a LabelMe file says; ValueError where it is none."""
+    """Parses a LabelMe file; raises ValueError if it is not one."""
     try:
         found: Json = json.loads(content)
         sizes = {name: int(found[name]) for name in ("imageHeight", "imageWidth")}
@@ -79,21 +79,21 @@ def _read(content: bytes) -> Json:
 
 @dataclass(frozen=True)
 class PolygonMask:
-    """A mask made of a LabelMe file's shapes.
+    """Mask reader that rasterizes the shapes of a LabelMe file.
 
     Attributes:
-        file: the JSON.
-        names: of the classes, in the order of their ids.
+        file: JSON file.
+        names: class names in the order of their ids.
     """
 
     file: SourceFile
     names: tuple[str, ...]
 
     def __call__(self) -> Ids:
-        """Returns the ids (H, W).
+        """Returns the ids, (H, W).
 
         Raises:
-            DataError: a label is no class, or a shape none that LabelMe draws.
+            DataError: a label is not a class, or LabelMe does not support a shape.
         """
         try:
             content = _read(self.file.read())
@@ -120,7 +120,7 @@ class PolygonMask:
                 f"{self.file.path} has a {kind} of {len(points)} points; expected one of {', '.join(CORNERS)}, with at "
                 f"least {' '.join(map(str, CORNERS.values()))}"
             )
-        if not all(abs(number) <= FARTHEST for point in points for number in point):  # so is what is no number
+        if not all(abs(number) <= FARTHEST for point in points for number in point):  # NaN is rejected too
             raise DataError(f"{self.file.path} has a {kind} with a point out of all bounds: {points}")
         return points
 
@@ -133,11 +133,11 @@ class PolygonMask:
         elif kind == "rectangle":
             (x, y), (u, v) = points[:2]
             pen.rectangle((min(x, u), min(y, v), max(x, u), max(y, v)), fill=value, outline=value)
-        elif kind == "circle":  # its centre, and a point on it
+        elif kind == "circle":  # the centre and a point on the circle
             (x, y), (u, v) = points[:2]
             reach = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
             pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=value, outline=value)
-        elif kind == "mask":  # a PNG between two corners
+        elif kind == "mask":  # a PNG placed between two corners
             (x, y), _ = points[:2]
             canvas.paste(value, (round(x), round(y)), self._stencil(shape["mask"]))
         elif kind == "point":

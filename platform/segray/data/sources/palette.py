@@ -1,4 +1,4 @@
-"""Masks whose colours are the classes: a folder as of `folder`, and a `palette.txt` of `R G B name`, a class a line."""
+"""Colour-coded masks: the `folder` layout plus a `palette.txt` with one class per line, `R G B name`."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -31,21 +31,21 @@ LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)")
 
 @dataclass(frozen=True)
 class ColourMask:
-    """A mask file whose colours are to be ids.
+    """Mask reader that maps the colours of an image to ids.
 
     Attributes:
-        file: an RGB image.
-        colours: the colour of each id, in order.
+        file: RGB image.
+        colours: colour of each id, in order.
     """
 
     file: SourceFile
     colours: tuple[Colour, ...]
 
     def __call__(self) -> Ids:
-        """Returns the ids (H, W).
+        """Returns the ids, (H, W).
 
         Raises:
-            DataError: it is no image, or holds another colour; the first pixel of one is named.
+            DataError: the file is not an image, or contains an unknown colour; the message names the first such pixel.
         """
         pixels = decode_rgb(self.file.read(), self.file.path)
         keys, ids = _table(self.colours)
@@ -65,17 +65,17 @@ class ColourMask:
 
 @lru_cache(maxsize=8)
 def _table(colours: tuple[Colour, ...]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """Returns the colours as ascending numbers, and the id of each."""
+    """Returns the colours as sorted numbers, and the id of each."""
     packed = np.array([red * 65536 + green * 256 + blue for red, green, blue in colours], np.int32)
     order = np.argsort(packed)
     return packed[order], order.astype(np.uint16)
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns the pairs; a colour named ignore, void or unlabelled is not counted.
+    """Lists the pairs; colours named ignore, void or unlabelled are ignored.
 
     Raises:
-        DataError: there is no such folder, its palette cannot be read, or files lack a partner; all are listed.
+        DataError: the folder does not exist, the palette cannot be read, or files have no partner; all are listed.
     """
     root = require_source_dir("palette", source, LAYOUT)
     palette = read_palette(require_path(root / PALETTE, LAYOUT))
@@ -86,12 +86,12 @@ def list_samples(source: str | None) -> SourceListing:
 def list_coloured(
     palette: Mapping[str, Colour], ignored: Iterable[str], collect: Callable[[MaskReader], SampleCollector]
 ) -> SourceListing:
-    """Returns what a source of coloured masks holds.
+    """Builds the listing of a source with colour-coded masks.
 
     Args:
         palette: colour of each name.
-        ignored: names that are not counted.
-        collect: gathers the samples, with this reading of masks.
+        ignored: names of ignored colours.
+        collect: function that collects the samples with the given mask reader factory.
     """
     out = set(ignored)
     names = [name for name in palette if name not in out]
@@ -103,10 +103,10 @@ def list_coloured(
 
 
 def read_palette(file: Path) -> dict[str, Colour]:
-    """Returns the colour of each name, in order.
+    """Reads the colour of each name, in order.
 
     Raises:
-        DataError: a line is none, or names or colours stand there twice.
+        DataError: a line is invalid, or a name or colour occurs twice.
     """
     found: dict[str, Colour] = {}
     for number, line in enumerate(read_lines(file), 1):

@@ -1,4 +1,4 @@
-"""What a source hands to the conversion: samples that can be read anywhere, and what their ids mean."""
+"""Interface between sources and the conversion: samples that any process can read, and the meaning of mask ids."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from segray.core.classes import Classes
 
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
 Encoded = bytes | Ids
-"""A mask: an image file's bytes, of one channel; or its ids (H, W), where they are made of something else."""
+"""A mask: the bytes of a one-channel image file, or the ids (H, W) if the mask is made from something else."""
 
 Json = dict[str, Any]
 
 UNSPLIT = "all"
-"""The split of a source that knows none."""
+"""Name of the split of a source without splits."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class SourceSample:
 
     Attributes:
         split: name of the split (train, val, test ...).
-        id: unique in the dataset, stable across conversions: `split/stem`.
-        image, mask: what messages call the two, e.g. their paths.
-        size_bytes: encoded size of both, as far as known without reading; only balances the shards.
-        read_image, read_mask: return what is stored; picklable, because another process calls them.
-            They raise DataError when there is nothing to read.
-        version: changes when what is read does, e.g. size and time of the files.
-        columns: further facts by name, such as its city.
+        id: id that is unique in the dataset and stable across conversions, `split/stem`.
+        image, mask: names of the image and the mask in messages, for example their paths.
+        size_bytes: encoded size of both, as far as it is known without reading; used only to balance the shards.
+        read_image, read_mask: picklable functions that return the stored form; other processes call them. They raise
+            DataError if there is nothing to read.
+        version: text that changes when the data changes, for example size and time of the files.
+        columns: additional columns by name, such as the city.
     """
 
     split: str
@@ -47,15 +47,16 @@ class SourceSample:
 
 @dataclass(frozen=True)
 class SourceListing:
-    """Everything a source holds.
+    """All samples of a source, and the meaning of its mask ids.
 
     Attributes:
-        samples: split after split, in a fixed order.
-        classes: names and palette where the source knows them.
-        lookup: from an id in its masks to that of the class, or to none where it is not counted; ids that do not
-            stand here are errors. Without it, an id is its own class's.
-        absent_ok: whether a class may occur in no mask; where ids come from a list of names, one too many is a mistake.
-        problems: a line for each file that does not fit, such as an image without a mask.
+        samples: samples in a fixed order, split after split.
+        classes: names and palette, or `None` if the source does not define them.
+        lookup: class of each mask id, or `None` for an ignored id; ids that are not listed are errors. Defaults to
+            `None`, which uses each class index as its id.
+        absent_ok: `True` if a class may be absent from all masks. It is `False` for ids from a list of names, where an
+            extra name is a mistake.
+        problems: one line for each file that cannot be used, such as an image without a mask.
     """
 
     samples: tuple[SourceSample, ...]

@@ -1,4 +1,4 @@
-"""Pascal VOC 2012 as published: JPEGImages/, SegmentationClass/ (palette PNG) and lists of each split."""
+"""Pascal VOC 2012 in its published layout: JPEGImages/, SegmentationClass/ (palette PNG) and one list per split."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ UNION = "trainval"
 
 
 def list_samples(source: str | None) -> SourceListing:
-    """Returns what the lists name, `trainval`, which is both others, left out; the border, 255, is not counted.
+    """Lists the samples of the split lists, except `trainval`, which combines two others; the border, 255, is ignored.
 
     Raises:
-        DataError: there is no such folder, or a list names what is missing; all of that is listed.
+        DataError: the folder does not exist, or a list names missing files; all such files are listed.
     """
     root = require_source_dir("voc", source, LAYOUT)
     images, masks = require_path(root / "JPEGImages", LAYOUT), require_path(root / "SegmentationClass", LAYOUT)

@@ -1,1 +1,1 @@
-"""Validation of a dataset. Order of imports: report and contact_sheet, dataset, shard."""
+"""Validation of a dataset. Import order: report and contact_sheet, dataset, shard."""

@@ -1,4 +1,4 @@
-"""A contact sheet: images of every split with their masks laid over them, and what the colours mean."""
+"""Contact sheet: images of every split, overlaid with their masks, and a colour legend."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PER_SPLIT = 12
 
 
 def save_contact_sheet(root: str, manifest: Manifest, file: Path, per_split: int = PER_SPLIT) -> None:
-    """Writes a PNG of images spread evenly through every split; what cannot be read is a cell that says so."""
+    """Writes a PNG with images sampled evenly from every split; a row that cannot be read gets a placeholder cell."""
     width = COLUMNS * CELL[0]
     parts = [
         _split(SplitReader(root, split), name, manifest.classes, per_split) for name, split in manifest.splits.items()
@@ -41,7 +41,7 @@ def _split(source: SplitReader, name: str, classes: Classes, count: int) -> Imag
         left, top = number % COLUMNS * CELL[0], LINE + number // COLUMNS * height
         try:
             label, picture = _overlaid(source, row, classes)
-        except Exception:  # damaged in any way: the check says in which
+        except Exception:  # arbitrary damage; the validation reports the cause
             pen.text((left + 4, top + CELL[1] // 2), f"row {row} cannot be shown", TEXT)
             continue
         picture = ImageOps.pad(picture, (CELL[0] - 4, CELL[1] - 2), color=BACK)

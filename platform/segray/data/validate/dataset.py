@@ -1,4 +1,4 @@
-"""A dataset held against itself: shards, rows, counts, and what occurs more than once."""
+"""Consistency checks of a dataset: shards, rows, counts and duplicates."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -14,21 +14,21 @@ from segray.data.validate.shard import ShardFindings, ShardTask, inspect_shard
 
 MIN_IMAGES = 3
 MIN_SHARE = 1e-5
-"""A class in fewer training images than this, or with a smaller share of their pixels, is near-empty."""
+"""Smallest share of training images, or of their pixels, below which a class is reported as near-empty."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class SplitStatistics:
-    """What a split holds, counted anew.
+    """Statistics of a split, recomputed from its rows.
 
     Attributes:
-        rows: that could be read.
-        bytes: of its shards.
-        class_pixels, class_images: (K,) of each class.
-        ignored: pixels that are not counted.
-        sizes: images of each (width, height).
+        rows: number of readable rows.
+        bytes: total size of the shards.
+        class_pixels, class_images: number of pixels and of images of each class, (K,).
+        ignored: number of ignored pixels.
+        sizes: number of images of each (width, height).
     """
 
     rows: int = 0
@@ -41,13 +41,13 @@ class SplitStatistics:
 
 @dataclass
 class ValidationReport:
-    """What a check found.
+    """Result of a validation.
 
     Attributes:
-        manifest: of the dataset.
-        errors: what is wrong, a line each.
-        warnings: what may be meant so, a line each.
-        splits: counted anew, by name.
+        manifest: manifest of the dataset.
+        errors: one line per error.
+        warnings: one line per finding that may be intended.
+        splits: recomputed statistics of each split, by name.
     """
 
     manifest: Manifest
@@ -57,14 +57,15 @@ class ValidationReport:
 
 
 def validate_dataset(root: str, on_progress: Progress = lambda what, done, total: None) -> ValidationReport:
-    """Returns everything that is wrong with a dataset, all of it in one pass over its rows on the connected cluster.
+    """Validates a dataset in one pass over its rows on the connected Ray cluster and reports all findings.
 
     Args:
         root: folder or URI.
-        on_progress: called with what is being done, the rows done and the rows in all.
+        on_progress: callback that receives the name of the current stage, the number of rows done and the total number
+            of rows.
 
     Raises:
-        DataError: there is no manifest that could be read.
+        DataError: the manifest does not exist or cannot be read.
     """
     manifest = load_manifest_unverified(root)
     looks = [
@@ -127,7 +128,7 @@ def _manifest_faults(root: str, manifest: Manifest, splits: dict[str, SplitStati
 
 
 def _list_faults(root: str, manifest: Manifest, seen: dict[int, ShardFindings]) -> Iterator[str]:
-    """Yields where the lists of images that were left out or re-encoded are not true."""
+    """Yields the inconsistencies in the lists of skipped and re-encoded images."""
     fs, path = filesystem(root)
     lines = 0
     if fs.get_file_info(f"{path}/{SKIPPED_LIST}").type != FileType.NotFound:
@@ -144,7 +145,7 @@ def _list_faults(root: str, manifest: Manifest, seen: dict[int, ShardFindings]) 
 
 
 def _strays(root: str, manifest: Manifest) -> Iterator[str]:
-    """Yields the files in the dataset that are not its own."""
+    """Yields the files in the dataset folder that do not belong to the dataset."""
     fs, path = filesystem(root)
     own = {shard.path for split in manifest.splits.values() for shard in split.shards} | {MANIFEST, SKIPPED_LIST}
     if fs.get_file_info(f"{path}/{UNFINISHED}").type != FileType.NotFound:
@@ -163,7 +164,7 @@ def _twice(by_split: dict[str, list[ShardFindings]]) -> Iterator[str]:
 
 
 def _repeated(rows: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Returns a line for each image that occurs again in a split, and for each that is in several splits."""
+    """Returns one line for each image that is repeated within a split, and one for each image in several splits."""
     ids = defaultdict[str, list[str]](list)
     for name, digest in rows:
         ids[digest].append(name)
@@ -179,7 +180,7 @@ def _repeated(rows: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
 
 
 def _near_empty(manifest: Manifest, splits: dict[str, SplitStatistics]) -> Iterator[str]:
-    """Yields the classes that the first split, the one to train on, hardly holds."""
+    """Yields the classes that are near-empty in the first split, which is used for training."""
     if not splits:
         return
     name, found = next(iter(splits.items()))

@@ -1,4 +1,4 @@
-"""The findings of a check and the statistics of a dataset as one HTML page that needs no other file but its sheet."""
+"""HTML report of a validation: findings and statistics on one page, which refers only to the contact sheet."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ th { font-weight: 600; border-bottom: 1px solid #ccc } td.number, th.number { te
 
 
 def render_report(name: str, checked: ValidationReport, sheet: str) -> str:
-    """Returns the page.
+    """Renders the report as an HTML page.
 
     Args:
-        name: of the dataset.
-        checked: what was found.
-        sheet: where the contact sheet lies, relative to the page.
+        name: name of the dataset.
+        checked: result of the validation.
+        sheet: path of the contact sheet relative to the page.
     """
     manifest = checked.manifest
     parts = [
@@ -61,7 +61,7 @@ def _splits(splits: dict[str, SplitStatistics]) -> str:
 
 
 def _classes(split: str, classes: Classes, found: SplitStatistics) -> str:
-    """Returns the share of each class as bars, the largest of which is as long as there is room."""
+    """Renders the share of each class as a bar, scaled so that the largest share has full length."""
     total, most = max(1, sum(found.class_pixels)), max(1, *found.class_pixels)
     rows = [
         [

@@ -1,4 +1,4 @@
-"""One shard held against what the manifest and its own columns say of it; nothing is taken on trust."""
+"""Validation of one shard against the manifest and its own columns; all values are recomputed."""
 
 import re
 from collections import Counter
@@ -23,14 +23,14 @@ SHARD = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be looked at.
+    """One shard to validate.
 
     Attributes:
         root: folder or URI of the dataset.
         split: name of the split.
-        shard: what the manifest says.
-        num_classes: K.
-        ignore_id: of the masks.
+        shard: entry of the shard in the manifest.
+        num_classes: number of classes K.
+        ignore_id: ignore id of the masks.
     """
 
     root: str
@@ -42,15 +42,15 @@ class ShardTask:
 
 @dataclass
 class ShardFindings:
-    """What a shard holds.
+    """Findings and statistics of one shard.
 
     Attributes:
-        faults: a line each.
-        rows: id of each row, and content hash of its image.
-        class_pixels: (K,) pixels of each class.
-        class_images: (K,) images that hold the class.
-        ignored: pixels that are not counted.
-        sizes: images of each (width, height).
+        faults: one line per fault.
+        rows: id and image content hash of each row.
+        class_pixels: number of pixels of each class, (K,).
+        class_images: number of images that contain each class, (K,).
+        ignored: number of ignored pixels.
+        sizes: number of images of each (width, height).
     """
 
     faults: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class ShardFindings:
 
 
 def inspect_shard(task: ShardTask) -> ShardFindings:
-    """Returns what a shard holds and everything in it that is not as it should be."""
+    """Validates a shard and returns its statistics and all faults."""
     seen = ShardFindings(class_pixels=[0] * task.num_classes, class_images=[0] * task.num_classes)
     name = display_path(task.root, task.shard.path)
     digests: list[bytes] = []
@@ -76,7 +76,7 @@ def inspect_shard(task: ShardTask) -> ShardFindings:
 
 
 def _rows(task: ShardTask, name: str, seen: ShardFindings) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the rows that can be read, with their numbers."""
+    """Yields the readable rows with their numbers."""
     fs, root = filesystem(task.root)
     if not SHARD.fullmatch(task.shard.path):
         seen.faults.append(f"{name}: a shard outside its dataset; expected SPLIT/NAME.parquet")
@@ -119,7 +119,7 @@ def _spelt(schema: pa.Schema) -> str:
 
 
 def _row_faults(task: ShardTask, row: dict[str, Any], seen: ShardFindings) -> Iterator[str]:
-    """Yields what is wrong with a row, and counts what it holds."""
+    """Yields the faults of a row and adds the row to the statistics."""
     if content_hash(row["image"], row["mask"]) != row["digest"]:
         yield "image or mask changed since it was converted (its digest disagrees)"
     split, _, name = str(row["id"]).partition("/")

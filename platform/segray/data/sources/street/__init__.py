@@ -1,1 +1,1 @@
-"""The painter of the demo dataset. Order of imports: scene, scenery and objects, camera."""
+"""Renderer of the demo dataset. Import order: scene, scenery and objects, camera."""

@@ -1,4 +1,4 @@
-"""A picture in the making: a pinhole camera above a road, and polygons in metres painted onto pixels and ids."""
+"""Pinhole camera above a road, and drawing of polygons in metres into pixels and class ids."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segray.core.classes import Colour
 
 HEIGHT, WIDTH = 144, 192
-# Drawn at twice the size, so that edges are smooth and pixels of two classes are known.
+# Supersampling factor. It smooths edges and detects pixels that cover two classes.
 FINE = 2
 FAR_M = 90.0
 
@@ -35,15 +35,15 @@ DARK = np.array([(84, 86, 92), (66, 76, 92), (44, 46, 52)], np.float64)
 
 @dataclass
 class StreetScene:
-    """A street and its picture at twice the final size.
+    """A street and its image at twice the final size.
 
     Attributes:
-        rng: the only source of chance.
-        pixels: (2H, 2W, 3) uint8 RGB.
-        ids: (2H, 2W) uint8 class ids.
-        focal, centre_x, horizon_y: the camera, in pixels; it looks straight ahead.
-        eye_m: height of the camera above the road.
-        kerb_m, wall_m: distance of the kerbs and of the houses from the middle of the road.
+        rng: random generator; the only source of randomness.
+        pixels: image, (2H, 2W, 3) uint8 RGB.
+        ids: class ids, (2H, 2W) uint8.
+        focal, centre_x, horizon_y: camera parameters in pixels; the camera looks straight ahead.
+        eye_m: height of the camera above the road in metres.
+        kerb_m, wall_m: distance of the kerbs and of the houses from the middle of the road in metres.
     """
 
     rng: np.random.Generator
@@ -57,41 +57,41 @@ class StreetScene:
     wall_m: float
 
     def project(self, points: Sequence[Point] | NDArray[np.float64]) -> NDArray[np.int32]:
-        """Returns the (..., 2) pixels of points (..., 3): metres right, up from the road, and ahead."""
+        """Projects points (..., 3), in metres right, up from the road and ahead, to pixels (..., 2)."""
         metres = np.asarray(points, np.float64)
         scale = self.focal / metres[..., 2:]
         pixels = (metres[..., :2] - (0, self.eye_m)) * (1, -1) * scale + (self.centre_x, self.horizon_y)
-        # OpenCV's polygons overflow far outside the picture.
+        # OpenCV's polygon coordinates overflow far outside the image.
         return np.rint(np.clip(pixels, -9999, 9999)).astype(np.int32)
 
     def fill(self, points: Sequence[Point], colour: Paint, class_id: int | None = None) -> None:
-        """Paints a convex polygon; without a class the ids below stay, as for a window."""
+        """Fills a convex polygon; without a class id, the ids are not changed, for example for a window."""
         corners = self.project(points)
         cv2.fillConvexPoly(self.pixels, corners, _rgb(colour))
         if class_id is not None:
             cv2.fillConvexPoly(self.ids, corners, class_id)
 
     def tile(self, polygons: Iterable[Sequence[Point]], colour: Paint) -> None:
-        """Paints many polygons of as many corners that do not overlap; the ids below stay."""
+        """Fills many non-overlapping polygons with the same number of corners; the ids are not changed."""
         corners = np.array(list(polygons), np.float64)
         if len(corners):
             cv2.fillPoly(self.pixels, list(self.project(corners)), _rgb(colour))
 
     def ball(self, centre: Point, radius_m: float, colour: Paint, class_id: int) -> None:
-        """Paints a ball."""
+        """Fills the projection of a ball."""
         x, y = self.project([centre])[0].tolist()
         radius_px = max(1, round(self.focal * radius_m / centre[2]))
         cv2.circle(self.pixels, (x, y), radius_px, _rgb(colour), -1)
         cv2.circle(self.ids, (x, y), radius_px, class_id, -1)
 
     def vary_colour(self, colours: Paint, spread: float = 14) -> Paint:
-        """Returns one of the colours, a little changed."""
+        """Samples one of the colours and adds a small random offset."""
         colour: Paint = self.rng.choice(colours) + self.rng.normal(0, spread, 3)
         return colour
 
 
 def empty_street(rng: np.random.Generator) -> StreetScene:
-    """Returns a street of some width seen from somewhere, with nothing painted."""
+    """Returns an empty street with random width and camera."""
     height, width = HEIGHT * FINE, WIDTH * FINE
     kerb_m = rng.uniform(2.6, 4.2)
     return StreetScene(
@@ -123,7 +123,7 @@ def side_rect(right: float, bottom: float, top: float, near: float, far: float) 
 
 
 def trapezium(ahead: float, bottom: Point, top: Point) -> list[Point]:
-    """Returns the corners of an upright trapezium; bottom and top are (left, right, up)."""
+    """Returns the corners of an upright trapezium; `bottom` and `top` are (left, right, up)."""
     return [
         (bottom[0], bottom[2], ahead),
         (top[0], top[2], ahead),

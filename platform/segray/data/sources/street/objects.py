@@ -1,4 +1,4 @@
-"""What stands in the way: trees, cars, people and signs, each with its distance and how to paint it."""
+"""Objects on the street: trees, cars, people and signs, each with its distance and its drawing function."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ _SKIN = np.array([198.0, 154, 126])
 
 
 def street_objects(street: StreetScene) -> list[StreetObject]:
-    """Returns some of each kind, on both sides, as many near as far."""
+    """Returns several objects of each kind on both sides of the street, distributed over near and far distances."""
     rng = street.rng
     kinds = [(_tree, 8, 6, 30), (_car, 6, 4, 22), (_person, 10, 3.2, 9), (_sign, 7, 3.6, 10)]
     found = []
@@ -93,7 +93,16 @@ def _car(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:
 def _paint_flank(
     street: StreetScene, x: float, ups: tuple[float, float], ends: tuple[float, float], body: Paint, glass: Paint
 ) -> None:
-    """Paints the side of a car that faces the middle of the road; ups are waist and roof, ends near and far."""
+    """Draws the side of a car that faces the middle of the road.
+
+    Args:
+        street: street to draw on.
+        x: position of the centre of the car, in metres to the right of the middle of the road.
+        ups: heights of the waist and the roof in metres.
+        ends: distances of the near and the far end in metres.
+        body: colour of the body.
+        glass: colour of the windows.
+    """
     (waist, up), (near, far) = ups, ends
     inner, roof = x - 0.88 * np.sign(x), x - 0.68 * np.sign(x)
     for axle in (near + 0.8, far - 0.8):

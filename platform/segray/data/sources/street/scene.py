@@ -1,7 +1,7 @@
-"""Drawings of streets: a small street in three dimensions, painted from far to near, then textured and lit.
+"""Synthetic street images: a small street in three dimensions, drawn from far to near, then textured and lit.
 
-Colours overlap between the classes on purpose (grey is sky, house, road, pavement and car alike, and the light
-changes from picture to picture); what tells them apart is shape, texture and what stands next to what.
+Colours overlap between the classes on purpose: sky, houses, road, pavement and cars can all be grey, and the light
+changes from image to image. Shape, texture and context distinguish the classes.
 """
 
 import cv2
@@ -26,19 +26,19 @@ __all__ = ["HEIGHT", "MIXED_PIXEL", "PALETTE", "WIDTH", "draw_street"]
 
 MIXED_PIXEL = 255
 
-# Gains of red, green and blue: noon, overcast, low sun, dusk, sodium lamps.
+# Gains of red, green and blue for noon, overcast, low sun, dusk and sodium lamps.
 _LIGHTS = np.array([(1, 1, 1), (0.88, 0.92, 0.98), (1.12, 0.98, 0.8), (0.7, 0.74, 0.92), (0.88, 0.74, 0.56)])
 _IS_GROUND = np.isin(np.arange(len(PALETTE)), (ROAD, PAVEMENT))
-# Strength of fine, middle and coarse noise on each class, sky first.
+# Strength of fine, medium and coarse noise for each class, starting with sky.
 _GRAIN = np.array([(0, 1, 6), (3, 2, 4), (9, 3, 5), (4, 5, 5), (8, 15, 9), (1, 1, 3), (2, 4, 3), (1, 1, 2)], np.float32)
 
 
 def draw_street(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns a picture (H, W, 3) uint8 RGB and its class ids (H, W) uint8, MIXED where classes share a pixel."""
+    """Returns an image (H, W, 3) uint8 RGB and its class ids (H, W) uint8; pixels shared by classes are MIXED."""
     street = empty_street(rng)
     paint_sky(street)
     paint_ground(street)
-    # The farthest first: what is nearer hides it.
+    # Objects are drawn from far to near, so that nearer objects occlude farther ones.
     for _, paint in sorted([*houses(street), *street_objects(street)], key=lambda thing: -thing[0]):
         paint()
     pixels = _lit(street, _grained(street))
@@ -48,7 +48,7 @@ def draw_street(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def _grained(street: StreetScene) -> NDArray[np.float32]:
-    """Returns the picture as float32 with the noise of each class on it."""
+    """Returns the image as float32 with the noise of each class added."""
     height, width = street.ids.shape
     pixels = street.pixels.astype(np.float32)
     for scale, strengths in zip((1, 4, 16), _GRAIN.T, strict=True):
@@ -59,7 +59,7 @@ def _grained(street: StreetScene) -> NDArray[np.float32]:
 
 
 def _lit(street: StreetScene, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the picture in some light: shadows on the ground, a colour, a brighter side and haze."""
+    """Applies random lighting: shadows on the ground, a colour cast, a brighter side and haze."""
     rng = street.rng
     height, width = street.ids.shape
     shade = np.ones((height, width), np.float32)

@@ -1,4 +1,4 @@
-"""What stands still and fills the picture: sky, road, pavement, grass and houses."""
+"""Static scenery: sky, road, pavement, grass and houses."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _PANES = np.concatenate([DARK, [(170, 190, 210), (230, 200, 130)]])
 
 
 def paint_sky(street: StreetScene) -> None:
-    """Fills the picture with a sky that changes from top to bottom."""
+    """Fills the image with a vertical sky gradient."""
     top, bottom = street.vary_colour(_SKIES, 10), street.vary_colour(_SKIES, 10)
     share = np.linspace(0, 1, len(street.pixels))[:, None, None]
     street.pixels[:] = (top * (1 - share) + bottom * share).clip(0, 255)
@@ -35,7 +35,7 @@ def paint_sky(street: StreetScene) -> None:
 
 
 def paint_ground(street: StreetScene) -> None:
-    """Paints the slabs up to the horizon, grass on some of them, and the road in the middle."""
+    """Draws the pavement slabs up to the horizon, grass on some of them, and the road in the middle."""
     rng, kerb = street.rng, street.kerb_m
     asphalt = street.vary_colour(_ASPHALT, 8)
     slabs = street.vary_colour(_SLABS, 8)
@@ -50,7 +50,7 @@ def paint_ground(street: StreetScene) -> None:
 
 
 def houses(street: StreetScene) -> list[StreetObject]:
-    """Returns the houses along both sides, with gaps, and some at the end of the street."""
+    """Returns the houses along both sides, with gaps, and houses at the end of the street."""
     rng = street.rng
     found = []
     for side in (-1, 1):
