@@ -37,8 +37,9 @@ if name == "python":
 call = {{"name": name, "args": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}}
 call["files"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 there = Path(os.environ["CALLS"])
-(there / "new").write_text(json.dumps(call))
-(there / "new").rename(there / f"{{time.time_ns()}}-{{name}}.json")
+new = there / f"{{os.getpid()}}.new"  # two commands may end at once
+new.write_text(json.dumps(call))
+new.rename(there / f"{{time.time_ns()}}-{{name}}.json")
 sys.exit(7 if name == "curl" else 0)
 """
 

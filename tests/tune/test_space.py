@@ -55,6 +55,8 @@ def test_combinations_that_cannot_be_trained_are_refused():
 def test_what_can_be_trained_together_need_not_be_alone():
     of = {"train.batch": {"choice": [32, 64]}, "train.accumulate": {"choice": [1, 16]}}
     space.validate_space(settings(of, train__batch=8))
+    with pytest.raises(ConfigError, match=r"train.accumulate is 16|train.accumulate 16"):
+        space.validate_space(settings({"train.accumulate": of["train.accumulate"]}, train__batch=8))
 
 
 def test_a_grid_that_explodes_is_counted():

@@ -100,6 +100,8 @@ def test_transforms_that_are_warned_of_or_take_one_number_are_used(name, scene, 
 def test_a_crop_too_large_for_the_trial_may_fit_the_images():
     large = build([{"RandomCrop": {"height": 200, "width": 200}}, {"Resize": {"height": 64, "width": 64}}])
     validate_transforms(large, 200, 300, 255)
+    with pytest.raises(ConfigError, match="data.augment cannot work on an image of 300x199"):
+        validate_transforms(large, 199, 300, 255)
 
 
 def test_a_stored_config_is_read_where_its_transforms_are_not_known():
