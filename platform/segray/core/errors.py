@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MAX_LISTED = 20
+MAX_LINE_LENGTH = 300
 EXIT_INTERRUPTED = 130
 """Exit code of a command that is interrupted."""
 
@@ -78,17 +79,23 @@ class RunStoppedError(SegrayError):
     exit_code = EXIT_INTERRUPTED
 
 
-def format_list(lines: Sequence[str], most: int = MAX_LISTED) -> str:
-    """Returns the lines as an indented block, cut after `most` with the count of what was left out."""
-    shown = [f"\n  {line}" for line in lines[:most]]
-    if len(lines) > most:
-        shown.append(f"\n  ... and {len(lines) - most} more")
+def format_list(lines: Sequence[str], max_lines: int = MAX_LISTED) -> str:
+    """Returns the first `max_lines` lines as an indented block, and the number of the remaining lines."""
+    shown = [f"\n  {line}" for line in lines[:max_lines]]
+    if len(lines) > max_lines:
+        shown.append(f"\n  ... and {len(lines) - max_lines} more")
     return "".join(shown)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?` with the closest known name, or an empty string if no name is close."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+def first_line(error: BaseException, max_length: int = MAX_LINE_LENGTH) -> str:
+    """Returns the first line of an error's message, cut at `max_length`, or its class name if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:max_length] if lines else type(error).__name__
+
+
+def did_you_mean(name: str, valid_names: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` with the closest valid name, or an empty string if no name is close."""
+    close = get_close_matches(name, list(valid_names), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
