@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segray.core.errors import ModelError
-from segray.models.segformer.model import MEAN, STD, SegFormer, build_segformer
+from segray.models.architecture import SegmentationModel
+from segray.models.segformer.model import MEAN, STD, build_segformer
 from segray.models.weights.save import save_weights
 from segray.training.losses.build import cross_entropy
 
@@ -141,7 +142,7 @@ def _transformers(model: nn.Module, entry: ImplementationSpec, case: Case) -> Im
     return Implementation(model, lambda: run(pixel_values=pixels).logits, loss, case)
 
 
-def to_transformers(ours: SegFormer) -> nn.Module:
+def to_transformers(model: SegmentationModel) -> nn.Module:
     """Converts a segray model to a transformers model, through a temporary folder in transformers' layout.
 
     Raises:
@@ -154,7 +155,7 @@ def to_transformers(ours: SegFormer) -> nn.Module:
         raise ModelError(f"--against transformers needs transformers ({error}); pip install transformers.") from error
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        saved = save_weights(ours, Path(folder) / "model", TRANSFORMERS)
+        saved = save_weights(model, Path(folder) / "model", TRANSFORMERS)
         loaded: nn.Module = SegformerForSemanticSegmentation.from_pretrained(saved)
     return loaded
 

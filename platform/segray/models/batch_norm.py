@@ -1,11 +1,13 @@
 """Batch normalisation of the decode head, synchronised over all ranks, on any device and backend."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segray.models.layers import NormContext
 
 
 class BatchMoments(NamedTuple):
@@ -106,18 +108,11 @@ def input_gradient(
     return scale, slope, -scale * mean_grad - slope * mean
 
 
-class _BatchNormContext(Protocol):
-    eps: float
-    saved_tensors: tuple[Tensor, ...]
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
-
-
 class _Normalise(torch.autograd.Function):
     """Normalises maps by the moments of all ranks. The backward pass accounts for the maps of all ranks."""
 
     @staticmethod
-    def forward(ctx: _BatchNormContext, eps: float, *tensors: Tensor) -> Tensor:
+    def forward(ctx: NormContext, eps: float, *tensors: Tensor) -> Tensor:
         maps, weight, bias, pixels, mean, variance = tensors
         ctx.eps = eps
         ctx.save_for_backward(maps, weight, pixels, mean, variance)
@@ -125,7 +120,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(maps, mean, variance, weight.to(mean), bias.to(mean), training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: _BatchNormContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: NormContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, *rest = ctx.saved_tensors
         moments = BatchMoments(*rest)
         values, slopes = _precise(maps), _precise(grad)

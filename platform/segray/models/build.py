@@ -2,10 +2,11 @@
 
 from segray.config import Config
 from segray.core.classes import Classes
-from segray.models.segformer.model import SegFormer, build_segformer
+from segray.models.architecture import SegmentationModel
+from segray.models.segformer.model import build_segformer
 
 
-def build_model(config: Config, classes: Classes) -> SegFormer:
+def build_model(config: Config, classes: Classes) -> SegmentationModel:
     """Returns the model that a Config describes, with randomly initialised parameters."""
     settings = config.model
     return build_segformer(
@@ -15,7 +16,7 @@ def build_model(config: Config, classes: Classes) -> SegFormer:
         head=settings.head,
         drop_path=settings.drop_path,
         dropout=settings.dropout,
-        norm_eps=settings.norm_eps,
-        checkpointing=settings.checkpointing,
+        norm_eps=settings.norm_eps_from,
+        checkpointing=settings.activation_checkpointing,
         aux_head=settings.aux_head,
     )

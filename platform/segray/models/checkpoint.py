@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.errors import CheckpointError, format_list
+from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
 
 FORMAT: Final = 2
@@ -195,7 +196,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_model(folder: Path) -> nn.Module:
+def load_model(folder: Path) -> SegmentationModel:
     """Returns the model of a checkpoint with its weights, in eval mode, on the CPU.
 
     Raises:

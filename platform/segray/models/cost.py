@@ -1,6 +1,7 @@
 """Parameter and multiply-accumulate counts of the parts of a model."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -9,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from segray.config import Config
 from segray.core.classes import Classes
 from segray.models.build import build_model
-from segray.models.segformer.model import SegFormer
+from segray.models.segformer.model import VARIANTS
+
+REFERENCE_PX = 64
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,24 @@ def model_costs(config: Config, num_classes: int, height: int, width: int) -> li
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
-    flops = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    parts = [
-        ModelCost(name, _parameters(part), flops.get(f"SegFormer.{path}", 0) // 2) for name, path, part in _parts(model)
-    ]
-    return [*parts, ModelCost("model", _parameters(model), int(counter.get_total_flops()) // 2)]
+    flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    paths = {module: f"{type(model).__name__}.{path}" for path, module in model.named_modules()}
+    parts = [ModelCost(title, _num_parameters(part), flops.get(paths[part], 0) // 2) for title, part in model.parts()]
+    return [*parts, ModelCost("model", _num_parameters(model), int(counter.get_total_flops()) // 2)]
 
 
-def _parts(model: SegFormer) -> list[tuple[str, str, nn.Module]]:
-    """Returns the name, the module path and the module of each part."""
-    stages = getattr(model.encoder, "stages", None)
-    if stages is None:  # a user-defined encoder
-        parts = [("encoder", "encoder", model.encoder)]
-    else:
-        parts = [(f"stage {index + 1}", f"encoder.stages.{index}", stage) for index, stage in enumerate(stages)]
-    parts.append(("head", "head", model.head))
-    return parts if model.aux_head is None else [*parts, ("auxiliary head", "aux_head", model.aux_head)]
+@cache
+def variants_by_cost() -> tuple[str, ...]:
+    """Returns the model variants in ascending order of their multiply-accumulates and therefore of their memory."""
+    base = Config()
+
+    def macs(variant: str) -> int:
+        config = base.model_copy(update={"model": base.model.model_copy(update={"variant": variant})})
+        with torch.device("meta"):
+            return model_costs(config, 1, REFERENCE_PX, REFERENCE_PX)[-1].macs
+
+    return tuple(sorted(VARIANTS, key=macs))
 
 
-def _parameters(module: nn.Module) -> int:
+def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

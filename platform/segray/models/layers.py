@@ -1,7 +1,30 @@
-"""Conversions between token maps (B, h, w, C) and channels-last images (B, C, h, w), and bilinear resize matrices."""
+"""Building blocks shared by networks and losses: views of maps, bilinear resize matrices, and the autograd context."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class AutogradContext(Protocol):
+    """The context of a `torch.autograd.Function`, as far as it is used here."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+
+class NormContext(AutogradContext, Protocol):
+    """The context of a function that normalises maps.
+
+    Attributes:
+        eps: number added to the variance.
+    """
+
+    eps: float
 
 
 def tokens_to_map(tokens: Tensor) -> Tensor:

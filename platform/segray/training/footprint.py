@@ -7,8 +7,8 @@ import torch
 
 from segray.config import Config
 from segray.core.classes import Classes
+from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
-from segray.models.segformer.model import SegFormer
 
 FLOAT32_BYTES = 4  # bytes of a float32
 MOMENTS_PER_PARAMETER = 2  # optimiser moments for each parameter
@@ -26,7 +26,9 @@ def gradient_bytes(config: Config, classes: Classes) -> int:
 
 def checkpoint_bytes(config: Config, classes: Classes) -> int:
     """Returns the size of a checkpoint in bytes. For a sweep over variants, it is the mean over the variants."""
-    return round(mean(_parameter_bytes(config, classes)) * (1 + MOMENTS_PER_PARAMETER + (config.train.ema is not None)))
+    return round(
+        mean(_parameter_bytes(config, classes)) * (1 + MOMENTS_PER_PARAMETER + (config.train.ema_decay is not None))
+    )
 
 
 def _parameter_bytes(config: Config, classes: Classes) -> list[int]:
@@ -41,7 +43,7 @@ def _variants(config: Config) -> list[str]:
     return list(config.tune.space.get(VARIANT, {}).get("choice", [config.model.variant]))
 
 
-def _empty(config: Config, variant: str, classes: Classes) -> SegFormer:
+def _empty(config: Config, variant: str, classes: Classes) -> SegmentationModel:
     settings = config.model.model_copy(update={"variant": variant})
     with torch.device("meta"):
         return build_model(config.model_copy(update={"model": settings}), classes)

@@ -20,6 +20,7 @@ from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.data.sampler import row_seed
 from segray.models import checkpoint
+from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
 from segray.training import checkpoint_store
 from segray.training.engine.train_state import TrainState, build_train_state
@@ -49,7 +50,7 @@ class RunProgress:
 
     def validated(self, score: float, config: Config) -> None:
         """Records the score of a validation."""
-        better = score > self.best + config.train.min_gain or self.best == float("-inf")
+        better = score > self.best + config.train.min_delta or self.best == float("-inf")
         self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
         self.owed = None
 
@@ -170,7 +171,7 @@ def _check_storage(job: RunSpec) -> None:
         sleep(0.1)
 
 
-def _model(job: RunSpec) -> nn.Module:
+def _model(job: RunSpec) -> SegmentationModel:
     """Returns the model with the initial weights, which are equal on every rank."""
     config = job.config
     torch.manual_seed(config.train.seed)

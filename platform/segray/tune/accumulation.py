@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segray.config import Config
-
-VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
+from segray.models.cost import variants_by_cost
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class MemoryProfile:
     Memory use grows with variant and crop. Profiles that differ in any other setting are not comparable.
 
     Attributes:
-        variant: index of the model variant, 0 (b0) to 5 (b5).
+        variant: index of the model variant in the order of memory use.
         crop: side of the crop, in pixels.
         others: other settings that affect memory use.
     """
@@ -33,8 +32,8 @@ class MemoryProfile:
         """Returns the memory profile of a run."""
         model = config.model.model_dump(exclude={"variant", "init", "drop_path", "dropout"})
         loss = tuple(str(term) for term in config.loss.terms)
-        others = (config.train.batch, config.train.precision, config.train.ema > 0, *model.values(), *loss)
-        return cls(VARIANTS.index(config.model.variant), config.data.crop, others)
+        others = (config.train.batch, config.train.precision, config.train.ema_decay > 0, *model.values(), *loss)
+        return cls(variants_by_cost().index(config.model.variant), config.data.crop, others)
 
     def is_within(self, other: "MemoryProfile") -> bool:
         """Returns True if the other profile uses at least as much memory."""
@@ -53,19 +52,23 @@ class AccumulationTable:
 
     def record(self, config: Config) -> None:
         """Records that a run requires its number of accumulation steps."""
-        self.known.append((MemoryProfile.from_config(config), config.train.accumulate))
+        self.known.append((MemoryProfile.from_config(config), config.train.accumulation_steps))
 
     def accumulation_steps(self, config: Config) -> int:
         """Returns the number of accumulation steps for a run."""
+        if not self.known:
+            return config.train.accumulation_steps
         load = MemoryProfile.from_config(config)
         needed = [parts for known, parts in self.known if known.is_within(load)]
-        return max([config.train.accumulate, *needed])
+        return max([config.train.accumulation_steps, *needed])
 
 
 def with_doubled_accumulation(config: Config) -> Config | None:
     """Returns the settings with twice the accumulation steps, or `None` if a worker computes one image at a time."""
     train = config.train
     most = train.batch // train.workers
-    if train.accumulate >= most:
+    if train.accumulation_steps >= most:
         return None
-    return config.model_copy(update={"train": train.model_copy(update={"accumulate": min(2 * train.accumulate, most)})})
+    return config.model_copy(
+        update={"train": train.model_copy(update={"accumulation_steps": min(2 * train.accumulation_steps, most)})}
+    )

@@ -5,8 +5,8 @@ import torch
 
 from segray.config import OptimConfig
 from segray.core.errors import ModelError
-from segray.models.segformer.model import build_segformer
-from segray.training.engine.optim import build_optimizer, layer_index, lr_multiplier, parameter_groups, set_lr
+from segray.models.segformer.model import SegFormer, build_segformer
+from segray.training.engine.optim import build_optimizer, lr_multiplier, parameter_groups, set_lr
 
 PUBLISHED = OptimConfig()
 
@@ -59,7 +59,7 @@ def test_cosine_is_transformers():
     schedule = pytest.importorskip("transformers").get_cosine_schedule_with_warmup
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     theirs = schedule(optimiser, 30, 100)
-    config = OptimConfig(schedule="cosine", warmup_steps=30, warmup_ratio=0)
+    config = OptimConfig(schedule="cosine", warmup_steps=30, warmup_lr_ratio=0)
     for step in range(100):
         assert lr_multiplier(step, config, 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
         optimiser.step()
@@ -71,7 +71,7 @@ def test_one_cycle_is_torchs():
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, 1.0, total_steps=100, pct_start=0.31, div_factor=25, final_div_factor=40, cycle_momentum=False
     )
-    config = OptimConfig(schedule="one_cycle", warmup_steps=30, warmup_ratio=1 / 25, min_ratio=1 / 1000)
+    config = OptimConfig(schedule="one_cycle", warmup_steps=30, warmup_lr_ratio=1 / 25, min_lr_ratio=1 / 1000)
     for step in range(100):
         assert lr_multiplier(step, config, 100) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
         optimiser.step()
@@ -81,7 +81,7 @@ def test_one_cycle_is_torchs():
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "one_cycle"])
 def test_every_schedule_ends_at_its_least_rate_and_needs_no_warm_up(schedule):
-    config = OptimConfig(schedule=schedule, warmup_steps=0, min_ratio=0.1)
+    config = OptimConfig(schedule=schedule, warmup_steps=0, min_lr_ratio=0.1)
     rates = [lr_multiplier(step, config, 50) for step in range(60)]
     assert rates[0] == pytest.approx(1.0)
     assert rates == sorted(rates, reverse=True)
@@ -90,10 +90,11 @@ def test_every_schedule_ends_at_its_least_rate_and_needs_no_warm_up(schedule):
 
 def test_layers_learn_the_slower_the_deeper_they_lie():
     model = build_segformer("b0", 5)
-    assert layer_index("encoder.stages.0.embedding.proj.weight", (2, 2, 2, 2)) == 0
-    assert layer_index("encoder.stages.0.blocks.1.norm1.weight", (2, 2, 2, 2)) == 2
-    assert layer_index("encoder.stages.2.embedding.proj.weight", (2, 2, 2, 2)) == 5
-    assert layer_index("encoder.stages.3.norm.weight", (2, 2, 2, 2)) == 8
+    assert model.num_layers == 9
+    assert model.layer_index("encoder.stages.0.embedding.proj.weight") == 0
+    assert model.layer_index("encoder.stages.0.blocks.1.norm1.weight") == 2
+    assert model.layer_index("encoder.stages.2.embedding.proj.weight") == 5
+    assert model.layer_index("encoder.stages.3.norm.weight") == 8
     rates = {
         id(parameter): group["peak_lr"]
         for group in parameter_groups(model, OptimConfig(lr=1.0, layer_decay=0.5))
@@ -106,4 +107,4 @@ def test_layers_learn_the_slower_the_deeper_they_lie():
 
 def test_layers_of_an_encoder_of_ones_own_have_no_known_order():
     with pytest.raises(ModelError, match=r"optim.layer_decay is 0.9; expected 1"):
-        parameter_groups(torch.nn.Linear(1, 1), OptimConfig(layer_decay=0.9))
+        parameter_groups(SegFormer(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)), OptimConfig(layer_decay=0.9))

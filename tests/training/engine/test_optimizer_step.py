@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from segray.config import OptimConfig
-from segray.training.engine.optim import build_optimizer
 from segray.training.engine.optimizer_step import GROWTH_INTERVAL, MIN_SCALE, OptimizerStepper, batch_norm_buffers
 
 OPTIMISERS = {
-    "fused": lambda model: build_optimizer(model, OptimConfig(lr=0.1)),
+    "fused": lambda model: torch.optim.AdamW(
+        [{"params": list(model.parameters()), "peak_lr": 0.1}], lr=0.1, fused=True
+    ),
     "plain": lambda model: torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 0.1}], lr=0.1),
 }
 

@@ -7,6 +7,7 @@ See: SegFormer, arXiv 2105.15203, section 3.1.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,8 @@ STRIDE = (4, 2, 2, 2)
 HEADS = (1, 2, 5, 8)
 REDUCTION = (8, 4, 2, 1)
 MLP_RATIO = 4
+
+LAYER_NAME = re.compile(r"stages\.(\d+)\.(?:(embedding|norm)|blocks\.(\d+))\.")
 
 # Layer norm epsilons of each publisher: (block and stage norms, norms directly after a convolution).
 NORM_EPS = {"official": (1e-6, 1e-5), "mmseg": (1e-6, 1e-6), "transformers": (1e-5, 1e-5)}
@@ -178,6 +181,27 @@ class Encoder(nn.Module):
             image = stage(image)
             maps.append(image)
         return maps
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers: the first embedding and all blocks."""
+        return 1 + sum(self.depths)
+
+    def layer_index(self, name: str) -> int:
+        """Returns the layer of a parameter: 0 for the first embedding, 1 for the first block.
+
+        The embedding of a later stage belongs to the first block of that stage. The norm of a stage belongs to its last
+        block.
+        """
+        match = LAYER_NAME.match(name)
+        assert match is not None, name
+        stage, part, block = int(match[1]), match[2], match[3]
+        blocks_before = sum(self.depths[:stage])
+        if part == "norm":
+            return blocks_before + self.depths[stage]
+        if part == "embedding":
+            return blocks_before + 1 if stage else 0
+        return blocks_before + int(block) + 1
 
 
 def init_weights(module: nn.Module) -> None:

@@ -7,7 +7,6 @@ three.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from segray.models.batch_norm import (
     combine_moments,
     input_gradient,
 )
+from segray.models.layers import NormContext
 from segray.models.segformer.tiling import PyramidLevels, TiledLevelSum, should_tile
 
 # Gradient with respect to a ReLU's input, computed from the gradient of its output and from its output.
@@ -76,20 +76,11 @@ def _train_in_strips(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier:
     return logits
 
 
-class _FusedContext(Protocol):
-    eps: float
-    saved_tensors: tuple[Tensor, ...]
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
-
-    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
-
-
 class _NormedSum(torch.autograd.Function):
     """Logits of the normalised, rectified sum of levels. Only the sum itself is saved for the backward pass."""
 
     @staticmethod
-    def forward(ctx: _FusedContext, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: NormContext, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         fine, weight, norm_weight, norm_bias, classifier, bias, *coarse = tensors
         strips = TiledLevelSum(PyramidLevels(fine, weight, coarse))
         total = fine.new_empty(*fine.shape[:3], len(weight))
@@ -111,7 +102,7 @@ class _NormedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _FusedContext, grad_logits: Tensor, *_moments: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: NormContext, grad_logits: Tensor, *_moments: Tensor) -> tuple[Tensor | None, ...]:
         total, pixels, mean, variance, *tensors = ctx.saved_tensors
         fine, weight, norm_weight, norm_bias, classifier, _bias, *coarse = tensors
         moments = BatchMoments(pixels, mean, variance)

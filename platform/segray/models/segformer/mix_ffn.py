@@ -5,14 +5,14 @@ cache. Inference never stores the complete hidden map. Training recomputes a lar
 which takes no longer than writing it to memory and reading it back.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segray.models.layers import map_to_tokens, tokens_to_map
+from segray.models.layers import AutogradContext, map_to_tokens, tokens_to_map
 from segray.models.segformer.tiling import row_tiles, should_tile
 
 # Hidden maps with fewer tiles per image are stored for the backward pass, because recomputing them would be slower.
@@ -20,12 +20,6 @@ MIN_STRIPS = 4
 
 gelu_backward = torch.ops.aten.gelu_backward
 convolution_backward = torch.ops.aten.convolution_backward
-
-
-class _MixFfnContext(Protocol):
-    saved_tensors: tuple[Tensor, ...]
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class MixFFN(nn.Module):
@@ -107,13 +101,13 @@ class _Remade(torch.autograd.Function):
     """The layer computed tile by tile. The forward pass saves only the input and the parameters."""
 
     @staticmethod
-    def forward(ctx: _MixFfnContext, tokens: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, tokens: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, *parameters)
         return _in_strips(tokens, MixFfnWeights(*parameters))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _MixFfnContext, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: AutogradContext, grad: Tensor) -> tuple[Tensor, ...]:
         tokens, *parameters = ctx.saved_tensors
         weights = MixFfnWeights(*parameters)
         grad = grad.contiguous()

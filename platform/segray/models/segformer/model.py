@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from segray.core.errors import ModelError, did_you_mean
 from segray.core.imports import is_import_path
 from segray.models import plugins
+from segray.models.architecture import SegmentationModel
 from segray.models.segformer.encoder import NORM_EPS, Encoder
 from segray.models.segformer.heads import FCNHead, MmsegHead, SegFormerHead
 
@@ -40,12 +41,17 @@ MMSEG_WIDTH = 256
 AUX_STAGE = 2
 
 
-class SegFormer(nn.Module):
+class SegFormer(SegmentationModel):
     """An encoder, a decode head, an optional auxiliary head and the normalisation of their input.
 
     Every parameter name starts with `encoder.`, `head.` or `aux_head.`. Names of layer norm parameters contain `norm`.
     Names of the heads' batch norm parameters do not, because the published recipe applies weight decay to them.
     """
+
+    output_stride = plugins.STRIDES[0]
+    size_multiple = plugins.STRIDES[-1]
+    classifiers = ("head.classifier", "aux_head.classifier")
+    training_only = ("aux_head.",)
 
     mean: Tensor
     scale: Tensor
@@ -74,6 +80,19 @@ class SegFormer(nn.Module):
         if self.aux_head is not None and self.training:
             outputs["aux"] = self.aux_head(maps[AUX_STAGE])
         return outputs
+
+    def has_weight_decay(self, name: str) -> bool:
+        """Returns True if weight decay applies to the parameter `name`: to all except those of layer norms."""
+        return "norm" not in name
+
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """Returns the title and the module of each stage and of each head."""
+        stages = getattr(self.encoder, "stages", None)
+        parts: list[tuple[str, nn.Module]] = [("encoder", self.encoder)]
+        if stages is not None:  # a user-defined encoder may have none
+            parts = [(f"stage {index}", stage) for index, stage in enumerate(stages, start=1)]
+        parts.append(("head", self.head))
+        return parts if self.aux_head is None else [*parts, ("auxiliary head", self.aux_head)]
 
 
 def validate_images(images: Tensor) -> None:
@@ -121,7 +140,7 @@ def build_segformer(
         ModelError: a name is unknown, a number is out of range, or a plug-in does not satisfy the contract.
     """
     sizes = VARIANTS[_known("model.variant", variant, VARIANTS)]
-    _known("model.norm_eps", norm_eps, NORM_EPS)
+    _known("model.norm_eps_from", norm_eps, NORM_EPS)
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; expected at least 1.")
     backbone: nn.Module

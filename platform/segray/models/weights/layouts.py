@@ -168,7 +168,6 @@ LAYOUTS = {
     ),
 }
 SEGRAY = "segray"
-AUX_HEAD = "aux_head."  # used only in training: a file may omit it, or contain one that the model does not use
 
 
 class TensorSlice(NamedTuple):

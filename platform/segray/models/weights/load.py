@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from segray.core.errors import CheckpointError, ModelError, did_you_mean, format_list
+from segray.models.architecture import SegmentationModel
 from segray.models.segformer.encoder import Encoder
-from segray.models.segformer.model import HEADS, VARIANTS, SegFormer
+from segray.models.segformer.model import HEADS, VARIANTS
 from segray.models.weights import files, hub
 from segray.models.weights.layouts import (
-    AUX_HEAD,
     LAYOUTS,
     SEGRAY,
     Layout,
@@ -25,7 +25,6 @@ from segray.models.weights.layouts import (
 )
 
 PARTS = ("model", "encoder", "auto")
-CLASSIFIER = tuple(f"{head}.classifier.{leaf}" for head in ("head", "aux_head") for leaf in ("weight", "bias"))
 # Batch norm counter that is missing in old files and is not used.
 COUNTER = ".num_batches_tracked"
 MAX_BLOCKS = 64
@@ -75,7 +74,7 @@ class _TensorSource:
 
 
 def load_pretrained(
-    model: SegFormer,
+    model: SegmentationModel,
     source: str | Path,
     *,
     part: str = "model",
@@ -103,17 +102,20 @@ def load_pretrained(
         raise ModelError(f"part is {part!r}; expected one of {', '.join(PARTS)}{did_you_mean(part, PARTS)}.")
     found = _opened(model, source)
     part = _part(model, found, part)
-    ours = {key: tensor for key, tensor in model.state_dict().items() if part == "model" or key.startswith("encoder.")}
+    ours = {key: tensor for key, tensor in model.state_dict().items() if part == "model" or model.in_encoder(key)}
     tensors = {key: _theirs(found, key) for key in ours}
     missing = [key for key, tensor in tensors.items() if tensor is None]
     present = {key: _shaped(tensor, ours[key]) for key, tensor in tensors.items() if tensor is not None}
-    classifier = tuple(key for key in CLASSIFIER if key in present and _other_classes(present[key], ours[key]))
+    classifier = tuple(
+        key for key in _classifier_keys(model) if key in present and _other_classes(present[key], ours[key])
+    )
     _check_shapes(found, {key: value for key, value in present.items() if key not in classifier}, ours)
     used = {piece.key for key in ours for piece in found.pieces(key) or ()}
     left_over = [key for key in found.state if key not in used]
-    _check_missing(found, [key for key in missing if not _named(key, (*allow_missing, f"*{COUNTER}", f"{AUX_HEAD}*"))])
+    optional = (*allow_missing, f"*{COUNTER}", *(f"{prefix}*" for prefix in model.training_only))
+    _check_missing(found, [key for key in missing if not _named(key, optional)])
     if part == "model":
-        foreign = [key for key in left_over if not key.startswith((*found.extras, AUX_HEAD))]
+        foreign = [key for key in left_over if not key.startswith((*found.extras, *model.training_only))]
         _check_left_over(found, [key for key in foreign if not _named(key, allow_left_over)])
     with torch.no_grad():
         for key, tensor in present.items():
@@ -123,7 +125,11 @@ def load_pretrained(
     return LoadReport(found.layout, part, loaded, classifier, tuple(missing), tuple(left_over))
 
 
-def _opened(model: SegFormer, source: str | Path) -> _TensorSource:
+def _classifier_keys(model: SegmentationModel) -> list[str]:
+    return [f"{module}.{leaf}" for module in model.classifiers for leaf in ("weight", "bias")]
+
+
+def _opened(model: SegmentationModel, source: str | Path) -> _TensorSource:
     path = Path(source)
     if not path.exists() and isinstance(source, str) and hub.is_hub_id(source) and path.suffix not in files.SUFFIXES:
         path = hub.download(source)
@@ -138,7 +144,7 @@ def _opened(model: SegFormer, source: str | Path) -> _TensorSource:
     return found
 
 
-def _foreign(model: SegFormer, source: str, state: State) -> _TensorSource:
+def _foreign(model: SegmentationModel, source: str, state: State) -> _TensorSource:
     known = detect_layout(state)
     if known is None:
         raise CheckpointError(
@@ -179,8 +185,9 @@ def _described(dims: tuple[int, ...], depths: tuple[int, ...]) -> str:
     return f"an encoder of {dims} channels and {depths} blocks"
 
 
-def _part(model: SegFormer, found: _TensorSource, part: str) -> str:
-    has_head = any(_theirs(found, key) is not None for key in model.state_dict() if key.startswith("head."))
+def _part(model: SegmentationModel, found: _TensorSource, part: str) -> str:
+    heads = [key for key in model.state_dict() if not model.in_encoder(key) and not key.startswith(model.training_only)]
+    has_head = any(_theirs(found, key) is not None for key in heads)
     if part == "auto":
         part = "model" if has_head else "encoder"
     if part == "model" and found.layout != SEGRAY and not isinstance(model.head, HEADS[_layout(found).head_kind]):

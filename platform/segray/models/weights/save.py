@@ -9,17 +9,18 @@ import torch
 from safetensors.torch import save_file
 
 from segray.core.errors import ModelError, did_you_mean
+from segray.models.architecture import SegmentationModel
 from segray.models.segformer import encoder
 from segray.models.segformer.encoder import Encoder
 from segray.models.segformer.heads import SegFormerHead
-from segray.models.segformer.model import HEADS, MEAN, STD, SegFormer
-from segray.models.weights.layouts import AUX_HEAD, LAYOUTS, SEGRAY, State, to_layout
+from segray.models.segformer.model import HEADS, MEAN, STD
+from segray.models.weights.layouts import LAYOUTS, SEGRAY, State, to_layout
 
 LAYOUT_NAMES = (SEGRAY, *(name for name in LAYOUTS if name != "transformers-5"))
 
 
 def save_weights(
-    model: SegFormer, target: str | Path, layout: str = SEGRAY, *, class_names: Sequence[str] | None = None
+    model: SegmentationModel, target: str | Path, layout: str = SEGRAY, *, class_names: Sequence[str] | None = None
 ) -> Path:
     """Saves a model's weights and returns their path.
 
@@ -44,7 +45,7 @@ def save_weights(
     if layout == SEGRAY:
         _write_safetensors(target, state)
         return target
-    lasting = {key: tensor for key, tensor in state.items() if not key.startswith(AUX_HEAD)}
+    lasting = {key: tensor for key, tensor in state.items() if not key.startswith(model.training_only)}
     theirs = to_layout(layout, lasting, _depths(model, layout))
     if layout == "transformers":
         _write_folder(model, target, theirs, class_names)
@@ -55,7 +56,7 @@ def save_weights(
     return target
 
 
-def _depths(model: SegFormer, layout: str) -> tuple[int, ...]:
+def _depths(model: SegmentationModel, layout: str) -> tuple[int, ...]:
     kind = HEADS[LAYOUTS[layout].head_kind]
     if not isinstance(model.encoder, Encoder) or not isinstance(model.head, kind):
         raise ModelError(
@@ -65,14 +66,14 @@ def _depths(model: SegFormer, layout: str) -> tuple[int, ...]:
     return model.encoder.depths
 
 
-def _write_folder(model: SegFormer, folder: Path, state: State, class_names: Sequence[str] | None) -> None:
+def _write_folder(model: SegmentationModel, folder: Path, state: State, class_names: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_safetensors(folder / "model.safetensors", state)
     _write_json(folder / "preprocessor_config.json", _preprocessor())
     _write_json(folder / "config.json", _configuration(model, class_names))
 
 
-def _configuration(model: SegFormer, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _configuration(model: SegmentationModel, class_names: Sequence[str] | None) -> dict[str, Any]:
     """Returns the configuration that transformers needs to build the model."""
     mit, head = model.encoder, model.head
     assert isinstance(mit, Encoder)

@@ -1,7 +1,6 @@
 """Published SegFormer optimiser and schedule: AdamW, tenfold learning rate for the head, no decay of layer norms."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import cos, pi
 
 import torch
@@ -10,32 +9,33 @@ from torch.optim import AdamW, Optimizer
 
 from segray.config import OptimConfig
 from segray.core.errors import ModelError
-
-HEAD_PREFIXES = ("head.", "aux_head.")
-NORM = "norm"
-LAYER = re.compile(r"encoder\.stages\.(\d+)\.(?:(embedding|norm)|blocks\.(\d+))\.")
+from segray.models.architecture import SegmentationModel
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+def build_optimizer(model: SegmentationModel, config: OptimConfig) -> AdamW:
     """Returns AdamW over the parameter groups of `model`, with the initial learning rate `optim.lr`."""
     groups = parameter_groups(model, config)
     return AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+def parameter_groups(model: SegmentationModel, config: OptimConfig) -> list[dict[str, object]]:
     """Returns the parameter groups for AdamW. Every trainable parameter is in exactly one group.
 
-    The schedule scales the `peak_lr` of each group. Parameters of layers named `norm` have no weight decay. The batch
-    norm of the head (named `bn`) has weight decay, as published.
+    The schedule scales the `peak_lr` of each group. The learning rate of the heads is `head_lr_factor` times that of
+    the encoder. That of an encoder layer is multiplied by `layer_decay` for every layer between it and the heads.
 
     Raises:
-        ModelError: `optim.layer_decay` is not 1 and the encoder is a plug-in, whose layers have no known order.
+        ModelError: `optim.layer_decay` is not 1 and the layers of the encoder have no known order.
     """
+    if config.layer_decay != 1 and model.num_layers is None:
+        raise ModelError(
+            f"optim.layer_decay is {config.layer_decay}; expected 1, because the encoder does not define an order of "
+            "its layers (num_layers and layer_index, see docs/plugins.md)."
+        )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    rate = _rates(model, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = rate(name), 0.0 if NORM in name else config.weight_decay
+            key = _lr_factor(name, model, config), config.weight_decay if model.has_weight_decay(name) else 0.0
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "peak_lr": config.lr * factor, "weight_decay": decay}
@@ -43,40 +43,14 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     ]
 
 
-def _rates(model: nn.Module, config: OptimConfig) -> Callable[[str], float]:
-    """Returns a function from a parameter name to the factor of its peak learning rate."""
-    depths: tuple[int, ...] = getattr(getattr(model, "encoder", None), "depths", ())
-    if config.layer_decay != 1 and not depths:
-        raise ModelError(
-            f"optim.layer_decay is {config.layer_decay}; expected 1 with an encoder of your own, whose layers have "
-            "no known order."
-        )
-
-    def rate(name: str) -> float:
-        if name.startswith(HEAD_PREFIXES):
-            return config.head_lr_factor
-        if config.layer_decay == 1:
-            return 1.0
-        return float(config.layer_decay ** (sum(depths) + 1 - layer_index(name, depths)))
-
-    return rate
-
-
-def layer_index(name: str, depths: tuple[int, ...]) -> int:
-    """Returns the layer number of an encoder parameter: 0 for the first embedding, 1 for the first block.
-
-    The embedding of a later stage has the number of the first block of that stage. The norm of a stage has the number
-    of its last block.
-    """
-    found = LAYER.match(name)
-    assert found is not None, name
-    stage, part, block = int(found[1]), found[2], found[3]
-    before = sum(depths[:stage])
-    if part == "norm":
-        return before + depths[stage]
-    if part == "embedding":
-        return before + 1 if stage else 0
-    return before + int(block) + 1
+def _lr_factor(name: str, model: SegmentationModel, config: OptimConfig) -> float:
+    """Returns the factor of the peak learning rate of a parameter."""
+    if not model.in_encoder(name):
+        return config.head_lr_factor
+    if config.layer_decay == 1:
+        return 1.0
+    assert model.num_layers is not None
+    return float(config.layer_decay ** (model.num_layers - model.layer_index(name)))
 
 
 def lr_multiplier(step: int, config: OptimConfig, steps: int) -> float:
@@ -93,14 +67,14 @@ def _poly(step: int, config: OptimConfig, steps: int) -> float:
     The decay starts at step 0, as published, so the learning rate never quite reaches its peak.
     """
     poly = float((1 - step / steps) ** config.power)
-    return _warmed(step, config) * _between(config.min_ratio, 1, poly)
+    return _warmed(step, config) * _between(config.min_lr_ratio, 1, poly)
 
 
 def _cosine(step: int, config: OptimConfig, steps: int) -> float:
     """Linear warm-up, then a half cosine down to `min_ratio`."""
     if step < config.warmup_steps:
         return _warmed(step, config)
-    return _between(config.min_ratio, 1, _half_cosine((step - config.warmup_steps) / (steps - config.warmup_steps)))
+    return _between(config.min_lr_ratio, 1, _half_cosine((step - config.warmup_steps) / (steps - config.warmup_steps)))
 
 
 def _one_cycle(step: int, config: OptimConfig, steps: int) -> float:
@@ -110,15 +84,15 @@ def _one_cycle(step: int, config: OptimConfig, steps: int) -> float:
     """
     peak, last = config.warmup_steps, max(steps - 1, 1)
     if step < peak:
-        return _between(1, config.warmup_ratio, _half_cosine(step / peak))
-    return _between(config.min_ratio, 1, _half_cosine(min(1.0, (step - peak) / max(1, last - peak))))
+        return _between(1, config.warmup_lr_ratio, _half_cosine(step / peak))
+    return _between(config.min_lr_ratio, 1, _half_cosine(min(1.0, (step - peak) / max(1, last - peak))))
 
 
 SCHEDULES = {"poly": _poly, "cosine": _cosine, "one_cycle": _one_cycle}
 
 
 def _warmed(step: int, config: OptimConfig) -> float:
-    return _between(config.warmup_ratio, 1, min(1.0, step / config.warmup_steps)) if config.warmup_steps else 1.0
+    return _between(config.warmup_lr_ratio, 1, min(1.0, step / config.warmup_steps)) if config.warmup_steps else 1.0
 
 
 def _half_cosine(progress: float) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.config import Config
+from segray.models.architecture import SegmentationModel
 from segray.training.engine.ema import ModelEma
 from segray.training.engine.loop import Batch, StepResult, train_steps
 from segray.training.engine.optim import build_optimizer, load_optimizer_state, lr_multiplier, optimizer_state_by_name
@@ -28,7 +29,7 @@ class TrainState:
     """
 
     config: Config
-    model: nn.Module
+    model: SegmentationModel
     optimiser: torch.optim.Optimizer
     updater: OptimizerStepper
     ema: ModelEma | None
@@ -44,7 +45,7 @@ class TrainState:
         train = self.config.train
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         encoder = [self.model.encoder] if train.freeze_encoder else []
-        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]  # type: ignore[list-item]
+        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the training state except the weights, without copying.
@@ -103,7 +104,7 @@ class TrainState:
             ignore_id=ignore_id,
             start=start,
             precision=self.config.train.precision,
-            parts=self.config.train.accumulate,
+            parts=self.config.train.accumulation_steps,
             frozen=self.frozen_modules,
             before=before,
             at=at,
@@ -114,7 +115,7 @@ class TrainState:
             yield step
 
 
-def build_train_state(config: Config, model: nn.Module, device: torch.device) -> TrainState:
+def build_train_state(config: Config, model: SegmentationModel, device: torch.device) -> TrainState:
     """Returns the training state of a model.
 
     The model is moved to the device, and compiled and partly frozen according to the settings.
@@ -126,8 +127,8 @@ def build_train_state(config: Config, model: nn.Module, device: torch.device) ->
     model.to(device)
     optimiser = build_optimizer(model, config.optim)
     scaled = config.train.precision == "fp16"
-    updater = OptimizerStepper(optimiser, clip=config.optim.clip, scaled=scaled, kept=batch_norm_buffers(model))
-    ema = ModelEma(model, config.train.ema) if config.train.ema else None
+    updater = OptimizerStepper(optimiser, clip=config.optim.max_grad_norm, scaled=scaled, kept=batch_norm_buffers(model))
+    ema = ModelEma(model, config.train.ema_decay) if config.train.ema_decay else None
     if config.train.compile:
         model.compile()
     return TrainState(config, model, optimiser, updater, ema)

@@ -4,13 +4,13 @@ A few rows at a time are resized, scored and differentiated, at least in float32
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segray.models.layers import bilinear_matrix, source_rows
+from segray.models.layers import AutogradContext, bilinear_matrix, source_rows
 
 # Full-resolution logits held at once: few enough for the cache of a CPU core, enough to use a GPU fully.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
@@ -64,13 +64,6 @@ def true_class_log_probs(logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor
     return found
 
 
-class _LossContext(Protocol):
-    saved_tensors: tuple[Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
-
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
-
-
 class _Summed(torch.autograd.Function):
     """Sum of a loss over the valid pixels.
 
@@ -78,7 +71,7 @@ class _Summed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: _LossContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
+    def forward(ctx: AutogradContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
         grad = torch.zeros_like(logits, dtype=_precise(logits)) if ctx.needs_input_grad[0] else None
         with torch.autocast(logits.device.type, enabled=False):
             total = _add_up(logits, mask, ignore_id, score, grad)
@@ -88,7 +81,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _LossContext, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: AutogradContext, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_total.to(grad.dtype), None, None, None
 
