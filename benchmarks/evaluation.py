@@ -19,13 +19,14 @@ from segray.core.errors import DataError, ModelError
 from segray.data.images import decode_image, decode_mask
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
-from segray.data.resize import resize_for_model
+from segray.data.resize import preprocess
 from segray.evaluation.evaluate import evaluate
 from segray.evaluation.metrics.confusion import Confusion
 from segray.inference.timing import time_call
 from segray.models import checkpoint
+from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
-from segray.models.segformer.model import MEAN, STD, SegFormer
+from segray.models.segformer.model import MEAN, STD
 
 PEER = "transformers + torchmetrics"
 MAX_DIFFERENT = 1e-3
@@ -74,7 +75,7 @@ def run_benchmark(root: str, split: str, config: Config, turns: int, say: Callab
     )
 
 
-def _loop(model: SegFormer, source: SplitReader, config: Config, num_classes: int, ignore_id: int) -> Confusion:
+def _loop(model: SegmentationModel, source: SplitReader, config: Config, num_classes: int, ignore_id: int) -> Confusion:
     try:
         from torchmetrics.classification import MulticlassConfusionMatrix  # noqa: PLC0415 - a peer's, no dependency
     except ImportError as error:
@@ -85,10 +86,10 @@ def _loop(model: SegFormer, source: SplitReader, config: Config, num_classes: in
     for shard in source.split.shards:
         table = pq.read_table(Path(source.root, shard.path), columns=["image", "mask"])
         for image, mask in zip(table["image"], table["mask"], strict=True):
-            pixels = resize_for_model(decode_image(image.as_py()), config.data.short_side, config.eval.align)
+            pixels = preprocess(decode_image(image.as_py()), config.data.short_side, config.eval.size_multiple)
             truth = torch.from_numpy(decode_mask(mask.as_py()).astype(np.int64))
             with torch.inference_mode():
-                logits = peer(pixel_values=(torch.from_numpy(pixels).permute(2, 0, 1)[None] - mean) / std).logits
+                logits = peer(pixel_values=(pixels - mean) / std).logits
                 full = F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False)
                 counted.update(full.argmax(1), truth[None])
     matrix: Confusion = counted.compute().numpy()

@@ -6,7 +6,7 @@ import torch
 
 from segray import config
 from segray.core.classes import Classes
-from segray.data.resize import resize_for_model
+from segray.data.resize import preprocess
 from segray.inference.predictor import Predictor
 from segray.inference.segment import segment
 from segray.models import checkpoint
@@ -27,6 +27,6 @@ def test_a_predictor_does_what_validation_does(model, tmp_path):
     checkpoint.snapshot(model, {}, CONFIG, CLASSES, meta).write(tmp_path)
     image = np.random.default_rng(1).integers(0, 256, (90, 131, 3), dtype=np.uint8)
     mask = Predictor(tmp_path)(image)
-    fitted = torch.from_numpy(resize_for_model(image, 64, 32)).permute(2, 0, 1)[None]
+    fitted = preprocess(image, 64, 32)
     assert (mask.shape, mask.dtype) == ((90, 131), np.uint8)
     assert np.array_equal(mask, segment(model, fitted, (90, 131))[0].numpy())

@@ -13,12 +13,9 @@ from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.errors import CapacityError, DataError
 from segray.data.images import Mask
-from segray.data.resize import model_input_size, resize_for_model
+from segray.data.resize import preprocess
 from segray.inference.segment import InferenceConfig, segment, segment_with_probabilities
 from segray.models import checkpoint
-
-MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
-"""An image is rejected if its model input exceeds both limits: pixels, and pixels relative to the original image."""
 
 
 class Predictor:
@@ -90,13 +87,8 @@ class Predictor:
         """Returns the image as model input (1, 3, H', W') and the original size (H, W)."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB.")
-        settings = self.config
-        height, width = model_input_size(image.shape[0], image.shape[1], settings.data.short_side, settings.eval.align)
-        if height * width > MAX_INPUT_PIXELS and height * width > image.shape[0] * image.shape[1] * MAX_UPSCALE:
-            raise DataError(f"the image is {image.shape[1]}x{image.shape[0]}, and would be seen at {width}x{height}.")
-        fitted = resize_for_model(image, settings.data.short_side, settings.eval.align)
-        images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(self._device)
-        return images, (image.shape[0], image.shape[1])
+        batch = preprocess(image, self.config.data.short_side, self.config.eval.size_multiple)
+        return batch.to(self._device), (image.shape[0], image.shape[1])
 
     def _mask(self, ids: Tensor) -> Mask:
         found = ids.cpu().numpy()

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segray.config import Config
 from segray.data.images import Mask, Pixels, decode_image, decode_mask
 from segray.data.reader import SplitReader
-from segray.data.resize import resize_for_model
+from segray.data.resize import preprocess
 from segray.evaluation.results import ImageScore
 from segray.inference.segment import InferenceConfig, segment
 from segray.models import checkpoint
 
-EACH = 3
+NUM_PER_KIND = 3
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,25 @@ class Example:
         kind: "worst", "median" or "best".
         score: score of the image.
         image: (H, W, 3) uint8 RGB.
-        truth, found: (H, W) true and predicted class ids; the truth may contain the ignore id.
+        truth, prediction: (H, W) true and predicted class ids; the truth may contain the ignore id.
     """
 
     kind: str
     score: ImageScore
     image: Pixels
     truth: Mask
-    found: Mask
+    prediction: Mask
 
 
-def select_examples(images: Sequence[ImageScore], each: int = EACH) -> list[tuple[str, ImageScore]]:
+def select_examples(images: Sequence[ImageScore], num_per_kind: int = NUM_PER_KIND) -> list[tuple[str, ImageScore]]:
     """Returns the worst, median and best images without duplicates. `images` is sorted with the worst first."""
-    middle = (len(images) - each) // 2
-    starts = {"worst": 0, "median": middle, "best": len(images) - each}
-    found: dict[int, str] = {}
+    middle = (len(images) - num_per_kind) // 2
+    starts = {"worst": 0, "median": middle, "best": len(images) - num_per_kind}
+    kinds: dict[int, str] = {}
     for kind, start in starts.items():
-        for index in range(max(0, start), min(len(images), max(0, start) + each)):
-            found.setdefault(index, kind)
-    return [(kind, images[index]) for index, kind in sorted(found.items())]
+        for index in range(max(0, start), min(len(images), max(0, start) + num_per_kind)):
+            kinds.setdefault(index, kind)
+    return [(kind, images[index]) for index, kind in sorted(kinds.items())]
 
 
 def segment_examples(folder: Path, config: Config, source: SplitReader, images: Sequence[ImageScore]) -> list[Example]:
@@ -58,24 +57,23 @@ def segment_examples(folder: Path, config: Config, source: SplitReader, images: 
         images: scores of the images, worst first.
     """
     model = checkpoint.load_model(folder).eval()
-    found = []
+    examples = []
     for kind, score in select_examples(images):
         table = source.read([int(source.groups_of_rows([score.row])[0])])
         index = table["row"].to_pylist().index(score.row)
         image, truth = decode_image(table["image"][index].as_py()), decode_mask(table["mask"][index].as_py())
-        fitted = resize_for_model(image, config.data.short_side, config.eval.align)
-        images_ = torch.from_numpy(fitted).permute(2, 0, 1)[None]
-        ids = segment(model, images_, truth.shape, InferenceConfig.from_config(config))[0].numpy()
-        own: Mask = ids.astype(np.uint8) if truth.dtype == np.uint8 else ids.astype(np.uint16)
-        found.append(Example(kind, score, image, truth, own))
-    return found
+        batch = preprocess(image, config.data.short_side, config.eval.size_multiple)
+        ids = segment(model, batch, truth.shape, InferenceConfig.from_config(config))[0].numpy()
+        prediction: Mask = ids.astype(np.uint8) if truth.dtype == np.uint8 else ids.astype(np.uint16)
+        examples.append(Example(kind, score, image, truth, prediction))
+    return examples
 
 
 def error_overlay(example: Example, ignore_id: int) -> Pixels:
     """Returns an image of the errors (H, W, 3): errors are red on the greyscale image, and ignored pixels are white."""
     grey = example.image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    shown: NDArray[np.float64] = grey * 0.5 + 60
-    wrong = (example.found != example.truth) & (example.truth != ignore_id)
-    shown[wrong] = shown[wrong] * 0.25 + np.array([220, 38, 38]) * 0.75
-    shown[example.truth == ignore_id] = 255
-    return shown.round().clip(0, 255).astype(np.uint8)
+    overlay: NDArray[np.float64] = grey * 0.5 + 60
+    incorrect = (example.prediction != example.truth) & (example.truth != ignore_id)
+    overlay[incorrect] = overlay[incorrect] * 0.25 + np.array([220, 38, 38]) * 0.75
+    overlay[example.truth == ignore_id] = 255
+    return overlay.round().clip(0, 255).astype(np.uint8)
