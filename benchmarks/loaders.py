@@ -154,7 +154,7 @@ def _loop(seed: int, rows: int) -> None:
     table, augment = _of_process["table"], _of_process["augment"]
     for number in np.random.default_rng(seed).integers(0, table.num_rows, rows).tolist():
         row = table["image"][number].as_py(), table["mask"][number].as_py()
-        augment([row], row_seed(seed, 0, number))
+        augment([row], augment.draw(row_seed(seed, 0, number)))
 
 
 def _table(source: SplitReader) -> pa.Table:

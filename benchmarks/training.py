@@ -21,7 +21,8 @@ from benchmarks import hf_trainer, machine
 from benchmarks.interleave import Row, rate_row
 from segray.cluster.resources import WorkerResources
 from segray.data.augment.augmenter import Augmenter
-from segray.data.loader import Batch, training_batches
+from segray.data.crops import Batch
+from segray.data.loader import training_batches
 from segray.data.reader import SplitReader
 from segray.data.sampler import rank_slots
 from segray.models.build import build_model
@@ -134,7 +135,7 @@ def _described(case: TrainingCase) -> dict[str, str | int]:
         "variant": config.model.variant,
         "crop": config.data.crop,
         "batch": config.train.batch,
-        "decode": config.data.decode,
+        "decode": config.data.augment_on,
         "sampler": config.data.sampler,
         "log_every": config.train.log_every,
         "steps_a_turn": case.steps,

@@ -82,7 +82,7 @@ def camvid(ray_cluster, tmp_path_factory):
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperature):
     pixels = np.concatenate(list(camvid.class_pixels()))
-    data = config.build({"data.sampler": "rare_class", "data.temperature": temperature}).data
+    data = config.build({"data.sampler": "rare_class", "data.rare_class_temperature": temperature}).data
     times = draws_per_epoch(camvid, data)
     plan = EpochPlan(camvid.rows_per_group(), 8, 0, 64, times)
     rows = plan.assignments(0, 20 * plan.epoch_size // 8, range(8)).rows.reshape(-1)

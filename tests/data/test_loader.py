@@ -32,7 +32,7 @@ def source(streets):
     return SplitReader(str(streets), read_manifest(str(streets)).split("train"))
 
 
-MIXED = {"crop": 32, "mosaic": 0.3, "cut_mix": 0.3}
+MIXED = {"crop": 32, "mosaic_prob": 0.3, "cut_mix_prob": 0.3}
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, means):
     assert "no image" in str(raised.value)
 
 
-@pytest.mark.parametrize("data", [{}, {"mosaic": 1.0}], ids=["alone", "mixed"])
+@pytest.mark.parametrize("data", [{}, {"mosaic_prob": 1.0}], ids=["alone", "mixed"])
 @pytest.mark.parametrize("means", [MEANS, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
 def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, source, means, data):
     bad = []

@@ -16,7 +16,8 @@ from segray.data.manifest import read_manifest
 from segray.evaluation.evaluate import evaluate
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
-from segray.tracking.registry import CHALLENGER, download_checkpoint
+from segray.tracking.registry import download_checkpoint
+from segray.tracking.tags import CHALLENGER
 from segray.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -192,7 +193,7 @@ def test_a_name_that_is_taken_is_refused(tiny):
 def test_a_loss_that_is_no_number_ends_the_run(tiny):
     said = r"not finite in 3 steps in a row, \d+ to \d+; the likely cause: the rate is too high .* now 1e\+30"
     with pytest.raises(TrainingError, match=said):
-        fit(with_settings(tiny, optim__lr=1e30, train__steps=20, train__max_skipped=3), say=quiet)
+        fit(with_settings(tiny, optim__lr=1e30, train__steps=20, train__max_nonfinite_steps=3), say=quiet)
 
 
 def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
@@ -208,7 +209,7 @@ def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
 def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(tiny):
     crop = [{"RandomCrop": {"height": 160, "width": 160}}]
     large = with_settings(tiny, data__crop=160, data__augment=crop)
-    with pytest.raises(ConfigError, match="data.augment cannot work on an image of 192x144: Crop size"):
+    with pytest.raises(ConfigError, match="data.augment fails on an image of 192x144: Crop size"):
         fit(large, say=quiet)
     assert not Path(tiny.results).exists()
 
@@ -234,23 +235,23 @@ def test_a_bad_row_ends_the_run_and_is_named(tiny, spoilt):
 
 EVERY_PART = {  # of the data plane: a sampler that draws every row, crops of the user's own made by tasks, mixed
     "data__sampler": "repeat",
-    "data__repeat_below": 1.0,
-    "data__class_crops": 0.5,
+    "data__repeat_threshold": 1.0,
+    "data__class_crop_prob": 0.5,
     "data__augment": ["ScaledCrop", {"GaussNoise": {"p": 0.5}}],
-    "data__cut_mix": 0.5,
-    "data__decode": "cluster",
+    "data__cut_mix_prob": 0.5,
+    "data__augment_on": "cluster",
     "data__bad_rows": "skip",
 }
 ENGINE = {  # half precision, parts, clipping, an average, a frozen encoder and frozen norms
     "train__precision": "bf16",
-    "train__accumulate": 2,
-    "train__ema": 0.9,
+    "train__accumulation_steps": 2,
+    "train__ema_decay": 0.9,
     "train__freeze_encoder": True,
     "train__batch_norm": "frozen",
     "train__channels_last": True,
     "train__deterministic": True,
     "model__aux_head": True,
-    "optim__clip": 0.5,
+    "optim__max_grad_norm": 0.5,
     "optim__schedule": "cosine",
     "loss__class_weights": "balanced",
 }

@@ -27,8 +27,10 @@ def draws_per_epoch(source: SplitReader, config: DataConfig) -> DrawCounts | Non
             "use data.sampler all, or convert again with the right ignored ids."
         )
     if config.sampler == "rare_class":
-        return rare_class_sampling(source.class_pixels(), source.split.class_pixels, config.temperature)
-    return repeat_factor_sampling(source.class_pixels(), config.repeat_below) if config.sampler == "repeat" else None
+        return rare_class_sampling(source.class_pixels(), source.split.class_pixels, config.rare_class_temperature)
+    return (
+        repeat_factor_sampling(source.class_pixels(), config.repeat_threshold) if config.sampler == "repeat" else None
+    )
 
 
 def class_probabilities(class_pixels: Sequence[int], temperature: float) -> DrawCounts:

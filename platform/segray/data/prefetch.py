@@ -15,10 +15,11 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from segray.core.errors import CapacityError
 from segray.core.logging import silence_libraries
+from segray.core.numbers import MIB
 from segray.data.reader import SplitReader, raise_error_in, read_or_error
 
 READ_CPUS = 0.25
-SHARED_BLOCK_BYTES = 16 * 2**20  # target size of a table in the object store
+SHARED_BLOCK_BYTES = 16 * MIB  # target size of a table in the object store
 
 Load = TypeVar("Load")
 

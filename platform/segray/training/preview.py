@@ -14,7 +14,8 @@ from segray.core.classes import Classes
 from segray.core.visualize import BACK, LINE, TEXT, draw_legend, draw_overlay
 from segray.data.augment.augmenter import Augmenter
 from segray.data.class_balance import draws_per_epoch
-from segray.data.loader import Batch, training_batches
+from segray.data.crops import Batch
+from segray.data.loader import training_batches
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
 from segray.training.run_spec import build_epoch_plan, loader_resources

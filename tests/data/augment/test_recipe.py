@@ -21,15 +21,21 @@ def settings_of(**data):
 
 
 def plain(**data):
-    fixed = {"scale_min": 1, "scale_max": 1, "flip": 0, "photometric": False, "cat_max_ratio": 1.0}
+    fixed = {"scale_min": 1, "scale_max": 1, "flip_prob": 0, "photometric": False, "cat_max_ratio": 1.0}
     return settings_of(**(fixed | data))
+
+
+def crop_of(augmenter, row, seed):
+    """Returns the crop of a row that is mixed with itself if the draw needs partners."""
+    draw = augmenter.draw(seed)
+    return augmenter([row] * (1 + draw.num_partners), draw)
 
 
 @pytest.fixture
 def crops(encoded):
     def make(data, image, mask, seeds, ignore_id=255):
-        augment, row = Augmenter(data, ignore_id), encoded(image, mask)
-        return [augment([row], seed) for seed in seeds]
+        augmenter, row = Augmenter(data, ignore_id), encoded(image, mask)
+        return [crop_of(augmenter, row, seed) for seed in seeds]
 
     return make
 
@@ -47,8 +53,8 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
     scene, encoded, height, width, seed, short_side, class_crops, kind
 ):
     image, mask = scene(height, width)
-    augment = Augmenter(settings_of(crop=96, short_side=short_side, class_crops=class_crops), 255)
-    crop = augment([encoded(image, mask, kind)], seed)
+    augmenter = Augmenter(settings_of(crop=96, short_side=short_side, class_crop_prob=class_crops), 255)
+    crop = crop_of(augmenter, encoded(image, mask, kind), seed)
     assert crop[0].shape == (96, 96, 3)
     assert crop[0].dtype == np.uint8
     assert crop[1].shape == (96, 96)
@@ -56,7 +62,7 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
 
 
 def test_image_and_mask_are_cut_alike(crops, scene):
-    for image, ids in crops(plain(crop=64, flip=0.5), *scene(120, 160), range(20)):
+    for image, ids in crops(plain(crop=64, flip_prob=0.5), *scene(120, 160), range(20)):
         assert np.array_equal(image[..., 0], ids * 40 + 10)
 
 
@@ -70,9 +76,9 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
     sizes = []
     watched = "segray.data.augment.crop.decode_image"
     monkeypatch.setattr(watched, lambda found, step: sizes.append(step) or decode_image(found, step))
-    augment = Augmenter(plain(crop=64, short_side=short_side), 255)
+    augmenter = Augmenter(plain(crop=64, short_side=short_side), 255)
     for seed in range(10):
-        small, whole = (augment([row], seed) for row in rows)
+        small, whole = (crop_of(augmenter, row, seed) for row in rows)
         assert np.array_equal(small[1], whole[1])
         assert np.abs(small[0].astype(int) - whole[0]).mean() < 3
     assert set(sizes) == {reduction, 1}
@@ -80,15 +86,15 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
 
 def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, encoded):
     row = encoded(*scene(120, 160))
-    augment = Augmenter(settings_of(crop=64, mosaic=0.3, cut_mix=0.3), 255)
+    augmenter = Augmenter(settings_of(crop=64, mosaic_prob=0.3, cut_mix_prob=0.3), 255)
 
-    def crop(seed, augment=augment):
-        return augment([row] * (1 + augment.num_mix_partners(seed)), seed)
+    def crop(seed, augmenter=augmenter):
+        return crop_of(augmenter, row, seed)
 
     once = [crop(seed) for seed in range(50)]
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(crop, range(50)))
-    elsewhere = [crop(seed, pickle.loads(pickle.dumps(augment))) for seed in range(50)]
+    elsewhere = [crop(seed, pickle.loads(pickle.dumps(augmenter))) for seed in range(50)]
     for several in zip(once, again, elsewhere, strict=True):
         for image, mask in several[1:]:
             assert np.array_equal(image, several[0][0])
@@ -141,7 +147,7 @@ def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
     mask[250, 3] = 2
 
     def share(class_crops):
-        found = crops(plain(crop=32, class_crops=class_crops), image, mask, range(300))
+        found = crops(plain(crop=32, class_crop_prob=class_crops), image, mask, range(300))
         return np.mean([(ids == 2).any() for _, ids in found])
 
     assert share(0.0) < 0.05
@@ -153,19 +159,19 @@ def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
     _, mask = scene(64, 64)
     image = np.stack([mask * 40 + 10, 255 - mask * 40, np.full_like(mask, 90)], axis=-1)
     assert all(np.array_equal(crop, image) for crop, _ in crops(plain(crop=64), image, mask, range(20)))
-    flipped = crops(plain(crop=64, flip=0.5), image, mask, range(200))
+    flipped = crops(plain(crop=64, flip_prob=0.5), image, mask, range(200))
     assert 70 < sum(np.array_equal(ids, mask[:, ::-1]) for _, ids in flipped) < 130
     coloured = crops(plain(crop=64, photometric=True), image, mask, range(200))
     assert 0 < sum(np.array_equal(crop, image) for crop, _ in coloured) < 40  # one in sixteen stays as it was
 
 
 def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
-    augment, row = Augmenter(settings_of(crop=64, mosaic=1.0), 255), encoded(*scene(64, 64))
+    augmenter, row = Augmenter(settings_of(crop=64, mosaic_prob=1.0), 255), encoded(*scene(64, 64))
     with pytest.raises(DataError, match="no image") as raised:
-        augment([row, row, (b"nothing", row[1]), row], 0)
+        augmenter([row, row, (b"nothing", row[1]), row], augmenter.draw(0))
     assert raised.value.index == 2
     with pytest.raises(DataError, match="no mask"):
-        Augmenter(settings_of(crop=64), 255)([(row[0], b"nothing")], 0)
+        crop_of(Augmenter(settings_of(crop=64), 255), (row[0], b"nothing"), 0)
 
 
 def test_a_blank_crop_teaches_nothing():
@@ -182,4 +188,4 @@ def test_an_image_and_a_mask_of_two_sizes_are_refused(scene, encoded):
         row = encoded(image, mask, kind)
         for data in (settings_of(crop=64), settings_of(crop=64, augment=["ScaledCrop"])):
             with pytest.raises(DataError, match="the image is 100x100 and its mask 400x400"):
-                Augmenter(data, 255)([row], 0)
+                crop_of(Augmenter(data, 255), row, 0)

@@ -237,7 +237,7 @@ def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_p
     expected = np.asarray(ImageOps.pad(Image.fromarray(laid), shown.shape[1::-1], color=BACK))
     assert np.array_equal(shown, expected)
     text = report.render_report("<made>", found, "sheet.png")
-    for part in ("&lt;made&gt;", "No fault.", "No doubt.", found.manifest.digest, "32 x 24", "sheet.png", *ROWS):
+    for part in ("&lt;made&gt;", "No errors.", "No warnings.", found.manifest.digest, "32 x 24", "sheet.png", *ROWS):
         assert part in text
     found.errors.append("a <fault>")
     assert "<li>a &lt;fault&gt;</li>" in report.render_report("made", found, "sheet.png")

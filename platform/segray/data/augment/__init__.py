@@ -1,1 +1,1 @@
-"""Training crops. Import order: augmenter, albumentations_pipeline and recipe, mixing, crop and colour."""
+"""Training crops. The entry point is `augmenter`."""

@@ -15,16 +15,8 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 from segray.config import DataConfig
 from segray.config.data import Transform
 from segray.core.errors import ConfigError, DataError
-from segray.data.augment.colour import Distortion, apply_distortion, sample_distortion
-from segray.data.augment.crop import (
-    PAD_COLOUR,
-    CropRule,
-    Window,
-    crop_image,
-    crop_mask,
-    require_same_size,
-    sample_window,
-)
+from segray.data.augment.crop import PAD_COLOUR, require_same_size
+from segray.data.augment.custom_transforms import CUSTOM_TRANSFORMS
 from segray.data.augment.recipe import crop_rule_from_config
 from segray.data.images import Mask, Pixels, decode_image, decode_mask
 from segray.data.resize import resize_image, resize_mask, scale_to_short_side
@@ -33,9 +25,9 @@ TRIALS = 8
 QUICK_TRIALS = 2
 MAX_LISTED = 20
 UNSUPPORTED = {
-    "Morphological": "it grows and shrinks class ids as if they were grey values",
-    "Lambda": "a function has no name in a config",
-    "Mosaic": "it needs other rows; use data.mosaic",
+    "Morphological": "it treats class ids as grey values",
+    "Lambda": "a function cannot be configured by name",
+    "Mosaic": "it needs several rows; use data.mosaic_prob",
 }
 COMPOSITIONS = ("OneOf", "OneOrOther", "RandomOrder", "SelectiveChannelTransform", "Sequential", "SomeOf")
 
@@ -48,7 +40,7 @@ class AlbumentationsPipeline:
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
         self._config, self._ignore_id = config, ignore_id
-        self._of_thread = threading.local()
+        self._thread_local = threading.local()
 
     def __call__(self, image: bytes, mask: bytes, seed: int) -> tuple[Pixels, Mask]:
         """Returns the crop of the row.
@@ -69,37 +61,37 @@ class AlbumentationsPipeline:
         compose = self._compose()
         compose.set_random_seed(seed)
         try:
-            made = compose(image=self._sized(image, resize_image), mask=self._sized(mask, resize_mask))
+            result = compose(image=self._resize(image, resize_image), mask=self._resize(mask, resize_mask))
         except Exception as error:  # user-selected transforms may raise arbitrary exceptions
             size = f"{image.shape[1]}x{image.shape[0]}"
-            raise DataError(f"data.augment cannot work on an image of {size}: {_first_line(error)}.") from error
-        self._check(made["image"], made["mask"], mask)
-        return made["image"], made["mask"]
+            raise DataError(f"data.augment fails on an image of {size}: {_summarize(error)}.") from error
+        self._check_crop(result["image"], result["mask"], mask)
+        return result["image"], result["mask"]
 
-    def _sized(self, pixels: Any, resize: Callable[[Any, int, int], Any]) -> Any:
-        short = self._config.short_side
-        return (
-            pixels if short is None else resize(pixels, *scale_to_short_side(pixels.shape[0], pixels.shape[1], short))
-        )
+    def _resize(self, pixels: Any, resize: Callable[[Any, int, int], Any]) -> Any:
+        if self._config.short_side is None:
+            return pixels
+        height, width = scale_to_short_side(pixels.shape[0], pixels.shape[1], self._config.short_side)
+        return resize(pixels, height, width)
 
     def _compose(self) -> A.Compose:
         # A Compose holds the random state of the current row, so each thread needs its own.
-        if not hasattr(self._of_thread, "compose"):
-            self._of_thread.compose = build_compose(self._config, self._ignore_id)
-        return self._of_thread.compose
+        if not hasattr(self._thread_local, "compose"):
+            self._thread_local.compose = build_compose(self._config, self._ignore_id)
+        return self._thread_local.compose
 
-    def _check(self, image: Pixels, ids: Mask, mask: Mask) -> None:
+    def _check_crop(self, image: Pixels, ids: Mask, mask: Mask) -> None:
         crop = self._config.crop
         if image.shape != (crop, crop, 3) or ids.shape != (crop, crop):
             raise DataError(
-                f"data.augment makes {image.shape[1]}x{image.shape[0]} of an image of "
-                f"{mask.shape[1]}x{mask.shape[0]}; expected {crop}x{crop} (data.crop); end it with a crop, after "
-                "PadIfNeeded for small images, or with ScaledCrop, which does both."
+                f"data.augment returns {image.shape[1]}x{image.shape[0]} for an image of "
+                f"{mask.shape[1]}x{mask.shape[0]}; expected {crop}x{crop} (data.crop); end it with a crop, preceded by "
+                "PadIfNeeded for small images, or with ScaledCrop, which pads and crops."
             )
         if image.dtype != np.uint8 or ids.dtype != mask.dtype:
             raise DataError(
-                f"data.augment makes an image of {image.dtype} and a mask of {ids.dtype}; expected uint8 and "
-                f"{mask.dtype}; leave normalising to the model."
+                f"data.augment returns a {image.dtype} image and a {ids.dtype} mask; expected uint8 and {mask.dtype}; "
+                "remove the normalization, because the model normalizes."
             )
 
 
@@ -112,7 +104,7 @@ def validate_pipeline(config: DataConfig) -> None:
         ConfigError: a transform or argument does not exist, or a transform fails.
     """
     try:
-        _try(config, 2 * config.crop, 2 * config.crop, 255, QUICK_TRIALS)
+        _run_trials(config, 2 * config.crop, 2 * config.crop, 255, QUICK_TRIALS)
     except DataError as error:
         if not isinstance(error.__cause__, CropSizeError):
             raise ConfigError(str(error)) from error
@@ -125,12 +117,12 @@ def validate_for_size(config: DataConfig, height: int, width: int, ignore_id: in
         ConfigError: the result is not a valid crop.
     """
     try:
-        _try(config, height, width, ignore_id, TRIALS)
+        _run_trials(config, height, width, ignore_id, TRIALS)
     except DataError as error:
         raise ConfigError(str(error)) from error
 
 
-def _try(config: DataConfig, height: int, width: int, ignore_id: int, trials: int) -> None:
+def _run_trials(config: DataConfig, height: int, width: int, ignore_id: int, trials: int) -> None:
     pipeline = AlbumentationsPipeline(config, ignore_id)
     dtype = np.uint8 if ignore_id <= 255 else np.uint16
     image, mask = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), dtype)
@@ -147,156 +139,102 @@ def build_compose(config: DataConfig, ignore_id: int) -> A.Compose:
     Raises:
         ConfigError: a transform or argument does not exist, or an argument has an invalid value.
     """
-    return A.Compose(_all(config.augment or (), config, ignore_id))
+    return A.Compose(_build_all(config.augment or (), config, ignore_id))
 
 
-def _all(transforms: Iterable[Transform], config: DataConfig, ignore_id: int) -> list[Any]:
-    return [_one(*_parts(transform), config, ignore_id) for transform in transforms]
+def _build_all(transforms: Iterable[Transform], config: DataConfig, ignore_id: int) -> list[Any]:
+    return [_build_transform(*_parse_transform(transform), config, ignore_id) for transform in transforms]
 
 
-def _parts(transform: Transform) -> tuple[str, dict[str, Any]]:
+def _parse_transform(transform: Transform) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the arguments of a transform."""
     if isinstance(transform, str):
         return transform, {}
     if isinstance(transform, Mapping) and len(transform) == 1:
         name, arguments = next(iter(transform.items()))
         if arguments is None or isinstance(arguments, Mapping):
             return name, dict(arguments or {})
-    raise ConfigError(f"data.augment holds {transform!r}; expected NAME, or NAME: {{argument: value, ...}}.")
+    raise ConfigError(f"data.augment contains {transform!r}; expected NAME, or NAME: {{argument: value, ...}}.")
 
 
-def _one(name: str, arguments: dict[str, Any], config: DataConfig, ignore_id: int) -> Any:
+def _build_transform(name: str, arguments: dict[str, Any], config: DataConfig, ignore_id: int) -> Any:
     if name in UNSUPPORTED:
-        raise ConfigError(f"data.augment names {name}, which segmentation cannot use: {UNSUPPORTED[name]}.")
-    if name in _OWN:
-        _check_arguments(name, arguments, _OWN[name])
-        return _constructed(name, _OWN[name], arguments | {"rule": crop_rule_from_config(config, ignore_id)})
-    known = _known()
-    if name not in known:
-        raise ConfigError(f"data.augment names {name}, which is no transform{_nearest(name, [*known, *_OWN])}")
-    _check_arguments(name, arguments, known[name])
+        raise ConfigError(f"data.augment contains {name}, which segray does not support: {UNSUPPORTED[name]}.")
+    if name in CUSTOM_TRANSFORMS:
+        custom = CUSTOM_TRANSFORMS[name]
+        _check_arguments(name, arguments, custom)
+        return _construct(name, custom, arguments | {"rule": crop_rule_from_config(config, ignore_id)})
+    available = _available_transforms()
+    if name not in available:
+        hint = _valid_names_hint(name, [*available, *CUSTOM_TRANSFORMS])
+        raise ConfigError(f"data.augment contains {name}, which is not a transform{hint}")
+    _check_arguments(name, arguments, available[name])
     if name in COMPOSITIONS:
         inner = arguments.get("transforms")
         if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
-            raise ConfigError(f"data.augment: {name} needs transforms, a list like data.augment itself.")
-        arguments = arguments | {"transforms": _all(inner, config, ignore_id)}
-    return _constructed(name, known[name], _filling(known[name], ignore_id) | arguments)
+            raise ConfigError(f"data.augment: {name} needs the argument transforms, a list of transforms.")
+        arguments = arguments | {"transforms": _build_all(inner, config, ignore_id)}
+    return _construct(name, available[name], _fill_arguments(available[name], ignore_id) | arguments)
 
 
-def _known() -> dict[str, type]:
+def _available_transforms() -> dict[str, type]:
     """Returns the image transforms of albumentations by name."""
-    kinds = (A.ImageOnlyTransform, A.DualTransform)
-    found = {name: kind for name, kind in vars(A).items() if inspect.isclass(kind) and issubclass(kind, kinds)}
-    usable = {name: kind for name, kind in found.items() if kind not in kinds and not name.endswith("3D")}
-    return usable | {name: getattr(A, name) for name in COMPOSITIONS}
+    bases = (A.ImageOnlyTransform, A.DualTransform)
+    transforms = {
+        name: value
+        for name, value in vars(A).items()
+        if inspect.isclass(value) and issubclass(value, bases) and value not in bases and not name.endswith("3D")
+    }
+    return transforms | {name: getattr(A, name) for name in COMPOSITIONS}
 
 
-def _check_arguments(name: str, arguments: Mapping[str, Any], kind: type) -> None:
+def _check_arguments(name: str, arguments: Mapping[str, Any], transform: type) -> None:
     """Rejects arguments that albumentations would ignore with a warning, and interpolation of masks."""
-    known = [key for key in inspect.signature(kind).parameters if key != "rule"]
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(f"data.augment: {name} has no argument {key}{_nearest(key, known)}")
+    parameters = [parameter for parameter in inspect.signature(transform).parameters if parameter != "rule"]
+    for argument in arguments:
+        if argument not in parameters:
+            hint = _valid_names_hint(argument, parameters)
+            raise ConfigError(f"data.augment: {name} has no argument {argument}{hint}")
     if arguments.get("mask_interpolation", cv2.INTER_NEAREST) not in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
         raise ConfigError(
             f"data.augment: {name} has mask_interpolation {arguments['mask_interpolation']}, which mixes class ids; "
-            f"expected nearest, {cv2.INTER_NEAREST}."
+            f"expected {cv2.INTER_NEAREST} (nearest)."
         )
 
 
-def _filling(kind: type, ignore_id: int) -> dict[str, Any]:
+def _fill_arguments(transform: type, ignore_id: int) -> dict[str, Any]:
     """Returns the fill arguments for a transform that would otherwise fill mask borders with class 0."""
-    defaults = {key: value.default for key, value in inspect.signature(kind).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(transform).parameters.items()}
     if defaults.get("fill_mask") not in {0}:
         return {}
     # MaskDropout accepts only one number for all channels.
-    takes_colour = "fill" in defaults and kind is not A.MaskDropout
+    takes_colour = "fill" in defaults and transform is not A.MaskDropout
     return {"fill_mask": ignore_id} | ({"fill": PAD_COLOUR} if takes_colour else {})
 
 
-def _constructed(name: str, kind: type, arguments: Mapping[str, Any]) -> Any:
+def _construct(name: str, transform: type, arguments: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # performance and deprecation warnings
             warnings.filterwarnings("error", r"Argument\(s\)")  # albumentations warns about ignored arguments
-            return kind(**arguments)
+            return transform(**arguments)
     except (ValueError, TypeError, UserWarning) as error:
-        raise ConfigError(f"data.augment: {name} cannot be made: {_first_line(error)}.") from error
+        raise ConfigError(f"data.augment: {name} cannot be built: {_summarize(error)}.") from error
 
 
-def _first_line(error: Exception) -> str:
-    """Returns the main line of an error message; for a multi-line pydantic message, the field and the fault."""
+def _summarize(error: Exception) -> str:
+    """Returns the main line of an error message; for a multi-line pydantic message, the field and the reason."""
     lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
-    said = f"{lines[1]}: {lines[2].split(' [type=')[0]}" if "validation error" in lines[0] else lines[0]
-    return said.rstrip(".")
+    summary = f"{lines[1]}: {lines[2].split(' [type=')[0]}" if "validation error" in lines[0] else lines[0]
+    return summary.rstrip(".")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    by_lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+def _valid_names_hint(name: str, valid_names: Iterable[str]) -> str:
+    """Returns the end of an error message: the closest valid name, or the valid names if none is close."""
+    by_lower_case = {valid_name.lower(): valid_name for valid_name in valid_names}
+    close = difflib.get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=0.5)
     if close:
-        return f"; did you mean {by_lower[close[0]]}?"
-    few = len(by_lower) <= MAX_LISTED
-    return f"; expected {', '.join(by_lower.values()) if few else 'a name of albumentations.ai/docs'}."
-
-
-class ScaledCrop(A.DualTransform):  # type: ignore[misc]
-    """Random scale and crop of the recipe, as an albumentations transform configured by the `data` settings."""
-
-    def __init__(self, rule: CropRule, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        # The pipeline resizes to the short side before the first transform.
-        self.rule = CropRule(**{**vars(rule), "short_side": None})
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Samples the crop window."""
-        return {"window": sample_window(self.rule, data["mask"], self.py_random)}
-
-    def apply(self, img: Pixels, window: Window, **_: Any) -> Pixels:
-        """Returns the crop of an image."""
-        if img.dtype != np.uint8:
-            raise ValueError(f"ScaledCrop is given an image of {img.dtype}; expected uint8; the model normalises")
-        return crop_image(self.rule, window, img)
-
-    def apply_to_mask(self, mask: Mask, window: Window, **_: Any) -> Mask:
-        """Returns the crop of a mask."""
-        return crop_mask(self.rule, window, mask)
-
-
-class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Photometric distortion of the recipe, as an albumentations transform."""
-
-    def __init__(self, rule: CropRule, p: float = 1.0) -> None:
-        super().__init__(p=p)
-
-    def get_params(self) -> dict[str, Any]:
-        """Samples the distortion."""
-        return {"distortion": sample_distortion(self.py_random)}
-
-    def apply(self, img: Pixels, distortion: Distortion, **_: Any) -> Pixels:
-        """Returns the distorted image."""
-        return apply_distortion(img, distortion)
-
-
-class ResizeToMultiple(A.DualTransform):  # type: ignore[misc]
-    """Resizes images and masks so that both sides are rounded up to a multiple of `multiple`."""
-
-    def __init__(self, rule: CropRule, multiple: int = 32, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        if multiple < 1:
-            raise ValueError(f"multiple is {multiple}; expected at least 1")
-        self.multiple = multiple
-
-    def _size(self, pixels: Any) -> tuple[int, int]:
-        height, width = (-(-side // self.multiple) * self.multiple for side in pixels.shape[:2])
-        return height, width
-
-    def apply(self, img: Pixels, **_: Any) -> Pixels:
-        """Returns the resized image."""
-        return resize_image(img, *self._size(img))
-
-    def apply_to_mask(self, mask: Mask, **_: Any) -> Mask:
-        """Returns the resized mask."""
-        return resize_mask(mask, *self._size(mask))
-
-
-_OWN: dict[str, type] = {kind.__name__: kind for kind in (ScaledCrop, PhotometricDistortion, ResizeToMultiple)}
+        return f"; did you mean {by_lower_case[close[0]]}?"
+    if len(by_lower_case) <= MAX_LISTED:
+        return f"; expected {', '.join(by_lower_case.values())}."
+    return "; expected a name from albumentations.ai/docs."

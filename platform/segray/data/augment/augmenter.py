@@ -5,6 +5,7 @@ name. `mixing` combines several rows.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from segray.config import DataConfig
 from segray.core.errors import DataError
 from segray.data.augment.crop import PAD_COLOUR
-from segray.data.augment.mixing import MOSAIC_ROWS, Crop, cut_mix, mosaic
+from segray.data.augment.mixing import Crop, CutMix, Mosaic
 from segray.data.augment.recipe import SegFormerRecipe
 
 Encoded = tuple[bytes, bytes]
@@ -30,8 +31,26 @@ class BadRowError(DataError):
         self.index = index
 
 
+@dataclass(frozen=True, slots=True)
+class CropDraw:
+    """Random choices of one crop.
+
+    Attributes:
+        seeds: crop seed of the row and of each of its mix partners.
+        mix: operation that combines their crops, or `None` if there are no partners.
+    """
+
+    seeds: tuple[int, ...]
+    mix: Mosaic | CutMix | None = None
+
+    @property
+    def num_partners(self) -> int:
+        """Number of other rows that the crop needs: 3 for mosaic, 1 for CutMix, otherwise 0."""
+        return len(self.seeds) - 1
+
+
 class Augmenter:
-    """Makes the training crop of one draw from its encoded rows and its seed.
+    """Makes training crops from encoded rows.
 
     All random choices depend only on the seed, so a crop does not depend on the rank, thread or node that makes it.
 
@@ -43,44 +62,43 @@ class Augmenter:
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
         self._config = config
         self.ignore_id, self.crop_px = ignore_id, config.crop
-        self._one = _of_one_row(config, ignore_id)
+        self._crop_row = _build_row_transform(config, ignore_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Augmenter, (self._config, self.ignore_id)
 
-    def num_mix_partners(self, seed: int) -> int:
-        """Returns the number of other rows to mix with this draw: 3 for mosaic, 1 for CutMix, otherwise 0."""
-        return self._mixture(seed)[1]
+    def draw(self, seed: int) -> CropDraw:
+        """Samples the mixing of the crop with the given seed, 0..2^32-1."""
+        random = Random(seed + _SEEDS)
+        mix_type = None
+        if random.random() < self._config.mosaic_prob:
+            mix_type = Mosaic
+        elif random.random() < self._config.cut_mix_prob:
+            mix_type = CutMix
+        if mix_type is None:
+            return CropDraw((seed,))
+        partner_seeds = [random.randrange(_SEEDS) for _ in range(mix_type.num_partners)]
+        return CropDraw((seed, *partner_seeds), mix_type.sample(self.crop_px, random))
 
-    def __call__(self, rows: Sequence[Encoded], seed: int) -> Crop:
+    def __call__(self, rows: Sequence[Encoded], draw: CropDraw) -> Crop:
         """Returns the image, (crop, crop, 3) uint8 RGB, and the ids, (crop, crop).
 
         Args:
             rows: encoded image and mask of the row, followed by those of its mix partners.
-            seed: seed of the draw, 0..2^32-1.
+            draw: random choices of the crop.
 
         Raises:
             BadRowError: the bytes are not an image or a mask, or the configured transforms fail on them.
         """
-        random, companions = self._mixture(seed)
-        seeds = [seed, *(random.randrange(_SEEDS) for _ in range(companions))]
-        crops = [self._crop(index, row, own) for index, (row, own) in enumerate(zip(rows, seeds, strict=True))]
-        if companions == MOSAIC_ROWS - 1:
-            return mosaic(crops, random)
-        return cut_mix(crops[0], crops[1], random) if companions else crops[0]
+        crops = [self._crop(index, row, seed) for index, (row, seed) in enumerate(zip(rows, draw.seeds, strict=True))]
+        return draw.mix.apply(crops) if draw.mix else crops[0]
 
     def _crop(self, index: int, row: Encoded, seed: int) -> Crop:
         try:
-            crop: Crop = self._one(*row, seed)
+            crop: Crop = self._crop_row(*row, seed)
         except (DataError, ValueError, cv2.error) as error:
             raise BadRowError(" ".join(str(error).split()), index) from error
         return crop
-
-    def _mixture(self, seed: int) -> tuple[Random, int]:
-        random = Random(seed + _SEEDS)
-        if random.random() < self._config.mosaic:
-            return random, MOSAIC_ROWS - 1
-        return random, int(random.random() < self._config.cut_mix)
 
     def ignored_crop(self) -> Crop:
         """Returns a crop that does not contribute to the loss: the pad colour with the ignore id at every pixel."""
@@ -113,7 +131,7 @@ def validate_transforms(config: DataConfig, height: int, width: int, ignore_id: 
         albumentations_pipeline.validate_for_size(config, height, width, ignore_id)
 
 
-def _of_one_row(config: DataConfig, ignore_id: int) -> Any:
+def _build_row_transform(config: DataConfig, ignore_id: int) -> Any:
     if config.augment is None:
         return SegFormerRecipe(config, ignore_id)
     # albumentations is imported only if `data.augment` is set, because the import is slow.

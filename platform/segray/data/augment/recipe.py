@@ -20,7 +20,7 @@ class SegFormerRecipe:
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
-        self._flip, self._photometric = config.flip, config.photometric
+        self._flip, self._photometric = config.flip_prob, config.photometric
         self._rule = crop_rule_from_config(config, ignore_id)
 
     def __call__(self, image: bytes, mask: bytes, seed: int) -> tuple[Pixels, Mask]:
@@ -47,6 +47,6 @@ def crop_rule_from_config(config: DataConfig, ignore_id: int) -> CropRule:
         scale=(config.scale_min, config.scale_max),
         short_side=config.short_side,
         cat_max_ratio=config.cat_max_ratio,
-        class_crops=config.class_crops,
+        class_crops=config.class_crop_prob,
         ignore_id=ignore_id,
     )

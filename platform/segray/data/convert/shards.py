@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segray.core.errors import DataError
+from segray.core.numbers import MIB
 from segray.data.convert.labels import LabelMap
 from segray.data.convert.metadata import shard_schema
 from segray.data.images import Mask, encode_mask
@@ -40,9 +41,9 @@ class ShardLimits:
         image_pixels: maximum number of pixels of a source image. A larger image may be a decompression bomb.
     """
 
-    shard_bytes: int = 128 * 2**20
+    shard_bytes: int = 128 * MIB
     group_rows: int = 16
-    group_bytes: int = 4 * 2**20
+    group_bytes: int = 4 * MIB
     image_pixels: int = 2**27
 
 
