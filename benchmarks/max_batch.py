@@ -66,7 +66,7 @@ def run_benchmark(
     if not can_measure(device):
         raise ModelError("what a step takes on this CPU is not told by its system; expected Linux, or a GPU.")
     budget, peaks = _budget(device), dict[int, int]()
-    single = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
+    single = config.model_copy(update={"train": config.train.model_copy(update={"accumulation_steps": 1})})
 
     def fits(images: int) -> bool:
         peak = _tried(single, num_classes, images, device, budget)
@@ -79,7 +79,7 @@ def run_benchmark(
     if not peaks:
         raise ModelError(
             f"not even one image of {config.data.crop} x {config.data.crop} fits in {budget / 2**30:.1f} GiB; "
-            f"use --model.checkpointing true, a smaller data.crop or a smaller model.variant."
+            f"use --model.activation_checkpointing true, a smaller data.crop or a smaller model.variant."
         )
     return MaxBatchReport(machine.describe_machine(device), _described(config, num_classes), peaks, too_many, budget)
 
@@ -149,7 +149,7 @@ def _described(config: Config, num_classes: int) -> dict[str, str | int | bool]:
         "crop": config.data.crop,
         "classes": num_classes,
         "precision": config.train.precision,
-        "checkpointing": config.model.checkpointing,
-        "ema": config.train.ema > 0,
+        "checkpointing": config.model.activation_checkpointing,
+        "ema": config.train.ema_decay > 0,
         "aux_head": config.model.aux_head,
     }

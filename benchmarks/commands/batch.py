@@ -41,4 +41,4 @@ def _show(report: MaxBatchReport, config: Config) -> None:
     train = config.train
     share = -(-train.batch // train.workers)
     parts = -(-share // report.largest)
-    print(f"--train.batch {train.batch} --train.workers {train.workers} need --train.accumulate {parts}")
+    print(f"--train.batch {train.batch} --train.workers {train.workers} need --train.accumulation_steps {parts}")

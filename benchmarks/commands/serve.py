@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> None:
     if "RAY_ADDRESS" in os.environ:
         raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
     cores = available_cpus()
-    serve = config.serve.model_copy(update={"replicas": cores, "most_replicas": cores})
+    serve = config.serve.model_copy(update={"replicas": cores, "max_replicas": cores})
     tracking = config.tracking.model_copy(update={"model": flags.name, "uri": paths.tracking_uri(config)})
     config = config.model_copy(update={"serve": serve, "tracking": tracking})
     asked = serving.ServingBenchmark(flags.sizes, flags.seconds, flags.turns, flags.requests)

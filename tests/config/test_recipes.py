@@ -28,9 +28,14 @@ def test_a_published_recipe_is_the_papers(name):
         0.9,
         0.999,
     )
-    assert (optim.schedule, optim.warmup_steps, optim.warmup_ratio, optim.power) == ("poly", 1500, 1e-6, 1.0)
-    assert (found.train.steps, found.train.ema, optim.clip, found.model.aux_head) == (160_000, 0, None, False)
-    assert (data.scale_min, data.scale_max, data.cat_max_ratio, data.flip, data.photometric) == (
+    assert (optim.schedule, optim.warmup_steps, optim.warmup_lr_ratio, optim.power) == ("poly", 1500, 1e-6, 1.0)
+    assert (found.train.steps, found.train.ema_decay, optim.max_grad_norm, found.model.aux_head) == (
+        160_000,
+        0,
+        None,
+        False,
+    )
+    assert (data.scale_min, data.scale_max, data.cat_max_ratio, data.flip_prob, data.photometric) == (
         0.5,
         2.0,
         0.75,

@@ -150,7 +150,7 @@ def house(ray_cluster, tmp_path_factory, empty_store):
     (place / "token").write_text(TOKEN + "\n")
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve = {"port": port, "replicas": 2, "most_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
+    serve = {"port": port, "replicas": 2, "max_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
     tracking = {"uri": store.uri, "model": MODEL}
     settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
     with running_server(settings, print) as served:

@@ -15,7 +15,7 @@ VALIDATIONS = [(1, 0.1), (2, 0.3), (3, 0.35), (4, 0.2), (5, 0.34), (6, 0.1)]
         ({"patience": 1}, 4),
         ({"patience": 2}, 5),
         ({"patience": 1, "min_steps": 5}, 5),
-        ({"patience": 2, "min_gain": 0.1}, 4),  # 0.35 is no more than 0.1 better than 0.3
+        ({"patience": 2, "min_delta": 0.1}, 4),  # 0.35 is no more than 0.1 better than 0.3
     ],
 )
 def test_a_run_ends_after_its_steps_or_once_its_patience_has(settings, last):

@@ -60,12 +60,12 @@ def swept(ray_cluster, streets, tmp_path_factory, empty_store):
             "optim": {"warmup_steps": 1},
             "train": {"steps": 24, "batch": 4, "workers": 1, "log_every": 6, "val_every": 12},
             "tune": {
-                "space": {"optim.lr": {"choice": [3e-4, 1e-12, 1e-11]}, "data.flip": {"choice": [0.5]}},
+                "space": {"optim.lr": {"choice": [3e-4, 1e-12, 1e-11]}, "data.flip_prob": {"choice": [0.5]}},
                 "search": "grid",
                 "trials": 3,
-                "grace": 12,
-                "reduction": 2,
-                "metric": ["train/loss", "cost/parameters"],
+                "grace_steps": 12,
+                "reduction_factor": 2,
+                "metrics": ["train/loss", "cost/parameters"],
             },
         }
     )

@@ -25,18 +25,18 @@ def sweep_of(scheduler, search, trials=None):
             "train": {"steps": STEPS, "val_every": EVERY},
             "optim.warmup_steps": 1,
             "tune": {
-                "space": {"data.flip": {"choice": [0.1, 0.2, 0.3]}, "optim.lr": {"choice": [1e-3, 1e-2, 1e-1]}},
+                "space": {"data.flip_prob": {"choice": [0.1, 0.2, 0.3]}, "optim.lr": {"choice": [1e-3, 1e-2, 1e-1]}},
                 "trials": 9,
                 "scheduler": scheduler,
                 "search": search,
             },
         }
     )
-    return SweepController(build_scheduler(made), build_search(made), 9, made.tune.metric, trials or [])
+    return SweepController(build_scheduler(made), build_search(made), 9, made.tune.metrics, trials or [])
 
 
 def value(trial, step):
-    return trial.values["data.flip"] * (1 - np.exp(-step / 20)) + 0.001 * trial.number
+    return trial.values["data.flip_prob"] * (1 - np.exp(-step / 20)) + 0.001 * trial.number
 
 
 class Runs:
@@ -158,8 +158,10 @@ def test_a_trial_without_the_metric_is_worst():
 
 
 def test_what_is_minimised_is_told_by_its_name():
-    made = config.build({"tune": {"space": {"data.flip": {"choice": [0, 1]}}, "metric": "[train/loss, cost/gmac]"}})
-    sweeping = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metric)
+    made = config.build(
+        {"tune": {"space": {"data.flip_prob": {"choice": [0, 1]}}, "metrics": "[train/loss, cost/gmac]"}}
+    )
+    sweeping = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metrics)
     trial = sweeping.next_trial()
     sweeping.on_result(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
     assert (trial.value, trial.others) == (-2.5, {"cost/gmac": 3.0})

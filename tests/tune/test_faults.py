@@ -48,7 +48,9 @@ def test_all_variants_run_as_trials(settings):
 
 
 def test_the_winner_trained_again_by_its_file_has_its_score(settings, tmp_path):
-    made = settings(train__steps=8, train__workers=2, tune__scheduler="asha", tune__grace=2, tune__reduction=2)
+    made = settings(
+        train__steps=8, train__workers=2, tune__scheduler="asha", tune__grace_steps=2, tune__reduction_factor=2
+    )
     result = run_sweep(made, say=quiet)
     again = config.load([Path(result.config)], {"results": str(tmp_path / "again")})
     found = fit(again, say=quiet)
@@ -94,10 +96,10 @@ def hungry(plugins, monkeypatch):
 
 
 def test_out_of_memory_halves_the_images_at_once_and_later_trials_know(settings, hungry):
-    made = settings(loss__terms=hungry("hungry_two", 2), train__steps=2, tune__concurrent=1)
+    made = settings(loss__terms=hungry("hungry_two", 2), train__steps=2, tune__max_concurrent=1)
     result = run_sweep(made, say=quiet)
     assert [trial.state for trial in result.trials] == [State.FINISHED] * 2
-    assert [checkpoint.load_config(run_of(result, number)).train.accumulate for number in (0, 1)] == [2, 2]
+    assert [checkpoint.load_config(run_of(result, number)).train.accumulation_steps for number in (0, 1)] == [2, 2]
     first, second = ([one["kind"] for one in Journal(run_of(result, number)).records()] for number in (0, 1))
     assert first.count("resumed") == 1
     assert second.count("resumed") == 0
@@ -134,10 +136,10 @@ def test_the_worst_of_a_population_goes_on_from_the_best(settings, runs_of, tmp_
         tune__space={"optim.lr": {"loguniform": [1e-12, 3e-3]}},
         tune__search="random",
         tune__scheduler="pbt",
-        tune__interval=4,
+        tune__perturbation_interval=4,
         tune__trials=3,
-        tune__resample=0.0,
-        tune__quantile=0.4,
+        tune__resample_prob=0.0,
+        tune__quantile_fraction=0.4,
     )
     result = run_sweep(made, say=quiet)
     assert [trial.state for trial in result.trials] == [State.FINISHED] * 3
@@ -163,12 +165,12 @@ def command(streets, tmp_path, empty_store, ray_cluster):
     """Starts the command of a sweep of six trials, on the session's cluster."""
     shutil.copy(empty_store, tmp_path)
     file = tmp_path / "sweep.yaml"
-    space = {"optim.lr": {"choice": [3e-3, 1e-3, 1e-12]}, "data.flip": {"choice": [0.0, 0.5]}}
+    space = {"optim.lr": {"choice": [3e-3, 1e-3, 1e-12]}, "data.flip_prob": {"choice": [0.0, 0.5]}}
     settings = {
         "data": {"root": str(streets), "crop": 32},
         "optim": {"warmup_steps": 1},
         "train": {"steps": 8, "batch": 4, "workers": 1, "log_every": 1, "val_every": 2},
-        "tune": {"space": space, "search": "grid", "trials": 6, "grace": 2, "reduction": 2},
+        "tune": {"space": space, "search": "grid", "trials": 6, "grace_steps": 2, "reduction_factor": 2},
     }
     file.write_text(yaml.safe_dump(settings))
     started = []
@@ -231,8 +233,8 @@ def test_ctrl_c_ends_a_sweep_in_order_and_it_goes_on(command, runs_of, tmp_path)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 130, said
-    assert "interrupted: each trial at work keeps a checkpoint" in said
-    assert said.rstrip().endswith(f"sweep six was stopped; it goes on with --resume {tmp_path}/results/six.")
+    assert "interrupted: running trials save a checkpoint and stop." in said
+    assert said.rstrip().endswith(f"sweep six was stopped; resume it with --resume {tmp_path}/results/six.")
     parent, trials = runs_of(f"sqlite:///{tmp_path}/mlflow.db")
     assert {run.info.status for run in (parent, *trials.values())} == {"KILLED"}
     said, _ = command("--name", "six", "--resume", "auto").communicate(timeout=400)
@@ -242,12 +244,12 @@ def test_ctrl_c_ends_a_sweep_in_order_and_it_goes_on(command, runs_of, tmp_path)
 
 
 def test_a_budget_ends_a_sweep(settings):
-    result = run_sweep(settings(tune__budget={"trials": 1}, tune__concurrent=1), say=quiet)
-    assert result.ended == "tune.budget.trials, 1, have come to an end"
+    result = run_sweep(settings(tune__budget={"trials": 1}, tune__max_concurrent=1), say=quiet)
+    assert result.ended == "tune.budget.trials, 1, is exhausted"
     assert [trial.state for trial in result.trials] == [State.FINISHED]
-    again = run_sweep(settings(tune__budget={"trials": 2}, tune__concurrent=1), resume=result.folder, say=quiet)
+    again = run_sweep(settings(tune__budget={"trials": 2}, tune__max_concurrent=1), resume=result.folder, say=quiet)
     assert [trial.state for trial in again.trials] == [State.FINISHED] * 2
-    assert again.ended in (None, "tune.budget.trials, 2, have come to an end")
+    assert again.ended in (None, "tune.budget.trials, 2, is exhausted")
 
 
 def test_a_sweep_of_another_space_is_not_gone_on_with(settings):

@@ -34,26 +34,26 @@ class DataConfig(Settings):
     """Maximum random scale factor."""
     cat_max_ratio: Fraction = 0.75
     """Maximum fraction of one class in a crop. Crops above it are sampled again, up to ten times."""
-    flip: Fraction = 0.5
+    flip_prob: Fraction = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
     """Randomly distort brightness, contrast, saturation and hue."""
-    class_crops: Fraction = 0.0
+    class_crop_prob: Fraction = 0.0
     """Fraction of the crops that contain a pixel of a randomly chosen class of the image."""
     augment: Annotated[Transforms, BeforeValidator(parsers.parse_transforms)] = None
     """Albumentations transforms that replace the default augmentation: a list of NAME or NAME: {argument: value}."""
-    mosaic: Fraction = 0.0
+    mosaic_prob: Fraction = 0.0
     """Probability that a crop is a mosaic of four images."""
-    cut_mix: Fraction = 0.0
+    cut_mix_prob: Fraction = 0.0
     """Probability that a box from the crop of another image is pasted into a crop."""
     sampler: Literal["all", "rare_class", "repeat"] = "all"
     """Images per epoch: all (each once), rare_class (rare classes more likely), or repeat (rare classes repeated)."""
-    temperature: Annotated[float, Field(gt=0)] = 0.01
+    rare_class_temperature: Annotated[float, Field(gt=0)] = 0.01
     """Temperature of the sampler rare_class. Lower values favor the rarest classes more strongly."""
-    repeat_below: Annotated[float, Field(gt=0, le=1)] = 0.1
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Threshold of the sampler repeat: a class is rare if a smaller fraction of the images contains it."""
-    decode: Literal["trainer", "cluster"] = "trainer"
-    """Where crops are made: trainer (threads of the training workers) or cluster (Ray tasks on free CPUs)."""
+    augment_on: Literal["worker", "cluster"] = "worker"
+    """Where crops are made: worker (threads of the training workers) or cluster (Ray tasks on free CPUs)."""
     bad_rows: Literal["fail", "skip"] = "fail"
     """Handling of images that cannot be decoded: fail (end the run) or skip (leave them out and count them)."""
 

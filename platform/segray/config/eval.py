@@ -18,7 +18,7 @@ STRIDE_MULTIPLE = 4  # a model's logits have a quarter of the image's resolution
 class EvalConfig(Settings):
     """Evaluation of a model."""
 
-    align: Positive = 32
+    size_multiple: Positive = 32
     """Image sides are rounded up to a multiple of this for the forward pass. Metrics use the size of the mask."""
     mode: Literal["whole", "slide"] = "whole"
     """Inference mode: whole (the entire image at once) or slide (overlapping windows that are blended)."""
@@ -26,15 +26,15 @@ class EvalConfig(Settings):
     """Mode slide: side of a window in px, a multiple of 32. Defaults to data.crop."""
     stride: Positive | None = None
     """Mode slide: distance between windows in px, a multiple of 4. Defaults to three quarters of the window."""
-    windows: Positive = 4
+    window_batch: Positive = 4
     """Mode slide: number of windows per forward pass."""
     scales: Annotated[Scales, Field(min_length=1)] = (1.0,)
     """Image scales. The predicted probabilities are averaged over them."""
     flip: bool = False
     """Average the prediction with that of the mirrored image, at each scale."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass."""
-    absent: Literal["skip", "zero", "nan"] = "skip"
+    absent_classes: Literal["skip", "zero", "nan"] = "skip"
     """Classes neither true nor predicted: skip (leave out of the means), zero (count as 0), nan (the means are nan)."""
     beta: Annotated[float, Field(gt=0)] = 1.0
     """Weight of recall relative to precision in the F-score."""
@@ -68,5 +68,7 @@ class EvalConfig(Settings):
             raise invalid_setting(
                 "eval.stride", self.stride, f"at most a window's {side}; pixels between would not be seen"
             )
-        if self.mode == "slide" and self.align % CROP_MULTIPLE:
-            raise invalid_setting("eval.align", self.align, f"a multiple of {CROP_MULTIPLE} where windows slide")
+        if self.mode == "slide" and self.size_multiple % CROP_MULTIPLE:
+            raise invalid_setting(
+                "eval.size_multiple", self.size_multiple, f"a multiple of {CROP_MULTIPLE} where windows slide"
+            )

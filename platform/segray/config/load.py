@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from segray.config.renamed import use_current_names
 from segray.config.root import Config
 from segray.core.errors import ConfigError, format_list
 
@@ -27,14 +28,21 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `base` updated with `over`, section by section. Dotted keys in `over` are paths."""
+    """Returns `base` updated with `over`, section by section. Dotted keys in `over` are paths.
+
+    Earlier names of settings become today's, so that an earlier name in a flag overrides today's name in a file.
+    """
+    return _merge(use_current_names(base), use_current_names(_merge({}, over)))
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         head, _, rest = key.partition(".")
         inner = {rest: value} if rest else value
         if isinstance(inner, Mapping):
             section = merged.get(head)
-            merged[head] = merge(section if isinstance(section, Mapping) else {}, inner)
+            merged[head] = _merge(section if isinstance(section, Mapping) else {}, inner)
         else:
             merged[head] = inner
     return merged

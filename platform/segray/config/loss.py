@@ -24,7 +24,7 @@ class LossConfig(Settings):
     """Label smoothing of cross_entropy and ohem: fraction of the target that is spread over all classes."""
     ohem_threshold: Fraction = 0.7
     """Probability threshold of ohem: pixels whose true class has a lower probability are hard."""
-    ohem_share: Fraction = 1 / 16
+    ohem_min_kept: Fraction = 1 / 16
     """Minimum fraction of an image's pixels that ohem keeps."""
     focal_gamma: Annotated[float, Field(ge=1)] = 2.0
     """Focusing parameter gamma of focal. Higher values reduce the weight of easy pixels."""
@@ -32,7 +32,7 @@ class LossConfig(Settings):
     """Weight of false positives in tversky."""
     tversky_beta: Annotated[float, Field(gt=0)] = 0.7
     """Weight of false negatives in tversky."""
-    boundary_reach: Positive = 2
+    boundary_width_px: Positive = 2
     """Maximum distance in px at which boundary treats two outlines as matching."""
     aux_weight: Annotated[float, Field(ge=0)] = 0.4
     """Weight of the cross-entropy of the auxiliary head (model.aux_head)."""

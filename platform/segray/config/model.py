@@ -21,9 +21,9 @@ class ModelConfig(Settings):
     """Decode head: official, mmseg, or a module:attribute of your own code."""
     aux_head: bool = False
     """Train with an auxiliary FCN head on the third stage. Its loss has the weight loss.aux_weight."""
-    norm_eps: Literal["official", "mmseg", "transformers"] = "official"
+    norm_eps_from: Literal["official", "mmseg", "transformers"] = "official"
     """Implementation whose layer norm epsilons are used. Choose the one that produced the initial weights."""
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     drop_path: Fraction = 0.1
     """Maximum stochastic depth rate. The rate rises linearly from 0 over the blocks."""

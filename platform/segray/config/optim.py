@@ -28,11 +28,11 @@ class OptimConfig(Settings):
     """Schedule: poly (polynomial, as published), cosine (half a cosine), one_cycle (half a cosine up, one down)."""
     warmup_steps: Count = 1500
     """Number of warm-up steps. Warm-up is linear; with one_cycle, it follows half a cosine."""
-    warmup_ratio: Fraction = 1e-6
+    warmup_lr_ratio: Fraction = 1e-6
     """Ratio of the learning rate at the start of the warm-up to lr."""
-    min_ratio: Fraction = 0.0
+    min_lr_ratio: Fraction = 0.0
     """Ratio of the learning rate at the end of the schedule to lr."""
     power: Annotated[float, Field(gt=0)] = 1.0
     """Power of the polynomial decay (schedule poly)."""
-    clip: Annotated[float, Field(gt=0)] | None = None
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum gradient norm. Larger gradients are scaled down to it."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from segray.config.renamed import current_key
+
 NUMBERS = ("uniform", "loguniform")
 INTEGER_KINDS = ("int", "logint")
 KINDS = (*NUMBERS, *INTEGER_KINDS, "choice")
@@ -21,7 +23,7 @@ def parse_search_space(value: object) -> dict[str, dict[str, list[Any]]]:
     found = from_yaml("tune.space", value, f"settings, each with {EXPECTED}")
     if not isinstance(found, Mapping):
         raise invalid_setting("tune.space", value, f"settings, each with {EXPECTED}")
-    return dict(_leaves(found))
+    return {current_key(key): values for key, values in _leaves(found)}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, list[Any]]]]:
@@ -135,17 +137,17 @@ def parse_numbers(value: object) -> object:
 
 def parse_objectives(value: object) -> object:
     """Returns the list of metrics given in a file or flag. A single metric needs no list."""
-    found = from_yaml("tune.metric", value, "a metric, or a list of them")
+    found = from_yaml("tune.metrics", value, "a metric, or a list of them")
     return [found] if isinstance(found, str) else found
 
 
 def parse_class_floors(value: object) -> object:
     """Returns the minimum IoU of every class, or of named classes, given in a file or flag."""
     expected = "a number from 0 to 1 for every class, or one for each that is named, e.g. '{road: 0.9, person: 0.4}'"
-    found = from_yaml("promote.class_floor", value, expected)
+    found = from_yaml("promote.min_class_iou", value, expected)
     given = found if isinstance(found, dict) else {"": found}
     if not all(isinstance(name, str) and _is_share(floor) for name, floor in given.items()):
-        raise invalid_setting("promote.class_floor", value, expected)
+        raise invalid_setting("promote.min_class_iou", value, expected)
     return found
 
 
@@ -156,8 +158,8 @@ def _is_share(found: object) -> bool:
 def parse_class_names(value: object) -> object:
     """Returns the list of class names given in a file or flag. A single name needs no list."""
     expected = "names of classes, e.g. '[road, person]'"
-    found = from_yaml("promote.changed_classes", value, expected)
+    found = from_yaml("promote.allowed_class_changes", value, expected)
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
-        raise invalid_setting("promote.changed_classes", value, expected)
+        raise invalid_setting("promote.allowed_class_changes", value, expected)
     return found

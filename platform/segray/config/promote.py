@@ -15,17 +15,17 @@ ClassNames = tuple[str, ...]
 class PromoteConfig(Settings):
     """Promotion gates. A model must pass every gate; a gate that cannot be evaluated fails."""
 
-    miou_drop: Fraction = 0.01
+    max_miou_drop: Fraction = 0.01
     """Maximum drop in mean IoU from the champion. The 95% interval of the gain must lie above the negative value."""
-    class_drop: Fraction = 0.05
+    max_class_iou_drop: Fraction = 0.05
     """Maximum drop in the IoU of any class from the champion."""
-    class_floor: Annotated[ClassFloors, BeforeValidator(parse_class_floors)] = 0.0
+    min_class_iou: Annotated[ClassFloors, BeforeValidator(parse_class_floors)] = 0.0
     """Minimum IoU of every class, or of named classes: '{road: 0.9, person: 0.4}'."""
-    slower: Annotated[float, Field(ge=1)] | None = 2.0
+    max_latency_ratio: Annotated[float, Field(ge=1)] | None = 2.0
     """Maximum time per image as a multiple of the champion's. Use none for no limit."""
-    latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Maximum time per image in milliseconds on the machine that runs promote. Defaults to no limit."""
-    size_mib: Annotated[float, Field(gt=0)] | None = None
+    max_size_mib: Annotated[float, Field(gt=0)] | None = None
     """Maximum size of the weights in MiB. Defaults to no limit."""
-    changed_classes: Annotated[ClassNames, BeforeValidator(parse_class_names)] = ()
+    allowed_class_changes: Annotated[ClassNames, BeforeValidator(parse_class_names)] = ()
     """All classes that only the champion or only the challenger has: '[road, person]'."""

@@ -25,12 +25,21 @@ from segray.config.tune import TuneConfig
 from segray.core.errors import ConfigError
 
 _OF_THE_RUN = (
-    *("workers", "min_workers", "device", "compile", "grow_s", "max_skipped", "max_failures", "hang_s"),
-    *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_gain", "min_steps"),
+    *(
+        "workers",
+        "min_workers",
+        "device",
+        "compile",
+        "resize_interval_s",
+        "max_nonfinite_steps",
+        "max_failures",
+        "hang_timeout_s",
+    ),
+    *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_delta", "min_steps"),
 )
 _SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
 CHANGEABLE_ON_RESUME = frozenset(
-    {*_SECTIONS, "data.root", "data.decode", "data.bad_rows", "model.checkpointing"}
+    {*_SECTIONS, "data.root", "data.augment_on", "data.bad_rows", "model.activation_checkpointing"}
 ).union(f"train.{name}" for name in _OF_THE_RUN)
 """Settings and sections that may change on resume: they do not affect what is learned, or affect only its end."""
 
@@ -78,10 +87,10 @@ class Config(Settings):
                 self.train.batch,
                 f"at least one image for each of the {self.train.workers} workers",
             )
-        if self.train.accumulate > self.train.batch // self.train.workers:
+        if self.train.accumulation_steps > self.train.batch // self.train.workers:
             raise invalid_setting(
-                "train.accumulate",
-                self.train.accumulate,
+                "train.accumulation_steps",
+                self.train.accumulation_steps,
                 f"at most the {self.train.batch // self.train.workers} images that each worker has of a step",
             )
         if self.train.min_workers is not None and self.train.min_workers > self.train.workers:

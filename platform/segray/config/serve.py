@@ -20,29 +20,29 @@ class ServeConfig(Settings):
     """File with the bearer token that requests must send. By default, requests need no token."""
     replicas: Positive = 1
     """Minimum number of replicas of the model."""
-    most_replicas: Positive | None = None
+    max_replicas: Positive | None = None
     """Maximum number of replicas under load. Defaults to the capacity of the cluster."""
-    in_flight: Positive = 4
+    target_ongoing_requests: Positive = 4
     """Target number of concurrent requests per replica. Above it, another replica is started."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the replicas. auto uses GPUs if the cluster has any."""
-    threads: Positive = 1
+    cpus_per_replica: Positive = 1
     """Number of CPUs per replica."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the forward pass."""
-    batch: Positive = 8
+    max_batch_size: Positive = 8
     """Maximum number of images per forward pass. Waiting images of equal size are batched."""
-    window_above: Positive = 2**22
+    slide_above_pixels: Positive = 2**22
     """Number of pixels above which images are processed with sliding windows."""
-    most_mib: Annotated[float, Field(gt=0)] = 20.0
+    max_request_mib: Annotated[float, Field(gt=0)] = 20.0
     """Maximum size of a request in MiB."""
-    most_pixels: Annotated[int, Field(gt=0, le=2**27)] = 2**25
+    max_image_pixels: Annotated[int, Field(gt=0, le=2**27)] = 2**25
     """Maximum number of pixels per image."""
-    most_images: Positive = 16
+    max_batch_images: Positive = 16
     """Maximum number of images per batch request."""
-    at_once: Positive = 256
+    max_pending_images: Positive = 256
     """Maximum number of images in progress or waiting. Requests above it are rejected with status 429."""
-    time_limit_s: Annotated[float, Field(gt=0)] = 30.0
+    request_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Timeout of a request in seconds."""
     canary: Fraction = 0.0
     """Fraction of the requests that the challenger answers. The champion also processes them, for comparison."""

@@ -23,9 +23,9 @@ class TrainConfig(Settings):
     """Random seed of weights, sample order, crops and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass. The weights stay in float32."""
-    accumulate: Positive = 1
+    accumulation_steps: Positive = 1
     """Number of parts into which a worker splits its batch to save memory. Batch norms use one part at a time."""
-    ema: DecayRate = 0.0
+    ema_decay: DecayRate = 0.0
     """Decay of the exponential moving average of the weights, which is then used for validation. 0 disables it."""
     batch_norm: Literal["global", "frozen"] = "global"
     """Batch norm statistics: global (of the global batch) or frozen (those of the initial weights)."""
@@ -49,17 +49,17 @@ class TrainConfig(Settings):
     """Also keep checkpoints whose step is a multiple of this."""
     patience: Positive | None = None
     """Number of consecutive validations without a better val/miou after which the run ends early."""
-    min_gain: Fraction = 0.0
+    min_delta: Fraction = 0.0
     """Minimum gain: a val/miou is better only if it exceeds the best by more than this."""
     min_steps: Count = 0
     """Minimum number of steps before the run may end early."""
-    max_skipped: Positive = 20
+    max_nonfinite_steps: Positive = 20
     """Number of consecutive non-finite gradients after which the run ends. Their steps are skipped and counted."""
     max_failures: Count = 3
     """Maximum number of worker failures, not preemptions. After each, the run continues from its last checkpoint."""
-    hang_s: Annotated[float, Field(gt=0)] = 900
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 900
     """Timeout in seconds after which a worker without progress is killed. This counts as a failure."""
     min_workers: Positive | None = None
     """Minimum number of workers to continue with if resources are missing. Defaults to waiting for all workers."""
-    grow_s: Annotated[float, Field(gt=0)] = 60
+    resize_interval_s: Annotated[float, Field(gt=0)] = 60
     """Interval in seconds between checks for resources for more workers while there are fewer than train.workers."""

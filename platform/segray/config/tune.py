@@ -39,7 +39,7 @@ class TuneConfig(Settings):
     """Search space: for each setting, one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [...]."""
     trials: Positive = 32
     """Number of configurations to try."""
-    metric: Annotated[Objectives, BeforeValidator(parse_objectives), Field(min_length=1)] = ("val/miou",)
+    metrics: Annotated[Objectives, BeforeValidator(parse_objectives), Field(min_length=1)] = ("val/miou",)
     """Metric to optimize. Several, such as '[val/miou, cost/latency_ms]', give a Pareto front."""
     search: Literal["random", "grid", "optuna"] = "optuna"
     """Search algorithm: random, grid (every combination of the choices), or optuna (Optuna's TPE)."""
@@ -47,17 +47,17 @@ class TuneConfig(Settings):
     """Scheduler: none, asha (only the best pass a rung), median (those below stop), pbt (the worst copy the best)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
-    concurrent: Positive | None = None
+    max_concurrent: Positive | None = None
     """Maximum number of concurrent trials. Defaults to the capacity of the cluster."""
-    grace: Positive | None = None
+    grace_steps: Positive | None = None
     """Schedulers asha and median: minimum number of steps before a trial may stop. Defaults to 15% of train.steps."""
-    reduction: Annotated[float, Field(ge=1.5, le=10)] = 4.0
+    reduction_factor: Annotated[float, Field(ge=1.5, le=10)] = 4.0
     """Scheduler asha: one in this many trials continues from each rung to the next, which is twice as far."""
-    interval: Positive | None = None
+    perturbation_interval: Positive | None = None
     """Scheduler pbt: number of steps between exchanges of trials. Defaults to a tenth of train.steps."""
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Scheduler pbt: fraction of the worst trials that copy one of the same fraction of the best."""
-    resample: Fraction = 0.25
+    resample_prob: Fraction = 0.25
     """Scheduler pbt: probability that a copied setting is resampled; otherwise it changes by a fifth up or down."""
     warm_start: str | None = None
     """Name or id of the MLflow run of an earlier sweep. The search (optuna only) starts with its trials."""
@@ -82,6 +82,6 @@ class TuneConfig(Settings):
             raise invalid_setting(
                 "tune.search", "grid", "random or optuna with tune.scheduler pbt, which moves the values"
             )
-        if len(self.metric) > 1 and self.scheduler == "pbt":
-            raise invalid_setting("tune.metric", list(self.metric), "one metric with tune.scheduler pbt")
+        if len(self.metrics) > 1 and self.scheduler == "pbt":
+            raise invalid_setting("tune.metrics", list(self.metrics), "one metric with tune.scheduler pbt")
         return self
