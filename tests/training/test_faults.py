@@ -121,7 +121,7 @@ class Run:
             *(sys.executable, str(SCRIPT), "--data", str(streets), "--results", str(self.results), "--name", "run"),
             *("--data.crop", "64", "--train.steps", str(STEPS), "--train.batch", "4", "--train.workers", "2"),
             *("--train.log_every", "1", "--train.val_every", "20", "--train.checkpoint_every", "3"),
-            *("--train.max_failures", "20", "--optim.lr", "1e-3", "--optim.warmup_steps", "2", "--train.ema", "0.9"),
+            *("--train.max_failures", "20", "--optim.lr", "1e-3", "--optim.warmup_steps", "2", "--train.ema_decay", "0.9"),
             *more,
         ]
         self.move(nodes.address)
@@ -282,7 +282,7 @@ def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
 
 
 def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):
-    more = ["--train.min_workers", "1", "--train.grow_s", "2", "--train.steps", "120", "--loss.terms", "counting:loss"]
+    more = ["--train.min_workers", "1", "--train.resize_interval_s", "2", "--train.steps", "120", "--loss.terms", "counting:loss"]
     run = Run(nodes, streets, tmp_path, *more)
     run.start()
     run.reaches(6)
@@ -302,19 +302,19 @@ def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(no
 
 
 def test_a_rank_that_hangs_is_named_with_its_step_and_replaced(nodes, streets, undisturbed, tmp_path):
-    run = Run(nodes, streets, tmp_path, "--train.hang_s", "6")
+    run = Run(nodes, streets, tmp_path, "--train.hang_timeout_s", "6")
     run.start()
     run.reaches(10)
     victim = run.workers()[1]
     victim.suspend()
     step = run.step()
     run.wait()
-    named = [line for line in events(run) if "has not moved" in line]
+    named = [line for line in events(run) if "made no progress" in line]
     print(*events(run), sep="\n")
     assert len(named) == 1
     assert f"process {victim.pid} " in named[0]
-    assert re.search(r"rank [01] \(process \d+ on node \w+\), at .* in step (\d+) has not moved for 6 s", named[0])
-    assert int(re.search(r"in step (\d+)", named[0])[1]) in range(step, step + 4)
+    assert re.search(r"rank [01] \(process \d+ on node \w+, step (\d+), phase .*\) made no progress for 6 s", named[0])
+    assert int(re.search(r"step (\d+), phase", named[0])[1]) in range(step, step + 4)
     assert_same(run, undisturbed)
 
 

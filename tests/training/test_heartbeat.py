@@ -1,4 +1,4 @@
-"""Who hangs: the rank that came least far, once it has not moved for too long."""
+"""Detection of stalled ranks, and stop requests in the replies to heartbeats."""
 
 import subprocess
 import sys
@@ -17,110 +17,116 @@ def clock(monkeypatch):
     return time
 
 
-def place(rank, step=16, moves=2, signs=7, pid=100, phase="forward", world=9):
-    return RankStatus(rank, world, pid + rank, 0.0, "0123456789", step, moves, phase, signs)
+def status(rank, step=16, phase_index=2, num_beats=7, pid=100, phase="forward", world=9):
+    return RankStatus(rank, world, pid + rank, 0.0, "0123456789", step, phase_index, phase, num_beats)
 
 
-def test_the_rank_that_came_least_far_is_the_one_that_hangs(clock):
-    pulse = HeartbeatMonitor()
-    pulse.report(place(0, moves=3))
-    pulse.report(place(1, moves=2))
-    pulse.report(place(2, step=17, moves=0))
+def test_only_the_rank_with_the_least_progress_is_stalled(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0, phase_index=3))
+    monitor.report(status(1, phase_index=2))
+    monitor.report(status(2, step=17, phase_index=0))
     clock[0] = 5
-    assert pulse.find_stalled(6) == []
+    assert monitor.find_stalled(6) == []
     clock[0] = 7
-    (found,) = pulse.find_stalled(6)
-    assert str(found) == "rank 1 (process 101 on node 01234567), at forward in step 17"
-    assert pulse.find_stalled(6) == []  # it is told once
+    (stalled,) = monitor.find_stalled(6)
+    assert str(stalled) == "rank 1 (process 101 on node 01234567, step 17, phase forward)"
+    assert monitor.find_stalled(6) == []  # reported only once
 
 
-def test_a_rank_that_shows_signs_of_life_does_not_hang(clock):
-    pulse = HeartbeatMonitor()
+def test_a_rank_that_sends_beats_is_not_stalled(clock):
+    monitor = HeartbeatMonitor()
     for second in range(20):
         clock[0] = second
-        pulse.report(place(0, signs=second))
-        pulse.report(place(1, moves=3))
-    assert pulse.find_stalled(6) == []
+        monitor.report(status(0, num_beats=second))
+        monitor.report(status(1, phase_index=3))
+    assert monitor.find_stalled(6) == []
 
 
-def test_telling_the_same_again_is_no_sign_of_life(clock):
-    pulse = HeartbeatMonitor()
+def test_a_repeated_status_is_not_progress(clock):
+    monitor = HeartbeatMonitor()
     for second in range(8):
         clock[0] = second
-        pulse.report(place(0))
-    assert [found.rank for found in pulse.find_stalled(6)] == [0]
+        monitor.report(status(0))
+    assert [stalled.rank for stalled in monitor.find_stalled(6)] == [0]
 
 
-def test_ranks_that_stand_at_the_same_place_are_all_named(clock):
-    pulse = HeartbeatMonitor()
+def test_all_ranks_with_equal_progress_are_returned(clock):
+    monitor = HeartbeatMonitor()
     for rank in range(2):
-        pulse.report(place(rank))
+        monitor.report(status(rank))
     clock[0] = 7
-    assert [found.rank for found in pulse.find_stalled(6)] == [0, 1]
+    assert [stalled.rank for stalled in monitor.find_stalled(6)] == [0, 1]
 
 
-def test_a_rank_that_left_is_not_missed_but_its_successor_is(clock):
-    pulse = HeartbeatMonitor()
-    pulse.report(place(0))
-    pulse.unregister(0, 100)
+def test_an_unregistered_rank_is_not_stalled_but_its_successor_may_be(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0))
+    monitor.unregister(0, 100)
     clock[0] = 100
-    assert pulse.find_stalled(6) == []
-    pulse.report(place(0, pid=200))
-    pulse.unregister(0, 100)  # a farewell of the first that came late
+    assert monitor.find_stalled(6) == []
+    monitor.report(status(0, pid=200))
+    monitor.unregister(0, 100)  # a late message of the first process
     clock[0] = 107
-    assert [found.pid for found in pulse.find_stalled(6)] == [200]
+    assert [stalled.pid for stalled in monitor.find_stalled(6)] == [200]
 
 
-def test_ranks_there_are_no_more_are_forgotten(clock):
-    pulse = HeartbeatMonitor()
-    pulse.report(place(0, step=10, world=2))
-    pulse.report(place(1, step=10, world=2))
+def test_ranks_of_an_earlier_larger_group_are_removed(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0, step=10, world=2))
+    monitor.report(status(1, step=10, world=2))
     for second in range(9):
         clock[0] = second
-        pulse.report(place(0, step=10 + second, signs=second, pid=200, world=1))
-    assert pulse.find_stalled(6) == []
+        monitor.report(status(0, step=10 + second, num_beats=second, pid=200, world=1))
+    assert monitor.find_stalled(6) == []
 
 
-def test_only_the_process_that_told_is_killed_not_one_that_has_its_number():
+def test_a_process_that_reuses_the_process_id_is_not_killed():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    born = psutil.Process(process.pid).create_time()
-    assert not module._kill(process.pid, born - 100)
+    start_time = psutil.Process(process.pid).create_time()
+    assert not module._kill_process(process.pid, start_time - 100)
     assert process.poll() is None
-    assert module._kill(process.pid, born)
+    assert module._kill_process(process.pid, start_time)
     assert process.wait(10) == -9
-    assert not module._kill(process.pid, born)
+    assert not module._kill_process(process.pid, start_time)
 
 
-def test_ranks_hear_that_they_are_to_stop_until_another_run_begins(clock):
-    pulse = HeartbeatMonitor()
-    assert not pulse.stop()  # nobody is there to do so
-    pulse.reset()
-    assert not pulse.report(place(0))
-    assert pulse.stop()
-    assert pulse.report(place(0))
-    assert pulse.ping(0, 100)
-    pulse.reset()
-    assert not pulse.report(place(0))
+def test_replies_contain_the_stop_request_until_the_monitor_is_reset(clock):
+    monitor = HeartbeatMonitor()
+    monitor.request_stop(60)
+    assert not monitor.has_live_ranks()
+    assert monitor.is_stop_requested()
+    assert monitor.stop_timeout_s() == 60
+    monitor.reset()
+    assert not monitor.is_stop_requested()
+    assert monitor.stop_timeout_s() is None
+    assert not monitor.report(status(0))
+    monitor.request_stop()
+    assert monitor.has_live_ranks()
+    assert monitor.report(status(0))
+    assert monitor.ping(0, 100)
+    monitor.reset()
+    assert not monitor.report(status(0))
 
 
-def test_who_rests_is_there_and_hangs_for_nobody(clock):
-    pulse = HeartbeatMonitor()
-    pulse.report(place(0))
-    pulse.mark_idle(0, 100)
+def test_an_idle_rank_is_alive_and_not_stalled(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0))
+    monitor.mark_idle(0, 100)
     for second in range(20):
         clock[0] = second
-        pulse.ping(0, 100)
-    assert pulse.find_stalled(6) == []
-    assert pulse.stop()
+        monitor.ping(0, 100)
+    assert monitor.find_stalled(6) == []
+    assert monitor.has_live_ranks()
 
 
-def test_who_left_or_tells_nothing_is_not_waited_for(clock):
-    pulse = HeartbeatMonitor()
-    pulse.report(place(0))
-    pulse.report(place(1))
-    pulse.unregister(0, 100)
-    assert pulse.stop()
-    pulse.unregister(1, 100)  # a farewell of another process
-    assert pulse.stop()
+def test_unregistered_and_silent_ranks_are_not_alive(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0))
+    monitor.report(status(1))
+    monitor.unregister(0, 100)
+    assert monitor.has_live_ranks()
+    monitor.unregister(1, 100)  # a message of another process
+    assert monitor.has_live_ranks()
     clock[0] = 11
-    assert not pulse.stop()
+    assert not monitor.has_live_ranks()

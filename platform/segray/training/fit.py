@@ -11,7 +11,6 @@ import numpy as np
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.cluster.exceptions import root_cause
 from segray.config import Config, paths
@@ -20,10 +19,10 @@ from segray.core.signals import handle_signals
 from segray.evaluation.metrics.scores import Scores, scores_from_confusion
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
-from segray.tracking.registry import CHALLENGER
+from segray.tracking.tags import CHALLENGER
 from segray.tracking.uploader import RunUploader, UploadThread
 from segray.training import checkpoint_store
-from segray.training.heartbeat import HangWatchdog, HeartbeatMonitor
+from segray.training.heartbeat import HangWatchdog, HeartbeatMonitor, create_local_actor
 from segray.training.ray_trainer import SegrayTrainer
 from segray.training.reporting import JournalCallback
 from segray.training.setup import PreparedRun, prepare_run
@@ -162,26 +161,28 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
 
 def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Callable[[str], None]) -> Path:
     """Runs the training and returns the folder of the best checkpoint."""
-    pulse = prepared.job.heartbeat or create_heartbeat_actor()
-    pulse.reset.remote()
-    watching = HangWatchdog(pulse, prepared.config.train.hang_s, lambda line: journal.write("event", text=line))
-    watching.start()
+    monitor = prepared.job.heartbeat or create_heartbeat_actor()
+    monitor.reset.remote()
+    watchdog = HangWatchdog(
+        monitor, prepared.config.train.hang_timeout_s, lambda line: journal.write("event", text=line)
+    )
+    watchdog.start()
     try:
         with (
             handle_signals(lambda: stop.request(paths.job_stop_timeout_s()), stop.force),
-            stop_on_request(stop, pulse, say),
+            stop_on_request(stop, monitor, say),
             _waiting(_is_elastic(prepared.config)),
         ):
-            _trainer(prepared, pulse).fit()
+            _trainer(prepared, monitor).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = root_cause(error)
         if stop.requested and (cause is None or isinstance(cause, RunStoppedError)):
             raise RunStoppedError(_stopped(prepared)) from error
         raise cause or TrainingError(f"run {prepared.name} failed: {error}") from error
     finally:
-        watching.stop()
+        watchdog.stop()
         if prepared.job.heartbeat is None:
-            ray.kill(pulse)
+            ray.kill(monitor)
     best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(prepared.folder))
     if best is None:
         raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
@@ -196,8 +197,7 @@ def _stopped(prepared: PreparedRun) -> str:
 
 def create_heartbeat_actor() -> ray.actor.ActorHandle:
     """Returns a new `HeartbeatMonitor` actor on this node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(HeartbeatMonitor).remote()
+    return create_local_actor(HeartbeatMonitor)
 
 
 def _is_elastic(config: Config) -> bool:
@@ -216,19 +216,19 @@ def _waiting(elastic: bool) -> Iterator[None]:
             del os.environ[START_TIMEOUT_VARIABLE]
 
 
-def _trainer(prepared: PreparedRun, pulse: ray.actor.ActorHandle) -> SegrayTrainer:
+def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle) -> SegrayTrainer:
     placement, train = prepared.job.placement, prepared.config.train
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
     return SegrayTrainer(
         train_loop_per_worker,
-        ours=[RegisterController(pulse)],
+        ours=[RegisterController(monitor)],
         # A reference, so that the controller does not deserialise the specification.
-        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=pulse))},
+        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=monitor))},
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if _is_elastic(prepared.config) else train.workers,
             use_gpu=placement.gpus > 0,
             resources_per_worker=resources,
-            elastic_resize_monitor_interval_s=train.grow_s,
+            elastic_resize_monitor_interval_s=train.resize_interval_s,
             placement_strategy="PACK" if placement.gpus else "SPREAD",
         ),
         run_config=RunConfig(

@@ -11,14 +11,14 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 POLL_S = 0.1
-PATIENCE_S = 10.0
-ABORT_S = 3.0
+RAY_TIMEOUT_S = 10.0  # timeout for a cluster that does not respond
+ABORT_TIMEOUT_S = 3.0
 CLOSE_TIME_S = 15.0  # time that a run needs to close its records after its ranks have exited
 NODE_WAIT_NOTICE_S = 20.0  # workers on existing nodes have started by then
 
 
 class StopRequest:
-    """Request to stop a run.
+    """Request to stop a run, in the process of its driver.
 
     Attributes:
         patience_s: seconds that the ranks have to save a checkpoint.
@@ -30,19 +30,45 @@ class StopRequest:
 
     patience_s = float("inf")
 
-    def request(self, wait_s: int | None = None) -> None:
+    def request(self, job_timeout_s: int | None = None) -> None:
         """Requests a stop.
 
         Args:
-            wait_s: seconds until the job is killed; `None` sets no limit.
+            job_timeout_s: seconds until the job is killed; `None` sets no limit.
         """
-        if wait_s is not None:
-            self.patience_s = max(wait_s - CLOSE_TIME_S, wait_s / 2)
+        if job_timeout_s is not None:
+            self.patience_s = max(job_timeout_s - CLOSE_TIME_S, job_timeout_s / 2)
         self.requested = True
 
     def force(self) -> None:
         """Requests an immediate stop."""
         self.requested = self.forced = True
+
+
+class StopSignal:
+    """Actor that passes a stop request to the processes that poll it."""
+
+    def __init__(self) -> None:
+        self._is_requested = False
+        self._timeout_s: int | None = None
+
+    def request_stop(self, timeout_s: int | None = None) -> None:
+        """Requests a stop.
+
+        Args:
+            timeout_s: seconds until the job is killed; `None` sets no limit.
+        """
+        self._is_requested, self._timeout_s = True, timeout_s
+
+    stop = request_stop  # TODO(remove): call sites in tune
+
+    def is_stop_requested(self) -> bool:
+        """Returns `True` if a stop was requested."""
+        return self._is_requested
+
+    def stop_timeout_s(self) -> int | None:
+        """Returns the time limit of the stop request in seconds; `None` means no limit."""
+        return self._timeout_s
 
 
 class RegisterController(ControllerCallback):  # type: ignore[misc]
@@ -51,16 +77,16 @@ class RegisterController(ControllerCallback):  # type: ignore[misc]
     Ray's trainer does not expose the handle of the controller.
     """
 
-    def __init__(self, pulse: ray.actor.ActorHandle) -> None:
-        self._pulse = pulse
+    def __init__(self, monitor: ray.actor.ActorHandle) -> None:
+        self._monitor = monitor
 
     def after_controller_start(self, *_: Any) -> None:
         """Registers the controller."""
-        self._pulse.set_controller.remote(ray.get_runtime_context().current_actor)
+        self._monitor.set_controller.remote(ray.get_runtime_context().current_actor)
 
 
 @contextmanager
-def stop_on_request(stop: StopRequest, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
+def stop_on_request(stop: StopRequest, monitor: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
     """Context manager that stops the run when requested. The code that waits for the run then gets an error from Ray.
 
     A message also reports that the run waits for nodes, which Ray does not print.
@@ -70,56 +96,70 @@ def stop_on_request(stop: StopRequest, pulse: ray.actor.ActorHandle, say: Callab
 
     Args:
         stop: stop request of the run.
-        pulse: heartbeat monitor actor of the run.
+        monitor: `HeartbeatMonitor` actor of the run.
         say: callback that receives a line when a stop is requested or the run waits for nodes.
     """
-    over = threading.Event()
-    ending = threading.Thread(target=_end, args=(stop, over, pulse, say), daemon=True, name="segray-stop")
-    ending.start()
+    run_ended = threading.Event()
+    stopper = threading.Thread(
+        target=_stop_when_requested, args=(stop, run_ended, monitor, say), daemon=True, name="segray-stop"
+    )
+    stopper.start()
     try:
         yield
     finally:
-        over.set()
-        ending.join()
+        run_ended.set()
+        stopper.join()
         with suppress(RayError):  # the cluster and all its processes are gone
-            controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
+            controller = ray.get(monitor.controller.remote(), timeout=RAY_TIMEOUT_S)
             if controller is not None:
                 ray.kill(controller)
 
 
-def _end(stop: StopRequest, over: threading.Event, pulse: ray.actor.ActorHandle, say: Callable[[str], None]) -> None:
-    nodes_until = monotonic() + NODE_WAIT_NOTICE_S
-    while not stop.requested:
-        if over.wait(POLL_S):
-            return
-        if monotonic() > nodes_until:
-            nodes_until = float("inf")
-            with suppress(RayError):
-                if not ray.get(pulse.has_live_ranks.remote(), timeout=PATIENCE_S):
-                    say("waiting for nodes with room for the workers ...")
+def _stop_when_requested(
+    stop: StopRequest, run_ended: threading.Event, monitor: ray.actor.ActorHandle, say: Callable[[str], None]
+) -> None:
+    if not _wait_for_request(stop, run_ended, monitor, say):
+        return
     if not stop.forced:
-        say("stopping: a checkpoint is kept of this step; once more ends it at once.")
-    until = monotonic() + stop.patience_s
-    while not over.wait(POLL_S):
-        if monotonic() > until:
+        say("stopping after a checkpoint of the current step; a second request stops immediately.")
+    deadline = monotonic() + stop.patience_s
+    while not run_ended.wait(POLL_S):
+        if monotonic() > deadline:
             stop.force()
         with suppress(RayError):  # the controller may exit during its answer
-            if _has_ended(stop, pulse):
+            if _try_stop(stop, monitor):
                 return
 
 
-def _has_ended(stop: StopRequest, pulse: ray.actor.ActorHandle) -> bool:
+def _wait_for_request(
+    stop: StopRequest, run_ended: threading.Event, monitor: ray.actor.ActorHandle, say: Callable[[str], None]
+) -> bool:
+    """Waits for a stop request. Returns `False` if the run ended before."""
+    notice_at = monotonic() + NODE_WAIT_NOTICE_S
+    while not stop.requested:
+        if run_ended.wait(POLL_S):
+            return False
+        if monotonic() > notice_at:
+            notice_at = float("inf")
+            with suppress(RayError):
+                if not ray.get(monitor.has_live_ranks.remote(), timeout=RAY_TIMEOUT_S):
+                    say("waiting for nodes with free resources for the workers ...")
+    return True
+
+
+def _try_stop(stop: StopRequest, monitor: ray.actor.ActorHandle) -> bool:
     """Forwards the stop request to the ranks, or ends the controller if there are no live ranks or no time left.
 
     Returns:
         `True` if the controller was ended.
     """
-    if ray.get(pulse.stop.remote(), timeout=PATIENCE_S) and not stop.forced:
+    monitor.request_stop.remote()
+    if ray.get(monitor.has_live_ranks.remote(), timeout=RAY_TIMEOUT_S) and not stop.forced:
         return False
-    controller = ray.get(pulse.controller.remote(), timeout=PATIENCE_S)
+    controller = ray.get(monitor.controller.remote(), timeout=RAY_TIMEOUT_S)
     if controller is None:  # it may still be starting
         return False
-    ended, _ = ray.wait([controller.abort.remote()], timeout=ABORT_S)
+    ended, _ = ray.wait([controller.abort.remote()], timeout=ABORT_TIMEOUT_S)
     if not ended:  # it does not respond while it waits for nodes
         ray.kill(controller)
     return True
