@@ -14,10 +14,14 @@ from segray.core.errors import ConfigError
 
 def run(argv: Sequence[str]) -> None:
     """Runs the search and prints the report."""
-    parser = CommandParser("Finds the largest batch that a device trains with these settings.", with_config=True)
+    parser = CommandParser(
+        "benchmark batch",
+        "Finds the largest batch that a device trains with these settings.",
+        settings=("data.crop", "model", "loss", "optim", "train"),
+    )
     parser.add_argument("--classes", type=int, default=150, help="classes (default: 150)")
     parser.add_argument("--most", type=int, default=512, help="images that are not exceeded (default: 512)")
-    add_benchmark_flags(parser, "batch")
+    add_benchmark_flags(parser)
     flags, config = parser.parse(argv)
     require_positive(flags, "classes", "most")
     report = max_batch.run_benchmark(config, flags.classes, _device(config), flags.most, make_logger(flags))

@@ -11,15 +11,16 @@ from segray.config import paths
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
+        "benchmark evaluate",
         "Measures the evaluation of a split beside transformers' model in a plain loop with torchmetrics.",
-        with_config=True,
+        settings=("data.root", "data.short_side", "data.crop", "model", "eval"),
     )
-    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_common("data")
     parser.add_argument("--split", default="val", help="to evaluate on (default: val)")
-    add_common(parser, "evaluate", turns=3)
+    add_common(parser, turns=3)
     flags, config = parser.parse(argv)
     require_positive(flags, "turns")
-    root = paths.absolute_path("data.root", flags.data or config.data.root)
+    root = paths.absolute_path("data.root", config.data.root)
     evaluation.require_local(root)
     report = evaluation.run_benchmark(root, flags.split, config, flags.turns, make_logger(flags))
     print_case(report.machine, report.case)

@@ -47,7 +47,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "Measures inference beside transformers' model: turns in one run, on the same weights and images."
+        "benchmark inference",
+        "Measures inference beside transformers' model: turns in one run, on the same weights and images.",
     )
     parser.add_argument("--variant", default="b0", choices=VARIANTS, help="b0 to b5 (default: b0)")
     parser.add_argument("--size", default="512", metavar="PX", help="of the images: PX or HEIGHTxWIDTH (default: 512)")
@@ -58,5 +59,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the products (default: float32)")
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
-    add_common(parser, "inference", turns=20)
+    add_common(parser, turns=20)
     return parser

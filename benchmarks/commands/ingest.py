@@ -39,7 +39,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("Measures how fast training batches come from parquet: turns in one run, on the same rows.")
+    parser = CommandParser(
+        "benchmark ingest", "Measures how fast training batches come from parquet: turns in one run, on the same rows."
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset the rows are taken from")
     parser.add_argument("--split", default="train", help="its split (default: train)")
     parser.add_argument("--size", type=int, metavar="PX", help="make them square JPEGs of this side (default: as is)")
@@ -49,7 +51,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--images", type=int, default=2000, help="images of a turn (default: 2000)")
     parser.add_argument("--cores", type=int, help="processes or threads each may use (default: all)")
     parser.add_argument("--tenfold", action="store_true", help="memory with ten times the rows, too")
-    add_common(parser, "ingest", turns=5)
+    add_common(parser, turns=5)
     return parser
 
 

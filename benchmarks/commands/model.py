@@ -26,7 +26,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("Measures SegFormer beside a peer's: turns in one run, on the same weights and images.")
+    parser = CommandParser(
+        "benchmark model", "Measures SegFormer beside a peer's: turns in one run, on the same weights and images."
+    )
     parser.add_argument("--variant", default="b0", choices=VARIANTS, help="b0 to b5 (default: b0)")
     parser.add_argument("--size", type=int, default=512, metavar="PX", help="side of the images (default: 512)")
     parser.add_argument("--batch", type=int, default=2, help="images of a step (default: 2)")
@@ -36,7 +38,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--compile", action="store_true", help="ours through torch.compile, the peer's both ways")
     parser.add_argument("--against", default=PEERS[0], choices=PEERS, help=f"the peer (default: {PEERS[0]})")
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
-    add_common(parser, "model", turns=7)
+    add_common(parser, turns=7)
     return parser
 
 

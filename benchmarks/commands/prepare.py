@@ -15,11 +15,13 @@ from segray.core.errors import ConfigError
 
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
-    parser = CommandParser("Measures how fast images and masks become a dataset: turns in one run, on the same files.")
+    parser = CommandParser(
+        "benchmark prepare", "Measures how fast images and masks become a dataset: turns in one run, on the same files."
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset the images are taken from")
     parser.add_argument("--images", type=int, default=20_000, help="files to convert (default: 20000)")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="their side (default: 256)")
-    add_common(parser, "prepare", turns=3)
+    add_common(parser, turns=3)
     flags, _ = parser.parse(argv)
     require_positive(flags, "images", "size", "turns")
     if "RAY_ADDRESS" in os.environ:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from benchmarks import serving
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
 from segray.cli.command import CommandParser
+from segray.cli.settings import STORE
 from segray.cluster.connect import available_cpus
 from segray.config import paths
 from segray.core.errors import ConfigError
@@ -13,20 +14,24 @@ from segray.core.errors import ConfigError
 
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
-    parser = CommandParser("Measures requests a second on this machine's CPUs, and memory over many.", with_config=True)
-    parser.add_argument("--name", default="segray", metavar="MODEL", help="registered model (default: segray)")
+    parser = CommandParser(
+        "benchmark serve",
+        "Measures requests a second on this machine's CPUs, and memory over many.",
+        settings=(*STORE, "tracking.model", "serve"),
+    )
+    parser.add_alias("--name", "tracking.model", metavar="MODEL")
     parser.add_argument("--version", required=True, help="of the model; it needs the alias of serve.alias")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], metavar="PX", help="(default: 256 512)")
     parser.add_argument("--seconds", type=int, default=10, help="of a turn (default: 10)")
     parser.add_argument("--requests", type=int, default=0, help="of a long run whose memory is watched (default: none)")
-    add_common(parser, "serve", turns=5)
+    add_common(parser, turns=5)
     flags, config = parser.parse(argv)
     require_positive(flags, "seconds", "turns")
     if "RAY_ADDRESS" in os.environ:
         raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
     cores = available_cpus()
     serve = config.serve.model_copy(update={"replicas": cores, "max_replicas": cores})
-    tracking = config.tracking.model_copy(update={"model": flags.name, "uri": paths.tracking_uri(config)})
+    tracking = config.tracking.model_copy(update={"uri": paths.tracking_uri(config)})
     config = config.model_copy(update={"serve": serve, "tracking": tracking})
     asked = serving.ServingBenchmark(flags.sizes, flags.seconds, flags.turns, flags.requests)
     report = serving.run_benchmark(config, flags.version, asked, make_logger(flags))

@@ -1,31 +1,28 @@
 """Functions shared by all benchmarks: flags, the table of results and the JSON file."""
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks.interleave import Row
+from segray.cli import command
 from segray.cli.command import CommandParser
 from segray.config import paths
 from segray.core.errors import ConfigError
 
 
-def add_common(parser: CommandParser, what: str, turns: int) -> None:
+def add_common(parser: CommandParser, turns: int) -> None:
     """Adds the flags of a benchmark with turns."""
-    parser.add_argument("--turns", type=int, default=turns, help=f"turns that each gets (default: {turns})")
-    add_benchmark_flags(parser, what)
+    parser.add_argument("--turns", type=int, default=turns, metavar="N", help=f"turns per candidate (default: {turns})")
+    add_benchmark_flags(parser)
 
 
-def add_benchmark_flags(parser: CommandParser, what: str) -> None:
-    """Adds the flags of every benchmark, and appends `what` to the name of the command."""
-    parser.prog = f"{parser.prog} {what}"
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
-    parser.add_argument("--quiet", action="store_true", help="print the result alone")
+def add_benchmark_flags(parser: CommandParser) -> None:
+    """Adds the flags of every benchmark."""
+    parser.add_common("json", "quiet")
 
 
 def require_positive(flags: argparse.Namespace, *names: str) -> None:
@@ -68,6 +65,5 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def write_json(flags: argparse.Namespace, report: Any) -> None:
     """Writes the report and the command to the file of --json, if given."""
-    if flags.json:
-        command = paths.redact(shlex.join(["python", *sys.argv]))
-        flags.json.write_text(json.dumps({"command": command} | asdict(report), indent=2))
+    arguments = paths.redact(shlex.join(["python", *sys.argv]))
+    command.write_json(flags.json, {"command": arguments} | asdict(report))

@@ -14,12 +14,14 @@ from segray.core.errors import ConfigError
 
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
-    parser = CommandParser("Measures what a sweep adds to the runs it consists of, on this machine's CPUs.")
+    parser = CommandParser(
+        "benchmark sweep", "Measures what a sweep adds to the runs it consists of, on this machine's CPUs."
+    )
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset to train on")
     parser.add_argument("--trials", type=int, default=8, help="(default: 8)")
     parser.add_argument("--steps", type=int, default=60, help="of a trial (default: 60)")
     parser.add_argument("--crop", type=int, default=96, metavar="PX", help="(default: 96)")
-    add_common(parser, "sweep", turns=1)
+    add_common(parser, turns=1)
     flags, _ = parser.parse(argv)
     require_positive(flags, "trials", "steps", "crop", "turns")
     if "RAY_ADDRESS" in os.environ:

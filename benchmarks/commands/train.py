@@ -21,19 +21,20 @@ from segray.training.run_spec import RunSpec
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
+        "benchmark train",
         "Measures what the platform costs a training: stream, reports and all, beside a loop that has none.",
-        with_config=True,
+        settings=("data", "model", "loss", "optim", "train"),
     )
-    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
+    parser.add_common("data")
     parser.add_argument("--steps", type=int, default=50, help="steps of a turn (default: 50)")
     peers = ", ".join(training.PEERS)
     parser.add_argument("--against", nargs="+", choices=training.PEERS, default=training.PEERS, help=f"of {peers}")
-    add_common(parser, "train", turns=5)
+    add_common(parser, turns=5)
     flags, given = parser.parse(argv)
     if training.HF_TRAINER in flags.against:
         hf_trainer.require_installed()
     require_positive(flags, "steps", "turns")
-    wanted = _endless(given, paths.absolute_path("data.root", flags.data or given.data.root))
+    wanted = _endless(given, paths.absolute_path("data.root", given.data.root))
     manifest = read_manifest(wanted.data.root)
     source = SplitReader(wanted.data.root, manifest.split(wanted.data.train_split))
     connect()

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from segray.cli.console import make_console
+from segray.cli.command import make_console
 from segray.cli.progress import TrainingProgress, format_duration
 from segray.cli.tables import print_paths, print_scores
 from segray.evaluation.metrics.scores import scores_from_confusion

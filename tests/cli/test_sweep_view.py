@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from segray import config
-from segray.cli.console import make_console
+from segray.cli.command import make_console
 from segray.cli.sweep_view import SweepProgress, render_table
 from segray.tune.controller import SweepController
 from segray.tune.estimate import SweepEstimate
@@ -22,7 +22,7 @@ def view():
         Trial(1, {"optim.lr": 1e-4}, State.PAUSED, {15: 0.125}, reason="not among the best at step 15"),
         Trial(2, {"optim.lr": 1e-2}, State.FAILED, reason="no memory for [/data]"),
     ]
-    sweeping = SweepController(build_scheduler(made), build_search(made), 8, made.tune.metric, trials)
+    sweeping = SweepController(build_scheduler(made), build_search(made), 8, made.tune.metrics, trials)
     return SweepView(made, Path("/results/sweep"), SweepEstimate(8, 2, 800, 230, 0.5, 1.0), sweeping, lambda: 60.0)
 
 

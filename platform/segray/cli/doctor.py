@@ -1,18 +1,13 @@
 """Command `doctor`: checks whether a run or sweep can work on a cluster with a given Config."""
 
-import json
-from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segray.cli.command import CommandParser, run_command
-from segray.cli.console import make_console
+from segray.cli.command import CommandParser, make_console, run_command, write_json
 from segray.cluster.doctor.results import CheckResult, Severity, max_severity
-from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.training.diagnose import diagnose_cluster
 
@@ -25,42 +20,31 @@ def main() -> None:
 
 
 def _doctor() -> None:
-    parser = CommandParser(
-        "Looks into a cluster, and whether the run or sweep of a config would work there.", with_config=True
-    )
-    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts for programs")
-    parser.add_argument("--quiet", action="store_true", help="print the verdicts alone")
+    parser = CommandParser("doctor", "Checks whether a run or sweep with these settings can work on the cluster.")
+    parser.add_common("data", "json", "quiet")
     flags, config = parser.parse()
     console = make_console()
     with console.status("") as status:
-        verdicts = diagnose_cluster(_with_data(flags, config), (lambda _line: None) if flags.quiet else status.update)
-    _show(console, verdicts)
-    if flags.json:
-        flags.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
-    wrong = [verdict.check for verdict in verdicts if verdict.level is Severity.FAIL]
-    if wrong:
-        raise ClusterError(f"a run would not work here: {', '.join(wrong)}.")
+        results = diagnose_cluster(config, (lambda _line: None) if flags.quiet else status.update)
+    _print_results(console, results)
+    write_json(flags.json, [asdict(result) for result in results])
+    failed = [result.check for result in results if result.level is Severity.FAIL]
+    if failed:
+        raise ClusterError(f"a run cannot work here; failed checks: {', '.join(failed)}.")
 
 
-def _with_data(flags: Namespace, config: Config) -> Config:
-    if not flags.data:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
-
-
-def _show(console: Console, verdicts: list[CheckResult]) -> None:
+def _print_results(console: Console, results: list[CheckResult]) -> None:
     """Prints one line per check, and a fix below each check that did not pass."""
     table = Table(show_edge=False, pad_edge=False, header_style="", box=None)
-    for title in ("", "check", "found"):
+    for title in ("", "check", "result"):
         table.add_column(title, overflow="fold")
-    for verdict in verdicts:
-        fix = f"\n-> {verdict.fix}" if verdict.fix else ""
-        level = Text(verdict.level, STYLES[verdict.level])
-        table.add_row(level, Text(verdict.check), Text(verdict.found + fix))
+    for result in results:
+        fix = f"\n-> {result.fix}" if result.fix else ""
+        level = Text(result.level, STYLES[result.level])
+        table.add_row(level, Text(result.check), Text(result.found + fix))
     console.print(table)
-    summary = {Severity.OK: "all in order", Severity.WARN: "a run would work; see above", Severity.FAIL: ""}[
-        max_severity(verdicts)
+    summary = {Severity.OK: "all checks passed", Severity.WARN: "a run can work; see the warnings", Severity.FAIL: ""}[
+        max_severity(results)
     ]
     if summary:
         console.print(f"\n{summary}.", highlight=False)

@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from segray.cli import validate
-from segray.cli.command import CommandParser, run_command
-from segray.cli.console import make_console
+from segray.cli.command import CommandParser, make_console, run_command
 from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
 from segray.config import paths
@@ -31,7 +30,7 @@ from segray.data.sources.sample import UNSPLIT, SourceListing
 
 def main() -> None:
     """Runs the command, which converts a dataset, or validates one with --check."""
-    is_check = any(word.split("=")[0] == "--check" for word in sys.argv)
+    is_check = any(argument.split("=")[0] == "--check" for argument in sys.argv)
     run_command(validate.run_validation if is_check else _prepare)
 
 
@@ -42,11 +41,11 @@ def _prepare() -> None:
         raise DataError(f"--max-pixels is {flags.max_pixels}; expected 1 to {PILLOW_MAX_PIXELS}.")
     out = paths.absolute_path("--out", flags.out)
     renaming = read_class_map(flags.map) if flags.map else None
-    found = _found(flags)
+    listing = _list_samples(flags)
     connect()
     with progress_reporter(console) as show:
         manifest = convert_dataset(
-            found,
+            listing,
             out,
             ignore_ids=flags.ignore_id,
             renaming=renaming,
@@ -60,73 +59,78 @@ def _prepare() -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "Converts images and masks to a dataset of parquet shards, on Ray. A conversion that was cut off goes on when\n"
-        "its command is given again. With --check DIR it looks at a dataset instead: see --check DIR --help."
+        "prepare",
+        "Converts images and masks to a dataset of Parquet shards, on Ray. The same command resumes an interrupted\n"
+        "conversion. With --check DIR it validates a dataset instead: see --check DIR --help.",
     )
-    formats = f"of the source: {', '.join(SOURCES)}, or module:function of your own (docs/formats.md)"
-    parser.add_argument("--format", required=True, metavar="NAME", help=formats)
-    parser.add_argument("--source", metavar="DIR", help="folder to convert (the demo draws its own)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="dataset to make: a folder, or s3:// or gs://")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, id 0 first")
-    renaming = "YAML of `class: class` to merge or rename and `class: null` to drop; `*` is all others"
-    parser.add_argument("--map", type=Path, metavar="FILE", help=renaming)
-    ignored = "id in the source's masks that is not trained on; nor is 255, or 65535 from 256 classes on"
-    parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignored)
-    split = "shares of train, val and test, or of train and val, e.g. 0.8/0.1/0.1, instead of the source's splits"
-    parser.add_argument("--split", type=splits.parse_fractions, metavar="SHARES", help=split)
-    group = "with --split: samples in whose id the first group of this is the same stay together, e.g. '^(.*)_'"
-    parser.add_argument("--group-by", metavar="REGEX", help=group)
-    bad = "what samples that cannot be used become: an error that lists all (default), or a list beside the dataset"
-    parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help=bad)
-    facts = "CSV of further columns by id, such as id,camera,city, by which scores can be sliced"
-    parser.add_argument("--columns", type=Path, metavar="FILE", help=facts)
-    pixels = f"a larger image is not decoded (default: {ShardLimits.image_pixels}, most: {PILLOW_MAX_PIXELS})"
-    parser.add_argument("--max-pixels", type=int, default=ShardLimits.image_pixels, metavar="N", help=pixels)
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    format_help = f"format of the source: {', '.join(SOURCES)}, or your own module:function (docs/formats.md)"
+    parser.add_argument("--format", required=True, metavar="NAME", help=format_help)
+    parser.add_argument("--source", metavar="DIR", help="folder to convert (not for format demo, which draws images)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="dataset to write: a folder, s3:// or gs://")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, in order of their ids")
+    map_help = "YAML: `class: class` merges or renames, `class: null` drops a class; `*` matches all other classes"
+    parser.add_argument("--map", type=Path, metavar="FILE", help=map_help)
+    ignore_help = "mask id of the source to ignore in training; 255, or 65535 with 256 or more classes, always is"
+    parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignore_help)
+    split_help = "fractions of train/val/test, or of train/val, e.g. 0.8/0.1/0.1; replaces the splits of the source"
+    parser.add_argument("--split", type=splits.parse_fractions, metavar="FRACTIONS", help=split_help)
+    group_help = "with --split: samples with the same first regex group in their ids share a split, e.g. '^(.*)_'"
+    parser.add_argument("--group-by", metavar="REGEX", help=group_help)
+    bad_help = "samples that cannot be used: fail with a list of them (default), or skip them and write the list"
+    parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help=bad_help)
+    columns_help = "CSV with additional columns by id, e.g. id,camera,city, for scores by slice"
+    parser.add_argument("--columns", type=Path, metavar="FILE", help=columns_help)
+    pixels_help = f"maximum pixels per image (default: {ShardLimits.image_pixels}, maximum: {PILLOW_MAX_PIXELS})"
+    parser.add_argument("--max-pixels", type=int, default=ShardLimits.image_pixels, metavar="N", help=pixels_help)
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     return parser
 
 
-def _found(flags: argparse.Namespace) -> SourceListing:
+def _list_samples(flags: argparse.Namespace) -> SourceListing:
     """Returns the listing of the source with the splits, columns and class names given by the flags."""
     if flags.group_by is not None and flags.split is None:
-        raise DataError("--group-by needs --split, such as 0.8/0.1/0.1.")
-    found = _listed(flags.format, flags.source and paths.absolute_path("--source", flags.source))
-    if not found.samples:
-        return found  # the conversion reports the error
+        raise DataError("--group-by requires --split, e.g. --split 0.8/0.1/0.1.")
+    listing = _read_source(flags.format, flags.source and paths.absolute_path("--source", flags.source))
+    if not listing.samples:
+        return listing  # the conversion reports the error
     if flags.split is not None:
-        found = replace(found, samples=splits.assign_splits(found.samples, flags.split, flags.group_by))
-    elif found.samples[0].split == UNSPLIT:
-        raise DataError(f"{flags.source} has no splits; give --split 0.8/0.1/0.1, perhaps with --group-by.")
+        listing = replace(listing, samples=splits.assign_splits(listing.samples, flags.split, flags.group_by))
+    elif listing.samples[0].split == UNSPLIT:
+        raise DataError(f"{flags.source} has no splits; add --split 0.8/0.1/0.1, and --group-by for dependent images.")
     if flags.columns is not None:
-        found = replace(found, samples=add_columns(found.samples, flags.columns))
+        listing = replace(listing, samples=add_columns(listing.samples, flags.columns))
     if flags.classes is None:
-        return found
+        return listing
     classes = Classes.from_names(read_class_names(flags.classes))
-    if found.lookup is not None and found.classes is not None and classes.num_classes != found.classes.num_classes:
+    if (
+        listing.lookup is not None
+        and listing.classes is not None
+        and classes.num_classes != listing.classes.num_classes
+    ):
         raise DataError(
             f"--classes names {classes.num_classes} classes, but format {flags.format} has "
-            f"{found.classes.num_classes}; expected a name for each; merge or drop classes with --map."
+            f"{listing.classes.num_classes}; expected one name per class; merge or drop classes with --map."
         )
-    _check_order(classes, found.classes)
-    return replace(found, classes=classes)
+    _check_order(classes, listing.classes)
+    return replace(listing, classes=classes)
 
 
-def _check_order(ours: Classes, theirs: Classes | None) -> None:
+def _check_order(classes: Classes, source_classes: Classes | None) -> None:
     """Rejects names that the source has at other ids: --classes names ids and does not reorder them."""
-    known = theirs.names if theirs else ()
-    moved = [name for index, name in enumerate(ours.names) if name in known and known.index(name) != index]
+    names = source_classes.names if source_classes else ()
+    moved = [name for index, name in enumerate(classes.names) if name in names and names.index(name) != index]
     if moved:
         raise DataError(
-            f"--classes has {moved[0]} at id {ours.names.index(moved[0])}, where the source has {known[:10]}; it names "
-            "the source's ids and does not move them; give the names in the source's order."
+            f"--classes has {moved[0]} at id {classes.names.index(moved[0])}, where the source has {names[:10]}; "
+            "--classes does not reorder ids; list the names in the order of the source."
         )
 
 
-def _listed(name: str, source: str | None) -> SourceListing:
+def _read_source(name: str, source: str | None) -> SourceListing:
     """Returns the listing of a source. Any error of a built-in format is reported as a DataError of the source."""
-    find = _source(name)
+    list_samples = _find_source(name)
     try:
-        return find(source)
+        return list_samples(source)
     except SegrayError:
         raise
     except Exception as error:
@@ -135,7 +139,7 @@ def _listed(name: str, source: str | None) -> SourceListing:
         raise DataError(f"{source} cannot be read as format {name} ({type(error).__name__}: {error}).") from error
 
 
-def _source(name: str) -> Callable[[str | None], SourceListing]:
+def _find_source(name: str) -> Callable[[str | None], SourceListing]:
     if is_import_path(name):
         return import_callable("--format", name, DataError)
     if name not in SOURCES:
@@ -154,7 +158,7 @@ def _show(console: Console, out: str, manifest: Manifest) -> None:
     if manifest.normalised:
         console.print(f"{len(manifest.normalised)} images were re-encoded as PNG; the manifest lists them.")
     if manifest.left_out:
-        console.print(f"{manifest.left_out} samples were left out; {out}/{SKIPPED_LIST} lists them and why.")
+        console.print(f"{manifest.left_out} samples were skipped; {out}/{SKIPPED_LIST} lists them and the reasons.")
     console.print(f"dataset  {out}  {manifest.classes.num_classes} classes, digest {manifest.digest}", highlight=False)
     console.print(f"next     python pipelines/prepare.py --check {shlex.quote(out)}", highlight=False)
     console.print(f"         python pipelines/train.py --data {shlex.quote(out)}", highlight=False)

@@ -1,14 +1,11 @@
 """Command `serve`: serves the version of a registered model that an alias names."""
 
-import argparse
 from contextlib import suppress
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, run_command
-from segray.cli.console import make_console
+from segray.cli.command import CommandParser, make_console, run_command
 from segray.cli.tables import print_paths
-from segray.config import Config, build, merge
 from segray.serving.controller import ServingState
 from segray.serving.server import follow_state, running_server
 
@@ -19,39 +16,27 @@ def main() -> None:
 
 
 def _serve() -> None:
-    flags, config = _parser().parse()
-    config = _laid(config, flags)
+    _, config = _parser().parse()
     console = make_console()
-    with running_server(config, lambda line: console.print(line, highlight=False)) as place:
-        model = f"{config.tracking.model}, version {place.version} by the alias {config.serve.alias}"
+    with running_server(config, lambda line: console.print(line, highlight=False)) as server:
         rows = {
-            "serving": model,
-            "at": place.url,
-            "on": f"{place.device}, {config.serve.replicas} to {place.max_replicas} replicas",
+            "model": f"{config.tracking.model} version {server.version}, alias {config.serve.alias}",
+            "url": server.url,
+            "device": f"{server.device}, {config.serve.replicas} to {server.max_replicas} replicas",
         }
         print_paths(console, rows)
         with suppress(KeyboardInterrupt):  # Ctrl-C ends serving
-            follow_state(StateLogger(console, place.version))
-    console.print("ended.")
+            follow_state(StateLogger(console, server.version))
+    console.print("the server has stopped.")
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("Serves a registered model.", with_config=True)
-    parser.add_argument("--name", metavar="MODEL", help="short for --tracking.model MODEL")
-    parser.add_argument("--alias", metavar="ALIAS", help="short for --serve.alias ALIAS")
-    parser.add_argument("--canary", type=float, metavar="SHARE", help="short for --serve.canary SHARE")
-    parser.add_argument(
-        "--shadow", type=float, nargs="?", const=1.0, metavar="SHARE", help="short for --serve.shadow 1"
-    )
+    parser = CommandParser("serve", "Serves a registered model over HTTP.")
+    parser.add_alias("--name", "tracking.model", metavar="MODEL")
+    parser.add_alias("--alias", "serve.alias", metavar="ALIAS")
+    parser.add_alias("--canary", "serve.canary", metavar="FRACTION")
+    parser.add_alias("--shadow", "serve.shadow", metavar="FRACTION", nargs="?", const="1")
     return parser
-
-
-def _laid(config: Config, flags: argparse.Namespace) -> Config:
-    """Returns the settings updated with the values of the short flags."""
-    short = {"tracking.model": flags.name, "serve.alias": flags.alias}
-    short |= {"serve.canary": flags.canary, "serve.shadow": flags.shadow}
-    given = {key: value for key, value in short.items() if value is not None}
-    return build(merge(config.model_dump(), given))
 
 
 class StateLogger:
@@ -64,13 +49,13 @@ class StateLogger:
     def __call__(self, state: ServingState) -> None:
         """Prints the changes since the previous state."""
         if state.version is not None and state.version != self._version:
-            self._say(f"version {state.version} answers, after {self._version}.")
+            self._say(f"now serving version {state.version} instead of {self._version}.")
             self._version = state.version
         for problem in state.problems:
             if problem not in self._problems:
                 self._say(problem)
         if self._problems and not state.problems:
-            self._say("all is well again.")
+            self._say("all problems are resolved.")
         self._problems = state.problems
 
     def _say(self, line: str) -> None:

@@ -23,7 +23,7 @@ MAX_SHOWN = 20
 
 def print_estimate(console: Console, view: SweepView) -> None:
     """Prints the search space and the estimated cost of a sweep."""
-    config, found = view.config, view.outlook
+    config, found = view.config, view.estimate
     console.print(
         f"sweep {view.folder.name}: {found.trials} trials of {config.train.steps} steps, {found.at_once} at once",
         highlight=False,
@@ -84,7 +84,7 @@ class SweepProgress:
 
     def _tell(self, view: SweepView) -> None:
         """Prints one line per trial with a new state, and the overall progress every LINE_S seconds."""
-        for trial in list(view.sweeping.trials):
+        for trial in list(view.controller.trials):
             if self._told.get(trial.number) != trial.state and trial.state is not State.PENDING:
                 self._told[trial.number] = trial.state
                 self._print(format_trial(view, trial))
@@ -98,7 +98,7 @@ class SweepProgress:
 
 def format_trial(view: SweepView, trial: Trial) -> str:
     """Returns a trial as one line of text."""
-    metric = view.config.tune.metric[0]
+    metric = view.config.tune.metrics[0]
     value = "" if trial.value is None else f"  {metric} {objective_sign(metric) * trial.value:.4f}"
     why = f"  ({trial.reason})" if trial.reason else ""
     step = f"  step {trial.step}/{view.config.train.steps}" if trial.curve else ""
@@ -107,19 +107,19 @@ def format_trial(view: SweepView, trial: Trial) -> str:
 
 def format_progress(view: SweepView) -> str:
     """Returns the progress of a sweep as one line of text."""
-    trials = view.sweeping.trials
+    trials = view.controller.trials
     counts = {state: sum(trial.state is state for trial in trials) for state in State}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return f"{len(trials)} of {view.outlook.trials} trials: {told}; {_time(view)}"
+    return f"{len(trials)} of {view.estimate.trials} trials: {told}; {_time(view)}"
 
 
 def _time(view: SweepView) -> str:
     """Returns the elapsed time and an estimate of the remaining time at the same rate."""
-    made = sum(trial.step for trial in view.sweeping.trials)
+    made = sum(trial.step for trial in view.controller.trials)
     spent = view.spent_s()
     if not made:
         return f"{format_duration(spent)} so far"
-    left = max(0.0, spent * (view.outlook.expected / made - 1))
+    left = max(0.0, spent * (view.estimate.expected / made - 1))
     return f"{format_duration(spent)} so far, about {format_duration(left)} left"
 
 
@@ -129,13 +129,13 @@ def render_table(view: SweepView) -> Group:
 
 
 def _table(view: SweepView) -> Table:
-    metrics, keys = view.config.tune.metric, [one.key for one in dimensions(view.config)]
+    metrics, keys = view.config.tune.metrics, [one.key for one in dimensions(view.config)]
     table = Table(show_edge=False, pad_edge=False, header_style="")
     for name in ("trial", "", "step"):
         table.add_column(name, justify="right" if name != "" else "left")
     for name in (*metrics, *keys):
         table.add_column(name, justify="right")
-    for trial in _shown(view.sweeping.trials):
+    for trial in _shown(view.controller.trials):
         first = None if trial.best is None else objective_sign(metrics[0]) * trial.best
         found = [first, *(trial.others.get(name) for name in metrics[1:])]
         table.add_row(

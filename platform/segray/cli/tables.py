@@ -83,10 +83,10 @@ def print_decision(console: Console, decision: Decision, split: str, rows: int) 
     against = f"against champion {decision.champion}" if decision.champion else "no champion to compare with"
     console.print(f"version {decision.challenger} on {split}, {rows} images, {against}", style="bold", highlight=False)
     table = Table(show_edge=False, pad_edge=False, header_style="")
-    for title in ("", "gate", "found", "expected"):
+    for title in ("", "gate", "observed", "expected"):
         table.add_column(title)
     for check in decision.checks:
-        table.add_row("ok" if check.is_passed else "no", check.gate, check.found, check.expected)
+        table.add_row("ok" if check.is_passed else "no", check.gate, check.observed, check.expected)
     console.print(table)
 
 

@@ -17,18 +17,18 @@ def main() -> None:
 
 def _sync() -> None:
     parser = CommandParser(
-        "Uploads the rest of a run, or of a sweep and its trials, to MLflow: metrics, config, model."
+        "tracking", "Uploads the remaining records of a run, or of a sweep and its trials, to MLflow."
     )
-    parser.add_argument("what", choices=["sync"], help="sync: upload what is left")
+    parser.add_argument("action", choices=["sync"], help="sync: upload the records that MLflow does not have yet")
     parser.add_argument("run", type=Path, help="folder of the run or sweep, e.g. results/NAME")
-    parser.add_argument("--tracking-uri", help="MLflow to upload to (default: the one the run was started with)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: the store in the run's settings)")
     flags, _ = parser.parse()
     if not (flags.run / JOURNAL).exists():
-        raise DataError(f"{flags.run} holds no {JOURNAL}; expected the folder of a run or sweep.")
+        raise DataError(f"{flags.run} has no {JOURNAL}; expected the folder of a run or sweep.")
     stored = checkpoint.load_config(flags.run)
-    given = {"uri": flags.tracking_uri} if flags.tracking_uri else {}
-    uri = paths.tracking_uri(stored.model_copy(update={"tracking": stored.tracking.model_copy(update=given)}))
-    family = SweepUploader(flags.run, uri)  # has one member if it is not a sweep
-    family.flush()
-    version = f", model version {family.parent.version}" if family.parent.version else ""
-    print(f"{flags.run}: all records are in {paths.redact(uri)}, run {family.run_id}{version}.")
+    overrides = {"uri": flags.tracking_uri} if flags.tracking_uri else {}
+    uri = paths.tracking_uri(stored.model_copy(update={"tracking": stored.tracking.model_copy(update=overrides)}))
+    uploader = SweepUploader(flags.run, uri)  # a run is a sweep without trials
+    uploader.flush()
+    version = f", model version {uploader.parent.version}" if uploader.parent.version else ""
+    print(f"{flags.run}: all records are in {paths.redact(uri)}, run {uploader.run_id}{version}.")

@@ -1,18 +1,13 @@
 """Command `train`: trains, validates and registers a model."""
 
-import json
 import shlex
-from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, run_command
-from segray.cli.console import make_console
+from segray.cli.command import CommandParser, make_console, run_command, write_json
 from segray.config import DataConfig
-from segray.config.paths import CONFIG_FILE, RESUME_LATEST
 from segray.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,49 +22,31 @@ def main() -> None:
 
 
 def _train() -> None:
-    parser = CommandParser(
-        "Trains SegFormer on a prepared dataset and registers the best checkpoint.", with_config=True
-    )
-    parser.add_argument("--data", metavar="DIR", help="short for --data.root DIR")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
-    parser.add_argument("--quiet", action="store_true", help="print the result alone")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, or auto for the latest alike")
+    parser = CommandParser("train", "Trains SegFormer on a prepared dataset and registers the best checkpoint.")
+    parser.add_common("data", "json", "quiet", "resume")
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="NAME",
-        help="with --resume: a setting, dataset or classes that may differ from the run's start",
+        help="with --resume: a setting that may differ from the resumed run, or dataset, or classes",
     )
-    flags, config = parser.parse(base=_stored)
-    if flags.data:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": flags.data})})
-    console = make_console()
-    quiet = make_console(quiet=True) if flags.quiet else console
+    flags, config = parser.parse()
+    console, log = make_console(), make_console(flags.quiet)
     # torch, Ray and MLflow take seconds to import; `--help` and flag errors do not need them.
     from segray.cli.progress import TrainingProgress  # noqa: PLC0415
     from segray.training.fit import fit  # noqa: PLC0415
 
-    with TrainingProgress(quiet, config.train.steps) as progress:
+    with TrainingProgress(log, config.train.steps) as progress:
         result = fit(
             config,
             resume=flags.resume,
             allowed=[name for names in flags.allow for name in names.split(",")],
-            say=lambda line: quiet.print(line, highlight=False),
+            say=lambda line: log.print(line, highlight=False),
             watch=progress.follow,
         )
     _show(console, result, config.data)
-    if flags.json:
-        flags.json.write_text(json.dumps(asdict(result), indent=2))
-
-
-def _stored(flags: Namespace) -> list[Path]:
-    """Returns the settings file of the run to resume, which other files and flags override."""
-    if flags.resume in (None, RESUME_LATEST):
-        return []
-    return [
-        file for file in (Path(flags.resume) / CONFIG_FILE, Path(flags.resume).parent / CONFIG_FILE) if file.exists()
-    ][:1]
+    write_json(flags.json, asdict(result))
 
 
 def _show(console: Console, result: "TrainResult", data: DataConfig) -> None:
@@ -77,7 +54,7 @@ def _show(console: Console, result: "TrainResult", data: DataConfig) -> None:
 
     console.print()
     print_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
-    model = f"{result.model} version {result.version}" if result.version else "not registered, as said above"
+    model = f"{result.model} version {result.version}" if result.version else "not registered; see above"
     reference = f"models:/{result.model}/{result.version}" if result.version else result.checkpoint
     arguments = ["--model", reference, "--data", data.root, "--split", _evaluation_split(data)]
     console.print()
