@@ -9,6 +9,8 @@ from ray.tune import Trainable
 
 from segray import config
 from segray.config import Config
+from segray.tune.ray_tune import TASK, to_tune_result
+from segray.tune.trial_run import TrialReport
 
 STEPS, NOISE, SECONDS = 1000, 0.005, 2.0
 SPACE = {
@@ -53,7 +55,7 @@ class Planted(Trainable):
     """Tune's actor of a trial that costs nothing: it tells of a validation every ten steps."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._task, self._seconds = json.loads(config["task"]), 0.0
+        self._task, self._seconds = json.loads(config[TASK]), 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -62,12 +64,12 @@ class Planted(Trainable):
     def step(self) -> dict[str, Any]:
         task = self._task
         if task["step"] >= STEPS:
-            return {"done": True, "failed": "", "seconds": self._seconds}
+            return to_tune_result(TrialReport(self._seconds))
         task["step"] += task["every"]
         noise = np.random.default_rng([task["seed"], task["number"], task["step"]]).normal(0, NOISE)
-        found = {"val/miou": miou(task["values"], task["step"]) + noise}
         self._seconds += SECONDS
-        return {"step": task["step"], "found": json.dumps(found), "seconds": self._seconds}
+        metrics = {"val/miou": miou(task["values"], task["step"]) + noise}
+        return to_tune_result(TrialReport(self._seconds, task["step"], metrics))
 
     def stop_now(self) -> None:
         pass

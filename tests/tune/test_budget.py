@@ -16,7 +16,7 @@ from segray.tune.trial import State, Trial
 def view(budget, trials, hours=0.0):
     tune = {"space": {"optim.lr": {"choice": [1e-3, 1e-4]}}, "budget": budget}
     made = config.build({"train.workers": 2, "tune": tune})
-    sweeping = SweepController(build_scheduler(made), build_search(made), 9, made.tune.metric, trials)
+    sweeping = SweepController(build_scheduler(made), build_search(made), 9, made.tune.metrics, trials)
     return SweepView(made, Path(), SweepEstimate(9, 1, 9, 9, None, None), sweeping, lambda: hours * 3600)
 
 
@@ -32,12 +32,12 @@ def trials(**states):
     [
         ({}, trials(finished=9), 99, None),
         ({"hours": 2}, [], 1.9, None),
-        ({"hours": 2}, [], 2.1, "tune.budget.hours, 2, are spent"),
+        ({"hours": 2}, [], 2.1, "tune.budget.hours, 2, is exhausted"),
         ({"gpu_hours": 2.1}, trials(finished=4), 0, None),  # a quarter of an hour each, two workers
-        ({"gpu_hours": 2}, trials(finished=3, running=1), 0, "tune.budget.gpu_hours, 2, are spent"),
-        ({"trials": 3}, trials(finished=1, stopped=1, failed=1), 0, "tune.budget.trials, 3, have come to an end"),
+        ({"gpu_hours": 2}, trials(finished=3, running=1), 0, "tune.budget.gpu_hours, 2, is exhausted"),
+        ({"trials": 3}, trials(finished=1, stopped=1, failed=1), 0, "tune.budget.trials, 3, is exhausted"),
         ({"trials": 3}, trials(finished=1, paused=5, running=2), 0, None),
-        ({}, trials(failed=5), 0, "5 trials failed, and none was ever validated"),
+        ({}, trials(failed=5), 0, "5 trials failed, and no trial was validated"),
         ({}, trials(failed=5, running=1), 0, None),
     ],
 )

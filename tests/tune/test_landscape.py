@@ -28,20 +28,19 @@ def landscape(ray_cluster, plugins, monkeypatch):
 def searched(landscape, folder, seed, **over):
     """Returns how far the best trial's end is from the optimum's, and the share of all steps that were made."""
     made = landscape.settings(**{"tune.seed": seed} | over)
-    sweeping = SweepController(build_scheduler(made), build_search(made), made.tune.trials, made.tune.metric)
+    controller = SweepController(build_scheduler(made), build_search(made), made.tune.trials, made.tune.metrics)
 
     def task(trial):
         return json.dumps(
             {"number": trial.number, "values": trial.values, "step": trial.step, "every": 10, "seed": seed}
         )
 
-    told = []
-    why = ray_tune.run_tune(sweeping, TrialRunners(landscape.Planted, 1, task), folder, told.append)
-    assert why is None
-    assert len(sweeping.trials) == made.tune.trials
-    assert {trial.number for trial in told} == set(range(made.tune.trials))
-    best = max((trial for trial in sweeping.trials if trial.state is State.FINISHED), key=lambda one: one.value)
-    made_steps = sum(trial.step for trial in sweeping.trials)
+    changed = []
+    assert ray_tune.run_tune(controller, TrialRunners(landscape.Planted, 1, task, changed.append), folder) is None
+    assert len(controller.trials) == made.tune.trials
+    assert {trial.number for trial in changed} == set(range(made.tune.trials))
+    best = max((trial for trial in controller.trials if trial.state is State.FINISHED), key=lambda one: one.value)
+    made_steps = sum(trial.step for trial in controller.trials)
     regret = landscape.OPTIMUM - landscape.miou(best.values, landscape.STEPS)
     return regret, made_steps / (made.tune.trials * landscape.STEPS)
 
@@ -53,10 +52,10 @@ def test_a_trial_that_cannot_be_trained_fails_alone(landscape, tmp_path):
         return json.dumps({"number": trial.number, "values": trial.values, "step": 990, "every": 10, "seed": 0})
 
     made = landscape.settings(**{"tune.trials": 3, "tune.search": "random", "tune.scheduler": "none"})
-    sweeping = SweepController(build_scheduler(made), build_search(made), 3, made.tune.metric)
-    assert ray_tune.run_tune(sweeping, TrialRunners(landscape.Planted, 2, task), tmp_path, [].append) is None
-    assert [trial.state for trial in sweeping.trials] == [State.FINISHED, State.FAILED, State.FINISHED]
-    assert sweeping.trials[1].reason == "no crop of 100"
+    controller = SweepController(build_scheduler(made), build_search(made), 3, made.tune.metrics)
+    assert ray_tune.run_tune(controller, TrialRunners(landscape.Planted, 2, task, [].append), tmp_path) is None
+    assert [trial.state for trial in controller.trials] == [State.FINISHED, State.FAILED, State.FINISHED]
+    assert controller.trials[1].reason == "no crop of 100"
 
 
 def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscape, tmp_path):
@@ -64,15 +63,15 @@ def test_what_runs_when_the_budget_is_spent_waits_and_its_time_is_known(landscap
         return json.dumps({"number": trial.number, "values": trial.values, "step": 0, "every": 1, "seed": 0})
 
     made = landscape.settings(**{"tune.trials": 2, "tune.search": "random", "tune.scheduler": "none"})
-    sweeping, told = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metric), []
+    controller, states = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metrics), []
 
     def spent():
-        return "enough" if any(trial.step >= 5 for trial in sweeping.trials) else None
+        return "enough" if any(trial.step >= 5 for trial in controller.trials) else None
 
-    actors = TrialRunners(landscape.Planted, 1, task)
-    assert ray_tune.run_tune(sweeping, actors, tmp_path, lambda trial: told.append(trial.state), spent) == "enough"
-    assert (told[0], told[-1]) == (State.RUNNING, State.PENDING)
-    assert sweeping.trials[0].seconds >= 5 * landscape.SECONDS
+    runners = TrialRunners(landscape.Planted, 1, task, lambda trial: states.append(trial.state))
+    assert ray_tune.run_tune(controller, runners, tmp_path, spent) == "enough"
+    assert (states[0], states[-1]) == (State.RUNNING, State.PENDING)
+    assert controller.trials[0].seconds >= 5 * landscape.SECONDS
 
 
 def test_halving_stops_the_bad_and_keeps_to_its_share(landscape, tmp_path):

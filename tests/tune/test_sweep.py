@@ -14,7 +14,7 @@ from segray.tune.trial import State
 
 def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
     result, _, view = swept
-    assert view.outlook.at_once == 2
+    assert view.estimate.at_once == 2
     assert [trial.values["optim.lr"] for trial in result.trials] == [3e-4, 1e-12, 1e-11]
     finished = [trial for trial in result.trials if trial.state is State.FINISHED]
     assert result.best in finished
@@ -28,9 +28,9 @@ def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
 
 def test_the_sweep_cost_about_what_was_told_before(swept):
     _, _, view = swept
-    assert view.outlook.steps == 72
-    assert view.outlook.expected == 48  # three to step 12, one of them to 24
-    assert 0 < view.outlook.hours < 0.2
+    assert view.estimate.steps == 72
+    assert view.estimate.expected == 48  # three to step 12, one of them to 24
+    assert 0 < view.estimate.hours < 0.2
 
 
 def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, runs_of):

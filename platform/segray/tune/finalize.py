@@ -16,7 +16,7 @@ from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.sweep_uploader import SweepUploader
 from segray.training import checkpoint_store
 from segray.training.fit import fit, queue_registration
-from segray.training.resume import is_finished
+from segray.training.runs import is_finished
 from segray.training.trial_context import TrialContext
 from segray.tune import results
 from segray.tune.journal import trial_dir
@@ -24,7 +24,7 @@ from segray.tune.report.write import write_sweep_report
 from segray.tune.results import SweepCost
 from segray.tune.setup import PreparedSweep
 from segray.tune.trial import Trial, objective_sign
-from segray.tune.trial_actor import resumable_run as begun_run
+from segray.tune.trial_run import resumable_run
 
 BEST = "best.yaml"
 REPORT = "report"
@@ -103,14 +103,14 @@ def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str],
     page = write_sweep_report(begun.config, trials, best, scores, cost, begun.folder / REPORT)
     for picture in sorted((begun.folder / REPORT).iterdir()):
         begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
-    _write_metrics(begun.record.journal, config.tune.metric[0], trials, best, scores, cost)
+    _write_metrics(begun.record.journal, config.tune.metrics[0], trials, best, scores, cost)
     return SweepResult(
         name=begun.folder.name,
         folder=str(begun.folder),
         trials=trials,
-        metric=config.tune.metric[0],
+        metric=config.tune.metrics[0],
         best=best,
-        front=results.pareto_front(trials, config.tune.metric) if len(config.tune.metric) > 1 else [best],
+        front=results.pareto_front(trials, config.tune.metrics) if len(config.tune.metrics) > 1 else [best],
         config=str(file),
         seeds=scores,
         mean=mean(scores) if scores else None,
@@ -167,7 +167,7 @@ def _seeded(begun: PreparedSweep, best: Trial, number: int, say: Callable[[str],
     say(f"the best settings with seed {train.seed}, {number} of {begun.config.tune.seeds}.")
     part = TrialContext(begun.key, len(begun.trials) + number - 1, begun.slots.placement, begun.tracking_uri)
     try:
-        fit(config, resume=begun_run(folder), say=lambda _line: None, part=part)
+        fit(config, resume=resumable_run(folder), say=lambda _line: None, part=part)
         _best_saved(folder)
     except RunStoppedError:
         raise

@@ -7,7 +7,6 @@ from pathlib import Path
 from time import monotonic
 
 import ray
-from ray import tune as ray_tune
 
 from segray.config import Config, paths
 from segray.core.errors import CheckpointError, RunStoppedError, TrainingError
@@ -26,12 +25,12 @@ from segray.tune.accumulation import AccumulationTable
 from segray.tune.controller import SweepController
 from segray.tune.estimate import SweepEstimate, estimate_sweep
 from segray.tune.journal import trial_dir
-from segray.tune.ray_tune import TrialRunners, run_tune
+from segray.tune.ray_tune import TrialRunners, run_tune, trial_actor_class
 from segray.tune.schedulers.build import build_scheduler
 from segray.tune.search import build_search
 from segray.tune.setup import PreparedSweep, prepare_sweep
 from segray.tune.trial import COST, State, Trial
-from segray.tune.trial_actor import TrialActor, TrialTask
+from segray.tune.trial_run import TrialTask
 from segray.tune.warm_start import load_prior_trials
 
 OUTCOME_TAG = "segray.outcome"
@@ -49,15 +48,15 @@ class SweepView:
     Attributes:
         config: settings of the sweep.
         folder: sweep folder.
-        outlook: estimated cost of the sweep.
-        sweeping: controller of the sweep.
+        estimate: estimated cost of the sweep.
+        controller: controller of the sweep.
         spent_s: callable that returns the run time in seconds, including the time before a resume.
     """
 
     config: Config
     folder: Path
-    outlook: SweepEstimate
-    sweeping: SweepController
+    estimate: SweepEstimate
+    controller: SweepController
     spent_s: Callable[[], float]
 
 
@@ -81,83 +80,78 @@ def run_sweep(
         TrainingError: no trial was validated; the message has the reasons.
         RunStoppedError: the sweep was interrupted; it can be resumed.
     """
-    begun = prepare_sweep(config, resume, load_prior_trials, say)
-    with begun.lock, _uploaded(begun, say) as family, _told_how_to_go_on(begun):
-        why = _search(begun, say, watch)
-        result = finalize.finalize_sweep(begun, why, say)
-        begun.record.journal.write("end", status="FINISHED", cut_short=why)
-    return finalize.with_registered_version(result, family)
+    sweep = prepare_sweep(config, resume, load_prior_trials, say)
+    with sweep.lock, _uploading_journals(sweep, say) as uploader, _explaining_resume(sweep):
+        ended = _run_trials(sweep, say, watch)
+        result = finalize.finalize_sweep(sweep, ended, say)
+        sweep.record.journal.write("end", status="FINISHED", cut_short=ended)
+    return finalize.with_registered_version(result, uploader)
 
 
 @contextmanager
-def _told_how_to_go_on(begun: PreparedSweep) -> Iterator[None]:
+def _explaining_resume(sweep: PreparedSweep) -> Iterator[None]:
     """Converts an interrupt into a RunStoppedError with the option that resumes the sweep."""
     try:
         yield
     except (KeyboardInterrupt, RunStoppedError) as error:
         raise RunStoppedError(
-            f"sweep {begun.folder.name} was stopped; it goes on with --resume {begun.folder}."
+            f"sweep {sweep.folder.name} was stopped; resume it with --resume {sweep.folder}."
         ) from error
 
 
 @contextmanager
-def _uploaded(begun: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
+def _uploading_journals(sweep: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
     """Uploads the journals during the sweep, and writes an end record to its own journal if it fails."""
-    family = SweepUploader(begun.folder, begun.tracking_uri, say)
-    uploading = UploadThread(family, say)
-    uploading.start()
+    uploader = SweepUploader(sweep.folder, sweep.tracking_uri, say)
+    thread = UploadThread(uploader, say)
+    thread.start()
     try:
-        yield family
+        yield uploader
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt | RunStoppedError) else "FAILED"
-        begun.record.journal.write("end", status=status)
+        sweep.record.journal.write("end", status=status)
         raise
     finally:
-        if not uploading.close():
-            uri = paths.redact(begun.tracking_uri)
-            say(f"what {uri} lacks is uploaded later by `segray tracking sync {begun.folder}`.")
+        if not thread.close():
+            uri = paths.redact(sweep.tracking_uri)
+            say(f"some records are not in {uri} yet; upload them with `segray tracking sync {sweep.folder}`.")
 
 
-def _search(begun: PreparedSweep, say: Callable[[str], None], watch: Callable[[SweepView], None]) -> str | None:
+def _run_trials(sweep: PreparedSweep, say: Callable[[str], None], watch: Callable[[SweepView], None]) -> str | None:
     """Runs the trials and returns the reason for an early end, or `None` if all trials are over."""
-    config, record = begun.config, begun.record
-    began = monotonic()
-    sweeping = SweepController(
+    config, record = sweep.config, sweep.record
+    started = monotonic()
+    controller = SweepController(
         build_scheduler(config),
-        build_search(config, begun.known),
+        build_search(config, sweep.known),
         config.tune.max_trials,
-        config.tune.metric,
-        begun.trials,
+        config.tune.metrics,
+        sweep.trials,
         record.log_suggestion,
     )
-    crew, why, failed_before = TrialManager(begun, sweeping), None, _failed(begun.trials)
+    manager, ended, failed_before = TrialManager(sweep, controller), None, _num_failed(sweep.trials)
     try:
-        if not sweeping.is_over:
-            expected = estimate_sweep(config, begun.manifest, begun.slots)
-            view = SweepView(config, begun.folder, expected, sweeping, lambda: begun.spent_s + monotonic() - began)
+        if not controller.is_over:
+            estimate = estimate_sweep(config, sweep.manifest, sweep.slots)
+            view = SweepView(config, sweep.folder, estimate, controller, lambda: sweep.spent_s + monotonic() - started)
             watch(view)
-            why = run_tune(
-                sweeping,
-                crew.trial_runners(say),
-                begun.folder,
-                crew.on_trial_change,
-                lambda: exhausted_budget(view, failed_before),
-            )
-        sweeping.close(why or "not among the best")
-        if why is None:  # otherwise the sweep can resume these trials with a larger budget
-            for trial in sweeping.trials:
+            runners = manager.trial_runners(say)
+            ended = run_tune(controller, runners, sweep.folder, lambda: exhausted_budget(view, failed_before))
+        controller.close(ended or "not among the best")
+        if ended is None:  # otherwise the sweep can resume these trials with a larger budget
+            for trial in controller.trials:
                 record.log_state(trial)
     finally:
-        for trial in sweeping.trials:
-            crew.close_trial(trial)
-    failed = _failed(sweeping.trials)
-    if failed and results.best_trial(sweeping.trials) is None:
-        told = "all" if failed == len(sweeping.trials) else f"{failed} of"
-        raise TrainingError(f"{told} {len(sweeping.trials)} trials failed:{results.failure_reasons(sweeping.trials)}")
-    return why
+        for trial in controller.trials:
+            manager.close_trial(trial)
+    num_failed, num_trials = _num_failed(controller.trials), len(controller.trials)
+    if num_failed and results.best_trial(controller.trials) is None:
+        count = f"all {num_trials}" if num_failed == num_trials else f"{num_failed} of {num_trials}"
+        raise TrainingError(f"{count} trials failed:{results.failure_reasons(controller.trials)}")
+    return ended
 
 
-def _failed(trials: Sequence[Trial]) -> int:
+def _num_failed(trials: Sequence[Trial]) -> int:
     return sum(trial.state is State.FAILED for trial in trials)
 
 
@@ -168,19 +162,18 @@ def exhausted_budget(view: SweepView, failed_before: int) -> str | None:
         view: view of the sweep.
         failed_before: number of trials that failed before a resume; they do not count, as the cause may be fixed.
     """
-    budget, trials = view.config.tune.budget, view.sweeping.trials
-    failed = _failed(trials) - failed_before
+    budget, trials = view.config.tune.budget, view.controller.trials
+    failed = _num_failed(trials) - failed_before
     if failed >= MAX_EARLY_FAILURES and not any(trial.curve for trial in trials):
-        return f"{failed} trials failed, and none was ever validated"
+        return f"{failed} trials failed, and no trial was validated"
     if budget.hours is not None and view.spent_s() >= budget.hours * 3600:
-        return f"tune.budget.hours, {budget.hours:g}, are spent"
+        return f"tune.budget.hours, {budget.hours:g}, is exhausted"
     if budget.trials is not None and sum(trial.is_over for trial in trials) >= budget.trials:
-        return f"tune.budget.trials, {budget.trials}, have come to an end"
-    workers = view.config.train.workers
+        return f"tune.budget.trials, {budget.trials}, is exhausted"
     if budget.gpu_hours is not None:
-        hours = results.sweep_cost(trials, view.config.train.steps, workers).worker_hours
-        if hours >= budget.gpu_hours:
-            return f"tune.budget.gpu_hours, {budget.gpu_hours:g}, are spent"
+        cost = results.sweep_cost(trials, view.config.train.steps, view.config.train.workers)
+        if cost.worker_hours >= budget.gpu_hours:
+            return f"tune.budget.gpu_hours, {budget.gpu_hours:g}, is exhausted"
     return None
 
 
@@ -188,55 +181,56 @@ class TrialManager:
     """Creates the tasks of a sweep's trials and records their states.
 
     Args:
-        begun: prepared sweep.
-        sweeping: controller of the sweep.
+        sweep: prepared sweep.
+        controller: controller of the sweep.
     """
 
-    def __init__(self, begun: PreparedSweep, sweeping: SweepController) -> None:
-        self._begun, self._sweeping = begun, sweeping
-        self._memory = AccumulationTable()
+    def __init__(self, sweep: PreparedSweep, controller: SweepController) -> None:
+        self._sweep = sweep
+        self._accumulation = AccumulationTable()
         self._costs: dict[str, dict[str, float]] = {}
-        for trial in sweeping.trials:
-            self._learn(trial)
+        for trial in controller.trials:
+            self._record_accumulation(trial)
 
     def trial_runners(self, say: Callable[[str], None]) -> TrialRunners:
         """Returns the Tune actors for the trials. The data is in the cluster's object store if it fits."""
-        begun, bell = self._begun, create_heartbeat_actor()
-        data = preload_splits(begun.config, begun.manifest, say)
-        part = TrialContext(begun.key, 0, begun.slots.placement, begun.tracking_uri, data, bell)
-        trainable: type[TrialActor] = ray_tune.with_parameters(TrialActor, part=part)
+        sweep, heartbeat = self._sweep, create_heartbeat_actor()
+        data = preload_splits(sweep.config, sweep.manifest, say)
+        context = TrialContext(sweep.key, 0, sweep.slots.placement, sweep.tracking_uri, data, heartbeat)
 
-        def stop(why: str, interrupted: bool) -> None:
-            say(f"{why}: each trial at work keeps a checkpoint of its step.")
-            bell.stop.remote(paths.job_stop_timeout_s() if interrupted else None)
+        def request_stop(reason: str, interrupted: bool) -> None:
+            say(f"{reason}: running trials save a checkpoint and stop.")
+            heartbeat.stop.remote(paths.job_stop_timeout_s() if interrupted else None)
 
-        return TrialRunners(trainable, begun.slots.num_concurrent, self.build_task, stop)
+        return TrialRunners(
+            trial_actor_class(context), sweep.slots.num_concurrent, self.build_task, self.on_trial_change, request_stop
+        )
 
     def build_task(self, trial: Trial) -> str:
         """Returns the task of an actor for a trial, as text."""
-        begun = self._begun
-        config = space.apply_values(begun.config, trial.values)
-        folder = trial_dir(begun.folder, trial.number)
-        config = config.model_copy(update={"name": folder.name, "results": str(begun.folder)})
+        sweep = self._sweep
+        config = space.apply_values(sweep.config, trial.values)
+        folder = trial_dir(sweep.folder, trial.number)
+        config = config.model_copy(update={"name": folder.name, "results": str(sweep.folder)})
         if trial.accumulation_steps is None:
-            trial.accumulation_steps = self._memory.accumulation_steps(config)
+            trial.accumulation_steps = self._accumulation.accumulation_steps(config)
         config = config.model_copy(
-            update={"train": config.train.model_copy(update={"accumulate": trial.accumulation_steps})}
+            update={"train": config.train.model_copy(update={"accumulation_steps": trial.accumulation_steps})}
         )
         trial.others |= self._costs_of(config)
-        donor = None if trial.copy_from is None else str(trial_dir(begun.folder, trial.copy_from))
-        is_moved = begun.config.tune.scheduler == "pbt"
-        moved = tuple(one.key for one in space.dimensions(begun.config)) if is_moved else ()
-        return TrialTask(trial.number, trial.step, config, moved, donor).to_json()
+        donor = None if trial.copy_from is None else str(trial_dir(sweep.folder, trial.copy_from))
+        is_pbt = sweep.config.tune.scheduler == "pbt"
+        perturbed = tuple(dimension.key for dimension in space.dimensions(sweep.config)) if is_pbt else ()
+        return TrialTask(trial.number, trial.step, config, perturbed, donor).to_json()
 
     def on_trial_change(self, trial: Trial) -> None:
         """Records a trial whose segment started or ended."""
-        self._learn(trial)
-        self._begun.record.log_state(trial)
+        self._record_accumulation(trial)
+        self._sweep.record.log_state(trial)
 
     def close_trial(self, trial: Trial) -> None:
         """Completes the journal of a trial's run with its costs, an end record if it is missing, and its outcome."""
-        run = trial_dir(self._begun.folder, trial.number)
+        run = trial_dir(self._sweep.folder, trial.number)
         if not (run / JOURNAL).exists():
             return
         journal = Journal(run)
@@ -249,27 +243,27 @@ class TrialManager:
         ends = [record for record in records if record["kind"] in ("run", "resumed", "end")]
         if ends and ends[-1]["kind"] != "end":
             journal.write("end", status=STATUS.get(trial.state, "KILLED"))
-        told = f"{trial.state}{f': {trial.reason}' if trial.reason else ''}"
-        journal.write("tag", name=OUTCOME_TAG, value=told)
+        outcome = f"{trial.state}{f': {trial.reason}' if trial.reason else ''}"
+        journal.write("tag", name=OUTCOME_TAG, value=outcome)
 
-    def _learn(self, trial: Trial) -> None:
+    def _record_accumulation(self, trial: Trial) -> None:
         """Records the gradient accumulation steps that a trial required."""
-        run = trial_dir(self._begun.folder, trial.number)
+        run = trial_dir(self._sweep.folder, trial.number)
         try:
             config = checkpoint.load_config(run)
         except CheckpointError:  # it has not started
             return
-        trial.accumulation_steps = config.train.accumulate
-        if trial.accumulation_steps > space.apply_values(self._begun.config, trial.values).train.accumulate:
-            self._memory.record(config)
+        trial.accumulation_steps = config.train.accumulation_steps
+        if trial.accumulation_steps > space.apply_values(self._sweep.config, trial.values).train.accumulation_steps:
+            self._accumulation.record(config)
 
     def _costs_of(self, config: Config) -> dict[str, float]:
         """Returns the costs of a trial's model that are objectives of the sweep."""
-        begun = self._begun
-        wanted = tuple(name for name in begun.config.tune.metric if name in objectives.COSTS)
+        sweep = self._sweep
+        names = tuple(name for name in sweep.config.tune.metrics if name in objectives.COSTS)
         key = f"{config.model.model_dump_json()} {config.data.crop}"
-        if wanted and key not in self._costs:
-            self._costs[key] = objectives.measure_costs(config, begun.manifest.classes, wanted, begun.slots.placement)
+        if names and key not in self._costs:
+            self._costs[key] = objectives.measure_costs(config, sweep.manifest.classes, names, sweep.slots.placement)
         return self._costs.get(key, {})
 
 
@@ -277,12 +271,12 @@ def preload_splits(config: Config, manifest: Manifest, say: Callable[[str], None
     """Loads both splits into the cluster's object store. Returns an empty dictionary if they do not fit."""
     splits = {name: manifest.split(name) for name in (config.data.train_split, config.data.val_split)}
     size = sum(shard.bytes for split in splits.values() for shard in split.shards)
-    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
-    room = MAX_STORE_FRACTION * min(stores, default=0)
-    if size > room:
+    capacities = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    limit = MAX_STORE_FRACTION * min(capacities, default=0)
+    if size > limit:
         say(
-            f"the data, {size / 2**20:.0f} MiB, is read by each trial: a node's object store has {room / 2**20:.0f} "
-            "MiB for it."
+            f"each trial reads the data from storage: it has {size / 2**20:.0f} MiB, and the limit for a node's object "
+            f"store is {limit / 2**20:.0f} MiB."
         )
         return {}
     return {name: prefetch.share_split(SplitReader(config.data.root, split)) for name, split in splits.items()}

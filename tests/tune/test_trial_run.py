@@ -1,6 +1,5 @@
 """A trial's part where it takes up what was left: by its former part, or by somebody who was killed."""
 
-import json
 import threading
 import time
 from types import SimpleNamespace
@@ -11,11 +10,12 @@ import ray
 from segray import config
 from segray.cluster.resources import WorkerResources
 from segray.tracking.journal import Journal
-from segray.training.resume import lock_run
+from segray.training.runs import lock_run
 from segray.training.trial_context import TrialContext
-from segray.tune.trial_actor import DONE, ERROR, METRICS, STEP, TrialRun, TrialTask, resumable_run
+from segray.tune.ray_tune import from_tune_result, to_tune_result
+from segray.tune.trial_run import TrialReport, TrialRun, TrialTask, resumable_run
 
-PART = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), "sqlite:////nowhere/mlflow.db")
+CONTEXT = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), "sqlite:////nowhere/mlflow.db")
 
 
 @pytest.fixture
@@ -38,15 +38,24 @@ def task(run, step):
 
 
 def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
-    part = TrialRun(task(run, 2), PART, None)
-    told = [part.next_result() for _ in range(3)]
-    assert [(one[STEP], json.loads(one[METRICS])["val/miou"]) for one in told[:2]] == [(4, 0.4), (6, 0.6)]
-    assert told[2][DONE]
-    assert told[2][ERROR] == ""
+    segment = TrialRun(task(run, 2), CONTEXT, None)
+    reports = [segment.next_report() for _ in range(3)]
+    assert [(report.step, report.metrics["val/miou"]) for report in reports[:2]] == [(4, 0.4), (6, 0.6)]
+    assert [report.is_final for report in reports] == [False, False, True]
+    assert reports[2].error == ""
 
 
-class Bell:
-    """What the sweep's pulse answers; its methods are called as those of an actor."""
+def test_a_task_and_a_report_stay_the_same_through_tune(run):
+    sent = TrialTask(3, 2, task(run, 2).config, ("optim.lr",), "/results/trial-001")
+    assert TrialTask.from_json(sent.to_json()) == sent
+    for report in (TrialReport(1.5, 4, {"val/miou": 0.4}), TrialReport(2.5, error="no memory")):
+        assert from_tune_result(to_tune_result(report)) == report
+    assert from_tune_result({"done": True}) is None
+    assert from_tune_result(None) is None
+
+
+class HeartbeatStub:
+    """Stands in for the heartbeat actor of a sweep that ends; its methods are called as those of an actor."""
 
     def __init__(self, wait_s):
         answers = {"ping": True, "stop_timeout_s": wait_s}
@@ -56,11 +65,11 @@ class Bell:
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(("wait_s", "patience_s"), [(60, 45), (None, float("inf"))])
-def test_a_trial_that_hears_the_bell_has_as_long_as_it_says(run, wait_s, patience_s):
-    part = TrialRun(task(run, 2), PART, Bell(wait_s))
-    part._listen()
-    assert part.stop.requested
-    assert part.stop.patience_s == patience_s
+def test_a_trial_stops_within_the_time_that_the_sweep_allows(run, wait_s, patience_s):
+    segment = TrialRun(task(run, 2), CONTEXT, HeartbeatStub(wait_s))
+    segment._check_sweep_stop()
+    assert segment.stop.requested
+    assert segment.stop.patience_s == patience_s
 
 
 def test_what_was_left_by_somebody_killed_in_its_first_moment_begins_anew(tmp_path):
