@@ -54,11 +54,11 @@ def test_a_task_and_a_report_stay_the_same_through_tune(run):
     assert from_tune_result(None) is None
 
 
-class HeartbeatStub:
-    """Stands in for the heartbeat actor of a sweep that ends; its methods are called as those of an actor."""
+class StopSignalStub:
+    """Stands in for the stop signal of a sweep that ends; its methods are called as those of an actor."""
 
     def __init__(self, wait_s):
-        answers = {"ping": True, "stop_timeout_s": wait_s}
+        answers = {"is_stop_requested": True, "stop_timeout_s": wait_s}
         for name, answer in answers.items():
             setattr(self, name, SimpleNamespace(remote=lambda *_, answer=answer: ray.put(answer)))
 
@@ -66,7 +66,7 @@ class HeartbeatStub:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(("wait_s", "patience_s"), [(60, 45), (None, float("inf"))])
 def test_a_trial_stops_within_the_time_that_the_sweep_allows(run, wait_s, patience_s):
-    segment = TrialRun(task(run, 2), CONTEXT, HeartbeatStub(wait_s))
+    segment = TrialRun(task(run, 2), CONTEXT, StopSignalStub(wait_s))
     segment._check_sweep_stop()
     assert segment.stop.requested
     assert segment.stop.patience_s == patience_s

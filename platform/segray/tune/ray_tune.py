@@ -66,10 +66,10 @@ def from_tune_result(result: dict[str, Any] | None) -> TrialReport | None:
 class TrialActor(Trainable):  # type: ignore[misc]
     """Tune actor that runs one trial segment after another."""
 
-    def setup(self, config: dict[str, Any], context: TrialContext) -> None:
+    def setup(self, config: dict[str, Any], context: TrialContext, stop_signal: ray.actor.ActorHandle) -> None:
         silence_libraries()
-        self._sweep_heartbeat = context.pulse
         self._context = replace(context, pulse=create_heartbeat_actor())
+        self._stop_signal = stop_signal
         self._start_run(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -78,7 +78,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         return True
 
     def _start_run(self, config: dict[str, Any]) -> None:
-        self._run = TrialRun(TrialTask.from_json(config[TASK]), self._context, self._sweep_heartbeat)
+        self._run = TrialRun(TrialTask.from_json(config[TASK]), self._context, self._stop_signal)
 
     def step(self) -> dict[str, Any]:
         return to_tune_result(self._run.next_report())
@@ -91,9 +91,9 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._run.close()
 
 
-def trial_actor_class(context: TrialContext) -> type[TrialActor]:
+def trial_actor_class(context: TrialContext, stop_signal: ray.actor.ActorHandle) -> type[TrialActor]:
     """Returns the actor class for the trials of a sweep."""
-    return tune.with_parameters(TrialActor, context=context)  # type: ignore[no-any-return]
+    return tune.with_parameters(TrialActor, context=context, stop_signal=stop_signal)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

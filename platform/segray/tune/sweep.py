@@ -18,7 +18,8 @@ from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.sweep_uploader import SweepUploader
 from segray.tracking.uploader import UploadThread
-from segray.training.fit import create_heartbeat_actor
+from segray.training.heartbeat import create_local_actor
+from segray.training.shutdown import StopSignal
 from segray.training.trial_context import TrialContext
 from segray.tune import finalize, objectives, results, space
 from segray.tune.accumulation import AccumulationTable
@@ -194,17 +195,17 @@ class TrialManager:
 
     def trial_runners(self, say: Callable[[str], None]) -> TrialRunners:
         """Returns the Tune actors for the trials. The data is in the cluster's object store if it fits."""
-        sweep, heartbeat = self._sweep, create_heartbeat_actor()
+        sweep, stop_signal = self._sweep, create_local_actor(StopSignal)
         data = preload_splits(sweep.config, sweep.manifest, say)
-        context = TrialContext(sweep.key, 0, sweep.slots.placement, sweep.tracking_uri, data, heartbeat)
+        context = TrialContext(sweep.key, 0, sweep.slots.placement, sweep.tracking_uri, data)
 
         def request_stop(reason: str, interrupted: bool) -> None:
             say(f"{reason}: running trials save a checkpoint and stop.")
-            heartbeat.stop.remote(paths.job_stop_timeout_s() if interrupted else None)
+            stop_signal.request_stop.remote(paths.job_stop_timeout_s() if interrupted else None)
 
-        return TrialRunners(
-            trial_actor_class(context), sweep.slots.num_concurrent, self.build_task, self.on_trial_change, request_stop
-        )
+        actor_class = trial_actor_class(context, stop_signal)
+        max_concurrent = sweep.slots.num_concurrent
+        return TrialRunners(actor_class, max_concurrent, self.build_task, self.on_trial_change, request_stop)
 
     def build_task(self, trial: Trial) -> str:
         """Returns the task of an actor for a trial, as text."""

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import threading
 from contextlib import suppress
@@ -89,15 +88,15 @@ class TrialRun:
     Args:
         task: task of the segment.
         context: context of the sweep.
-        sweep_heartbeat: heartbeat actor of the sweep, which signals the end of the sweep to all trials. No other call
-            reaches an actor that waits for a validation.
+        stop_signal: `StopSignal` actor of the sweep, polled during the wait for a validation: the trial's own actor
+            receives no other call then.
 
     Attributes:
         stop: stop request of the run.
     """
 
-    def __init__(self, task: TrialTask, context: TrialContext, sweep_heartbeat: ray.actor.ActorHandle | None) -> None:
-        self._task, self._config, self._sweep_heartbeat = task, task.config, sweep_heartbeat
+    def __init__(self, task: TrialTask, context: TrialContext, stop_signal: ray.actor.ActorHandle | None) -> None:
+        self._task, self._config, self._stop_signal = task, task.config, stop_signal
         self._context = replace(context, number=task.number)
         self._folder = Path(task.config.results) / str(task.config.name)
         self._started = monotonic()
@@ -128,11 +127,11 @@ class TrialRun:
 
     def _check_sweep_stop(self) -> None:
         """Requests a stop of the run if the sweep ends."""
-        if self._sweep_heartbeat is None or self.stop.requested:
+        if self._stop_signal is None or self.stop.requested:
             return
         with suppress(RayError):  # the sweep's driver is gone, and this process ends with it
-            if ray.get(self._sweep_heartbeat.ping.remote(self._task.number, os.getpid())):
-                self.stop.request(ray.get(self._sweep_heartbeat.stop_timeout_s.remote()))
+            if ray.get(self._stop_signal.is_stop_requested.remote()):
+                self.stop.request(ray.get(self._stop_signal.stop_timeout_s.remote()))
 
     def _elapsed_s(self) -> float:
         return monotonic() - self._started
