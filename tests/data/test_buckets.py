@@ -49,7 +49,7 @@ def test_a_bucket_gets_the_same_dataset_as_a_folder(place, tmp_path):
     assert names() == ["dataset.json", *(shard.path for split in here.splits.values() for shard in split.shards)]
     found = validate_dataset(uri)
     assert (found.errors, found.warnings, found.splits["train"].rows) == ([], [], 20)
-    with pytest.raises(DataError, match=r"output s3://segray-made/\S+ holds a dataset"):
+    with pytest.raises(DataError, match=r"output s3://segray-made/\S+ contains a dataset"):
         convert_dataset(FOUND, uri)
 
 
@@ -62,11 +62,11 @@ def test_a_conversion_into_a_bucket_goes_on(place, tmp_path):
     uri, names = place
     with pytest.raises(KeyboardInterrupt):
         convert_dataset(FOUND, uri, bounds=BOUNDS, on_progress=interrupt)
-    with pytest.raises(DataError, match="was not finished"):
+    with pytest.raises(DataError, match="unfinished conversion"):
         read_manifest(uri)
     steps = []
     made = convert_dataset(FOUND, uri, bounds=BOUNDS, on_progress=lambda *step: steps.append(step))
-    assert steps[0][0] == "going on"
+    assert steps[0][0] == "resuming"
     assert steps[0][1] > 10
     assert made == convert_dataset(FOUND, str(tmp_path / "out"), bounds=BOUNDS)
     assert not [name for name in names() if "unfinished" in name]
@@ -76,7 +76,7 @@ def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten
     uri, names = place
     with resume.conversion_lock(uri, ["train", "val"]):
         monkeypatch.setattr(os, "getpid", lambda: 1)
-        with pytest.raises(DataError, match=r"was writing s3://segray-made/\S+ less than 60 s ago; wait for it"):
+        with pytest.raises(DataError, match=r"wrote to s3://segray-made/\S+ less than 60 s ago; wait until it ends"):
             convert_dataset(FOUND, uri)
         assert len(names()) == 1
         monkeypatch.setattr(locks, "LEASE_TIMEOUT_S", 0.0)
@@ -85,5 +85,5 @@ def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten
 
 def test_a_server_that_is_gone_is_told(monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(DataError, match=r"output s3://nowhere/made cannot be looked into .*credentials come from"):
+    with pytest.raises(DataError, match=r"output s3://nowhere/made cannot be listed .*credentials come from"):
         convert_dataset(FOUND, "s3://nowhere/made?endpoint_override=http://127.0.0.1:9")

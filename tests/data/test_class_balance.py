@@ -57,7 +57,7 @@ def test_all_rows_alike_need_no_times(streets):
 def test_a_split_without_a_class_has_no_rare_ones(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
     nothing = SplitReader(source.root, source.split.model_copy(update={"class_pixels": (0,) * 8}))
-    with pytest.raises(DataError, match="every pixel of the split .* is ignored, so data.sampler rare_class"):
+    with pytest.raises(DataError, match="data.sampler is rare_class, but every pixel of the split .* is ignored"):
         draws_per_epoch(nothing, config.build({"data.sampler": "rare_class"}).data)
 
 

@@ -121,9 +121,9 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     source = encoded(Image.fromarray(COLOURS), "BMP")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"x\.bmp has 768 pixels; expected at most 767"):
-        normalize_image(source, "x.bmp", most_pixels=767)
+        normalize_image(source, "x.bmp", max_pixels=767)
     with pytest.raises(DataError, match=r"y\.bmp has 768 pixels; expected at most 767"):
-        decode_source_mask(source, "y.bmp", most_pixels=767)
+        decode_source_mask(source, "y.bmp", max_pixels=767)
     bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     with pytest.raises(DataError, match=r"z\.png has more than 178956970 pixels; expected at most 134217728"):
         decode_source_mask(bomb, "z.png")
@@ -134,7 +134,7 @@ def test_what_is_no_image_is_told_in_the_same_words_each_time():
     for damaged in (b"", b"no image"):
         with pytest.raises(DataError) as error:
             normalize_image(damaged, "x.jpg")
-        said = f"x.jpg cannot be read as an image ({len(damaged)} bytes of no known format); replace or remove it."
+        said = f"x.jpg cannot be read as an image (unknown format, {len(damaged)} bytes); replace or remove it."
         assert str(error.value) == said
 
 
@@ -153,7 +153,7 @@ def test_damaged_columns_are_errors():
     for damaged in (b"", b"no image"):
         with pytest.raises(DataError, match="convert the dataset again"):
             decode_image(damaged)
-    with pytest.raises(DataError, match="holds a RGB image"):
+    with pytest.raises(DataError, match="contains a RGB image"):
         decode_mask(encoded(Image.fromarray(COLOURS), "PNG"))
 
 
@@ -204,7 +204,7 @@ def test_a_mask_is_rotated_exactly_where_its_size_shows_that_it_was_not(orientat
 @pytest.mark.parametrize(("orientation", "size"), [(6, (7, 7)), (3, (6, 9)), (2, (6, 9))])
 def test_a_rotation_that_the_size_does_not_tell_is_an_error(orientation, size):
     image = NormalizedImage(b"", *size, orientation, "rotated")
-    with pytest.raises(DataError, match=f"i has EXIF orientation {orientation}.*m does not tell"):
+    with pytest.raises(DataError, match=f"i has EXIF orientation {orientation}.*m does not show"):
         align_mask(np.zeros(size, np.uint8), image, "i", "m")
 
 

@@ -130,7 +130,7 @@ def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, means):
         batches(bad_source, range(BATCH), 0, 11, means=means)
     shard, row = bad_source.describe_row(5).rsplit(", ", 1), bad_source.describe_row(30).rsplit(", ", 1)
     assert any(f"{path}, {number} (train/street_" in str(raised.value) for path, number in (shard, row))
-    assert "no image" in str(raised.value)
+    assert "not an image" in str(raised.value)
 
 
 @pytest.mark.parametrize("data", [{}, {"mosaic_prob": 1.0}], ids=["alone", "mixed"])
@@ -154,7 +154,7 @@ def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, so
 
 
 def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
-    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* no image"):
+    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* not an image"):
         list(evaluation_rows(bad_source, range(41), None, 32, MEANS))
     bad = []
     found = list(evaluation_rows(bad_source, range(41), None, 32, MEANS, bad.append))
@@ -167,7 +167,9 @@ def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
         raise OutOfDiskError
 
     monkeypatch.setattr(prefetch.ray, "get", full)
-    with pytest.raises(CapacityError, match="the object store of a node is full, .* --object-store-memory"):
+    with pytest.raises(
+        CapacityError, match="the object store of a node and its spill disk are full; .* --object-store-memory"
+    ):
         batches(source, range(BATCH), 0, 1)
 
 

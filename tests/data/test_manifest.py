@@ -34,8 +34,8 @@ def test_a_shard_that_was_cut_is_named(copy):
     ("old", "new", "said"),
     [
         ('"format": 1', '"format": 7', "has format 7; expected 1"),
-        ('"rows": 41', '"rows": 40', "was changed by hand"),
-        ('"road"', '"raod"', "was changed by hand"),
+        ('"rows": 41', '"rows": 40', "does not match its digest"),
+        ('"road"', '"raod"', "does not match its digest"),
         ("{", "[", "is damaged"),
     ],
 )

@@ -67,6 +67,6 @@ def dies(path: Path, times: int) -> str:
 
 def test_a_task_whose_worker_dies_is_tried_again_three_times(tmp_path):
     tasks = [(tmp_path / "lives", 3), (tmp_path / "dies", 99)]
-    with pytest.raises(DataError, match="a task died each time it was tried"):
+    with pytest.raises(DataError, match="a task died on every attempt"):
         list(map_on_cluster(lambda task: dies(*task), tasks))
     assert [path.read_text() for path, _ in tasks] == ["xxxx", "xxxx"]

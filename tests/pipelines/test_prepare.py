@@ -60,12 +60,12 @@ def test_frames_of_a_video_stay_together_and_the_check_is_the_next_command(sourc
     words = [sys.executable, SCRIPT, f"--check={tmp_path / 'made'}", "--out", tmp_path / "page"]
     checked = run(list(map(str, words)), environment)
     assert checked.returncode == 0, checked.stderr
-    assert checked.stdout.splitlines()[-1] == "no fault"
+    assert checked.stdout.splitlines()[-1] == "no errors"
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["contact-sheet.png", "index.html"]
     next((tmp_path / "made" / "val").iterdir()).unlink()
     checked = run(list(map(str, words)), environment)
     assert checked.returncode == 2
-    assert "has 1 faults:" in checked.stderr
+    assert "has 1 errors:" in checked.stderr
     assert "Traceback" not in made.stderr + checked.stderr
 
 
@@ -73,7 +73,7 @@ def test_frames_of_a_video_stay_together_and_the_check_is_the_next_command(sourc
     ("words", "said"),
     [
         (["--split", "0.9/0.2"], "--split is 0.9/0.2; expected shares"),
-        (["--group-by", "film"], "--group-by film does not occur in 96 ids"),
+        (["--group-by", "film"], "--group-by film does not match 96 ids"),
         (["--map", "nowhere.yaml"], "map nowhere.yaml cannot be read"),
         (["--max-pixels", "1000"], "96 of 96 samples cannot be used"),
         (["--max-pixels", "999999999"], "--max-pixels is 999999999; expected 1 to 178956970"),

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from segray import config
 from segray.core.errors import CapacityError, CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from segray.data.manifest import read_manifest
-from segray.evaluation.evaluate import evaluate
+from segray.evaluation.evaluate import EvaluationRequest, evaluate
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
 from segray.tracking.registry import download_checkpoint
@@ -85,7 +85,7 @@ def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(tr
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_workers(trained, streets, workers):
     counted = json.loads((Path(trained.checkpoint) / checkpoint.META).read_text())["confusion"]
-    found = evaluate(Path(trained.checkpoint), str(streets), "val", workers=workers)
+    found = evaluate(Path(trained.checkpoint), EvaluationRequest(str(streets), "val", workers))
     assert np.array_equal(found.counts.confusion, counted)
     assert found.results.scores == trained.scores
     split = read_manifest(str(streets)).split("val")
@@ -121,7 +121,7 @@ def test_a_run_starts_from_the_weights_it_names(trained, tiny, streets):
     source = f"models:/segray/{trained.version}"
     settings = {"model__init": source, "tracking__uri": trained.tracking_uri, "train__steps": 2, "optim__lr": 1e-12}
     continued = fit(with_settings(tiny, **settings), say=said.append)
-    assert any(line.startswith("start: ") and "tensors of the model" in line for line in said), said
+    assert any(line.startswith("initial weights: ") and "tensors of the model" in line for line in said), said
     ours, theirs = (checkpoint.load_weights(Path(result.checkpoint)) for result in (continued, trained))
     learned = {name for name in ours if "running" not in name and "num_batches" not in name}
     assert all((ours[name] - theirs[name]).abs().max() < 1e-6 for name in learned)
@@ -171,7 +171,7 @@ def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(own):
         ({"train__workers": 3}, CapacityError, "it has 2 CPUs and 0 GPUs"),
         ({"train__device": "cuda"}, CapacityError, "0 GPUs"),
         ({"data__val_split": "valid"}, DataError, "it has train, val, test"),
-        ({"data__root": "/nowhere"}, DataError, "/nowhere holds no dataset"),
+        ({"data__root": "/nowhere"}, DataError, "/nowhere contains no dataset"),
         ({"model__init": "nowhere.pth"}, CheckpointError, "nowhere.pth"),
         ({"loss__terms": "nowhere:loss"}, ModelError, "nowhere"),
         ({"model__head": "nowhere:Head"}, ModelError, "nowhere"),
@@ -229,7 +229,9 @@ def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, str
 @pytest.mark.slow
 def test_a_bad_row_ends_the_run_and_is_named(tiny, spoilt):
     changes = EVERY_PART | {"data__root": str(spoilt), "data__bad_rows": "fail"}
-    with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_000\d\d\): .* no image"):
+    with pytest.raises(
+        DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_000\d\d\): .* not an image"
+    ):
         fit(with_settings(tiny, train__steps=11, train__val_every=11, **changes), say=quiet)
 
 

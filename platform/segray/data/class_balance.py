@@ -23,8 +23,8 @@ def draws_per_epoch(source: SplitReader, config: DataConfig) -> DrawCounts | Non
     """
     if config.sampler != "all" and not any(source.split.class_pixels):
         raise DataError(
-            f"every pixel of the split at {source.root} is ignored, so data.sampler {config.sampler} finds no class; "
-            "use data.sampler all, or convert again with the right ignored ids."
+            f"data.sampler is {config.sampler}, but every pixel of the split at {source.root} is ignored; use "
+            "data.sampler all, or convert the dataset again with other ignored ids."
         )
     if config.sampler == "rare_class":
         return rare_class_sampling(source.class_pixels(), source.split.class_pixels, config.rare_class_temperature)
@@ -45,7 +45,7 @@ def class_probabilities(class_pixels: Sequence[int], temperature: float) -> Draw
     return np.asarray(weights / max(weights.sum(), np.finfo(float).tiny))
 
 
-def rare_class_sampling(parts: Iterable[Pixels], class_pixels: Sequence[int], temperature: float) -> DrawCounts:
+def rare_class_sampling(row_pixels: Iterable[Pixels], class_pixels: Sequence[int], temperature: float) -> DrawCounts:
     """Computes the mean number of draws per epoch for each row under rare class sampling.
 
     A draw first samples a class, then samples a row in proportion to its pixels of that class. Row i is drawn rows *
@@ -53,27 +53,27 @@ def rare_class_sampling(parts: Iterable[Pixels], class_pixels: Sequence[int], te
     class are therefore drawn more often.
 
     Args:
-        parts: chunks of per-row class pixel counts, (n, K) each, in row order.
+        row_pixels: chunks of per-row class pixel counts, (n, K) each, in row order.
         class_pixels: pixels of each class over all rows, (K,).
         temperature: softmax temperature; see `class_probabilities`.
     """
     weights = class_probabilities(class_pixels, temperature) / np.maximum(1, np.asarray(class_pixels, np.float64))
-    chances = np.concatenate([part @ weights for part in parts])
-    return chances * len(chances)
+    probabilities = np.concatenate([chunk @ weights for chunk in row_pixels])
+    return probabilities * len(probabilities)
 
 
-def repeat_factor_sampling(parts: Iterable[Pixels], below: float) -> DrawCounts:
+def repeat_factor_sampling(row_pixels: Iterable[Pixels], threshold: float) -> DrawCounts:
     """Computes the mean number of draws per epoch for each row under repeat factor sampling; at least 1.
 
-    A class that occurs in a share f of the rows has the repeat factor max(1, sqrt(below / f)). The repeat factor of a
-    row is the largest repeat factor of its classes. See: Gupta et al., LVIS (2019), section 3.2.
+    A class that occurs in a fraction f of the rows has the repeat factor max(1, sqrt(threshold / f)). The repeat factor
+    of a row is the largest repeat factor of its classes. See: Gupta et al., LVIS (2019), section 3.2.
 
     Args:
-        parts: chunks of per-row class pixel counts, (n, K) each, in row order.
-        below: share of the rows below which a class is rare, 0..1.
+        row_pixels: chunks of per-row class pixel counts, (n, K) each, in row order.
+        threshold: fraction of the rows below which a class is rare, 0..1.
     """
-    present = np.concatenate([part > 0 for part in parts])
-    shares = present.mean(axis=0)
-    factors = np.sqrt(below / np.maximum(shares, 1 / len(present)))
-    times: DrawCounts = np.maximum(1.0, np.where(present, factors, 0.0).max(axis=1))
-    return times
+    is_present = np.concatenate([chunk > 0 for chunk in row_pixels])
+    frequencies = is_present.mean(axis=0)
+    class_factors = np.sqrt(threshold / np.maximum(frequencies, 1 / len(is_present)))
+    row_factors: DrawCounts = np.maximum(1.0, np.where(is_present, class_factors, 0.0).max(axis=1))
+    return row_factors

@@ -42,7 +42,7 @@ def decode_image(encoded: bytes, reduction: int = 1) -> Pixels:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise DataError(f"{len(encoded)} bytes of an image column are no image; convert the dataset again.")
+        raise DataError(f"{len(encoded)} bytes of an image column are not an image; convert the dataset again.")
     return np.asarray(pixels, np.uint8)
 
 
@@ -61,10 +61,10 @@ def decode_mask(encoded: bytes) -> Mask:
         image = Image.open(io.BytesIO(encoded))
         if image.mode in {"L", "I;16"}:
             return mask_array(image)
-        found = f"a {image.mode} image"
+        mode = image.mode
     except Exception as error:  # Pillow's readers raise arbitrary exceptions on damaged bytes.
-        raise DataError(f"{len(encoded)} bytes of a mask column are no mask; convert the dataset again.") from error
-    raise DataError(f"a mask column holds {found}; expected one channel; convert the dataset again.")
+        raise DataError(f"{len(encoded)} bytes of a mask column are not a mask; convert the dataset again.") from error
+    raise DataError(f"a mask column contains a {mode} image; expected one channel; convert the dataset again.")
 
 
 def encode_mask(mask: Mask) -> bytes:

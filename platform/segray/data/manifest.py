@@ -11,11 +11,11 @@ from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.data.storage import (
     UNFINISHED,
-    _said,
     content_hash,
     credentials_hint,
     display_path,
     filesystem,
+    one_line,
     strip_credentials,
 )
 
@@ -119,7 +119,7 @@ class Manifest(_ManifestPart):
         """
         if name not in self.splits:
             raise DataError(
-                f"the dataset has no split '{name}'; it has {', '.join(self.splits) or 'none'}; name another with "
+                f"the dataset has no split '{name}'; it has {', '.join(self.splits) or 'none'}; set "
                 "--split, data.train_split or data.val_split."
             )
         return self.splits[name]
@@ -133,7 +133,7 @@ def read_manifest(root: str) -> Manifest:
     """
     manifest = load_manifest_unverified(root)
     if manifest.digest != manifest.content_digest():
-        raise DataError(f"{display_path(root, MANIFEST)} was changed by hand (its digest disagrees); convert again.")
+        raise DataError(f"{display_path(root, MANIFEST)} does not match its digest; convert the dataset again.")
     _check_shards(root, manifest)
     return manifest
 
@@ -151,27 +151,27 @@ def load_manifest_unverified(root: str) -> Manifest:
     except FileNotFoundError as error:
         if fs.get_file_info(f"{path}/{UNFINISHED}").type != pyarrow.fs.FileType.NotFound:
             raise DataError(
-                f"data.root {strip_credentials(root)} holds a conversion that was not finished; give its command "
-                "once more."
+                f"data.root {strip_credentials(root)} contains an unfinished conversion; run its command again "
+                "to resume it."
             ) from error
         raise DataError(
-            f"data.root {strip_credentials(root)} holds no dataset ({MANIFEST} is missing); "
-            f"make one with `python pipelines/prepare.py --format folder --source DIR --out {strip_credentials(root)}`."
+            f"data.root {strip_credentials(root)} contains no dataset ({MANIFEST} is missing); create one with "
+            f"`python pipelines/prepare.py --format folder --source DIR --out {strip_credentials(root)}`."
         ) from error
     except OSError as error:
         raise DataError(
-            f"data.root {strip_credentials(root)} cannot be read: {_said(error)}{credentials_hint(root)}"
+            f"data.root {strip_credentials(root)} cannot be read: {one_line(error)}{credentials_hint(root)}"
         ) from error
 
 
 def _parse(root: str, text: bytes) -> Manifest:
     try:
-        found = json.loads(text)
-        if found.get("format") != FORMAT_VERSION:
+        content = json.loads(text)
+        if content.get("format") != FORMAT_VERSION:
             raise DataError(
-                f"{display_path(root, MANIFEST)} has format {found.get('format')}; expected {FORMAT_VERSION}."
+                f"{display_path(root, MANIFEST)} has format {content.get('format')}; expected {FORMAT_VERSION}."
             )
-        manifest = Manifest.model_validate(found)
+        manifest = Manifest.model_validate(content)
     except (ValueError, AttributeError) as error:  # not JSON, not text, or not a valid manifest
         raise DataError(f"{display_path(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
     return manifest
@@ -184,7 +184,7 @@ def _check_shards(root: str, manifest: Manifest) -> None:
             infos = fs.get_file_info([f"{path}/{shard.path}" for shard in split.shards])
         except OSError as error:
             raise DataError(
-                f"data.root {strip_credentials(root)} cannot be read: {_said(error)}{credentials_hint(root)}"
+                f"data.root {strip_credentials(root)} cannot be read: {one_line(error)}{credentials_hint(root)}"
             ) from error
         for shard, info in zip(split.shards, infos, strict=True):
             if info.type == pyarrow.fs.FileType.NotFound:

@@ -51,21 +51,21 @@ class NormalizedImage:
     reason: str
 
 
-def normalize_image(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> NormalizedImage:
+def normalize_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NormalizedImage:
     """Returns a source image in its stored form: the original bytes if they are usable, otherwise an RGB PNG.
 
     Args:
         encoded: bytes of the file.
         name: name of the image for error messages.
-        most_pixels: maximum number of pixels; a larger image is rejected without decoding.
+        max_pixels: maximum number of pixels; a larger image is rejected without decoding.
 
     Raises:
         DataError: the file is not an image, is truncated, is too large, or has a pixel type without an 8-bit
             equivalent.
     """
-    with _opened(encoded, name, most_pixels) as image:
+    with _open_image(encoded, name, max_pixels) as image:
         orientation = _orientation(image)
-        reason = _reason(image, encoded, orientation)
+        reason = _reencoding_reason(image, encoded, orientation)
         height, width = image.height, image.width
         if not reason and image.format == "JPEG":
             image.draft("L", (1, 1))  # detects truncated files too, in half the time of a full decode
@@ -78,25 +78,25 @@ def normalize_image(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) ->
     return NormalizedImage(_png(upright), upright.height, upright.width, orientation, reason)
 
 
-def decode_source_mask(encoded: bytes | Mask, name: str, most_pixels: int = MAX_PIXELS) -> Mask:
+def decode_source_mask(encoded: bytes | Mask, name: str, max_pixels: int = MAX_PIXELS) -> Mask:
     """Decodes a one-channel source mask to (H, W) ids, uint8 or uint16; a palette image yields its indices.
 
     Args:
         encoded: bytes of the file, or an array of ids, which is returned unchanged.
         name: name of the mask for error messages.
-        most_pixels: maximum number of pixels; a larger mask is rejected without decoding.
+        max_pixels: maximum number of pixels; a larger mask is rejected without decoding.
 
     Raises:
         DataError: the file is not an image, is truncated, is too large, or has several channels.
     """
     if not isinstance(encoded, bytes):
         return encoded
-    with _opened(encoded, name, most_pixels) as image:
+    with _open_image(encoded, name, max_pixels) as image:
         image.load()
     if image.mode not in _MASK_MODES:
         raise DataError(
             f"{name} is a mask with {len(image.getbands())} channels ({image.mode}); expected one channel "
-            "of class ids (8 or 16 bits, or palette); save each pixel's class id instead of its colour."
+            "of class ids (8 or 16 bits, or palette); save the class id of each pixel instead of its colour."
         )
     ids = mask_array(image)
     depth = _png_depth(encoded, image)
@@ -115,14 +115,14 @@ def align_mask(mask: Mask, image: NormalizedImage, image_name: str, mask_name: s
     """
     size = (image.height, image.width)
     # Orientations 5..8 swap height and width. Orientations 2..4 keep the size, so the size of the mask is ambiguous.
-    turned = image.orientation > 4 and image.height != image.width
-    if image.orientation != UPRIGHT and not turned and mask.shape == size:
+    swaps_sides = image.orientation > 4 and image.height != image.width
+    if image.orientation != UPRIGHT and not swaps_sides and mask.shape == size:
         raise DataError(
-            f"{image_name} has EXIF orientation {image.orientation}, and the size of {mask_name} does not tell "
+            f"{image_name} has EXIF orientation {image.orientation}, and the size of {mask_name} does not show "
             "whether the mask is rotated too; save the image upright, without the orientation tag."
         )
-    if turned and mask.shape == size[::-1]:
-        return _oriented(mask, image.orientation)
+    if swaps_sides and mask.shape == size[::-1]:
+        return _orient_mask(mask, image.orientation)
     if mask.shape != size:
         raise DataError(
             f"{mask_name} is {mask.shape[1]}x{mask.shape[0]} but {image_name} is {size[1]}x{size[0]}; "
@@ -131,7 +131,7 @@ def align_mask(mask: Mask, image: NormalizedImage, image_name: str, mask_name: s
     return mask
 
 
-def _oriented(mask: Mask, orientation: int) -> Mask:
+def _orient_mask(mask: Mask, orientation: int) -> Mask:
     rotated = {
         5: lambda ids: ids.T,
         6: lambda ids: np.rot90(ids, -1),
@@ -148,22 +148,22 @@ def require_mask_size(height: int, width: int, name: str) -> None:
         DataError: a side is not positive, or the mask is larger than any image may be.
     """
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise DataError(f"{name} is said to be {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
+        raise DataError(f"{name} has the size {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
 
 
-def decode_rgb(encoded: bytes, name: str, most_pixels: int = MAX_PIXELS) -> Pixels:
+def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a colour-coded source mask to (H, W, 3) uint8 RGB; a palette image yields its colours.
 
     Raises:
         DataError: the file is not an image, is truncated or is too large.
     """
-    with _opened(encoded, name, most_pixels) as image:
+    with _open_image(encoded, name, max_pixels) as image:
         image.load()
     return np.asarray(image.convert("RGB"))
 
 
 @contextmanager
-def _opened(encoded: bytes, name: str, most_pixels: int) -> Iterator[Image.Image]:
+def _open_image(encoded: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Yields an opened image whose pixels are not loaded yet, and converts errors of Pillow to DataError.
 
     Raises:
@@ -171,25 +171,26 @@ def _opened(encoded: bytes, name: str, most_pixels: int) -> Iterator[Image.Image
     """
     try:
         with warnings.catch_warnings():
-            # Pillow's own lower limit only warns; `most_pixels` is the limit that is enforced.
+            # Pillow's own lower limit only warns; `max_pixels` is the limit that is enforced.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > most_pixels:
-            raise DataError(_too_large(name, str(image.width * image.height), most_pixels))
+        if image.width * image.height > max_pixels:
+            raise DataError(_too_large(name, str(image.width * image.height), max_pixels))
         yield image
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(name, f"more than {PILLOW_MAX_PIXELS}", most_pixels)) from error
+        raise DataError(_too_large(name, f"more than {PILLOW_MAX_PIXELS}", max_pixels)) from error
     except UnidentifiedImageError as error:  # Pillow's message names an object in memory
-        said = f"{len(encoded)} bytes of no known format"
-        raise DataError(f"{name} cannot be read as an image ({said}); replace or remove it.") from error
+        raise DataError(
+            f"{name} cannot be read as an image (unknown format, {len(encoded)} bytes); replace or remove it."
+        ) from error
     except Exception as error:  # Pillow's readers raise arbitrary exceptions on damaged bytes.
         raise DataError(f"{name} cannot be read as an image ({error}); replace or remove it.") from error
 
 
-def _too_large(name: str, pixels: str, most_pixels: int) -> str:
-    return f"{name} has {pixels} pixels; expected at most {most_pixels}; cut it into tiles."
+def _too_large(name: str, num_pixels: str, max_pixels: int) -> str:
+    return f"{name} has {num_pixels} pixels; expected at most {max_pixels}; cut it into tiles."
 
 
 def _orientation(image: Image.Image) -> int:
@@ -197,18 +198,18 @@ def _orientation(image: Image.Image) -> int:
 
     Must be called before the pixels are loaded: Pillow rotates a TIFF on load and removes the orientation.
     """
-    found = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    return found if found in range(1, 9) else UPRIGHT
+    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return orientation if orientation in range(1, 9) else UPRIGHT
 
 
-def _reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
+def _reencoding_reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
     """Returns the reason why an image cannot be stored unchanged, or an empty string."""
     depth = _png_depth(encoded, image)
     checks = {
         f"EXIF orientation {orientation}": orientation != UPRIGHT,
         f"format {image.format}": image.format not in _KEPT_FORMATS,
         "alpha": "A" in image.getbands() or "transparency" in image.info,
-        f"{depth} bits a channel": depth != 8,
+        f"{depth} bits per channel": depth != 8,
         "several frames": image.format != "MPO" and getattr(image, "n_frames", 1) > 1,
         f"pixels of type {image.mode}": image.mode not in _KEPT_MODES,
     }
@@ -228,11 +229,11 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray((mask_array(image) >> 8).astype(np.uint8))
     try:
         if image.mode in {"F", "I"}:
-            raise ValueError("their range is not known")
+            raise ValueError("unknown value range")
         return image if image.mode in _KEPT_MODES else image.convert("RGB")
     except ValueError as error:
         raise DataError(
-            f"{name} has pixels of type {image.mode} ({error}); expected 8 or 16 bits a channel, grey or RGB; "
+            f"{name} has pixels of type {image.mode} ({error}); expected grey or RGB with 8 or 16 bits per channel; "
             "convert it."
         ) from error
 

@@ -21,7 +21,7 @@ from segray.data.reader import SplitReader, raise_error_in, read_or_error
 READ_CPUS = 0.25
 SHARED_BLOCK_BYTES = 16 * MIB  # target size of a table in the object store
 
-Load = TypeVar("Load")
+Payload = TypeVar("Payload")
 
 
 class RowCache:
@@ -29,17 +29,18 @@ class RowCache:
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._tables = tables
-        numbered = ((table, enumerate(table["row"].to_pylist())) for table in tables)
-        self._places = {row: (table, index) for table, rows in numbered for index, row in rows}
+        self._locations = {
+            row: (table, index) for table in tables for index, row in enumerate(table["row"].to_pylist())
+        }
 
     def __getitem__(self, row: int) -> tuple[bytes, bytes]:
         """Returns the encoded image and mask of a row."""
-        table, index = self._places[row]
+        table, index = self._locations[row]
         return table["image"][index].as_py(), table["mask"][index].as_py()
 
     def row_id(self, row: int) -> str:
         """Returns the id of a row."""
-        table, index = self._places[row]
+        table, index = self._locations[row]
         return str(table["id"][index].as_py())
 
     def refilled(
@@ -48,33 +49,34 @@ class RowCache:
         """Returns a cache with the rows of `groups`; row groups that this cache already holds are not read again."""
         if shared is not None:
             return RowCache(shared.tables_for(groups))
-        kept = [part for table in self._tables if len(part := _of_groups(table, source, groups))]
-        here = {group for table in kept for group in source.groups_of_rows(table["row"]).tolist()}
-        return RowCache([*kept, *_read(source, sorted(groups - here), read_cpus)])
+        filtered = (_filter_groups(table, source, groups) for table in self._tables)
+        kept = [table for table in filtered if len(table)]
+        cached_groups = {group for table in kept for group in source.groups_of_rows(table["row"]).tolist()}
+        return RowCache([*kept, *_read(source, sorted(groups - cached_groups), read_cpus)])
 
 
-def _of_groups(table: pa.Table, source: SplitReader, groups: set[int]) -> pa.Table:
+def _filter_groups(table: pa.Table, source: SplitReader, groups: set[int]) -> pa.Table:
     """Returns the rows of the table that belong to `groups`.
 
     A subset is copied, so that the object store can free the original table.
     """
-    wanted = np.isin(source.groups_of_rows(table["row"]), list(groups))
-    return table if wanted.all() else table.filter(pa.array(wanted))
+    is_in_groups = np.isin(source.groups_of_rows(table["row"]), list(groups))
+    return table if is_in_groups.all() else table.filter(pa.array(is_in_groups))
 
 
 def prefetch_rows(
     source: SplitReader,
-    runs: Iterable[tuple[Load, Sequence[int]]],
+    runs: Iterable[tuple[Payload, Sequence[int]]],
     read_cpus: float,
     shared: "SharedSplit | None" = None,
-) -> Generator[tuple[Load, RowCache]]:
-    """Yields the load of each run with a cache that holds its rows; the cache of the next run is filled meanwhile.
+) -> Generator[tuple[Payload, RowCache]]:
+    """Yields the payload of each run with a cache of its rows; a thread fills the cache of the next run meanwhile.
 
     Row groups that the next run needs too are not read again. A split that fits in the cache is read once.
 
     Args:
         source: reader of the split.
-        runs: pairs of a load and the rows that it needs.
+        runs: pairs of a payload and the rows that it needs.
         read_cpus: logical CPUs that the read tasks may use.
         shared: rows of the split in Ray's object store, or `None` to read them from the shards.
 
@@ -82,14 +84,14 @@ def prefetch_rows(
         DataError: a shard is missing, damaged or differs from the manifest; the message names it.
     """
     silence_libraries()
-    waiting = iter(runs)
+    pending_runs = iter(runs)
 
-    def fill(before: RowCache) -> tuple[Load, RowCache] | None:
-        run = next(waiting, None)  # runs in the prefetch thread, because planning an epoch of many rows is slow
+    def fill(previous: RowCache) -> tuple[Payload, RowCache] | None:
+        run = next(pending_runs, None)  # runs in the prefetch thread, because planning an epoch of many rows is slow
         if run is None:
             return None
-        load, rows = run
-        return load, before.refilled(source, set(source.groups_of_rows(rows).tolist()), read_cpus, shared)
+        payload, rows = run
+        return payload, previous.refilled(source, set(source.groups_of_rows(rows).tolist()), read_cpus, shared)
 
     with ThreadPoolExecutor(1, "segray-read-ahead") as pool:
         filling = pool.submit(fill, RowCache([]))
@@ -106,18 +108,19 @@ def _read(source: SplitReader, groups: list[int], read_cpus: float) -> list[pa.T
     """
     if not groups:
         return []
-    at_once = min(len(groups), max(1, int(read_cpus)))
+    num_tasks = min(len(groups), max(1, int(read_cpus)))
     with translate_store_full():
-        tables: list[pa.Table] = ray.get(_references(source, groups, at_once))
+        tables: list[pa.Table] = ray.get(_references(source, groups, num_tasks))
     for table in tables:
         raise_error_in(table)
     return tables
 
 
-def _references(source: SplitReader, groups: Sequence[int], count: int) -> list[ray.ObjectRef]:
-    """Returns references to `count` tables in shared memory that hold the rows of the row groups."""
-    pieces = [part.tolist() for part in np.array_split(groups, count)]
-    dataset = ray.data.read_datasource(_Groups(source, pieces), num_cpus=READ_CPUS, override_num_blocks=len(pieces))
+def _references(source: SplitReader, groups: Sequence[int], num_tables: int) -> list[ray.ObjectRef]:
+    """Returns references to `num_tables` tables in shared memory that hold the rows of the row groups."""
+    chunks = [chunk.tolist() for chunk in np.array_split(groups, num_tables)]
+    datasource = _RowGroupSource(source, chunks)
+    dataset = ray.data.read_datasource(datasource, num_cpus=READ_CPUS, override_num_blocks=len(chunks))
     context = dataset.context  # per dataset: other Ray datasets of this process keep their settings
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -141,10 +144,10 @@ class SharedSplit:
 
     def tables_for(self, groups: set[int]) -> list[pa.Table]:
         """Returns the tables that hold the given row groups; they may hold other row groups too."""
-        wanted = [table for table, here in zip(self.tables, self.groups, strict=True) if here & groups]
+        references = [table for table, held in zip(self.tables, self.groups, strict=True) if held & groups]
         with translate_store_full():
-            found: list[pa.Table] = ray.get(wanted)
-        return found
+            tables: list[pa.Table] = ray.get(references)
+        return tables
 
 
 def share_split(source: SplitReader) -> SharedSplit:
@@ -156,15 +159,15 @@ def share_split(source: SplitReader) -> SharedSplit:
     """
     silence_libraries()
     groups = range(len(source.rows_per_group()))
-    count = min(len(groups), max(1, round(source.row_bytes * source.split.rows / SHARED_BLOCK_BYTES)))
-    references = _references(source, groups, count)
-    held = []
+    num_tables = min(len(groups), max(1, round(source.row_bytes * source.split.rows / SHARED_BLOCK_BYTES)))
+    references = _references(source, groups, num_tables)
+    groups_per_table = []
     for reference in references:
         with translate_store_full():
             table = ray.get(reference)
         raise_error_in(table)
-        held.append(frozenset(source.groups_of_rows(table["row"]).tolist()))
-    return SharedSplit(tuple(references), tuple(held))
+        groups_per_table.append(frozenset(source.groups_of_rows(table["row"]).tolist()))
+    return SharedSplit(tuple(references), tuple(groups_per_table))
 
 
 @contextmanager
@@ -178,28 +181,28 @@ def translate_store_full() -> Iterator[None]:
         yield
     except (ObjectStoreFullError, OutOfDiskError) as error:
         raise CapacityError(
-            "the object store of a node is full, and so is the disk it goes on to; make room on the disk of Ray's "
-            "temporary folder, or start Ray with a larger --object-store-memory."
+            "the object store of a node and its spill disk are full; free space on the disk of Ray's temporary folder, "
+            "or start Ray with a larger --object-store-memory."
         ) from error
 
 
-class _Groups(Datasource):  # type: ignore[misc]
+class _RowGroupSource(Datasource):  # type: ignore[misc]
     """Ray Data source with one read task per list of row groups."""
 
-    def __init__(self, source: SplitReader, pieces: list[list[int]]) -> None:
+    def __init__(self, source: SplitReader, chunks: list[list[int]]) -> None:
         super().__init__()
         self._source = ray.put(source)  # one copy for all tasks, because a manifest can be large
-        self._pieces = pieces
+        self._chunks = chunks
         self._group_bytes = source.row_bytes * source.split.rows / max(1, len(source.rows_per_group()))
 
     def estimate_inmemory_data_size(self) -> int:
-        return int(self._group_bytes * sum(map(len, self._pieces)))
+        return int(self._group_bytes * sum(map(len, self._chunks)))
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [self._task(piece) for piece in self._pieces]
+        return [self._read_task(chunk) for chunk in self._chunks]
 
-    def _task(self, piece: list[int]) -> ReadTask:
+    def _read_task(self, chunk: list[int]) -> ReadTask:
         source = self._source
-        size = int(self._group_bytes * len(piece))
+        size = int(self._group_bytes * len(chunk))
         metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-        return ReadTask(lambda: [read_or_error(ray.get(source), piece)], metadata)
+        return ReadTask(lambda: [read_or_error(ray.get(source), chunk)], metadata)

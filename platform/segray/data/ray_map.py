@@ -24,9 +24,9 @@ def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Itera
         DataError: the function raised one, or a task died on every attempt.
     """
 
-    def task(one: In) -> Out | DataError:
+    def task(value: In) -> Out | DataError:
         try:
-            return function(one)
+            return function(value)
         except DataError as error:
             return error  # returned as a value, because Ray wraps a raised error and adds a second traceback
 
@@ -35,12 +35,12 @@ def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Itera
     pending: dict[Any, int] = {}
     try:
         while True:
-            for index, one in islice(waiting, _room(len(pending))):
-                pending[remote.remote(one)] = index
+            for index, value in islice(waiting, _num_free_slots(len(pending))):
+                pending[remote.remote(value)] = index
             if not pending:
                 return
-            (first, *_), _ = ray.wait(list(pending))
-            index, result = pending.pop(first), _got(first)
+            (done, *_), _ = ray.wait(list(pending))
+            index, result = pending.pop(done), _get_result(done)
             if isinstance(result, DataError):
                 raise result
             yield index, result
@@ -52,14 +52,14 @@ def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Itera
             ray.wait(list(pending), num_returns=len(pending), fetch_local=False)
 
 
-def _room(pending: int) -> int:
-    return max(0, 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - pending)
+def _num_free_slots(num_pending: int) -> int:
+    return max(0, 2 * max(1, int(ray.cluster_resources().get("CPU", 1))) - num_pending)
 
 
-def _got(reference: Any) -> Any:
+def _get_result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError:  # a bug in the function; the traceback shows its location
         raise
     except RayError as error:
-        raise DataError(f"a task died each time it was tried ({error}); has every node enough memory?") from error
+        raise DataError(f"a task died on every attempt ({error}); check that every node has enough memory.") from error

@@ -17,12 +17,19 @@ from numpy.typing import NDArray
 
 from segray.core.errors import DataError
 from segray.data.manifest import Shard, Split
-from segray.data.storage import content_hash, credentials_hint, display_path, filesystem, strip_credentials
+from segray.data.storage import (
+    content_hash,
+    credentials_hint,
+    display_path,
+    filesystem,
+    one_line,
+    strip_credentials,
+)
 
 ERROR_COLUMN = "error"
 COLUMNS = ["id", "image", "mask", "digest"]
 
-_AT_ONCE = 8  # shards that one read fetches concurrently; a remote store takes tens of milliseconds per request
+_MAX_CONCURRENT_READS = 8  # shards per call; a request to a remote store takes tens of milliseconds
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ class SplitReader:
         def shard_of(group: int) -> int:
             return int(np.searchsorted(self._first_groups, group, side="right")) - 1
 
-        wanted = [(shard, list(members)) for shard, members in groupby(sorted(groups), shard_of)]
-        with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
-            return pa.concat_tables(pool.map(lambda one: self._read_shard(*one), wanted))
+        groups_by_shard = {shard: list(members) for shard, members in groupby(sorted(groups), shard_of)}
+        with ThreadPoolExecutor(min(_MAX_CONCURRENT_READS, len(groups_by_shard))) as pool:
+            return pa.concat_tables(pool.map(self._read_shard, groups_by_shard, groups_by_shard.values()))
 
     def _read_shard(self, index: int, groups: list[int]) -> pa.Table:
         shard, first = self.split.shards[index], int(self._first_groups[index])
@@ -108,8 +115,8 @@ class SplitReader:
         for row, image, mask, digest in zip(rows.tolist(), *columns, strict=True):
             if content_hash(image.as_buffer(), mask.as_buffer()) != digest.as_py():
                 raise DataError(
-                    f"{self.describe_row(row)} has changed since it was converted (its digest disagrees); convert "
-                    "again."
+                    f"{self.describe_row(row)} has changed since the conversion (its digest does not match); convert "
+                    "the dataset again."
                 )
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:
@@ -123,13 +130,13 @@ class SplitReader:
         def read(shard: Shard) -> pa.Table:
             return read_shard(self.root, shard, list(range(len(shard.row_groups))), list(names))
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             table = pa.concat_tables(pool.map(read, self.split.shards))
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise DataError(
                 f"{strip_credentials(self.root)} has no column {missing[0]}; it has {', '.join(self._schema().names)}; "
-                "others come with prepare --columns FILE."
+                "add columns with prepare --columns FILE."
             )
         return table
 
@@ -140,15 +147,16 @@ class SplitReader:
             DataError: a column holds binary or nested data.
         """
         schema = self._schema()
-        wrong = [name for name in names if name in schema.names and _is_no_label(schema.field(name).type)]
-        if wrong:
-            raise DataError(
-                f"column {wrong[0]} of {strip_credentials(self.root)} holds no labels; expected text or numbers."
-            )
+        types = {name: schema.field(name).type for name in names if name in schema.names}
+        for name, data_type in types.items():
+            if not _is_label_type(data_type):
+                raise DataError(
+                    f"column {name} of {strip_credentials(self.root)} has type {data_type}; expected text or numbers."
+                )
 
     def _schema(self) -> pa.Schema:
         fs, path = filesystem(self.root)
-        with _opened(fs, f"{path}/{self.split.shards[0].path}") as file:
+        with _open_parquet(fs, f"{path}/{self.split.shards[0].path}") as file:
             return file.schema_arrow
 
     def min_sizes(self) -> list[tuple[int, int]]:
@@ -164,7 +172,7 @@ class SplitReader:
             table = read_shard(self.root, shard, list(range(len(shard.row_groups))), ["height", "width"])
             return np.stack([np.asarray(table[name], np.int64) for name in ("height", "width")], axis=1)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             sizes = np.concatenate(list(pool.map(read, self.split.shards)))
         return [(int(height), int(width)) for height, width in sizes[sizes.argmin(axis=0)]]
 
@@ -180,12 +188,12 @@ class SplitReader:
             column = read_shard(self.root, shard, groups, ["class_pixels"])["class_pixels"].combine_chunks()
             return np.asarray(column.flatten(), np.int64).reshape(shard.rows, -1)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             yield from pool.map(read, self.split.shards)
 
 
-def _is_no_label(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_nested(kind))
+def _is_label_type(data_type: pa.DataType) -> bool:
+    return not (pa.types.is_binary(data_type) or pa.types.is_nested(data_type))
 
 
 def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:
@@ -196,15 +204,14 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
     """
     fs, path = filesystem(root)
     try:
-        with _opened(fs, f"{path}/{shard.path}") as file:
-            _check(root, shard, file)
+        with _open_parquet(fs, f"{path}/{shard.path}") as file:
+            _check_row_groups(root, shard, file)
             return file.read_row_groups(groups, columns=columns, use_threads=False)
     except FileNotFoundError as error:
-        raise DataError(f"shard {display_path(root, shard.path)} has vanished since the run began.") from error
+        raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
     except (OSError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())
-        todo = credentials_hint(root) if "://" in root else "; convert the dataset again."
-        raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({why}){todo}") from error
+        hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
+        raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
 
 
 @lru_cache(maxsize=1024)
@@ -215,34 +222,34 @@ def _check_digests(root: str, shard: Shard) -> None:
         DataError: the digests differ.
     """
     groups = list(range(len(shard.row_groups)))
-    found = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
-    if content_hash(*(digest.encode() for digest in found)) != shard.digest:
+    digests = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
+    if content_hash(*(digest.encode() for digest in digests)) != shard.digest:
         raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its rows are not those of the manifest; "
-            "convert again."
+            f"shard {display_path(root, shard.path)} has changed: its rows differ from the manifest; convert "
+            "the dataset again."
         )
 
 
-def _opened(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
+def _open_parquet(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
     return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True, pre_buffer=True)
 
 
-def _check(root: str, shard: Shard, file: pq.ParquetFile) -> None:
+def _check_row_groups(root: str, shard: Shard, file: pq.ParquetFile) -> None:
     """Checks the row group sizes in the footer of a shard, to detect a shard that was replaced.
 
     Raises:
         DataError: the row groups differ from the manifest.
     """
-    found = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
-    if found != shard.row_groups:
+    sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+    if sizes != shard.row_groups:
         raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its row groups hold {_briefly(found)} rows; the "
-            f"manifest says {_briefly(shard.row_groups)}; convert the dataset again."
+            f"shard {display_path(root, shard.path)} has changed: its row groups have {_format_sizes(sizes)} rows; "
+            f"expected {_format_sizes(shard.row_groups)}; convert the dataset again."
         )
 
 
-def _briefly(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:4])) + (", ..." if len(numbers) > 4 else "")
+def _format_sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes[:4])) + (", ..." if len(sizes) > 4 else "")
 
 
 def read_or_error(source: SplitReader, groups: Sequence[int]) -> pa.Table:

@@ -78,13 +78,13 @@ class EpochPlan:
         """Returns the assignments of the slots for steps start..stop-1."""
         steps = np.arange(start, stop, dtype=np.int64)[:, None]
         positions = steps * self.batch + np.asarray(slots, dtype=np.int64)[None, :]
-        quota = self.epoch_size
-        epochs = positions // quota
+        epochs = positions // self.epoch_size
         rows, copies = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            order = epoch_order(self, epoch)
-            rows[here], copies[here] = (part[positions[here] % quota] for part in order)
+            in_epoch = epochs == epoch
+            offsets = positions[in_epoch] % self.epoch_size
+            epoch_rows, epoch_copies = epoch_order(self, epoch)
+            rows[in_epoch], copies[in_epoch] = epoch_rows[offsets], epoch_copies[offsets]
         return Assignments(epochs, rows, copies)
 
     def windows(self, start: int, stop: int) -> Iterator[range]:
@@ -97,9 +97,9 @@ class EpochPlan:
     def window_of(self, step: int) -> range:
         """Returns the steps of the window that contains a step; a window ends before the next epoch's first step."""
         epoch = ((step + 1) * self.batch - 1) // self.epoch_size  # latest epoch that has started by this step
-        first, end = (number * self.epoch_size // self.batch for number in (epoch, epoch + 1))
-        begin = first + (step - first) // self.window * self.window
-        return range(begin, min(begin + self.window, end))
+        epoch_start, epoch_end = (number * self.epoch_size // self.batch for number in (epoch, epoch + 1))
+        start = epoch_start + (step - epoch_start) // self.window * self.window
+        return range(start, min(start + self.window, epoch_end))
 
     def mix_partners(self, step: int, slot: int, count: int, seed: int) -> list[int]:
         """Returns `count` rows to mix with the row of a slot, sampled from the other rows of the same slot and window.
@@ -110,19 +110,19 @@ class EpochPlan:
         """
         random = Random(seed)
         if self.is_fully_shuffled:
-            epoch, own = divmod(step * self.batch + slot, self.epoch_size)
+            epoch, position = divmod(step * self.batch + slot, self.epoch_size)
             rows = epoch_order(self, epoch)[0]
-            return [int(rows[_other(own, range(self.epoch_size), random)]) for _ in range(count)]
-        chosen = [_other(step, self.window_of(step), random) for _ in range(count)]
-        return [int(self.assignments(one, one + 1, [slot]).rows[0, 0]) for one in chosen]
+            return [int(rows[_sample_other(position, range(self.epoch_size), random)]) for _ in range(count)]
+        other_steps = [_sample_other(step, self.window_of(step), random) for _ in range(count)]
+        return [int(self.assignments(other, other + 1, [slot]).rows[0, 0]) for other in other_steps]
 
 
-def _other(own: int, among: range, random: Random) -> int:
-    """Samples a number from `among` that differs from `own`, or returns `own` if there is no other."""
-    if len(among) == 1:
-        return own
-    found = among[random.randrange(len(among) - 1)]
-    return found if found < own else found + 1
+def _sample_other(number: int, candidates: range, random: Random) -> int:
+    """Samples a candidate that differs from `number`, or returns `number` if it is the only candidate."""
+    if len(candidates) == 1:
+        return number
+    other = candidates[random.randrange(len(candidates) - 1)]
+    return other if other < number else other + 1
 
 
 @lru_cache(maxsize=2)
@@ -134,11 +134,11 @@ def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
     rows of a batch come from as many row groups as there are slots.
     """
     random = np.random.default_rng([plan.seed, epoch])
-    rows, copies = _drawn(plan, random)
+    rows, copies = _draw_rows(plan, random)
     if plan.is_fully_shuffled:
         order = random.permutation(len(rows))
         return rows[order], copies[order]
-    by_group = _in_shuffled_groups(plan, rows, random)
+    by_group = _order_by_shuffled_groups(plan, rows, random)
     positions = epoch * plan.epoch_size + np.arange(plan.epoch_size)
     steps, slots = positions // plan.batch, positions % plan.batch
     windows = (steps - steps[0]) // plan.window
@@ -149,46 +149,46 @@ def epoch_order(plan: EpochPlan, epoch: int) -> tuple[Rows, Rows]:
     return rows[order], copies if plan.draws_per_row is None else copies[order]
 
 
-def _drawn(plan: EpochPlan, random: np.random.Generator) -> tuple[Rows, Rows]:
+def _draw_rows(plan: EpochPlan, random: np.random.Generator) -> tuple[Rows, Rows]:
     """Returns the rows that an epoch draws, ascending, and the copy number of each."""
     rows = np.arange(plan.rows)
     if plan.draws_per_row is None:
         return rows, np.broadcast_to(np.int64(0), rows.shape)  # a broadcast view allocates no memory
-    counts = _whole_times(plan.draws_per_row, plan.epoch_size, random)
-    firsts = np.cumsum(counts) - counts
-    return np.repeat(rows, counts), np.arange(plan.epoch_size) - np.repeat(firsts, counts)
+    counts = _round_draws(plan.draws_per_row, plan.epoch_size, random)
+    first_positions = np.cumsum(counts) - counts
+    return np.repeat(rows, counts), np.arange(plan.epoch_size) - np.repeat(first_positions, counts)
 
 
-def _whole_times(times: NDArray[np.float64], quota: int, random: np.random.Generator) -> Rows:
-    """Returns the number of draws of each row in this epoch: `times` rounded up or down, with the sum `quota`.
+def _round_draws(draws_per_row: NDArray[np.float64], total: int, random: np.random.Generator) -> Rows:
+    """Returns the number of draws of each row in this epoch: `draws_per_row` rounded up or down, with the sum `total`.
 
-    Uses systematic sampling over a random order. The mean over the epochs equals `times`, except for the rounding of
-    the quota.
+    Uses systematic sampling over a random order. The mean over the epochs equals `draws_per_row`, except for the
+    rounding of the total.
     """
-    order = random.permutation(len(times))
-    ends = np.cumsum(times[order])
-    ends *= quota / ends[-1]
-    ends[-1] = quota  # removes floating-point error
+    order = random.permutation(len(draws_per_row))
+    ends = np.cumsum(draws_per_row[order])
+    ends *= total / ends[-1]
+    ends[-1] = total  # removes floating-point error
     marks = np.floor(ends + random.random()).astype(np.int64)
     counts = np.empty_like(marks)
     counts[order] = np.diff(marks, prepend=0)
     return counts
 
 
-def _in_shuffled_groups(plan: EpochPlan, rows: Rows, random: np.random.Generator) -> Rows:
+def _order_by_shuffled_groups(plan: EpochPlan, rows: Rows, random: np.random.Generator) -> Rows:
     """Returns the indices of `rows` (ascending), ordered by row group with the row groups in random order."""
-    group = np.searchsorted(np.cumsum(plan.group_rows), rows, side="right")
-    rank = random.permutation(len(plan.group_rows))
-    return np.argsort(rank[group], kind="stable")
+    groups = np.searchsorted(np.cumsum(plan.group_rows), rows, side="right")
+    group_order = random.permutation(len(plan.group_rows))
+    return np.argsort(group_order[groups], kind="stable")
 
 
 def rank_slots(rank: int, world: int, batch: int) -> range:
-    """Returns the slots of a global batch that a rank owns; the shares of the ranks differ by at most one."""
+    """Returns the slots of a global batch that a rank owns; the ranges of the ranks differ in length by at most one."""
     return range(rank * batch // world, (rank + 1) * batch // world)
 
 
 def rank_rows(rank: int, world: int, rows: int) -> range:
-    """Returns the rows that a rank evaluates; each row belongs to one rank, and the shares differ by at most one."""
+    """Returns the rows that a rank evaluates; the ranges of the ranks differ in length by at most one."""
     return range(rank * rows // world, (rank + 1) * rows // world)
 
 

@@ -38,8 +38,8 @@ def filesystem(root: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """
     try:
         if "://" in root:
-            found, path = pyarrow.fs.FileSystem.from_uri(root)
-            return found, path
+            fs, path = pyarrow.fs.FileSystem.from_uri(root)
+            return fs, path
         return pyarrow.fs.LocalFileSystem(), root.rstrip("/") or "/"
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{paths.redact(root)} cannot be opened: {paths.redact(str(error))}.") from error
@@ -58,18 +58,18 @@ def strip_credentials(root: str) -> str:
 
 def credentials_hint(root: str) -> str:
     """Returns a hint for error messages that names the source of the store's credentials."""
-    known = {
-        "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role, "
-        "another endpoint from AWS_ENDPOINT_URL; every node of the cluster needs them",
+    hints = {
+        "s3": "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the machine's role; "
+        "AWS_ENDPOINT_URL sets another endpoint; every node of the cluster needs them",
         "gs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS or the machine's service account; every node of "
         "the cluster needs them",
     }
     scheme, is_uri, _ = root.partition("://")
-    return f"; {known[scheme]}." if is_uri and scheme in known else "."
+    return f"; {hints[scheme]}." if is_uri and scheme in hints else "."
 
 
-def _said(error: OSError) -> str:
-    """Returns the error message of a store on one line."""
+def one_line(error: Exception) -> str:
+    """Returns the message of an error on one line."""
     return " ".join(str(error).split()).rstrip(".")
 
 
@@ -94,14 +94,14 @@ def translate_write_errors(out: str) -> Iterator[None]:
 def write_atomic(fs: FileSystem, path: str, content: bytes) -> None:
     """Writes a file atomically: it either exists completely or not at all."""
     is_local = isinstance(fs, LocalFileSystem)
-    partial = _partial(path) if is_local else path
+    partial = _partial_path(path) if is_local else path
     with fs.open_output_stream(partial) as file:
         file.write(content)
     if is_local:
         fs.move(partial, path)
 
 
-def _partial(path: str) -> str:
+def _partial_path(path: str) -> str:
     """Returns the temporary name of a file that is being written; a long name is hashed to stay within the limit."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/{content_hash(name.encode()) if len(name.encode()) > MAX_NAME_BYTES else name}.partial"

@@ -167,10 +167,10 @@ def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
 
 def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
     augmenter, row = Augmenter(settings_of(crop=64, mosaic_prob=1.0), 255), encoded(*scene(64, 64))
-    with pytest.raises(DataError, match="no image") as raised:
+    with pytest.raises(DataError, match="not an image") as raised:
         augmenter([row, row, (b"nothing", row[1]), row], augmenter.draw(0))
     assert raised.value.index == 2
-    with pytest.raises(DataError, match="no mask"):
+    with pytest.raises(DataError, match="not a mask"):
         crop_of(Augmenter(settings_of(crop=64), 255), (row[0], b"nothing"), 0)
 
 

@@ -118,9 +118,9 @@ def sample(split: str, name: str) -> SourceSample:
 @pytest.mark.parametrize(
     ("samples", "said"),
     [
-        ([sample("train", "train/a")] * 2, "names 1 samples more than once:\n  train/a"),
-        ([sample("train", "val/a")], "otherwise than SPLIT/NAME:\n  val/a in split train"),
-        ([sample("train", "train/")], "otherwise than SPLIT/NAME"),
+        ([sample("train", "train/a")] * 2, "1 sample ids of the source are not unique:\n  train/a"),
+        ([sample("train", "val/a")], "expected SPLIT/NAME:\n  val/a in split train"),
+        ([sample("train", "train/")], "expected SPLIT/NAME"),
         ([sample("..", "../a")], r"\.\./a in split \.\."),
     ],
 )
@@ -176,16 +176,16 @@ def test_all_unusable_samples_of_all_shards_are_reported_together(tmp_path):
     assert f"{images}/train/01.png cannot be read" in lines[1]
     assert f"{masks}/train/08.png is a mask with 3 channels (RGB)" in lines[2]
     assert f"{masks}/val/02.png is 9x6 but {images}/val/02.png is 8x6" in lines[3]
-    assert f"{masks}/val/05.png holds id 7 (48 pixels); expected ids 0..2 or 255" in lines[4]
+    assert f"{masks}/val/05.png contains id 7 (48 pixels); expected ids 0..2 or 255" in lines[4]
 
 
 def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
     source = make_source(tmp_path / "source", rows=23, splits=("train",), most=4)
     message = refused(source, tmp_path / "out")
     assert message.startswith("23 of 23 samples cannot be used:")
-    assert message.count("holds id 3 (9 pixels), id 4 (9 pixels)") == 20
+    assert message.count("contains id 3 (9 pixels), id 4 (9 pixels)") == 20
     assert "and 3 more" in message
-    assert "There are 3 classes, ids 0..2 or 255, but the masks hold ids up to 4" in message
+    assert "There are 3 classes, ids 0..2 or 255, but the masks contain ids up to 4" in message
 
 
 def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
@@ -233,7 +233,7 @@ def test_an_output_that_is_not_free_is_left_as_it_is(tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine"]
     (out / "mine").unlink()
     assert converted(source, out) == read_manifest(str(out))
-    with pytest.raises(DataError, match=f"output {out} holds a dataset"):
+    with pytest.raises(DataError, match=f"output {out} contains a dataset"):
         converted(source, out)
 
 

@@ -60,7 +60,7 @@ def test_300_classes_made_few_have_255_to_ignore():
 
 def test_unknown_names_and_too_few_classes_are_refused():
     labels = build_label_map(CLASSES, None)
-    with pytest.raises(DataError, match="--map names vann, which is no class of the source; did you mean 'van'"):
+    with pytest.raises(DataError, match="--map contains vann, which is not a class of the source; did you mean 'van'"):
         apply_class_map(CLASSES, labels, {"vann": "car"})
     with pytest.raises(DataError, match="--map leaves 1 of 4 classes"):
         apply_class_map(CLASSES, labels, {"car": "car", "*": None})

@@ -27,14 +27,14 @@ def test_rows_are_found_by_id_with_and_without_the_split(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no rows with the column id and others"),
-        ("name,city\na,Ulm\n", "has no rows with the column id"),
-        ("id\nval/cam0/a\n", "has no rows with the column id and others"),
-        ("id,mask\nval/cam0/a,x\n", "has a column 'mask'; expected a word, none of"),
+        ("", "has no rows, no column id or no other column"),
+        ("name,city\na,Ulm\n", "has no rows, no column id"),
+        ("id\nval/cam0/a\n", "has no rows, no column id or no other column"),
+        ("id,mask\nval/cam0/a,x\n", "has the column 'mask'; expected an identifier other than"),
         ("id,my city\nval/cam0/a,x\n", "has a column 'my city'"),
-        ("id,city\nval/cam0/a,x\nval/cam0/a,y\n", "names images more than once:\n  val/cam0/a"),
-        ("id,city\nval/cam0/z,x\n", "has 1 ids that no image has:\n  val/cam0/z"),
-        ("id,city\nval/cam0/a,x,y\n", "has more cells in a row than columns"),
+        ("id,city\nval/cam0/a,x\nval/cam0/a,y\n", "has 1 duplicate ids:\n  val/cam0/a"),
+        ("id,city\nval/cam0/z,x\n", "has 1 unknown ids:\n  val/cam0/z"),
+        ("id,city\nval/cam0/a,x,y\n", "has a row with more cells than columns"),
         ('id,city\nval/cam0/a,"x\n', "cannot be read"),
     ],
 )

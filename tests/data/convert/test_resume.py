@@ -81,7 +81,7 @@ def test_a_conversion_that_was_cut_off_goes_on_and_becomes_the_same(source, tmp_
     everything = set(written)
     written.clear()
     interrupted(source, tmp_path / "cut")
-    with pytest.raises(DataError, match="holds a conversion that was not finished; give its command once more"):
+    with pytest.raises(DataError, match="contains an unfinished conversion; run its command again"):
         read_manifest(str(tmp_path / "cut"))
     kept = {str(path.relative_to(tmp_path / "cut" / UNFINISHED))[:-5] for path in (tmp_path / "cut").rglob("*.json")}
     assert len(kept) >= 4
@@ -89,7 +89,7 @@ def test_a_conversion_that_was_cut_off_goes_on_and_becomes_the_same(source, tmp_
     steps = []
     assert made(source, tmp_path / "cut", on_progress=lambda *step: steps.append(step)) == whole
     assert set(written) == everything - kept
-    assert steps[0][0] == "going on"
+    assert steps[0][0] == "resuming"
     assert steps[0][1] >= 7
     same = [(tmp_path / name / "train/part-00000.parquet").read_bytes() for name in ("whole", "cut")]
     assert same[0] == same[1]
@@ -144,7 +144,7 @@ def test_every_bad_sample_is_listed_and_once_they_are_mended_it_goes_on(source, 
     spoil(source)
     with pytest.raises(DataError) as raised:
         made(source, tmp_path / "out")
-    for part in ("3 of 18 samples cannot be used", "train/02.png", "val/04.png holds id 9", "val/05.png is 3x3"):
+    for part in ("3 of 18 samples cannot be used", "train/02.png", "val/04.png contains id 9", "val/05.png is 3x3"):
         assert part in str(raised.value)
     for name in ("images/train/02.png", "masks/val/04.png", "masks/val/05.png"):
         shutil.copy(copy / name, source / name)
@@ -159,7 +159,7 @@ def test_bad_samples_are_left_out_and_listed_if_asked(source, tmp_path):
     assert (found.left_out, found.splits["train"].rows, found.splits["val"].rows) == (3, 8, 7)
     lines = (tmp_path / "out" / SKIPPED_LIST).read_text().splitlines()
     assert [line.split(": ")[0] for line in lines] == ["train/02", "val/04", "val/05"]
-    assert "holds id 9 (48 pixels)" in lines[1]
+    assert "contains id 9 (48 pixels)" in lines[1]
     assert read_manifest(str(tmp_path / "out")) == found
 
 
@@ -167,7 +167,7 @@ def test_what_a_source_finds_wrong_is_left_out_and_listed_too(source, tmp_path):
     (source / "images/train/02.png").unlink()
     found = folder.list_samples(str(source))
     found = replace(found, classes=CLASSES)
-    with pytest.raises(DataError, match=r"the source has 1 files or folders that do not fit:\n .*train/02.png: mask w"):
+    with pytest.raises(DataError, match=r"1 files or folders of the source cannot be used:\n .*train/02.png: mask w"):
         convert_dataset(found, str(tmp_path / "out"))
     manifest = convert_dataset(found, str(tmp_path / "out"), on_bad="skip")
     assert (manifest.left_out, manifest.splits["train"].rows) == (1, 8)
@@ -193,9 +193,9 @@ def test_of_many_problems_twenty_are_shown_and_all_are_in_a_file(source, tmp_pat
         made(source, tmp_path / "out")
     said = str(raised.value)
     assert "31 of 49 samples cannot be used:" in said
-    assert said.count("8 bytes of no known format") == 20
+    assert said.count("unknown format, 8 bytes") == 20
     assert "and 11 more" in said
-    assert f"All of them: {tmp_path}/out/problems.txt" in said
+    assert f"Full list: {tmp_path}/out/problems.txt" in said
     assert len((tmp_path / "out/problems.txt").read_text().splitlines()) == 31
     for index in range(9, 40):
         (source / "images/train" / f"{index:02d}.png").unlink()
@@ -280,7 +280,7 @@ def test_a_mask_that_is_made_otherwise_is_made_anew(tmp_path, source):
 def test_a_split_of_bad_samples_alone_is_an_error(source, tmp_path):
     for path in (source / "masks/val").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match="no sample of split val can be used, the first because: .*masks/val/00.png"):
+    with pytest.raises(DataError, match="no sample of split val can be used; the first problem: .*masks/val/00.png"):
         made(source, tmp_path / "out", on_bad="skip")
 
 

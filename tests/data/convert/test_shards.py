@@ -118,7 +118,7 @@ def test_foreign_ids_are_reported_with_their_pixels_and_the_good_rows_are_still_
     image = Image.fromarray(np.zeros((1, 6, 3), np.uint8))
     samples = [sample(0, foreign, image), sample(1, foreign[:, :5] * 0), sample(2, foreign, image)]
     outcome = write_shard(job(tmp_path, samples, ignored=(11,)))
-    expected = "holds id 4 (2 pixels), id 9 (1 pixels); expected ids 0..3 or 11 or 255"
+    expected = "contains id 4 (2 pixels), id 9 (1 pixels); expected ids 0..3 or 11 or 255"
     assert outcome.problems[0] == ("train/0", f"m0 {expected}")
     assert outcome.problems[2] == ("train/2", f"m2 {expected}")
     assert "m1 is 5x1 but i1 is 9x6" in outcome.problems[1][1]

@@ -75,9 +75,9 @@ def test_the_old_splits_stay_in_the_ids_where_there_were_several():
 
 
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(DataError, match=r"--group-by is \(, which is no regular expression"):
+    with pytest.raises(DataError, match=r"--group-by is \(, which is not a valid regular expression"):
         assign_splits(frames(1, 10), SHARES, "(")
-    with pytest.raises(DataError, match=r"--group-by film does not occur in 10 ids:\n  video0_000"):
+    with pytest.raises(DataError, match=r"--group-by film does not match 10 ids:\n  video0_000"):
         assign_splits(frames(1, 10), SHARES, "film")
     with pytest.raises(DataError, match="--split leaves val, test empty: there are 10 samples in 1 groups"):
         assign_splits(frames(1, 10), SHARES, r"video\d")

@@ -234,5 +234,5 @@ def test_a_size_that_no_image_may_have_is_refused_before_anything_is_drawn(root,
     content = json.loads(file.read_text())
     content["images"][0].update(height=size[0], width=size[1])
     file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=rf"image 9 is said to be {size[1]}x{size[0]}; expected 1 to"):
+    with pytest.raises(DataError, match=rf"image 9 has the size {size[1]}x{size[0]}; expected 1 to"):
         SOURCES["coco-instances"](str(root)).samples[0].read_mask()

@@ -137,5 +137,5 @@ def test_a_size_that_no_image_may_have_is_refused(tmp_path, annotate):
     annotate("train/a")
     file = tmp_path / "train/a.json"
     file.write_text(file.read_text().replace('"imageWidth": 6', '"imageWidth": 6000000000'))
-    with pytest.raises(DataError, match="train/a.json is said to be 6000000000x4"):
+    with pytest.raises(DataError, match="train/a.json has the size 6000000000x4"):
         SOURCES["labelme"](str(tmp_path)).samples[0].read_mask()

@@ -164,13 +164,13 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
     planting.write(planting.manifest)  # its digest is the old one
     found = validate_dataset(str(planting.root))
     expected = {
-        "dataset.json: changed by hand (its digest disagrees)",
+        "dataset.json: does not match its digest",
         "split val has class_pixels [1, 2, 3]; its masks hold",
         "split val has a mean size of 9.0x24.0; its images have 32.0x24.0",
         ".unfinished: left of a conversion",
         "train/notes.txt: not part of the dataset",
         "part-00000.parquet, row 0 (train/00): its image cannot be read",
-        "part-00001.parquet, row 0 (train/02): 7 bytes of a mask column are no mask",
+        "part-00001.parquet, row 0 (train/02): 7 bytes of a mask column are not a mask",
         "part-00002.parquet, row 0 (train/04): its mask holds the id 7; expected 0..2 or 255",
         "part-00002.parquet, row 0 (train/04): class_pixels are",
         "part-00003.parquet, row 0 (train/06): its mask is 32x20; expected 32x24",
@@ -181,7 +181,7 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
         "part-00006.parquet, row 0 (train/12): image or mask changed since it was converted",
         "part-00006.parquet, row 1 (train/13): image or mask changed since it was converted",
         "part-00008.parquet, row 0 (val/99): its id is no train/NAME",
-        "part-00009.parquet, row 0 (train/18): its image is no 8-bit upright JPEG, PNG or WebP (16 bits a channel",
+        "part-00009.parquet, row 0 (train/18): its image is no 8-bit upright JPEG, PNG or WebP (16 bits per channel",
         "part-00010.parquet: row groups of (2,) rows; expected (1, 1)",
         "part-00012.parquet: ",
         "part-00012.parquet: cannot be read",
@@ -268,8 +268,8 @@ def test_columns_of_another_name_and_no_split_are_faults(healthy, tmp_path):
 
 
 def test_no_dataset_and_one_that_is_not_finished_are_told(tmp_path):
-    with pytest.raises(DataError, match="holds no dataset"):
+    with pytest.raises(DataError, match="contains no dataset"):
         validate_dataset(str(tmp_path))
     (tmp_path / ".unfinished").mkdir()
-    with pytest.raises(DataError, match="holds a conversion that was not finished"):
+    with pytest.raises(DataError, match="contains an unfinished conversion"):
         validate_dataset(str(tmp_path))

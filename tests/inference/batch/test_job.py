@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(whole):
     summary = json.loads((whole / SUMMARY).read_text())
     assert summary["images"] == 38
     assert [line.split(":")[0] for line in summary["problems"]] == ["cam0/deep/004", "cam0/deep/006"]
-    assert "no known format" in summary["problems"][0]
+    assert "unknown format" in summary["problems"][0]
 
 
 def test_a_job_that_was_broken_off_goes_on_and_ends_the_same(folder, drawn, tmp_path, whole):
@@ -83,7 +83,7 @@ def test_a_job_that_was_broken_off_goes_on_and_ends_the_same(folder, drawn, tmp_
     assert len(before) >= 8
     steps = []
     job(folder, drawn, tmp_path / "out", lambda *step: steps.append(step), workers=1)
-    assert steps[0][0] == "going on"
+    assert steps[0][0] == "resuming"
     assert steps[0][1] >= 8
     assert steps[-1][1:] == (40, 40)
     assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) <= len(before) - 8
@@ -116,8 +116,8 @@ def test_a_job_whose_actors_die_again_and_again_ends(folder, drawn, tmp_path, ra
         raise RayError("a node died")
         yield
 
-    monkeypatch.setattr(module, "_streamed", die)
-    with pytest.raises(SegrayError, match="lost 4 times in a row, at last because: a node died"):
+    monkeypatch.setattr(module, "_run_dataset", die)
+    with pytest.raises(SegrayError, match="failed 4 times in a row, the last time with: a node died"):
         job(folder, drawn, tmp_path / "out")
 
 
@@ -127,7 +127,7 @@ def test_a_table_that_breaks_meanwhile_ends_the_job(folder, tmp_path, ray_cluste
     inputs, predictor = open_inputs(str(path)), Predictor(folder)
     path.write_bytes(b"none")
     work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
-    with pytest.raises(DataError, match=f"{path} cannot be read as parquet"):
+    with pytest.raises(DataError, match=f"{path} is not readable as parquet"):
         run_batch_job(inputs, work, {}, device="cpu")
 
 
@@ -155,7 +155,7 @@ def test_parquet_holds_the_same(folder, drawn, tmp_path):
 def test_one_image_is_not_written_into_the_results_of_a_job(folder, drawn, whole):
     predictor, inputs = Predictor(folder), open_inputs(str(drawn / "turned.jpg"))
     work = BatchTask(predictor, inputs.are_normalized, Outputs(str(whole), predictor.classes))
-    with pytest.raises(DataError, match="holds predictions; choose another folder"):
+    with pytest.raises(DataError, match="contains predictions; choose another folder"):
         segment_locally(inputs, work, "cpu")
 
 

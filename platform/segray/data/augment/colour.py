@@ -51,33 +51,33 @@ def sample_distortion(random: Random) -> Distortion:
 
 def apply_distortion(image: Pixels, distortion: Distortion) -> Pixels:
     """Applies the distortion to an (H, W, 3) uint8 RGB image; values are clipped to 0..255."""
-    image = _brightened(image, distortion.brightness)
+    image = _adjust_brightness(image, distortion.brightness)
     if distortion.contrast_first:
-        image = _contrasted(image, distortion.contrast)
-    image = _coloured(image, distortion.saturation, distortion.hue)
-    return image if distortion.contrast_first else _contrasted(image, distortion.contrast)
+        image = _adjust_contrast(image, distortion.contrast)
+    image = _adjust_saturation_and_hue(image, distortion.saturation, distortion.hue)
+    return image if distortion.contrast_first else _adjust_contrast(image, distortion.contrast)
 
 
-def _brightened(image: Pixels, brightness: int) -> Pixels:
+def _adjust_brightness(image: Pixels, brightness: int) -> Pixels:
     if brightness == 0:
         return image
     # The operand is a positive integer, because OpenCV does not stay in uint8 for other values.
-    step = cv2.add if brightness > 0 else cv2.subtract
-    return np.asarray(step(image, (abs(brightness),) * 3 + (0,)), np.uint8)
+    operation = cv2.add if brightness > 0 else cv2.subtract
+    return np.asarray(operation(image, (abs(brightness),) * 3 + (0,)), np.uint8)
 
 
-def _contrasted(image: Pixels, contrast: float) -> Pixels:
+def _adjust_contrast(image: Pixels, contrast: float) -> Pixels:
     return image if contrast == 1.0 else np.asarray(cv2.convertScaleAbs(image, alpha=contrast), np.uint8)
 
 
-def _coloured(image: Pixels, saturation: float, hue: int) -> Pixels:
+def _adjust_saturation_and_hue(image: Pixels, saturation: float, hue: int) -> Pixels:
     if saturation == 1.0 and hue == 0:
         return image
     # _FULL uses 256 hues, so that a rotation is a uint8 addition with wrap-around.
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     if hue:
-        lines = hsv.reshape(len(hsv), -1)  # (H, 3W): one addition over rows is much faster than one per channel
-        lines += np.tile(np.array([hue % 256, 0, 0], np.uint8), image.shape[1])
+        rows = hsv.reshape(len(hsv), -1)  # (H, 3W): one addition over rows is much faster than one per channel
+        rows += np.tile(np.array([hue % 256, 0, 0], np.uint8), image.shape[1])
     if saturation != 1.0:
         hsv = cv2.transform(hsv, np.diag([1.0, saturation, 1.0]))
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)

@@ -19,8 +19,8 @@ PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet. The published recipe pads with 0 after normalization, which equals this colour."""
 
 CROP_TRIES = 10
-GRID = 128  # class shares of a window are counted on a grid of about this many points per side
-SEEN = 512  # pixels of a class are searched on a grid of about this many points per side
+RATIO_GRID = 128  # class fractions of a window are counted on a grid of about this many points per side
+CLASS_GRID = 512  # pixels of a class are searched on a grid of about this many points per side
 REDUCTIONS = (8, 4, 2)
 
 
@@ -33,9 +33,9 @@ class CropRule:
         scale: minimum and maximum of the random scale.
         short_side: length of the short side in px to which images are resized before scaling; `None` keeps the image
             size.
-        cat_max_ratio: maximum share of one class in a window. A window that exceeds it is resampled, up to ten windows
-            in total.
-        class_crops: share of the windows that are placed around a pixel of a class sampled from the classes in the
+        cat_max_ratio: maximum fraction of one class in a window. A window that exceeds it is resampled, up to ten
+            windows in total.
+        class_crop_prob: probability that a window is placed around a pixel of a class sampled from the classes in the
             image.
         ignore_id: mask value that is not counted and that fills the padding.
     """
@@ -44,7 +44,7 @@ class CropRule:
     scale: tuple[float, float]
     short_side: int | None
     cat_max_ratio: float
-    class_crops: float
+    class_crop_prob: float
     ignore_id: int
 
 
@@ -78,58 +78,58 @@ def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
     side = max(1, round(rule.crop / scale))
     step = next((step for step in REDUCTIONS if side >= step * rule.crop and min(height, width) >= step), 1)
     side -= side % step
-    cut = [min(side, length - length % step) for length in (height, width)]
+    window_size = [min(side, length - length % step) for length in (height, width)]
     # A side that fills the crop is resized to the crop size; a shorter side keeps the sampled scale.
-    size = [rule.crop if length == side else max(1, round(length * rule.crop / side)) for length in cut]
-    top, left = _place(rule, mask, (cut[0], cut[1]), step, random)
-    return Window(top, left, cut[0], cut[1], size[0], size[1], step)
+    target_size = [rule.crop if length == side else max(1, round(length * rule.crop / side)) for length in window_size]
+    top, left = _sample_position(rule, mask, window_size, step, random)
+    return Window(top, left, *window_size, *target_size, step)
 
 
-def _place(rule: CropRule, mask: Mask, cut: tuple[int, int], step: int, random: Random) -> tuple[int, int]:
-    classes = _classes(mask, rule.ignore_id) if random.random() < rule.class_crops else []
+def _sample_position(rule: CropRule, mask: Mask, size: list[int], step: int, random: Random) -> tuple[int, int]:
+    classes = _present_classes(mask, rule.ignore_id) if random.random() < rule.class_crop_prob else []
     for _ in range(CROP_TRIES):
-        pixel = _pixel_of_a_class(mask, classes, random) if classes else None
+        pixel = _sample_class_pixel(mask, classes, random) if classes else (None, None)
         top, left = (
-            _start(length, part, step, at, random)
-            for length, part, at in zip(mask.shape, cut, pixel or (None, None), strict=True)
+            _sample_start(length, window_length, step, coordinate, random)
+            for length, window_length, coordinate in zip(mask.shape, size, pixel, strict=True)
         )
-        if rule.cat_max_ratio >= 1 or _is_varied(mask[top : top + cut[0], left : left + cut[1]], rule):
+        if rule.cat_max_ratio >= 1 or _is_varied(mask[top : top + size[0], left : left + size[1]], rule):
             break
     return top, left
 
 
-def _start(length: int, part: int, step: int, pixel: int | None, random: Random) -> int:
+def _sample_start(length: int, window_length: int, step: int, pixel: int | None, random: Random) -> int:
     """Samples the start of a window along one side, in multiples of `step`; the window contains `pixel` if given."""
-    first, last = 0, (length - part) // step
+    first, last = 0, (length - window_length) // step
     if pixel is not None:
-        first, last = max(0, -(-(pixel - part + 1) // step)), min(last, pixel // step)
+        first, last = max(0, -(-(pixel - window_length + 1) // step)), min(last, pixel // step)
     # No window contains a pixel after the last whole step.
     return random.randint(min(first, last), last) * step
 
 
-def _seen(mask: Mask) -> tuple[Mask, int]:
+def _subsample(mask: Mask) -> tuple[Mask, int]:
     """Returns every n-th pixel of a mask, and n; in large images, objects smaller than n px may be missed."""
-    step = max(1, min(mask.shape) // SEEN)
-    seen: Any = np.ascontiguousarray(mask[::step, ::step])
-    return seen, step
+    step = max(1, min(mask.shape) // CLASS_GRID)
+    subsampled: Any = np.ascontiguousarray(mask[::step, ::step])
+    return subsampled, step
 
 
-def _classes(mask: Mask, ignore_id: int) -> list[int]:
-    counts = np.bincount(_seen(mask)[0].reshape(-1), minlength=ignore_id)[:ignore_id]
+def _present_classes(mask: Mask, ignore_id: int) -> list[int]:
+    counts = np.bincount(_subsample(mask)[0].reshape(-1), minlength=ignore_id)[:ignore_id]
     classes: list[int] = np.flatnonzero(counts).tolist()
     return classes
 
 
-def _pixel_of_a_class(mask: Mask, classes: list[int], random: Random) -> tuple[int, int]:
+def _sample_class_pixel(mask: Mask, classes: list[int], random: Random) -> tuple[int, int]:
     """Returns (y, x) of a random pixel of a randomly chosen class."""
-    seen, step = _seen(mask)
-    pixels = np.flatnonzero(seen.reshape(-1) == classes[random.randrange(len(classes))])
-    y, x = divmod(int(pixels[random.randrange(len(pixels))]), seen.shape[1])
+    subsampled, step = _subsample(mask)
+    pixels = np.flatnonzero(subsampled.reshape(-1) == classes[random.randrange(len(classes))])
+    y, x = divmod(int(pixels[random.randrange(len(pixels))]), subsampled.shape[1])
     return y * step, x * step
 
 
 def _is_varied(window: Mask, rule: CropRule) -> bool:
-    step = max(1, min(window.shape) // GRID)
+    step = max(1, min(window.shape) // RATIO_GRID)
     counts = np.bincount(np.ascontiguousarray(window[::step, ::step]).reshape(-1))[: rule.ignore_id]
     return bool(counts.max(initial=0) < rule.cat_max_ratio * counts.sum())
 
@@ -165,18 +165,18 @@ def crop_image(rule: CropRule, window: Window, image: Pixels, reduction: int = 1
     top, left, height, width = (
         length // reduction for length in (window.top, window.left, window.height, window.width)
     )
-    made = resize_image(image[top : top + height, left : left + width], window.to_height, window.to_width)
-    return _padded(made, rule.crop, PAD_COLOUR)
+    resized = resize_image(image[top : top + height, left : left + width], window.to_height, window.to_width)
+    return _pad(resized, rule.crop, PAD_COLOUR)
 
 
 def crop_mask(rule: CropRule, window: Window, mask: Mask) -> Mask:
     """Returns the crop (crop, crop) of a mask, padded with the ignore id."""
-    cut = mask[window.top : window.top + window.height, window.left : window.left + window.width]
-    return _padded(resize_mask(cut, window.to_height, window.to_width), rule.crop, (rule.ignore_id,))
+    cropped = mask[window.top : window.top + window.height, window.left : window.left + window.width]
+    return _pad(resize_mask(cropped, window.to_height, window.to_width), rule.crop, (rule.ignore_id,))
 
 
-def _padded(made: NDArray[Any], crop: int, fill: tuple[int, ...]) -> NDArray[Any]:
-    below, right = crop - made.shape[0], crop - made.shape[1]
-    if not (below or right):
-        return made
-    return np.asarray(cv2.copyMakeBorder(made, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill))
+def _pad(pixels: NDArray[Any], crop: int, fill: tuple[int, ...]) -> NDArray[Any]:
+    bottom, right = crop - pixels.shape[0], crop - pixels.shape[1]
+    if not (bottom or right):
+        return pixels
+    return np.asarray(cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=fill))

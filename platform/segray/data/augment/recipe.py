@@ -20,7 +20,7 @@ class SegFormerRecipe:
     """
 
     def __init__(self, config: DataConfig, ignore_id: int) -> None:
-        self._flip, self._photometric = config.flip_prob, config.photometric
+        self._flip_prob, self._photometric = config.flip_prob, config.photometric
         self._rule = crop_rule_from_config(config, ignore_id)
 
     def __call__(self, image: bytes, mask: bytes, seed: int) -> tuple[Pixels, Mask]:
@@ -33,7 +33,7 @@ class SegFormerRecipe:
         ids = decode_mask(mask)
         window = sample_window(self._rule, ids, random)
         pixels, ids = crop_encoded(self._rule, window, image, ids), crop_mask(self._rule, window, ids)
-        if random.random() < self._flip:
+        if random.random() < self._flip_prob:
             pixels, ids = np.asarray(cv2.flip(pixels, 1), np.uint8), cv2.flip(ids, 1)
         if self._photometric:
             pixels = apply_distortion(pixels, sample_distortion(random))
@@ -47,6 +47,6 @@ def crop_rule_from_config(config: DataConfig, ignore_id: int) -> CropRule:
         scale=(config.scale_min, config.scale_max),
         short_side=config.short_side,
         cat_max_ratio=config.cat_max_ratio,
-        class_crops=config.class_crop_prob,
+        class_crop_prob=config.class_crop_prob,
         ignore_id=ignore_id,
     )

@@ -55,19 +55,20 @@ def build_label_map(classes: Classes, lookup: Lookup | None, ignored: Iterable[i
         DataError: an ignored id is negative or is the id of a class.
     """
     num_classes = classes.num_classes
-    known = lookup if lookup is not None else {index: index for index in range(num_classes)}
-    out = set(ignored)
-    if min(out, default=0) < 0:
-        raise DataError(f"--ignore-id is {min(out)}; expected an id of the masks, 0 or more.")
-    conflicts = sorted(index for index in out if known.get(index) is not None)
+    class_of_id = lookup if lookup is not None else {index: index for index in range(num_classes)}
+    ignored_ids = set(ignored)
+    if min(ignored_ids, default=0) < 0:
+        raise DataError(f"--ignore-id is {min(ignored_ids)}; expected an id of the masks, 0 or more.")
+    conflicts = sorted(index for index in ignored_ids if class_of_id.get(index) is not None)
     if conflicts:
-        classes_only = LabelMap(num_classes, {index: target for index, target in known.items() if target is not None})
+        class_ids = {index: target for index, target in class_of_id.items() if target is not None}
+        expected_ids = LabelMap(num_classes, class_ids).expected_ids
         raise DataError(
-            f"--ignore-id {conflicts[0]} is also the id of a class: there are {num_classes} classes, ids "
-            f"{classes_only.expected_ids}; leave out its name, renumber the masks, or drop the class with --map."
+            f"--ignore-id {conflicts[0]} is also the id of a class: there are {num_classes} classes, ids {expected_ids}"
+            "; remove its class name, renumber the masks, or drop the class with --map."
         )
-    nothing = dict.fromkeys([ignore_id(num_classes), IGNORE_ID_16BIT, *out])
-    return LabelMap(num_classes, nothing | dict(known))
+    ignored_lookup = dict.fromkeys([ignore_id(num_classes), IGNORE_ID_16BIT, *ignored_ids])
+    return LabelMap(num_classes, ignored_lookup | dict(class_of_id))
 
 
 def read_class_map(file: Path) -> Renaming:
@@ -77,12 +78,12 @@ def read_class_map(file: Path) -> Renaming:
         DataError: the file cannot be read or is not such a mapping.
     """
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"map {file} cannot be read ({error}); expected lines such as `van: car`.") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
-        raise DataError(f"map {file} is no mapping of names; expected lines such as `van: car` or `sky: null`.")
-    return {str(name): value for name, value in found.items()}
+    if not isinstance(content, dict) or not all(isinstance(value, str | None) for value in content.values()):
+        raise DataError(f"map {file} is not a mapping of names; expected lines such as `van: car` or `sky: null`.")
+    return {str(name): value for name, value in content.items()}
 
 
 def apply_class_map(classes: Classes, labels: LabelMap, renaming: Renaming) -> tuple[Classes, LabelMap]:
@@ -96,7 +97,9 @@ def apply_class_map(classes: Classes, labels: LabelMap, renaming: Renaming) -> t
     """
     for name in renaming:
         if name not in (*classes.names, WILDCARD):
-            raise DataError(f"--map names {name}, which is no class of the source{did_you_mean(name, classes.names)}.")
+            raise DataError(
+                f"--map contains {name}, which is not a class of the source{did_you_mean(name, classes.names)}."
+            )
     targets = [
         renaming.get(name, renaming.get(WILDCARD, name) if WILDCARD in renaming else name) for name in classes.names
     ]
@@ -105,5 +108,5 @@ def apply_class_map(classes: Classes, labels: LabelMap, renaming: Renaming) -> t
         raise DataError(f"--map leaves {len(kept)} of {classes.num_classes} classes; expected at least 2.")
     colours = tuple(classes.palette[targets.index(name)] for name in kept)
     class_of = {index: None if target is None else kept.index(target) for index, target in enumerate(targets)}
-    lookup = {index: None if old is None else class_of[old] for index, old in labels.lookup.items()}
+    lookup = {index: None if target is None else class_of[target] for index, target in labels.lookup.items()}
     return Classes(names=tuple(kept), palette=colours), LabelMap(len(kept), lookup)

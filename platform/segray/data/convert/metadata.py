@@ -32,15 +32,18 @@ def add_columns(samples: Sequence[SourceSample], file: Path) -> tuple[SourceSamp
         DataError: the file cannot be read, has no column `id`, names unknown images, or names an image twice.
     """
     table = _read(file)
-    known = {name for sample in samples for name in (sample.id, _bare(sample))}
-    strange = [name for name in table if name not in known]
-    if strange:
-        raise DataError(f"columns {file} has {len(strange)} ids that no image has:{format_list(strange)}")
-    found = ((sample, table.get(sample.id, table.get(_bare(sample), {}))) for sample in samples)
-    return tuple(replace(sample, columns={**sample.columns, **more}) for sample, more in found)
+    sample_ids = {name for sample in samples for name in (sample.id, _id_without_split(sample))}
+    unknown = [name for name in table if name not in sample_ids]
+    if unknown:
+        raise DataError(f"columns {file} has {len(unknown)} unknown ids:{format_list(unknown)}")
+    extra_columns = (table.get(sample.id, table.get(_id_without_split(sample), {})) for sample in samples)
+    return tuple(
+        replace(sample, columns={**sample.columns, **extra})
+        for sample, extra in zip(samples, extra_columns, strict=True)
+    )
 
 
-def _bare(sample: SourceSample) -> str:
+def _id_without_split(sample: SourceSample) -> str:
     return sample.id.partition("/")[2]
 
 
@@ -51,15 +54,17 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"columns {file} cannot be read ({error}); expected CSV with a header.") from error
     if any(None in row for row in rows):
-        raise DataError(f"columns {file} has more cells in a row than columns; expected as many.")
+        raise DataError(f"columns {file} has a row with more cells than columns.")
     names = [name for name in (rows[0] if rows else {}) if name != KEY]
     if not rows or KEY not in rows[0] or not names:
-        raise DataError(f"columns {file} has no rows with the column {KEY} and others; expected e.g. id,camera,city.")
-    wrong = [name for name in names if not name.isidentifier() or name in RESERVED_COLUMNS]
-    if wrong:
-        expected = f"expected a word, none of {', '.join(sorted(RESERVED_COLUMNS))}"
-        raise DataError(f"columns {file} has a column {wrong[0]!r}; {expected}.")
-    twice = [name for name, count in Counter(row[KEY] for row in rows).items() if count > 1]
-    if twice:
-        raise DataError(f"columns {file} names images more than once:{format_list(twice)}")
+        raise DataError(
+            f"columns {file} has no rows, no column {KEY} or no other column; expected e.g. id,camera,city."
+        )
+    invalid = [name for name in names if not name.isidentifier() or name in RESERVED_COLUMNS]
+    if invalid:
+        reserved = ", ".join(sorted(RESERVED_COLUMNS))
+        raise DataError(f"columns {file} has the column {invalid[0]!r}; expected an identifier other than {reserved}.")
+    duplicates = [name for name, count in Counter(row[KEY] for row in rows).items() if count > 1]
+    if duplicates:
+        raise DataError(f"columns {file} has {len(duplicates)} duplicate ids:{format_list(duplicates)}")
     return {row[KEY]: {name: row[name] for name in names if row[name]} for row in rows}

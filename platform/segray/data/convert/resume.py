@@ -30,7 +30,7 @@ from segray.data.storage import (
 PROBLEMS = "problems.txt"
 LISTS = (SKIPPED_LIST, PROBLEMS)
 PARTIAL_OUTPUT = re.compile(rf"[^/]+/part-\d+(-\d+)?\.parquet(\.[0-9a-f]{{8}}\.partial)?|{SKIPPED_LIST}|{PROBLEMS}")
-"""Paths, relative to the root, of files that an earlier attempt may have left."""
+"""Paths, relative to the root, of files that an interrupted conversion may leave."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ def load_result(job: ShardJob) -> ShardResult | None:
     """Returns the recorded result of a job, or `None` if there is no record or its shards are missing."""
     fs, root = filesystem(job.root)
     try:
-        with fs.open_input_stream(_record(root, job)) as file:
+        with fs.open_input_stream(_record_path(root, job)) as file:
             record = _RECORD.validate_json(file.read())
     except (OSError, ValidationError):
         return None
     shards = record.outcome.shards
     sizes = [info.size for info in fs.get_file_info([f"{root}/{shard.path}" for shard in shards])]
-    is_whole = sizes == [shard.bytes for shard in shards]
-    return record.outcome if record.job == job.digest and is_whole else None
+    is_complete = sizes == [shard.bytes for shard in shards]
+    return record.outcome if record.job == job.digest and is_complete else None
 
 
-def save_result(job: ShardJob, outcome: ShardResult) -> None:
+def save_result(job: ShardJob, result: ShardResult) -> None:
     """Records the result of a job.
 
     A result with unusable samples is not recorded, so that the next attempt reads these samples again.
@@ -66,37 +66,37 @@ def save_result(job: ShardJob, outcome: ShardResult) -> None:
     Raises:
         DataError: the record cannot be written.
     """
-    if outcome.problems:
+    if result.problems:
         return
     fs, root = filesystem(job.root)
     with translate_write_errors(job.root):
-        write_atomic(fs, _record(root, job), _RECORD.dump_json(ShardRecord(job.digest, outcome)))
+        write_atomic(fs, _record_path(root, job), _RECORD.dump_json(ShardRecord(job.digest, result)))
 
 
 def delete_result(job: ShardJob) -> None:
     """Deletes the record of a job before its shards are replaced."""
     fs, root = filesystem(job.root)
     with translate_write_errors(job.root), suppress(FileNotFoundError):
-        fs.delete_file(_record(root, job))
+        fs.delete_file(_record_path(root, job))
 
 
 def write_problems(out: str, lines: Sequence[str]) -> str:
     """Writes the lines to a file in the folder and returns its location; a finished conversion removes the file."""
     fs, root = filesystem(out)
     with translate_write_errors(out):
-        write_atomic(fs, f"{root}/{PROBLEMS}", _listed(lines))
+        write_atomic(fs, f"{root}/{PROBLEMS}", _encode_lines(lines))
     return display_path(out, PROBLEMS)
 
 
-def _listed(lines: Sequence[str]) -> bytes:
+def _encode_lines(lines: Sequence[str]) -> bytes:
     """Encodes one entry per line; line breaks and invalid characters in the entries are replaced."""
     return "".join(f"{' '.join(line.splitlines())}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
-def _tried(fs: FileSystem, root: str) -> set[str]:
+def _attempted_splits(fs: FileSystem, root: str) -> set[str]:
     """Returns the splits of all attempts, which are subfolders of the state folder."""
-    found = fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}", recursive=True, allow_not_found=True))
-    return {info.path.removeprefix(f"{root}/{UNFINISHED}/").split("/")[0] for info in found}
+    infos = fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}", recursive=True, allow_not_found=True))
+    return {info.path.removeprefix(f"{root}/{UNFINISHED}/").split("/")[0] for info in infos}
 
 
 def require_empty_output(out: str) -> None:
@@ -107,18 +107,15 @@ def require_empty_output(out: str) -> None:
     """
     fs, root = filesystem(out)
     try:
-        kind = fs.get_file_info(root).type
-        if kind == FileType.File:
-            raise DataError(
-                f"output {strip_credentials(out)} is a file; expected a folder that is empty or not there yet."
-            )
+        if fs.get_file_info(root).type == FileType.File:
+            raise DataError(f"output {strip_credentials(out)} is a file; expected a new or empty folder.")
         names = {Path(info.path).name for info in fs.get_file_info(FileSelector(root, allow_not_found=True))}
     except OSError as error:
-        raise DataError(
-            f"output {strip_credentials(out)} cannot be looked into ({error}){credentials_hint(out)}"
-        ) from error
+        raise DataError(f"output {strip_credentials(out)} cannot be listed ({error}){credentials_hint(out)}") from error
     if MANIFEST in names:
-        raise DataError(f"output {strip_credentials(out)} holds a dataset; choose another folder, or remove it first.")
+        raise DataError(
+            f"output {strip_credentials(out)} contains a dataset; choose another folder, or remove it first."
+        )
     if names and UNFINISHED not in names:
         raise DataError(f"output {strip_credentials(out)} is not empty; choose another folder, or remove it first.")
 
@@ -138,36 +135,35 @@ def conversion_lock(out: str, splits: Iterable[str]) -> Iterator[None]:
                 Path(root, split).mkdir(parents=True, exist_ok=True)
                 Path(root, UNFINISHED, split).mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(out, "conversion"))
-            if (
-                fs.get_file_info(f"{root}/{MANIFEST}").type != FileType.NotFound
-            ):  # the previous lock holder has finished
+            # The previous lock holder may have finished the conversion in the meantime.
+            if fs.get_file_info(f"{root}/{MANIFEST}").type != FileType.NotFound:
                 fs.delete_dir(f"{root}/{UNFINISHED}")
                 require_empty_output(out)
         yield
 
 
-def commit_dataset(out: str, manifest: Manifest, left_out: list[str]) -> None:
-    """Writes the manifest and deletes the files that earlier attempts left.
+def commit_dataset(out: str, manifest: Manifest, skipped: list[str]) -> None:
+    """Writes the manifest and deletes the files of earlier attempts.
 
     Args:
         out: folder or URI.
         manifest: manifest of the dataset.
-        left_out: lines that describe the samples that are not in the dataset.
+        skipped: one line for each sample that is not in the dataset.
     """
     fs, root = filesystem(out)
     kept = {f"{root}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}
     with translate_write_errors(out):
-        splits = set(manifest.splits) | _tried(fs, root)
+        splits = set(manifest.splits) | _attempted_splits(fs, root)
         for info in fs.get_file_info(FileSelector(root, recursive=True)):
             relative = info.path.removeprefix(root).strip("/")
-            is_ours = PARTIAL_OUTPUT.fullmatch(relative) and (relative in LISTS or relative.split("/")[0] in splits)
-            if is_ours and info.type == FileType.File and info.path not in kept:
+            is_output = PARTIAL_OUTPUT.fullmatch(relative) and (relative in LISTS or relative.split("/")[0] in splits)
+            if is_output and info.type == FileType.File and info.path not in kept:
                 fs.delete_file(info.path)
-        if left_out:
-            write_atomic(fs, f"{root}/{SKIPPED_LIST}", _listed(left_out))
+        if skipped:
+            write_atomic(fs, f"{root}/{SKIPPED_LIST}", _encode_lines(skipped))
         write_atomic(fs, f"{root}/{MANIFEST}", f"{manifest.model_dump_json(indent=1)}\n".encode())
         fs.delete_dir(f"{root}/{UNFINISHED}")
 
 
-def _record(root: str, job: ShardJob) -> str:
+def _record_path(root: str, job: ShardJob) -> str:
     return f"{root}/{UNFINISHED}/{job.path}.json"

@@ -70,15 +70,19 @@ class ShardJob:
     @property
     def digest(self) -> str:
         """Content hash of all inputs that determine the output."""
-        known = (
+        settings = (
             FORMAT_VERSION,
             self.path,
             self.labels.num_classes,
             sorted(self.labels.lookup.items()),
             asdict(self.bounds),
         )
-        samples = ((one.id, one.image, one.mask, one.version, *self.extra_columns(one).items()) for one in self.samples)
-        return content_hash(repr(known).encode(), *(repr(one).encode("utf-8", "surrogateescape") for one in samples))
+        samples = (
+            (sample.id, sample.image, sample.mask, sample.version, *self.extra_columns(sample).items())
+            for sample in self.samples
+        )
+        encoded = (repr(sample).encode("utf-8", "surrogateescape") for sample in samples)
+        return content_hash(repr(settings).encode(), *encoded)
 
     def extra_columns(self, sample: SourceSample) -> dict[str, str | None]:
         """Returns the additional columns of a sample."""
@@ -115,14 +119,14 @@ def partition_samples(samples: Sequence[SourceSample], bounds: ShardLimits) -> I
     A shard has at least `shard_bytes`, or an eighth of the split if that is less, so that a small dataset keeps several
     nodes busy.
     """
-    share = -(-len(samples) // MIN_SHARDS)
-    most_rows = -(-share // bounds.group_rows) * bounds.group_rows
+    rows_per_shard = -(-len(samples) // MIN_SHARDS)
+    max_rows = -(-rows_per_shard // bounds.group_rows) * bounds.group_rows
     shard: list[SourceSample] = []
     size = 0
     for sample in samples:
         shard.append(sample)
         size += sample.size_bytes
-        if len(shard) >= most_rows or size >= bounds.shard_bytes:
+        if len(shard) >= max_rows or size >= bounds.shard_bytes:
             yield tuple(shard)
             shard, size = [], 0
     if shard:
@@ -135,27 +139,28 @@ def write_shard(job: ShardJob) -> ShardResult:
     Raises:
         DataError: the shard cannot be written. Problems with samples are reported in the result instead.
     """
-    outcome = ShardResult(class_pixels=[0] * job.labels.num_classes)
-    groups = _groups((row for sample in job.samples if (row := _row(sample, job, outcome))), job.bounds)
+    result = ShardResult(class_pixels=[0] * job.labels.num_classes)
+    rows = (row for sample in job.samples if (row := _convert_sample(sample, job, result)))
+    groups = _group_rows(rows, job.bounds)
     for number, group in enumerate(groups):
         path = job.path if number == 0 else job.path.replace(".parquet", f"-{number}.parquet")
-        outcome.shards.append(_write_shard(job, path, chain([group], groups)))
-    return outcome
+        result.shards.append(_write_file(job, path, chain([group], groups)))
+    return result
 
 
-def scan_mask_ids(samples: Sequence[SourceSample], most_pixels: int) -> set[int]:
+def scan_mask_ids(samples: Sequence[SourceSample], max_pixels: int) -> set[int]:
     """Returns the ids that occur in the masks; unreadable masks are skipped, and `write_shard` reports them later."""
-    found: set[int] = set()
+    mask_ids: set[int] = set()
     for sample in samples:
         try:
-            ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, most_pixels)
+            ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, max_pixels)
         except DataError:
             continue
-        found.update(np.flatnonzero(np.bincount(ids.reshape(-1))).tolist())
-    return found
+        mask_ids.update(np.flatnonzero(np.bincount(ids.reshape(-1))).tolist())
+    return mask_ids
 
 
-def _groups(rows: Iterator[Row], bounds: ShardLimits) -> Iterator[list[Row]]:
+def _group_rows(rows: Iterator[Row], bounds: ShardLimits) -> Iterator[list[Row]]:
     """Yields the rows of each row group."""
     group: list[Row] = []
     size = 0
@@ -169,7 +174,7 @@ def _groups(rows: Iterator[Row], bounds: ShardLimits) -> Iterator[list[Row]]:
         yield group
 
 
-def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard:
+def _write_file(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard:
     """Writes row groups to a file until the file reaches the shard size limit or no rows remain."""
     sizes: list[int] = []
     digests: list[bytes] = []
@@ -177,7 +182,7 @@ def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard
     options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     fs, root = filesystem(job.root)
     try:
-        with _stream(fs, f"{root}/{path}") as file:
+        with _open_for_writing(fs, f"{root}/{path}") as file:
             columns = shard_schema(job.columns)
             with pq.ParquetWriter(file, columns, write_statistics=["id", "height", "width"], **options) as writer:
                 for group in groups:
@@ -189,14 +194,14 @@ def _write_shard(job: ShardJob, path: str, groups: Iterator[list[Row]]) -> Shard
             size = file.tell()
     except OSError as error:
         raise DataError(
-            f"{display_path(job.root, path)} cannot be written ({error}); expected a folder with room that every node "
-            "of the cluster sees."
+            f"{display_path(job.root, path)} cannot be written ({error}); expected a folder with free space that every "
+            "node of the cluster can access."
         ) from error
     return Shard(path=path, rows=sum(sizes), bytes=size, row_groups=tuple(sizes), digest=content_hash(*digests))
 
 
 @contextmanager
-def _stream(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+def _open_for_writing(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """Opens a file for writing that gets its final name when it is complete.
 
     A task that Ray considers dead may write the same file concurrently.
@@ -215,23 +220,23 @@ def _stream(fs: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         raise
 
 
-def _row(sample: SourceSample, job: ShardJob, outcome: ShardResult) -> Row | None:
+def _convert_sample(sample: SourceSample, job: ShardJob, result: ShardResult) -> Row | None:
     """Returns the parquet row of a sample, or records its problem and returns `None`."""
-    outcome.rows += 1
-    most_pixels = job.bounds.image_pixels
+    result.rows += 1
+    max_pixels = job.bounds.image_pixels
     try:
-        image = normalize_image(_read(sample.read_image, sample.image), sample.image, most_pixels)
-        ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, most_pixels)
+        image = normalize_image(_read(sample.read_image, sample.image), sample.image, max_pixels)
+        ids = decode_source_mask(_read(sample.read_mask, sample.mask), sample.mask, max_pixels)
         ids = align_mask(ids, image, sample.image, sample.mask)
-        mask, class_pixels = _mapped(ids, job.labels, sample.mask, outcome)
+        mask, class_pixels = _map_ids(ids, job.labels, sample.mask, result)
     except DataError as error:
-        outcome.problems.append((sample.id, str(error)))
+        result.problems.append((sample.id, str(error)))
         return None
     if image.reason:
-        outcome.normalised.append(f"{sample.id}: {image.reason}")
-    outcome.heights += image.height
-    outcome.widths += image.width
-    outcome.class_pixels = (np.array(outcome.class_pixels, np.int64) + class_pixels).tolist()
+        result.normalised.append(f"{sample.id}: {image.reason}")
+    result.heights += image.height
+    result.widths += image.width
+    result.class_pixels = (np.array(result.class_pixels, np.int64) + class_pixels).tolist()
     encoded = encode_mask(mask)
     return {
         "id": sample.id,
@@ -255,7 +260,7 @@ def _read(read: Callable[[], T], name: str) -> T:
         raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tuple[Mask, NDArray[np.int64]]:
+def _map_ids(ids: Mask, labels: LabelMap, name: str, result: ShardResult) -> tuple[Mask, NDArray[np.int64]]:
     """Returns the mask in the ids and dtype of the dataset, and the pixels of each class, (K,).
 
     Raises:
@@ -263,25 +268,26 @@ def _mapped(ids: Mask, labels: LabelMap, name: str, outcome: ShardResult) -> tup
     """
     counts = np.bincount(ids.reshape(-1))
     present = np.flatnonzero(counts).tolist()
-    outcome.highest_id = max([outcome.highest_id, *(one for one in present if labels.lookup.get(one, -1) is not None)])
-    unknown = [one for one in present if one not in labels.lookup]
+    not_ignored = (index for index in present if labels.lookup.get(index, -1) is not None)
+    result.highest_id = max([result.highest_id, *not_ignored])
+    unknown = [index for index in present if index not in labels.lookup]
     if unknown:
         pixels = ", ".join(f"id {index} ({counts[index]} pixels)" for index in unknown[:10])
         more = f" and {len(unknown) - 10} more ids" if len(unknown) > 10 else ""
-        raise DataError(f"{name} holds {pixels}{more}; expected ids {labels.expected_ids}")
+        raise DataError(f"{name} contains {pixels}{more}; expected ids {labels.expected_ids}")
     class_pixels = np.zeros(labels.num_classes, np.int64)
     for index in present:
         target = labels.lookup[index]
         if target is not None:
             class_pixels[target] += counts[index]
-    return _renumbered(ids, {index: labels.lookup[index] for index in present}, labels.ignore_id), class_pixels
+    return _renumber(ids, {index: labels.lookup[index] for index in present}, labels.ignore_id), class_pixels
 
 
-def _renumbered(ids: Mask, target_of: Mapping[int, int | None], ignore_id: int) -> Mask:
+def _renumber(ids: Mask, target_of: Mapping[int, int | None], ignore_id: int) -> Mask:
     """Maps the ids of a mask to class ids in the dtype of the dataset."""
     dtype = np.dtype(np.uint8 if ignore_id <= 255 else np.uint16)
     classes = {index: ignore_id if target is None else target for index, target in target_of.items()}
-    if ids.dtype == dtype and all(index == one for index, one in classes.items()):
+    if ids.dtype == dtype and all(index == class_index for index, class_index in classes.items()):
         return ids
     table = np.zeros(max(classes) + 1, dtype)
     table[list(classes)] = list(classes.values())
