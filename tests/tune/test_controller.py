@@ -164,4 +164,4 @@ def test_what_is_minimised_is_told_by_its_name():
     sweeping = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metrics)
     trial = sweeping.next_trial()
     sweeping.on_result(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
-    assert (trial.value, trial.others) == (-2.5, {"cost/gmac": 3.0})
+    assert (trial.value, trial.other_metrics) == (-2.5, {"cost/gmac": 3.0})

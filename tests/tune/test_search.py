@@ -51,7 +51,7 @@ def test_what_is_suggested_lies_in_the_space(search):
 
 
 def test_a_grid_has_every_combination_once():
-    over = {"space": {"data.flip": {"choice": [0, 1]}, "data.crop": {"choice": [32, 64, 96]}}, "search": "grid"}
+    over = {"space": {"data.flip_prob": {"choice": [0, 1]}, "data.crop": {"choice": [32, 64, 96]}}, "search": "grid"}
     made, found = settings(**over), []
     search = build_search(made)
     while (values := search.suggest(len(found), [])) is not None:
@@ -102,8 +102,8 @@ def test_several_objectives_are_searched():
     made = settings(metric=["val/miou", "cost/parameters"])
     trials = searched(made, 3)
     for trial in trials:
-        trial.others = {"cost/parameters": 1e6}
-    trials[2].others = {}  # not known yet
+        trial.other_metrics = {"cost/parameters": 1e6}
+    trials[2].other_metrics = {}  # not known yet
     assert build_search(made).suggest(3, trials) is not None
 
 

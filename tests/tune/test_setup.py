@@ -39,22 +39,22 @@ MOVING = {
     [
         ({"tune__space": {"optim.lrr": {"choice": [1]}}}, ConfigError, "did you mean 'optim.lr'?"),
         (
-            {"tune__metric": "val/mioo"},
+            {"tune__metrics": "val/mioo"},
             ConfigError,
-            "tune.metric is val/mioo, which no trial reports; did you mean 'val/miou'?",
+            "tune.metrics is val/mioo, which no trial reports; did you mean 'val/miou'?",
         ),
-        ({"tune__metric": "nothing"}, ConfigError, "val/iou/road"),
-        ({"tune__metric": "cost/gmac"}, ConfigError, "which training does not change"),
-        ({"tune__metric": "[val/miou, val/miou]"}, ConfigError, "expected each metric once"),
+        ({"tune__metrics": "nothing"}, ConfigError, "val/iou/road"),
+        ({"tune__metrics": "cost/gmac"}, ConfigError, "which training does not change"),
+        ({"tune__metrics": "[val/miou, val/miou]"}, ConfigError, "expected each metric once"),
         (
             {"tune__scheduler": "asha", "train__val_every": 4},
             ConfigError,
             "has nothing to compare before the end; use --train.val_every 1",
         ),
         (
-            {"tune__scheduler": "asha", "tune__grace": 4},
+            {"tune__scheduler": "asha", "tune__grace_steps": 4},
             ConfigError,
-            "tune.grace is 4; expected fewer than train.steps, 4",
+            "tune.grace_steps is 4; expected fewer than train.steps, 4",
         ),
         (
             {
@@ -66,28 +66,28 @@ MOVING = {
             "tune.space names model.variant, which a trial keeps while it is trained",
         ),
         (
-            {"tune__scheduler": "median", "tune__grace": 4},
+            {"tune__scheduler": "median", "tune__grace_steps": 4},
             ConfigError,
-            "tune.grace is 4; expected fewer than train.steps, 4",
+            "tune.grace_steps is 4; expected fewer than train.steps, 4",
         ),
         (
-            {**MOVING, "tune__interval": 4},
+            {**MOVING, "tune__perturbation_interval": 4},
             ConfigError,
-            "tune.interval is 4 and train.val_every 2; expected both below train.steps, 4",
+            "tune.perturbation_interval is 4 and train.val_every 2; expected both below train.steps, 4",
         ),
         (
             {**MOVING, "train__val_every": 4},
             ConfigError,
-            "tune.interval is 1 and train.val_every 4; expected both below",
+            "tune.perturbation_interval is 1 and train.val_every 4; expected both below",
         ),
         ({"train__workers": 4}, CapacityError, "use --train.workers 2"),
         ({"train__device": "cuda"}, CapacityError, "the cluster can hold 0"),
-        ({"tune__concurrent": 3}, CapacityError, "use --tune.concurrent 2"),
+        ({"tune__max_concurrent": 3}, CapacityError, "use --tune.max_concurrent 2"),
         ({"data__train_split": "nowhere"}, DataError, "no split 'nowhere'"),
         (
             {"tune__warm_start": "gone", "tune__search": "optuna", "tracking__uri": "sqlite:////nowhere/mlflow.db"},
             RegistryError,
-            "there is no MLflow store",
+            "mlflow.db does not exist",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_starts(settings, tmp_pa
 
 
 def test_a_folder_that_is_no_sweep_or_a_run_is_not_gone_on_with(settings, tmp_path):
-    with pytest.raises(ResumeError, match="which holds no sweep"):
+    with pytest.raises(ResumeError, match="which contains no sweep"):
         begun(settings(), str(tmp_path))
     run = tmp_path / "results" / "run"
     run.mkdir(parents=True)
@@ -107,15 +107,15 @@ def test_a_folder_that_is_no_sweep_or_a_run_is_not_gone_on_with(settings, tmp_pa
         settings().model_copy(update={"tune": type(settings().tune)()}).model_dump_json()
     )
     Journal(run).write("run", key="k", dataset={"digest": "d"})
-    with pytest.raises(ResumeError, match="it is no sweep, but a run of its own"):
+    with pytest.raises(ResumeError, match="the folder contains a run, not a sweep"):
         begun(settings(), str(run))
 
 
 def test_auto_goes_on_with_the_latest_of_the_same_settings_and_says_if_there_is_none(settings):
     said = []
     first = begun(settings(), "auto", said)
-    assert said == [f"no unfinished sweep with these settings in {first.folder.parent}: a new one is started."]
-    with pytest.raises(ResumeError, match="is being trained by another process"):
+    assert said == [f"{first.folder.parent} contains no unfinished sweep with these settings; starting a new sweep."]
+    with pytest.raises(ResumeError, match="another process trains in"):
         begun(settings(), str(first.folder))
     first.lock.close()
     again = begun(settings(tune__trials=5, tune__budget={"hours": 9}, tune__seeds=1), "auto")
@@ -129,7 +129,7 @@ def test_auto_goes_on_with_the_latest_of_the_same_settings_and_says_if_there_is_
 def test_a_sweep_is_no_run_that_train_goes_on_with(settings):
     made = begun(settings())
     made.lock.close()
-    with pytest.raises(ResumeError, match=r"a sweep; go on with it by pipelines/tune.py"):
+    with pytest.raises(ResumeError, match=r"which is a sweep; use pipelines/tune.py"):
         resume.resolve_run(str(made.folder))
     assert resume.find_latest_run(made.config, read_manifest(made.config.data.root).digest) is None
 
@@ -180,8 +180,8 @@ def begun_trial(tmp_path, **changes):
 
 
 def test_what_a_model_costs_is_known_again(tmp_path):
-    record, _, _ = begun_trial(tmp_path, others={"cost/gmac": 3.0, "val/aacc": 0.5})
-    assert record.load_trials()[0].others == {"cost/gmac": 3.0}  # the others are in the run's journal
+    record, _, _ = begun_trial(tmp_path, other_metrics={"cost/gmac": 3.0, "val/aacc": 0.5})
+    assert record.load_trials()[0].other_metrics == {"cost/gmac": 3.0}  # the others are in the run's journal
 
 
 def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_path):

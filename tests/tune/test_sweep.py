@@ -49,7 +49,7 @@ def test_mlflow_has_the_sweep_and_every_trial_below_it_and_nothing_runs(swept, r
         assert run.data.params["optim.lr"] == str(trial.values["optim.lr"])
         assert not [name for name in run.data.params if name.startswith("tune.")]
         assert run.data.metrics["train/loss"] == pytest.approx(-trial.value)
-        assert run.data.metrics["cost/parameters"] == trial.others["cost/parameters"] > 1e6
+        assert run.data.metrics["cost/parameters"] == trial.other_metrics["cost/parameters"] > 1e6
 
 
 def test_every_validation_is_there_once(swept, runs_of):

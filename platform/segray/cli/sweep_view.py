@@ -138,7 +138,7 @@ def _table(view: SweepView) -> Table:
         table.add_column(name, justify="right")
     for trial in _select_trials(view.controller.trials):
         first = None if trial.best is None else objective_sign(metrics[0]) * trial.best
-        values = [first, *(trial.others.get(name) for name in metrics[1:])]
+        values = [first, *(trial.other_metrics.get(name) for name in metrics[1:])]
         table.add_row(
             str(trial.number),
             str(trial.state),

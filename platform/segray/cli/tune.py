@@ -67,7 +67,7 @@ def _to_dict(result: "SweepResult") -> dict[str, object]:
             "values": trial.values,
             "best": trial.best,
             "step": trial.step,
-            "others": trial.others,
+            "others": trial.other_metrics,
             "seconds": trial.seconds,
         }
         for trial in result.trials

@@ -4,17 +4,17 @@
 folder holds its run. A resumed sweep is restored from these files only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segray.config.renamed import current_key
 from segray.tracking.journal import Journal
 from segray.tune.controller import WORST
 from segray.tune.trial import COST, State, Trial, objective_sign
 
-KIND_TAG, SWEEP = "segray.kind", "sweep"
 RUN_NAME = "trial-{:03d}"
-AT_WORK = ("metrics", "event")
+ACTIVE_KINDS = ("metrics", "event")
 """Kinds of records that a run writes during training."""
 
 
@@ -34,8 +34,8 @@ class SweepJournal:
     def __init__(self, folder: Path, metrics: tuple[str, ...]) -> None:
         self.folder, self._metrics = folder, metrics
         self.journal = Journal(folder)
-        self._paused: dict[int, int | None] = {}
-        self._heard: dict[int, int] = {}
+        self._pause_steps: dict[int, int | None] = {}
+        self._change_times: dict[int, int] = {}
 
     def log_suggestion(self, trial: Trial) -> None:
         """Records a trial before it starts."""
@@ -51,24 +51,25 @@ class SweepJournal:
             values=trial.values,
             copies=trial.copy_from,
             step=trial.step,
-            costs={name: value for name, value in trial.others.items() if name.startswith(COST)},
+            costs={name: value for name, value in trial.other_metrics.items() if name.startswith(COST)},
             seconds=trial.seconds,
         )
 
     def load_trials(self) -> list[Trial]:
         """Returns all trials in their last recorded state. Trials that were running become pending."""
-        found: list[Trial] = []
-        self._paused, self._heard = {}, {}
+        trials: list[Trial] = []
+        self._pause_steps, self._change_times = {}, {}
         for record in self.journal.records():
             if record["kind"] == "trial":
-                found.append(Trial(record["number"], record["values"]))
+                trials.append(Trial(record["number"], _values_of(record)))
             elif record["kind"] == "became":
-                _became(found[record["number"]], record)
-                self._heard[record["number"]] = record["time_ms"]
-                self._paused[record["number"]] = record["step"] if record["state"] == State.PAUSED else None
-        for trial in found:
+                number = record["number"]
+                _restore_state(trials[number], record)
+                self._change_times[number] = record["time_ms"]
+                self._pause_steps[number] = record["step"] if record["state"] == State.PAUSED else None
+        for trial in trials:
             self._read_run(trial)
-        return found
+        return trials
 
     def _read_run(self, trial: Trial) -> None:
         """Adds the results from the journal of a trial's run."""
@@ -78,40 +79,45 @@ class SweepJournal:
         for record in records:
             if record["kind"] == "rewound":
                 trial.roll_back(record["step"])
-                if record["time_ms"] >= self._heard.get(trial.number, 0):  # the run has made the requested copy
+                if record["time_ms"] >= self._change_times.get(trial.number, 0):  # the run has made the copy
                     trial.copy_from = None
             elif record["kind"] == "metrics":
                 self._read_metrics(trial, record["step"], record["values"])
-        ended = [record["status"] for record in records if record["kind"] == "end"]
-        if ended and ended[-1] == "FINISHED" and trial.state is State.PENDING:
+        statuses = [record["status"] for record in records if record["kind"] == "end"]
+        if statuses and statuses[-1] == "FINISHED" and trial.state is State.PENDING:
             trial.state = State.FINISHED
         trial.seconds = max(trial.seconds, active_seconds(records))
 
     def _read_metrics(self, trial: Trial, step: int, values: dict[str, float]) -> None:
         if not any(name.startswith("val/") for name in values):
             return
-        paused = self._paused.get(trial.number)
-        if paused is not None and step > paused:  # validated before the run received its pause: no decision yet
+        pause_step = self._pause_steps.get(trial.number)
+        if pause_step is not None and step > pause_step:  # validated before the run received its pause: no decision yet
             return
         first, *others = self._metrics
         trial.add_result(step, objective_sign(first) * values[first] if first in values else WORST)
-        trial.others |= {name: values[name] for name in others if name in values}
+        trial.other_metrics |= {name: values[name] for name in others if name in values}
 
 
-def _became(trial: Trial, record: dict[str, Any]) -> None:
-    trial.state, trial.reason, trial.values = State(record["state"]), record["why"], record["values"]
+def _restore_state(trial: Trial, record: dict[str, Any]) -> None:
+    trial.state, trial.reason, trial.values = State(record["state"]), record["why"], _values_of(record)
     trial.copy_from, trial.seconds = record["copies"], record["seconds"]
-    trial.others |= record["costs"]
+    trial.other_metrics |= record["costs"]
 
 
 def active_seconds(records: Sequence[dict[str, Any]]) -> float:
     """Returns the seconds that a run was active, from its journal. A killed process cannot report them itself."""
-    began: int | None = None
-    spent = last = 0
+    start: int | None = None
+    total = last = 0
     for record in records:
         if record["kind"] in ("run", "resumed"):
-            spent += last - began if began is not None else 0
-            began = last = record["time_ms"]
-        elif record["kind"] in AT_WORK:
+            total += last - start if start is not None else 0
+            start = last = record["time_ms"]
+        elif record["kind"] in ACTIVE_KINDS:
             last = record["time_ms"]
-    return (spent + last - began) / 1000 if began is not None else 0.0
+    return (total + last - start) / 1000 if start is not None else 0.0
+
+
+def _values_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a trial by dotted key; an older journal may hold earlier names."""
+    return {current_key(key): value for key, value in record["values"].items()}

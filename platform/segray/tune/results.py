@@ -25,7 +25,7 @@ def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] 
     if trial.best is None:
         return None
     first, *others = metrics
-    found = [objective_sign(first) * trial.best, *(trial.others[name] for name in others if name in trial.others)]
+    found = [objective_sign(first) * trial.best, *(trial.other_metrics[name] for name in others if name in trial.other_metrics)]
     return tuple(found) if len(found) == len(metrics) else None
 
 

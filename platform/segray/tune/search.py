@@ -27,11 +27,11 @@ class PriorTrial:
 
     Attributes:
         values: settings by dotted key.
-        found: final value of each objective of this sweep, without a change of sign.
+        metrics: final value of each objective of this sweep, without a change of sign.
     """
 
     values: Values
-    found: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Search(Protocol):
@@ -46,14 +46,14 @@ class Search(Protocol):
         """
 
 
-def build_search(settings: Config, known: Sequence[PriorTrial] = ()) -> Search:
-    """Builds the searcher of a sweep. Only TPE uses the known trials."""
+def build_search(settings: Config, prior_trials: Sequence[PriorTrial] = ()) -> Search:
+    """Builds the searcher of a sweep. Only TPE uses the trials of an earlier sweep."""
     space, tune = dimensions(settings), settings.tune
     if tune.search == "grid":
         return GridSearch(space)
     if tune.search == "random":
         return RandomSearch(space, tune.seed)
-    return TpeSearch(space, tune.seed, settings.train.steps, tune.metric, known)
+    return TpeSearch(space, tune.seed, settings.train.steps, tune.metrics, prior_trials)
 
 
 class RandomSearch:
@@ -84,22 +84,24 @@ class TpeSearch:
     Args:
         space: search space.
         seed: seed of the search.
-        last: last step of a trial.
+        last_step: last step of a trial.
         metrics: objectives.
-        known: trials of an earlier sweep.
+        prior_trials: trials of an earlier sweep.
     """
 
     def __init__(
         self,
         space: tuple[Dimension, ...],
         seed: int,
-        last: int,
+        last_step: int,
         metrics: Sequence[str],
-        known: Sequence[PriorTrial] = (),
+        prior_trials: Sequence[PriorTrial] = (),
     ) -> None:
-        self._space, self._seed, self._last, self._metrics = space, seed, last, tuple(metrics)
+        self._space, self._seed, self._last_step, self._metrics = space, seed, last_step, tuple(metrics)
         self._distributions = {dimension.key: distribution(dimension) for dimension in space}
-        self._known = [self._frozen(one.values, [one.found[name] for name in self._metrics]) for one in known]
+        self._prior_trials = [
+            self._to_optuna(prior.values, [prior.metrics[name] for name in self._metrics]) for prior in prior_trials
+        ]
 
     def suggest(self, number: int, trials: Sequence[Trial]) -> Values | None:
         sampler = optuna.samplers.TPESampler(
@@ -110,32 +112,48 @@ class TpeSearch:
         )
         directions = [MAXIMIZE if objective_sign(name) > 0 else MINIMIZE for name in self._metrics]
         study = optuna.create_study(directions=directions, sampler=sampler)
-        study.add_trials([*self._known, *(self._told(trial) for trial in trials if trial.state is not State.FAILED)])
-        asked = study.ask(self._distributions).params
-        return {one.key: one.values[asked[one.key]] if one.is_choice else asked[one.key] for one in self._space}
-
-    def _told(self, trial: Trial) -> FrozenTrial:
-        if trial.state in (State.RUNNING, State.PENDING) or not trial.curve:
-            return self._frozen(trial.values, None)
-        expected = trial.forecast(trial.step, self._last) * objective_sign(self._metrics[0])
-        others = [trial.others.get(name) for name in self._metrics[1:]]
-        if any(value is None for value in others):
-            return self._frozen(trial.values, None)
-        return self._frozen(trial.values, [expected, *(value for value in others if value is not None)])
-
-    def _frozen(self, values: Values, found: Sequence[float] | None) -> FrozenTrial:
-        """Returns an Optuna trial, complete if `found` has values, else running."""
-        params: dict[str, Any] = {
-            one.key: one.values.index(values[one.key]) if one.is_choice else values[one.key] for one in self._space
+        study.add_trials(self._prior_trials)
+        study.add_trials(
+            [
+                self._to_optuna(trial.values, self._objectives(trial))
+                for trial in trials
+                if trial.state is not State.FAILED
+            ]
+        )
+        params = study.ask(self._distributions).params
+        return {
+            dimension.key: dimension.values[params[dimension.key]] if dimension.is_choice else params[dimension.key]
+            for dimension in self._space
         }
-        state = TrialState.RUNNING if found is None else TrialState.COMPLETE
-        return create_trial(state=state, values=found, params=params, distributions=self._distributions)
+
+    def _objectives(self, trial: Trial) -> list[float] | None:
+        """Returns the expected final objectives of a trial, or `None` if they are unknown."""
+        if trial.state in (State.RUNNING, State.PENDING) or not trial.curve:
+            return None
+        if not all(name in trial.other_metrics for name in self._metrics[1:]):
+            return None
+        first = trial.forecast(trial.step, self._last_step) * objective_sign(self._metrics[0])
+        return [first, *(trial.other_metrics[name] for name in self._metrics[1:])]
+
+    def _to_optuna(self, values: Values, objectives: Sequence[float] | None) -> FrozenTrial:
+        """Returns an Optuna trial: complete if it has objectives, else running."""
+        state = TrialState.RUNNING if objectives is None else TrialState.COMPLETE
+        params = optuna_params(self._space, values)
+        return create_trial(state=state, values=objectives, params=params, distributions=self._distributions)
+
+
+def optuna_params(space: Sequence[Dimension], values: Values) -> dict[str, Any]:
+    """Returns the Optuna parameters of settings; a choice is represented by its index, because it may be a list."""
+    return {
+        dimension.key: dimension.values.index(values[dimension.key]) if dimension.is_choice else values[dimension.key]
+        for dimension in space
+    }
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
     """Returns the Optuna distribution of a setting; for a choice, a distribution of indices."""
     if dimension.is_choice:
-        return CategoricalDistribution(range(len(dimension.values)))  # indices, because a value may be a list
+        return CategoricalDistribution(range(len(dimension.values)))
     low, high = dimension.values
     if dimension.is_integer:
         return IntDistribution(low, high, log=dimension.is_log)

@@ -218,7 +218,7 @@ class TrialManager:
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"accumulation_steps": trial.accumulation_steps})}
         )
-        trial.others |= self._costs_of(config)
+        trial.other_metrics |= self._costs_of(config)
         donor = None if trial.copy_from is None else str(trial_dir(sweep.folder, trial.copy_from))
         is_pbt = sweep.config.tune.scheduler == "pbt"
         perturbed = tuple(dimension.key for dimension in space.dimensions(sweep.config)) if is_pbt else ()
@@ -236,7 +236,7 @@ class TrialManager:
             return
         journal = Journal(run)
         records = journal.records()
-        costs = {name: value for name, value in trial.others.items() if name.startswith(COST)}
+        costs = {name: value for name, value in trial.other_metrics.items() if name.startswith(COST)}
         if costs and not any(
             record["kind"] == "metrics" and costs.keys() <= record["values"].keys() for record in records
         ):

@@ -40,7 +40,7 @@ class Trial:
         values: settings by dotted key.
         state: current state.
         curve: first objective at each validation, by step; higher is better.
-        others: last reported values of the other objectives, without a change of sign, and costs.
+        other_metrics: last reported values of the other objectives, without a change of sign, and costs.
         approved_step: step of the last validation after which the scheduler let the trial continue.
         copy_from: number of the trial whose checkpoint the segment starts from; `None` after the next validation.
         seconds: run time of all completed segments, in seconds.
@@ -54,7 +54,7 @@ class Trial:
     values: dict[str, Any]
     state: State = State.PENDING
     curve: dict[int, float] = field(default_factory=dict)
-    others: dict[str, float] = field(default_factory=dict)
+    other_metrics: dict[str, float] = field(default_factory=dict)
     approved_step: int = 0
     copy_from: int | None = None
     seconds: float = 0.0
@@ -86,18 +86,19 @@ class Trial:
 
     def first_step_at(self, step: int) -> int | None:
         """Returns the step of the first validation at or after a step, or `None` if the trial has not reached it."""
-        return min((found for found in self.curve if found >= step), default=None)
+        return min((validated for validated in self.curve if validated >= step), default=None)
 
-    def forecast(self, step: int, last: int) -> float:
+    def forecast(self, step: int, last_step: int) -> float:
         """Returns the forecast of the final value, based on the validations up to a step.
 
         Args:
             step: step of a validation.
-            last: last step of the trial.
+            last_step: last step of the trial.
         """
         if step not in self._forecasts:
-            steps = sorted(found for found in self.curve if found <= step)
-            self._forecasts[step] = extrapolate_curve(steps, [self.curve[found] for found in steps], last)
+            steps = sorted(validated for validated in self.curve if validated <= step)
+            values = [self.curve[validated] for validated in steps]
+            self._forecasts[step] = extrapolate_curve(steps, values, last_step)
         return self._forecasts[step]
 
     def end_segment(self) -> None:
@@ -111,5 +112,5 @@ class Trial:
 
     def roll_back(self, step: int) -> None:
         """Removes the values after a step, for a trial that resumes from an earlier checkpoint."""
-        self.curve = {found: value for found, value in self.curve.items() if found <= step}
+        self.curve = {validated: value for validated, value in self.curve.items() if validated <= step}
         self._forecasts = {}

@@ -36,7 +36,7 @@ def write_sweep_report(
     Raises:
         DataError: the report cannot be written.
     """
-    space, last, metrics = dimensions(config), config.train.steps, config.tune.metric
+    space, last, metrics = dimensions(config), config.train.steps, config.tune.metrics
     important = setting_importances(space, trials, last)
     drawn = {
         "curves": figures.plot_curves(trials, best, metrics[0], last),
@@ -76,7 +76,7 @@ def _lines(trials: Sequence[Trial], metrics: Sequence[str]) -> list[dict[str, An
         {
             "trial": trial,
             "best": None if trial.best is None else objective_sign(metrics[0]) * trial.best,
-            "others": [trial.others.get(name) for name in metrics[1:]],
+            "others": [trial.other_metrics.get(name) for name in metrics[1:]],
         }
         for trial in sorted(trials, key=lambda one: (one.best is None, -(one.best or 0.0), one.number))
     ]

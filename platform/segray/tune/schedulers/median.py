@@ -11,28 +11,31 @@ from segray.tune.schedulers.base import SchedulerDecision
 from segray.tune.trial import State, Trial
 
 MIN_OTHERS = 3
+"""Minimum number of other trials for a comparison."""
 
 
 class MedianStopping:
     """Scheduler for median stopping.
 
     Args:
-        grace: number of steps before a trial may be stopped.
-        last: last step of a trial.
+        grace_steps: number of steps before a trial may be stopped.
+        last_step: last step of a trial.
     """
 
-    def __init__(self, grace: int, last: int) -> None:
-        self._grace, self._last = grace, last
+    def __init__(self, grace_steps: int, last_step: int) -> None:
+        self._grace_steps, self._last_step = grace_steps, last_step
 
-    def on_result(self, trial: Trial, trials: Sequence[Trial], is_whole: bool) -> SchedulerDecision:
+    def on_result(self, trial: Trial, trials: Sequence[Trial], is_complete: bool) -> SchedulerDecision:
         step = trial.step
-        if not self._grace <= step < self._last:
+        if not self._grace_steps <= step < self._last_step:
             return SchedulerDecision.CONTINUE
-        others = [one.forecast(step, self._last) for one in trials if one is not trial and step in one.curve]
-        if len(others) < MIN_OTHERS or trial.forecast(step, self._last) >= median(others):
+        others = [
+            other.forecast(step, self._last_step) for other in trials if other is not trial and step in other.curve
+        ]
+        if len(others) < MIN_OTHERS or trial.forecast(step, self._last_step) >= median(others):
             return SchedulerDecision.CONTINUE
-        trial.reason = f"below the median of {len(others)} others at step {step}"
+        trial.reason = f"below the median of {len(others)} other trials at step {step}"
         return SchedulerDecision.STOP
 
-    def next_to_resume(self, trials: Sequence[Trial], is_whole: bool) -> Trial | None:
+    def next_to_resume(self, trials: Sequence[Trial], is_complete: bool) -> Trial | None:
         return next((trial for trial in trials if trial.state is State.PAUSED), None)
