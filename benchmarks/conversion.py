@@ -29,8 +29,8 @@ from segray.data.storage import content_hash
 BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
 TENTH = "a tenth of the images"
 MIB = 2**20
-KINDS = 256  # number of distinct images
-MIN_WATCHED = 10_000  # a tenth of fewer images is converted before the first memory sample
+NUM_DISTINCT = 256  # images
+MIN_MONITORED = 10_000  # a tenth of fewer images is converted before the first memory sample
 
 
 def write_pairs(root: str, size: int, images: int, out: Path) -> SourceListing:
@@ -41,17 +41,17 @@ def write_pairs(root: str, size: int, images: int, out: Path) -> SourceListing:
     """
     manifest = read_manifest(root)
     split = next(iter(manifest.splits))
-    kinds = load_encoded(root, split, size, min(KINDS, manifest.split(split).rows))
+    pairs = load_encoded(root, split, size, min(NUM_DISTINCT, manifest.split(split).rows))
     for side in ("images", "masks"):
         (out / side / "train").mkdir(parents=True)
-    for number, (image, mask) in enumerate(islice(cycle(kinds), images)):
+    for number, (image, mask) in enumerate(islice(cycle(pairs), images)):
         (out / "images" / "train" / f"{number:07d}.jpg").write_bytes(image)
         (out / "masks" / "train" / f"{number:07d}.png").write_bytes(mask)
     return SourceListing(folder.list_samples(str(out)).samples, manifest.classes, absent_ok=True)
 
 
 def run_benchmark(
-    found: SourceListing, place: Path, cores: int, turns: int, say: Callable[[str], None]
+    listing: SourceListing, work_dir: Path, cores: int, turns: int, log: Callable[[str], None]
 ) -> BenchmarkReport:
     """Compares a conversion with the bare loops in alternating turns, on the connected cluster.
 
@@ -59,53 +59,53 @@ def run_benchmark(
     does not decode the images and so cannot detect damaged ones. It is measured to quantify the cost of decoding.
 
     Args:
-        found: listing of the images to convert.
-        place: destination folder.
+        listing: listing of the images to convert.
+        work_dir: folder in which the datasets are written.
         cores: number of processes of the bare loop; the cluster has the same number of CPUs.
         turns: number of timed turns of each candidate, after one warm-up turn.
-        say: callback that receives progress messages.
+        log: callback that receives progress messages.
     """
-    say(f"{len(found.samples)} images, {turns} turns each ...")
-    images = len(found.samples)
+    log(f"{len(listing.samples)} images, {turns} turns per candidate ...")
+    images = len(listing.samples)
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-        actions: list[Callable[[], object]] = [
-            partial(_converted, found, place),
-            partial(_bare, found, pool, cores, decodes=True),
-            partial(_bare, found, pool, cores, decodes=False),
+        candidates: list[Callable[[], object]] = [
+            partial(_convert, listing, work_dir),
+            partial(_bare_loop, listing, pool, cores, decodes=True),
+            partial(_bare_loop, listing, pool, cores, decodes=False),
         ]
-        taken = [[images / _seconds(action) for action in actions] for _ in range(turns + 1)][1:]
-    ours, bare, counting = map(list, zip(*taken, strict=True))
+        rates = [[images / _time(candidate) for candidate in candidates] for _ in range(turns + 1)][1:]
+    ours, bare, counting = map(list, zip(*rates, strict=True))
     rows = [
         rate_row("prepare_images", BARE_LOOP, ours, bare, "images/s"),
         rate_row("prepare_images", COUNTING_LOOP, ours, counting, "images/s"),
     ]
-    if is_supported() and images >= MIN_WATCHED:
-        say("peak memory, all of it and a tenth ...")
-        tenth = SourceListing(found.samples[: images // 10], found.classes, absent_ok=True)
-        peaks = [_peak(one, place) / MIB for one in (found, tenth)]
+    if is_supported() and images >= MIN_MONITORED:
+        log("peak memory for all images and for a tenth of them ...")
+        tenth = SourceListing(listing.samples[: images // 10], listing.classes, absent_ok=True)
+        peaks = [_peak(part, work_dir) / MIB for part in (listing, tenth)]
         rows.append(time_row("prepare_memory", TENTH, peaks[:1], peaks[1:], "MiB"))
-    case: dict[str, str | int] = {"images": images, "image_bytes": found.samples[0].size_bytes, "cores": cores}
+    case: dict[str, str | int] = {"images": images, "image_bytes": listing.samples[0].size_bytes, "cores": cores}
     return BenchmarkReport(
-        machine.describe_machine(torch.device("cpu")), case | _bounds(_converted(found, place)), rows
+        machine.describe_machine(torch.device("cpu")), case | _describe_shards(_convert(listing, work_dir)), rows
     )
 
 
-def _seconds(action: Callable[[], object]) -> float:
+def _time(candidate: Callable[[], object]) -> float:
     start = perf_counter()
-    action()
+    candidate()
     return perf_counter() - start
 
 
-def _converted(found: SourceListing, place: Path) -> Manifest:
-    out = place / "made"
+def _convert(listing: SourceListing, work_dir: Path) -> Manifest:
+    out = work_dir / "converted"
     shutil.rmtree(out, ignore_errors=True)
-    return convert_dataset(found, str(out))
+    return convert_dataset(listing, str(out))
 
 
-def _bare(found: SourceListing, pool: ProcessPoolExecutor, cores: int, *, decodes: bool) -> list[int]:
-    assert found.classes is not None
-    shares = [found.samples[start::cores] for start in range(cores)]
-    counts = pool.map(partial(_read_hash_count, found.classes, decodes), shares)
+def _bare_loop(listing: SourceListing, pool: ProcessPoolExecutor, cores: int, *, decodes: bool) -> list[int]:
+    assert listing.classes is not None
+    partitions = [listing.samples[start::cores] for start in range(cores)]
+    counts = pool.map(partial(_read_hash_count, listing.classes, decodes), partitions)
     total: list[int] = np.sum(list(counts), axis=0).tolist()
     return total
 
@@ -123,13 +123,13 @@ def _read_hash_count(classes: Classes, decodes: bool, samples: tuple[SourceSampl
     return counts.tolist()
 
 
-def _peak(found: SourceListing, place: Path) -> int:
+def _peak(listing: SourceListing, work_dir: Path) -> int:
     with monitor_memory(getpid()) as peak:
-        _converted(found, place)
+        _convert(listing, work_dir)
     return peak.memory
 
 
-def _bounds(manifest: Manifest) -> dict[str, str | int]:
+def _describe_shards(manifest: Manifest) -> dict[str, str | int]:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return {
         "shards": len(shards),

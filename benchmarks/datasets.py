@@ -14,7 +14,7 @@ from segray.data.sources.sample import SourceListing, SourceSample
 
 SPLIT = "train"
 JPEG_QUALITY = 92
-USUAL_BYTES = 60_000
+TYPICAL_BYTES = 60_000
 MAX_ROWS = 256  # of the original; only the amount of data matters, not its variety
 
 
@@ -27,31 +27,33 @@ def write_resized_dataset(root: str, split: str, size: int | None, rows: int, ou
         DataError: the dataset or split does not exist, or the disk is full.
     """
     manifest = read_manifest(root)
-    kinds = min(rows, manifest.split(split).rows, MAX_ROWS)
+    num_distinct = min(rows, manifest.split(split).rows, MAX_ROWS)
     samples = []
     for number in range(rows):
-        image, mask = (partial(_part, root, split, size, kinds, number % kinds, part) for part in (0, 1))
+        image, mask = (
+            partial(_read_part, root, split, size, num_distinct, number % num_distinct, part) for part in (0, 1)
+        )
         name = f"{SPLIT}/{number:07d}"
-        samples.append(SourceSample(SPLIT, name, name, name, USUAL_BYTES, image, mask))
+        samples.append(SourceSample(SPLIT, name, name, name, TYPICAL_BYTES, image, mask))
     convert_dataset(SourceListing(tuple(samples), manifest.classes, absent_ok=True), str(out))
     return SplitReader(str(out), read_manifest(str(out)).split(SPLIT))
 
 
-def _part(root: str, split: str, size: int | None, kinds: int, index: int, part: int) -> bytes:
-    return load_encoded(root, split, size, kinds)[index][part]
+def _read_part(root: str, split: str, size: int | None, num_distinct: int, index: int, part: int) -> bytes:
+    return load_encoded(root, split, size, num_distinct)[index][part]
 
 
 @lru_cache(maxsize=1)
-def load_encoded(root: str, split: str, size: int | None, kinds: int) -> list[tuple[bytes, bytes]]:
+def load_encoded(root: str, split: str, size: int | None, num_distinct: int) -> list[tuple[bytes, bytes]]:
     """Returns the encoded images and masks of the first rows, cached per process."""
     source = SplitReader(root, read_manifest(root).split(split))
-    groups = sorted(set(source.groups_of_rows(range(kinds)).tolist()))
+    groups = sorted(set(source.groups_of_rows(range(num_distinct)).tolist()))
     table = source.read(groups)
-    pairs = zip(table["image"].to_pylist()[:kinds], table["mask"].to_pylist()[:kinds], strict=True)
-    return [pair if size is None else _at_size(*pair, size) for pair in pairs]
+    pairs = zip(table["image"].to_pylist()[:num_distinct], table["mask"].to_pylist()[:num_distinct], strict=True)
+    return [pair if size is None else _resize_pair(*pair, size) for pair in pairs]
 
 
-def _at_size(image: bytes, mask: bytes, size: int) -> tuple[bytes, bytes]:
+def _resize_pair(image: bytes, mask: bytes, size: int) -> tuple[bytes, bytes]:
     pixels = cv2.cvtColor(resize_image(decode_image(image), size, size), cv2.COLOR_RGB2BGR)
     _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return jpeg.tobytes(), encode_mask(resize_mask(decode_mask(mask), size, size))

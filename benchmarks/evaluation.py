@@ -20,7 +20,7 @@ from segray.data.images import decode_image, decode_mask
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
 from segray.data.resize import preprocess
-from segray.evaluation.evaluate import evaluate
+from segray.evaluation.evaluate import EvaluationRequest, evaluate
 from segray.evaluation.metrics.confusion import Confusion
 from segray.inference.timing import time_call
 from segray.models import checkpoint
@@ -33,7 +33,7 @@ MAX_DIFFERENT = 1e-3
 """Permitted fraction of pixels with a different prediction; an untrained model has many near ties."""
 
 
-def run_benchmark(root: str, split: str, config: Config, turns: int, say: Callable[[str], None]) -> BenchmarkReport:
+def run_benchmark(root: str, split: str, config: Config, turns: int, log: Callable[[str], None]) -> BenchmarkReport:
     """Compares segray's evaluation with the peer's loop, from the shards to the confusion matrix.
 
     The cluster is started before the measurement. Its start-up time is reported separately.
@@ -45,43 +45,49 @@ def run_benchmark(root: str, split: str, config: Config, turns: int, say: Callab
     source = SplitReader(root, manifest.split(split))
     torch.manual_seed(0)
     model = build_model(config, manifest.classes)
-    say("starting the cluster ...")
+    log("starting the cluster ...")
     started = perf_counter()
     connect()
-    say(f"started in {perf_counter() - started:.1f} s")
+    log(f"started in {perf_counter() - started:.1f} s")
     with tempfile.TemporaryDirectory() as folder:
         meta = checkpoint.Meta(step=0, metrics={}, confusion=[], dataset_digest=manifest.digest, versions={})
         checkpoint.snapshot(model, {}, config, manifest.classes, meta).write(Path(folder))
-        found: dict[str, Confusion] = {}
+        confusions: dict[str, Confusion] = {}
 
         def ours() -> None:
-            found["ours"] = evaluate(Path(folder), root, split).counts.confusion
+            confusions["ours"] = evaluate(Path(folder), EvaluationRequest(root, split)).counts.confusion
 
         def theirs() -> None:
-            found["theirs"] = _loop(model, source, config, manifest.classes.num_classes, manifest.classes.ignore_id)
+            confusions["theirs"] = _run_peer_loop(
+                model, source, config, manifest.classes.num_classes, manifest.classes.ignore_id
+            )
 
         series: list[list[float]] = [[], []]
         for turn in range(turns):
-            say(f"turn {turn + 1} of {turns} ...")
-            for times, one in zip(series, (ours, theirs), strict=True):
-                times.append(time_call(one, torch.device("cpu")))
-    differs = np.abs(found["ours"] - found["theirs"]).sum() / 2 / found["theirs"].sum()
-    if differs > MAX_DIFFERENT:
-        raise ModelError(f"the two count {differs:.1e} of the pixels elsewhere: there is nothing to compare.")
+            log(f"turn {turn + 1} of {turns} ...")
+            for times, candidate in zip(series, (ours, theirs), strict=True):
+                times.append(time_call(candidate, torch.device("cpu")))
+    difference = np.abs(confusions["ours"] - confusions["theirs"]).sum() / 2 / confusions["theirs"].sum()
+    if difference > MAX_DIFFERENT:
+        raise ModelError(
+            f"the confusion matrices differ in {difference:.1e} of the pixels; expected at most {MAX_DIFFERENT:.0e}."
+        )
     case: dict[str, str | int] = {"data": root, "split": split, "images": source.split.rows}
-    case |= {"variant": config.model.variant, "counted_elsewhere": f"{differs:.1e}", "turns": turns}
+    case |= {"variant": config.model.variant, "counted_elsewhere": f"{difference:.1e}", "turns": turns}
     return BenchmarkReport(
         machine.describe_machine(torch.device("cpu")), case, [time_row("split", PEER, series[0], series[1], "s")]
     )
 
 
-def _loop(model: SegmentationModel, source: SplitReader, config: Config, num_classes: int, ignore_id: int) -> Confusion:
+def _run_peer_loop(
+    model: SegmentationModel, source: SplitReader, config: Config, num_classes: int, ignore_id: int
+) -> Confusion:
     try:
-        from torchmetrics.classification import MulticlassConfusionMatrix  # noqa: PLC0415 - a peer's, no dependency
+        from torchmetrics.classification import MulticlassConfusionMatrix  # noqa: PLC0415 - a peer's dependency
     except ImportError as error:
-        raise ModelError(f"the peer's loop needs torchmetrics ({error}); pip install torchmetrics.") from error
+        raise ModelError(f"the peer's loop needs torchmetrics ({error}); run pip install torchmetrics.") from error
     peer = to_transformers(model).eval()
-    counted = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_id, validate_args=False)
+    confusion = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_id, validate_args=False)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     for shard in source.split.shards:
         table = pq.read_table(Path(source.root, shard.path), columns=["image", "mask"])
@@ -91,8 +97,8 @@ def _loop(model: SegmentationModel, source: SplitReader, config: Config, num_cla
             with torch.inference_mode():
                 logits = peer(pixel_values=(pixels - mean) / std).logits
                 full = F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False)
-                counted.update(full.argmax(1), truth[None])
-    matrix: Confusion = counted.compute().numpy()
+                confusion.update(full.argmax(1), truth[None])
+    matrix: Confusion = confusion.compute().numpy()
     return matrix
 
 
@@ -103,4 +109,4 @@ def require_local(root: str) -> None:
         DataError: the dataset is in an object store.
     """
     if "://" in root:
-        raise DataError(f"data.root is {root}; expected a folder: the peer's loop reads files.")
+        raise DataError(f"data.root is {root}; expected a local folder, because the peer's loop reads files.")

@@ -16,7 +16,7 @@ from segray.core.errors import ModelError
 from segray.data.reader import SplitReader
 from segray.models.segformer.model import MEAN, STD, build_segformer
 
-NEEDED = "--against hf_trainer needs transformers and accelerate ({}); pip install 'segray[dev]'."
+INSTALL_HINT = "--against hf_trainer needs transformers and accelerate ({}); run pip install 'segray[dev]'."
 
 
 def build_hf_run(
@@ -42,20 +42,20 @@ def build_hf_run(
     require_installed()
     from transformers import PrinterCallback, Trainer  # noqa: PLC0415 - a peer, not a dependency
 
-    clock, share = _clock(warm_up), config.train.batch // ranks
+    timer, rank_batch = _build_timer(warm_up), config.train.batch // ranks
     trainer = Trainer(
         model=to_transformers(build_segformer(config.model.variant, num_classes)),
-        args=_arguments(config, share, ranks, warm_up + steps, folder),
+        args=_arguments(config, rank_batch, ranks, warm_up + steps, folder),
         train_dataset=ParquetRows(source, config.data.crop),
-        data_collator=_collated,
-        callbacks=[clock],
+        data_collator=_collate,
+        callbacks=[timer],
     )
     trainer.remove_callback(PrinterCallback)
 
     def run() -> float:
         trainer.train()
-        taken: float = clock.ended - clock.started
-        return steps * share * ranks / taken
+        seconds: float = timer.ended - timer.started
+        return steps * rank_batch * ranks / seconds
 
     return run
 
@@ -66,16 +66,16 @@ def require_installed() -> None:
         import accelerate  # noqa: F401, PLC0415
         import transformers  # noqa: F401, PLC0415
     except ImportError as error:
-        raise ModelError(NEEDED.format(error)) from error
+        raise ModelError(INSTALL_HINT.format(error)) from error
 
 
-def _arguments(config: Config, share: int, ranks: int, steps: int, folder: Path) -> Any:
+def _arguments(config: Config, rank_batch: int, ranks: int, steps: int, folder: Path) -> Any:
     from transformers import TrainingArguments  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0))
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=share,
+        per_device_train_batch_size=rank_batch,
         max_steps=steps,
         learning_rate=config.optim.lr,
         weight_decay=config.optim.weight_decay,
@@ -92,10 +92,10 @@ def _arguments(config: Config, share: int, ranks: int, steps: int, folder: Path)
     )
 
 
-def _clock(warm_up: int) -> Any:
+def _build_timer(warm_up: int) -> Any:
     from transformers import TrainerCallback  # noqa: PLC0415
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class StepTimer(TrainerCallback):  # type: ignore[misc]
         """Records the time after the warm-up steps and after the last step."""
 
         started = ended = 0.0
@@ -106,7 +106,7 @@ def _clock(warm_up: int) -> Any:
             if state.global_step == state.max_steps:
                 self.ended = _now()
 
-    return Clock()
+    return StepTimer()
 
 
 def _now() -> float:
@@ -115,7 +115,7 @@ def _now() -> float:
     return perf_counter()
 
 
-def _collated(pairs: Sequence[tuple[Any, Any]]) -> dict[str, torch.Tensor]:
+def _collate(pairs: Sequence[tuple[Any, Any]]) -> dict[str, torch.Tensor]:
     """Returns a batch in the format of transformers' SegFormer: normalised pixels and labels."""
     images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))

@@ -63,7 +63,7 @@ class InferenceCase:
         return InferenceConfig(
             crop=self.crop if is_slide else None,
             stride=self.crop * 3 // 4 if is_slide else 0,
-            windows=4 if is_slide else 1,
+            window_batch=4 if is_slide else 1,
             scales=SCALES if self.mode == "scales" else (1.0,),
             flip=self.mode in {"flip", "scales"},
             dtype=DTYPES[self.dtype],
@@ -71,11 +71,11 @@ class InferenceCase:
 
     def images(self) -> Tensor:
         """Returns the images (B, 3, H, W) uint8, identical for every call."""
-        made = torch.Generator().manual_seed(1)
-        return torch.randint(0, 256, (self.batch, 3, self.height, self.width), dtype=torch.uint8, generator=made)
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(0, 256, (self.batch, 3, self.height, self.width), dtype=torch.uint8, generator=generator)
 
 
-def run_benchmark(cases: list[InferenceCase], turns: int, say: Callable[[str], None]) -> BenchmarkReport:
+def run_benchmark(cases: list[InferenceCase], turns: int, log: Callable[[str], None]) -> BenchmarkReport:
     """Compares segray with transformers in every case.
 
     Raises:
@@ -83,26 +83,26 @@ def run_benchmark(cases: list[InferenceCase], turns: int, say: Callable[[str], N
     """
     first = cases[0]
     if first.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("--device is cuda, and torch finds no GPU here; use --device cpu.")
-    rows = [row for case in cases for row in _rows(case, turns, say)]
-    known = asdict(replace(first, batch=0)) | {"turns": turns}
-    described = {name: value for name, value in known.items() if name not in {"batch", "mode"}}
-    return BenchmarkReport(machine.describe_machine(torch.device(first.device)), described, rows)
+        raise ModelError("--device is cuda, but torch finds no GPU here; use --device cpu.")
+    rows = [row for case in cases for row in _rows(case, turns, log)]
+    fields = asdict(replace(first, batch=0)) | {"turns": turns}
+    description = {name: value for name, value in fields.items() if name not in {"batch", "mode"}}
+    return BenchmarkReport(machine.describe_machine(torch.device(first.device)), description, rows)
 
 
-def _rows(case: InferenceCase, turns: int, say: Callable[[str], None]) -> Iterator[Row]:
+def _rows(case: InferenceCase, turns: int, log: Callable[[str], None]) -> Iterator[Row]:
     device, label = torch.device(case.device), f"{case.mode}, batch {case.batch}"
-    say(f"{label}, {turns} turns each ...")
-    contenders = [contender(name, case) for name in (OURS, TRANSFORMERS)]
-    _check_agreed(contenders, case)
-    ours, theirs = time_interleaved(contenders, turns, device)
+    log(f"{label}, {turns} turns per candidate ...")
+    candidates = [build_candidate(name, case) for name in (OURS, TRANSFORMERS)]
+    _require_agreement(candidates, case)
+    ours, theirs = time_interleaved(candidates, turns, device)
     yield time_row(f"{label}: p50", TRANSFORMERS, ours, theirs, "s")
     yield replace(time_row(f"{label}: p95", TRANSFORMERS, [_p95(ours)], [_p95(theirs)], "s"), turns=turns)
     rates = [[case.batch / seconds for seconds in series] for series in (ours, theirs)]
     yield rate_row(f"{label}: images", TRANSFORMERS, rates[0], rates[1], "1/s")
-    del contenders
+    del candidates
     if memory.can_measure(device):
-        peaks = [[_peak_alone(name, case) / 2**20] for name in (OURS, TRANSFORMERS)]
+        peaks = [[_peak_in_new_process(name, case) / 2**20] for name in (OURS, TRANSFORMERS)]
         yield time_row(f"{label}: memory", TRANSFORMERS, peaks[0], peaks[1], "MiB")
 
 
@@ -110,34 +110,33 @@ def _p95(series: list[float]) -> float:
     return quantiles(series, n=20, method="inclusive")[-1] if len(series) > 1 else series[0]
 
 
-def _check_agreed(contenders: list[Segment], case: InferenceCase) -> None:
+def _require_agreement(candidates: list[Segment], case: InferenceCase) -> None:
     """Raises ModelError if the class ids of the candidates differ.
 
     Only full images in float32 are checked. The candidates blend windows differently, so other modes may differ more.
     """
     if case.mode != "whole" or case.dtype != "float32":
         return
-    ours, theirs = (one() for one in contenders)
-    differs = float((ours != theirs).float().mean())
-    if differs > MAX_DIFFERENT:
+    ours, theirs = (candidate() for candidate in candidates)
+    difference = float((ours != theirs).float().mean())
+    if difference > MAX_DIFFERENT:
         raise ModelError(
-            f"the two find another class in {differs:.1e} of the pixels; expected at most {MAX_DIFFERENT:.0e}: "
-            "there is nothing to compare."
+            f"the predicted classes differ in {difference:.1e} of the pixels; expected at most {MAX_DIFFERENT:.0e}."
         )
 
 
-def _peak_alone(name: str, case: InferenceCase) -> int:
+def _peak_in_new_process(name: str, case: InferenceCase) -> int:
     with memory.fresh_process() as pool:
         return pool.submit(_peak, name, case, torch.get_num_threads()).result()
 
 
 def _peak(name: str, case: InferenceCase, threads: int) -> int:
     torch.set_num_threads(threads)
-    contender(name, replace(case, height=64, width=64, batch=1, crop=64))()  # warm-up
-    return memory.peak_added_bytes(contender(name, case), torch.device(case.device))
+    build_candidate(name, replace(case, height=64, width=64, batch=1, crop=64))()  # warm-up
+    return memory.peak_added_bytes(build_candidate(name, case), torch.device(case.device))
 
 
-def contender(name: str, case: InferenceCase) -> Segment:
+def build_candidate(name: str, case: InferenceCase) -> Segment:
     """Returns a function that computes the class ids (B, H, W) of the case's images.
 
     The weights are random, with a fixed seed.
@@ -147,41 +146,45 @@ def contender(name: str, case: InferenceCase) -> Segment:
     images, size = case.images().to(case.device), (case.height, case.width)
     if name == OURS:
         return partial(segment, ours.to(case.device), images, size, case.inference_config)
-    return partial(_theirs, to_transformers(ours).eval().to(case.device), images, case)
+    return partial(_run_transformers, to_transformers(ours).eval().to(case.device), images, case)
 
 
 @torch.inference_mode()
-def _theirs(model: nn.Module, images: Tensor, case: InferenceCase) -> Tensor:
+def _run_transformers(model: nn.Module, images: Tensor, case: InferenceCase) -> Tensor:
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    how, size = case.inference_config, (case.height, case.width)
+    settings, size = case.inference_config, (case.height, case.width)
 
-    def scores(pixels: Tensor, at: tuple[int, int]) -> Tensor:
-        with torch.autocast(case.device, how.dtype, enabled=how.dtype is not torch.float32):
+    def scores(pixels: Tensor, out_size: tuple[int, int]) -> Tensor:
+        with torch.autocast(case.device, settings.dtype, enabled=settings.dtype is not torch.float32):
             logits = model(pixel_values=pixels).logits
-        return F.interpolate(logits.float(), at, mode="bilinear", align_corners=False)
+        return F.interpolate(logits.float(), out_size, mode="bilinear", align_corners=False)
 
     pixels = (images - mean) / std
-    if how.crop is not None:
-        return _added_up(partial(scores, at=(how.crop, how.crop)), pixels, how, case.classes).argmax(1)
+    if settings.crop is not None:
+        return _sum_windows(
+            partial(scores, out_size=(settings.crop, settings.crop)), pixels, settings, case.classes
+        ).argmax(1)
+    averages = len(settings.scales) > 1 or settings.flip
     total = torch.zeros(len(images), case.classes, *size, device=images.device)
-    for scale in how.scales:
+    for scale in settings.scales:
         resized = [-(-int(side * scale) // 32) * 32 for side in size]
         scaled = pixels if scale == 1.0 else F.interpolate(pixels, resized, mode="bilinear", align_corners=False)
-        for flips in (False, True) if how.flip else (False,):
-            found = scores(scaled.flip(-1) if flips else scaled, size)
-            total += (found.flip(-1) if flips else found).softmax(1) if len(how.scales) > 1 or how.flip else found
+        for flipped in (False, True) if settings.flip else (False,):
+            logits = scores(scaled.flip(-1) if flipped else scaled, size)
+            logits = logits.flip(-1) if flipped else logits
+            total += logits.softmax(1) if averages else logits
     return total.argmax(1)
 
 
-def _added_up(scores: Callable[[Tensor], Tensor], pixels: Tensor, how: InferenceConfig, classes: int) -> Tensor:
+def _sum_windows(scores: Callable[[Tensor], Tensor], pixels: Tensor, settings: InferenceConfig, classes: int) -> Tensor:
     """Returns the mean of the windows' scores at full size, computed one window at a time."""
-    crop = how.crop or 0
+    crop = settings.crop or 0
     total = torch.zeros(len(pixels), classes, *pixels.shape[-2:], device=pixels.device)
-    hits = torch.zeros(1, 1, *pixels.shape[-2:], device=pixels.device)
-    tops, lefts = (sorted({*range(0, side - crop, how.stride), side - crop}) for side in pixels.shape[-2:])
+    counts = torch.zeros(1, 1, *pixels.shape[-2:], device=pixels.device)
+    tops, lefts = (sorted({*range(0, side - crop, settings.stride), side - crop}) for side in pixels.shape[-2:])
     for top in tops:
         for left in lefts:
-            part = (..., slice(top, top + crop), slice(left, left + crop))
-            total[part] += scores(pixels[part])
-            hits[part] += 1
-    return total / hits
+            window = (..., slice(top, top + crop), slice(left, left + crop))
+            total[window] += scores(pixels[window])
+            counts[window] += 1
+    return total / counts

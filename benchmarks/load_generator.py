@@ -26,14 +26,14 @@ class MaskChecker:
     """Checks that a response equals the expected mask of its version.
 
     Attributes:
-        known: expected masks (H, W), by index of the body and version.
+        expected: expected masks (H, W), by index of the body and version.
     """
 
-    known: Mapping[tuple[int, str], Mask]
+    expected: Mapping[tuple[int, str], Mask]
 
-    def __call__(self, which: int, version: str, answer: bytes) -> bool:
+    def __call__(self, body_index: int, version: str, response: bytes) -> bool:
         """Returns True if the mask is correct, except for the pixels that batching may change."""
-        return bool((decode_mask(answer) == self.known[which, version]).mean() >= 1 - MAX_DIFFERENT)
+        return bool((decode_mask(response) == self.expected[body_index, version]).mean() >= 1 - MAX_DIFFERENT)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LoadPlan:
         clients: number of concurrent clients.
         seconds: duration of the load.
         rate: requests per second of all clients; with `None`, a client sends each request after the previous response.
-        most: maximum number of requests; `None` limits only the duration.
+        max_requests: maximum number of requests; `None` limits only the duration.
     """
 
     url: str
@@ -54,7 +54,7 @@ class LoadPlan:
     clients: int
     seconds: float
     rate: float | None = None
-    most: int | None = None
+    max_requests: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,62 +95,62 @@ class LoadResult:
     @property
     def rate(self) -> float:
         """Successful responses per second."""
-        return sum(one.status == 200 for one in self.samples) / self.seconds
+        return sum(sample.status == 200 for sample in self.samples) / self.seconds
 
     @property
     def failed(self) -> list[RequestSample]:
         """Requests without a response, with an error status or with an incorrect response."""
-        return [one for one in self.samples if one.status != 200 or one.is_right is False]
+        return [sample for sample in self.samples if sample.status != 200 or sample.is_right is False]
 
-    def quantile_ms(self, share: float) -> float:
-        """Returns the quantile `share` of the response times in milliseconds."""
-        return float(np.quantile([one.seconds for one in self.samples], share) * 1e3)
+    def quantile_ms(self, quantile: float) -> float:
+        """Returns the given quantile of the response times in milliseconds."""
+        return float(np.quantile([sample.seconds for sample in self.samples], quantile) * 1e3)
 
 
 def apply_load(plan: LoadPlan, check: Check | None = None) -> LoadResult:
     """Applies the load of a plan and returns the results. Call it in a process that does nothing else."""
-    return asyncio.run(_put(plan, check))
+    return asyncio.run(_run_clients(plan, check))
 
 
-async def _put(plan: LoadPlan, check: Check | None) -> LoadResult:
-    samples, numbers = list[RequestSample](), iter(range(plan.most or 2**62))
+async def _run_clients(plan: LoadPlan, check: Check | None) -> LoadResult:
+    samples, numbers = list[RequestSample](), iter(range(plan.max_requests or 2**62))
     connector = aiohttp.TCPConnector(limit=plan.clients)
     async with aiohttp.ClientSession(connector=connector) as session:
-        begun, clock = perf_counter(), time()
-        await asyncio.gather(*(_client(session, plan, numbers, begun, samples, check) for _ in range(plan.clients)))
-        return LoadResult(tuple(sorted(samples, key=lambda one: one.sent)), perf_counter() - begun, clock)
+        begin, clock = perf_counter(), time()
+        await asyncio.gather(*(_client(session, plan, numbers, begin, samples, check) for _ in range(plan.clients)))
+        return LoadResult(tuple(sorted(samples, key=lambda sample: sample.sent)), perf_counter() - begin, clock)
 
 
 async def _client(
     session: aiohttp.ClientSession,
     plan: LoadPlan,
     numbers: Iterator[int],
-    begun: float,
+    begin: float,
     samples: list[RequestSample],
     check: Check | None,
 ) -> None:
     """Sends requests sequentially, at fixed intervals if the plan has a rate."""
     period = 0.0 if plan.rate is None else plan.clients / plan.rate
-    due = begun + random.random() * period
+    due = begin + random.random() * period
     while True:
         await asyncio.sleep(max(0.0, due - perf_counter()))
-        if perf_counter() - begun >= plan.seconds or (number := next(numbers, None)) is None:
+        if perf_counter() - begin >= plan.seconds or (number := next(numbers, None)) is None:
             return
         since = perf_counter() if plan.rate is None else due  # includes the delay of a late client
-        samples.append(await _asked(session, plan, number % len(plan.bodies), begun, since, check))
+        samples.append(await _send(session, plan, number % len(plan.bodies), begin, since, check))
         due = max(due + period, perf_counter() - period)
 
 
-async def _asked(
-    session: aiohttp.ClientSession, plan: LoadPlan, which: int, begun: float, sent: float, check: Check | None
+async def _send(
+    session: aiohttp.ClientSession, plan: LoadPlan, body_index: int, begin: float, sent: float, check: Check | None
 ) -> RequestSample:
-    body, headers = plan.bodies[which]
+    body, headers = plan.bodies[body_index]
     try:
-        async with session.post(plan.url, data=body, headers=headers) as answer:
-            content = await answer.read()
-            seconds, version = perf_counter() - sent, answer.headers.get(VERSION, "")
-            is_right = check(which, version, content) if check is not None and answer.status == 200 else None
-            said = "" if answer.status == 200 else content[:200].decode("utf-8", "replace")
-            return RequestSample(sent - begun, seconds, answer.status, version, is_right, said)
+        async with session.post(plan.url, data=body, headers=headers) as response:
+            content = await response.read()
+            seconds, version = perf_counter() - sent, response.headers.get(VERSION, "")
+            is_right = check(body_index, version, content) if check is not None and response.status == 200 else None
+            message = "" if response.status == 200 else content[:200].decode("utf-8", "replace")
+            return RequestSample(sent - begin, seconds, response.status, version, is_right, message)
     except (aiohttp.ClientError, OSError) as error:
-        return RequestSample(sent - begun, perf_counter() - sent, FAILED, "", None, f"{type(error).__name__}: {error}")
+        return RequestSample(sent - begin, perf_counter() - sent, FAILED, "", None, f"{type(error).__name__}: {error}")

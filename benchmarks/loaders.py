@@ -57,24 +57,26 @@ class PassTiming:
     """The times of one turn: seconds to the first batch and to the last batch."""
 
     first_s: float
-    all_s: float
+    total_s: float
 
 
 Turn = Callable[[int], PassTiming]
 
 
 @contextmanager
-def segray_loader(load: LoaderTask) -> Iterator[Turn]:
+def segray_loader(task: LoaderTask) -> Iterator[Turn]:
     """Yields the turn function of segray's stream. Turn n continues where turn n-1 ended."""
     connect()
-    plan = EpochPlan(load.source.rows_per_group(), load.batch, 0, shuffle_window_steps(load.source, load.batch))
-    augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
-    means = LoaderResources(read_cpus=load.cores / 2, threads=load.cores)
+    plan = EpochPlan(task.source.rows_per_group(), task.batch, 0, shuffle_window_steps(task.source, task.batch))
+    augment = Augmenter(config.build({"data.crop": task.crop}).data, IGNORE_ID)
+    resources = LoaderResources(read_cpus=task.cores / 2, threads=task.cores)
 
     def turn(number: int) -> PassTiming:
-        start = number * load.batches
-        slots = range(load.batch)
-        return _timed(lambda: training_batches(load.source, plan, slots, start, start + load.batches, augment, means))
+        start = number * task.batches
+        slots = range(task.batch)
+        return _time_pass(
+            lambda: training_batches(task.source, plan, slots, start, start + task.batches, augment, resources)
+        )
 
     try:
         yield turn
@@ -83,15 +85,15 @@ def segray_loader(load: LoaderTask) -> Iterator[Turn]:
 
 
 @contextmanager
-def torch_dataloader(load: LoaderTask) -> Iterator[Turn]:
+def torch_dataloader(task: LoaderTask) -> Iterator[Turn]:
     """Yields the turn function of a standard DataLoader: rows in memory, `cores` workers."""
-    rows = ParquetRows(load.source, load.crop)
-    sampler = RandomSampler(rows, replacement=True, num_samples=load.batches * load.batch)
+    rows = ParquetRows(task.source, task.crop)
+    sampler = RandomSampler(rows, replacement=True, num_samples=task.batches * task.batch)
     # "fork" is the default on Linux. This process was spawned, and its workers would be spawned as well.
     loader: DataLoader[tuple[Any, Any]] = DataLoader(
-        rows, batch_size=load.batch, sampler=sampler, num_workers=load.cores, multiprocessing_context="fork"
+        rows, batch_size=task.batch, sampler=sampler, num_workers=task.cores, multiprocessing_context="fork"
     )
-    yield lambda number: _timed(lambda: iter(loader))
+    yield lambda number: _time_pass(lambda: iter(loader))
 
 
 class ParquetRows(Dataset[tuple[Any, Any]]):
@@ -103,7 +105,7 @@ class ParquetRows(Dataset[tuple[Any, Any]]):
     """
 
     def __init__(self, source: SplitReader, crop: int) -> None:
-        self.table = _table(source)
+        self.table = _read_table(source)
         self.pipeline = A.Compose(
             [
                 A.RandomScale((-0.5, 1.0), p=1),
@@ -121,50 +123,50 @@ class ParquetRows(Dataset[tuple[Any, Any]]):
         encoded = np.frombuffer(self.table["image"][index].as_py(), np.uint8)
         image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         mask = decode_mask(self.table["mask"][index].as_py())
-        made = self.pipeline(image=image, mask=mask)
-        return np.ascontiguousarray(made["image"].transpose(2, 0, 1)), made["mask"]
+        augmented = self.pipeline(image=image, mask=mask)
+        return np.ascontiguousarray(augmented["image"].transpose(2, 0, 1)), augmented["mask"]
 
 
 @contextmanager
-def plain_loop(load: LoaderTask) -> Iterator[Turn]:
+def plain_loop(task: LoaderTask) -> Iterator[Turn]:
     """Yields the turn function of a loop that only decodes and augments rows in memory, like segray's stream."""
-    fresh = get_context("spawn")
-    with ProcessPoolExecutor(load.cores, fresh, initializer=_prepare, initargs=(load,)) as pool:
-        list(pool.map(_loop, range(load.cores), [load.batch] * load.cores))  # starts and warms up the workers
-        rows = [load.batches * load.batch // load.cores] * load.cores
+    context = get_context("spawn")
+    with ProcessPoolExecutor(task.cores, context, initializer=_init_worker, initargs=(task,)) as pool:
+        list(pool.map(_augment_rows, range(task.cores), [task.batch] * task.cores))  # starts and warms up the workers
+        rows = [task.batches * task.batch // task.cores] * task.cores
 
         def turn(number: int) -> PassTiming:
             start = perf_counter()
-            list(pool.map(_loop, [number * load.cores + part for part in range(load.cores)], rows))
+            list(pool.map(_augment_rows, [number * task.cores + part for part in range(task.cores)], rows))
             return PassTiming(0.0, perf_counter() - start)
 
         yield turn
 
 
-_of_process: dict[str, Any] = {}
+_worker_state: dict[str, Any] = {}
 
 
-def _prepare(load: LoaderTask) -> None:
+def _init_worker(task: LoaderTask) -> None:
     cv2.setNumThreads(1)
-    augment = Augmenter(config.build({"data.crop": load.crop}).data, IGNORE_ID)
-    _of_process.update(table=_table(load.source), augment=augment)
+    augment = Augmenter(config.build({"data.crop": task.crop}).data, IGNORE_ID)
+    _worker_state.update(table=_read_table(task.source), augment=augment)
 
 
-def _loop(seed: int, rows: int) -> None:
-    table, augment = _of_process["table"], _of_process["augment"]
+def _augment_rows(seed: int, rows: int) -> None:
+    table, augment = _worker_state["table"], _worker_state["augment"]
     for number in np.random.default_rng(seed).integers(0, table.num_rows, rows).tolist():
         row = table["image"][number].as_py(), table["mask"][number].as_py()
         augment([row], augment.draw(row_seed(seed, 0, number)))
 
 
-def _table(source: SplitReader) -> pa.Table:
+def _read_table(source: SplitReader) -> pa.Table:
     shards = [f"{source.root}/{shard.path}" for shard in source.split.shards]
     return pa.concat_tables(pq.read_table(shard, columns=COLUMNS, memory_map=True) for shard in shards)
 
 
-def _timed(begin: Callable[[], Iterator[Any]]) -> PassTiming:
+def _time_pass(start_batches: Callable[[], Iterator[Any]]) -> PassTiming:
     start = perf_counter()
-    batches = begin()
+    batches = start_batches()
     next(batches)
     first = perf_counter() - start
     for _ in batches:
@@ -172,23 +174,23 @@ def _timed(begin: Callable[[], Iterator[Any]]) -> PassTiming:
     return PassTiming(first, perf_counter() - start)
 
 
-CONTENDERS: dict[str, Callable[[LoaderTask], AbstractContextManager[Turn]]] = {
+LOADERS: dict[str, Callable[[LoaderTask], AbstractContextManager[Turn]]] = {
     "segray": segray_loader,
     "dataloader": torch_dataloader,
     "bare_loop": plain_loop,
 }
 
 
-def serve_turns(name: str, load: LoaderTask, pipe: Any) -> None:
+def serve_turns(name: str, task: LoaderTask, pipe: Any) -> None:
     """Runs the turns requested through the pipe until it receives `None`. Runs in a separate process.
 
     A request consists of the number of the turn and whether to monitor the memory, which slows down the turn.
     """
     cv2.setNumThreads(1)  # rows are processed in parallel, not the pixels of one row
-    with CONTENDERS[name](load) as turn:
+    with LOADERS[name](task) as turn:
         pipe.send("ready")
-        while (question := pipe.recv()) is not None:
-            number, watching = question
-            with monitor_memory(os.getpid()) if watching else nullcontext(PeakMemory()) as peak:
-                taken = turn(number)
-            pipe.send((taken, peak))
+        while (request := pipe.recv()) is not None:
+            number, monitored = request
+            with monitor_memory(os.getpid()) if monitored else nullcontext(PeakMemory()) as peak:
+                timing = turn(number)
+            pipe.send((timing, peak))

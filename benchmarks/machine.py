@@ -11,21 +11,21 @@ from segray.inference.timing import time_call
 
 PACKAGES = ("segray", "torch", "transformers")
 MATRIX = {"cpu": 2048, "cuda": 8192}
-TRIES = 5
+NUM_TRIALS = 5
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Returns the hardware of the machine and the versions of the software."""
-    found: dict[str, str | int] = {
+    description: dict[str, str | int] = {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["cuda"] = str(torch.version.cuda)
-    return found | {name: known for name in PACKAGES if (known := _version(name))}
+        description["gpu"] = torch.cuda.get_device_name(device)
+        description["cuda"] = str(torch.version.cuda)
+    return description | {name: version_ for name in PACKAGES if (version_ := _version(name))}
 
 
 def _cpu() -> str:
@@ -50,4 +50,4 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = MATRIX.get(device.type, 2048)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     left @ right
-    return size**3 / min(time_call(lambda: left @ right, device) for _ in range(TRIES))
+    return size**3 / min(time_call(lambda: left @ right, device) for _ in range(NUM_TRIALS))

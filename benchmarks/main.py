@@ -7,16 +7,16 @@ from importlib import import_module
 from segray.cli.command import run_command
 from segray.core.errors import ConfigError
 
-WHAT = {
-    "model": "train step, inference and memory of SegFormer",
-    "inference": "from images to masks: latency, images a second, memory",
-    "evaluate": "a split's scores, beside a plain loop with torchmetrics",
-    "prepare": "images and masks to parquet: images a second, memory",
-    "ingest": "batches from parquet: images a second, first batch, memory",
-    "batch": "the largest batch that a device trains",
-    "train": "training fed by the stream, beside tensors in memory",
-    "serve": "requests answered, beside a bare loop and MLflow's own server",
-    "sweep": "a sweep, beside the same runs one after another",
+BENCHMARKS = {
+    "model": "SegFormer network: training step, inference, memory",
+    "inference": "inference from images to masks: latency, throughput, memory",
+    "evaluate": "evaluation of a split, compared with a loop that uses torchmetrics",
+    "prepare": "conversion of images and masks to parquet: throughput, memory",
+    "ingest": "loading of batches from parquet: throughput, first batch, memory",
+    "batch": "largest training batch that fits on a device",
+    "train": "complete training, compared with a loop on tensors in memory",
+    "serve": "serving, compared with a prediction loop and MLflow's server",
+    "sweep": "sweep, compared with the same runs one after another",
 }
 
 
@@ -26,14 +26,14 @@ def main() -> None:
 
 
 def _benchmark() -> None:
-    what = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if what in {"-h", "--help"}:
-        lines = [f"  {name:<10} {explanation}" for name, explanation in WHAT.items()]
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in {"-h", "--help"}:
+        lines = [f"  {benchmark:<10} {explanation}" for benchmark, explanation in BENCHMARKS.items()]
         print("usage: benchmark WHAT [--help] ...", *lines, sep="\n")
         return
-    if what not in WHAT:
-        close = difflib.get_close_matches(what, WHAT, n=1)
-        advice = f"; did you mean {close[0]}?" if close else "."
-        raise ConfigError(f"'{what}' is nothing to measure; expected {', '.join(WHAT)}{advice}")
+    if name not in BENCHMARKS:
+        matches = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        hint = f"; did you mean {matches[0]}?" if matches else "."
+        raise ConfigError(f"unknown benchmark '{name}'; expected one of {', '.join(BENCHMARKS)}{hint}")
     # Imports only the requested benchmark: the model benchmark needs neither Ray nor an image library.
-    import_module(f"benchmarks.commands.{what}").run(sys.argv[2:])
+    import_module(f"benchmarks.commands.{name}").run(sys.argv[2:])

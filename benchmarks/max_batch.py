@@ -19,7 +19,7 @@ from segray.training.engine.train_state import build_train_state
 from segray.training.losses.build import build_loss
 
 STEPS = 2  # the optimiser state exists from the second step on
-SHARE = 0.9  # usable fraction of the free memory; other parts of a worker need the rest
+USABLE_FRACTION = 0.9  # usable fraction of the free memory; other parts of a worker need the rest
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a memory")
 
 
@@ -48,7 +48,7 @@ class MaxBatchReport:
 
 
 def run_benchmark(
-    config: Config, num_classes: int, device: torch.device, most: int, say: Callable[[str], None]
+    config: Config, num_classes: int, device: torch.device, max_images: int, log: Callable[[str], None]
 ) -> MaxBatchReport:
     """Searches the largest batch that fits, by doubling and then by bisection.
 
@@ -56,58 +56,58 @@ def run_benchmark(
         config: training configuration; gradient accumulation is disabled.
         num_classes: K.
         device: training device.
-        most: upper bound of the batch size.
-        say: callback that receives progress messages.
+        max_images: upper bound of the batch size.
+        log: callback that receives progress messages.
 
     Raises:
         ModelError: a batch of one image does not fit, a step fails for another reason, or the system does not report
             the memory use.
     """
     if not can_measure(device):
-        raise ModelError("what a step takes on this CPU is not told by its system; expected Linux, or a GPU.")
+        raise ModelError("this system does not report the peak memory of a process; expected Linux or a GPU.")
     budget, peaks = _budget(device), dict[int, int]()
     single = config.model_copy(update={"train": config.train.model_copy(update={"accumulation_steps": 1})})
 
     def fits(images: int) -> bool:
-        peak = _tried(single, num_classes, images, device, budget)
-        say(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / 2**30:.2f} GiB"))
+        peak = _try_batch(single, num_classes, images, device, budget)
+        log(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / 2**30:.2f} GiB"))
         if peak is not None:
             peaks[images] = peak
         return peak is not None
 
-    too_many = smallest_failing(fits, most)
+    too_many = smallest_failing(fits, max_images)
     if not peaks:
         raise ModelError(
-            f"not even one image of {config.data.crop} x {config.data.crop} fits in {budget / 2**30:.1f} GiB; "
+            f"a batch of one {config.data.crop}x{config.data.crop} image does not fit in {budget / 2**30:.1f} GiB; "
             f"use --model.activation_checkpointing true, a smaller data.crop or a smaller model.variant."
         )
-    return MaxBatchReport(machine.describe_machine(device), _described(config, num_classes), peaks, too_many, budget)
+    return MaxBatchReport(machine.describe_machine(device), _describe(config, num_classes), peaks, too_many, budget)
 
 
-def smallest_failing(fits: Callable[[int], bool], most: int) -> int | None:
+def smallest_failing(fits: Callable[[int], bool], max_images: int) -> int | None:
     """Returns the smallest count that does not fit, within a sixteenth, or `None` if `most` fits.
 
     The search assumes that all counts below one that fits also fit.
     """
-    good, tried = 0, 1
-    while fits(tried):
-        good = tried
-        if tried == most:
+    fitting, candidate = 0, 1
+    while fits(candidate):
+        fitting = candidate
+        if candidate == max_images:
             return None
-        tried = min(2 * tried, most)
-    while tried - good > max(1, good // 16):
-        middle = (good + tried) // 2
-        good, tried = (middle, tried) if fits(middle) else (good, middle)
-    return tried
+        candidate = min(2 * candidate, max_images)
+    while candidate - fitting > max(1, fitting // 16):
+        middle = (fitting + candidate) // 2
+        fitting, candidate = (middle, candidate) if fits(middle) else (fitting, middle)
+    return candidate
 
 
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available * SHARE)
+    return int(psutil.virtual_memory().available * USABLE_FRACTION)
 
 
-def _tried(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
+def _try_batch(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
     """Returns the peak memory in bytes of a few steps, or `None` if they do not fit."""
     try:
         with fresh_process() as pool:
@@ -119,19 +119,19 @@ def _tried(config: Config, num_classes: int, images: int, device: torch.device, 
 def _peak(config: Config, num_classes: int, images: int, device: torch.device, budget: int) -> int | None:
     if device.type == "cpu":
         # The limit makes this process fail before the system's out-of-memory killer selects another process.
-        held = psutil.Process(os.getpid()).memory_info().data
-        resource.setrlimit(resource.RLIMIT_DATA, (held + budget, held + budget))
+        current_bytes = psutil.Process(os.getpid()).memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (current_bytes + budget, current_bytes + budget))
     try:
         return peak_added_bytes(lambda: _train(config, num_classes, images, device), device)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+        if isinstance(error, MemoryError) or any(marker in str(error).lower() for marker in OUT_OF_MEMORY):
             return None
-        raise ModelError(f"a step of {images} images fails: {error}") from error
+        raise ModelError(f"a training step with {images} images fails: {error}") from error
 
 
 def _train(config: Config, num_classes: int, images: int, device: torch.device) -> None:
     classes = Classes.from_names([f"class_{k}" for k in range(num_classes)])
-    trained = build_train_state(config, build_model(config, classes), device)
+    train_state = build_train_state(config, build_model(config, classes), device)
     loss = build_loss(config.loss, num_classes, [1] * num_classes)
     size = (config.data.crop, config.data.crop)
     batch = {
@@ -139,11 +139,11 @@ def _train(config: Config, num_classes: int, images: int, device: torch.device) 
         "mask": torch.randint(0, num_classes, (images, *size)),
         "row": torch.arange(images),
     }
-    for _ in trained.train_steps(trained.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
+    for _ in train_state.train_steps(train_state.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
         pass
 
 
-def _described(config: Config, num_classes: int) -> dict[str, str | int | bool]:
+def _describe(config: Config, num_classes: int) -> dict[str, str | int | bool]:
     return {
         "variant": config.model.variant,
         "crop": config.data.crop,

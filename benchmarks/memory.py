@@ -20,14 +20,14 @@ def can_measure(device: torch.device) -> bool:
     return device.type == "cuda" or REFERENCES.exists()
 
 
-def peak_bytes(entry: ImplementationSpec, case: Case, threads: int) -> int:
+def peak_bytes(spec: ImplementationSpec, case: Case, threads: int) -> int:
     """Returns the peak memory in bytes of a training step: parameters, gradients, optimiser state and activations.
 
     On a CPU, the system reports the memory of the process, which includes allocations by all libraries. On CUDA,
     torch's allocator reports it.
     """
     with fresh_process() as pool:
-        return pool.submit(_peak, entry, case, threads).result()
+        return pool.submit(_peak, spec, case, threads).result()
 
 
 def fresh_process() -> ProcessPoolExecutor:
@@ -38,15 +38,15 @@ def fresh_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-def _peak(entry: ImplementationSpec, case: Case, threads: int) -> int:
+def _peak(spec: ImplementationSpec, case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
-    measured = build_implementation(entry, case)
-    parameters = sum(parameter.nbytes for parameter in measured.model.parameters())
-    added = peak_added_bytes(lambda: _steps(measured), torch.device(case.device))
+    implementation = build_implementation(spec, case)
+    parameters = sum(parameter.nbytes for parameter in implementation.model.parameters())
+    added = peak_added_bytes(lambda: _train_steps(implementation), torch.device(case.device))
     return added if case.device == "cuda" else added + parameters
 
 
-def peak_added_bytes(work: Callable[[], object], device: torch.device) -> int:
+def peak_added_bytes(function: Callable[[], object], device: torch.device) -> int:
     """Returns the peak memory in bytes during a call.
 
     On CUDA, the value is torch's total allocation. On a CPU, it is the increase over the current memory of the process.
@@ -54,21 +54,21 @@ def peak_added_bytes(work: Callable[[], object], device: torch.device) -> int:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        work()
+        function()
         return torch.cuda.max_memory_allocated()
-    before = _status("VmRSS")
+    before = _status_bytes("VmRSS")
     REFERENCES.write_text(RESET_PEAK)
-    work()
-    return _status("VmHWM") - before
+    function()
+    return _status_bytes("VmHWM") - before
 
 
-def _steps(measured: Implementation) -> None:
-    optimiser = measured.optimiser()
+def _train_steps(implementation: Implementation) -> None:
+    optimiser = implementation.optimiser()
     for _ in range(STEPS):
-        measured.train_step(optimiser)
+        implementation.train_step(optimiser)
 
 
-def _status(field: str) -> int:
+def _status_bytes(field: str) -> int:
     """Returns a field of the process status in bytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) * 1024

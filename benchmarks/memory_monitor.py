@@ -33,12 +33,12 @@ def monitor_memory(pid: int) -> Iterator[PeakMemory]:
     """Samples the memory of a local process until the block exits, and updates the yielded peak."""
     peak, stopped, store = PeakMemory(), Event(), _store()
 
-    def look() -> None:
+    def sample() -> None:
         while not stopped.wait(POLL_S):
             peak.memory = max(peak.memory, sum(map(_bytes, _workers(pid))))
             peak.store = max(peak.store, store())
 
-    thread = Thread(target=look, daemon=True)
+    thread = Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield peak
@@ -62,10 +62,10 @@ def _store() -> Callable[[], int]:
 def _workers(pid: int) -> list[int]:
     """Returns the ids of the process and its descendants, without Ray's daemons."""
     parents = {int(entry.name): _parent(entry) for entry in PROCESSES.iterdir() if entry.name.isdigit()}
-    family = {pid}
+    pids = {pid}
     for _ in range(4):  # Ray's workers are grandchildren
-        family |= {child for child, parent in parents.items() if parent in family}
-    return [pid, *(one for one in family - {pid} if not any(name in _command(one) for name in DAEMONS))]
+        pids |= {child for child, parent in parents.items() if parent in pids}
+    return [pid, *(child for child in pids - {pid} if not any(name in _command(child) for name in DAEMONS))]
 
 
 def _parent(entry: Path) -> int:

@@ -45,13 +45,13 @@ class Case:
 
     def images(self) -> Tensor:
         """Returns the images (B, 3, H, W) uint8, identical for every call."""
-        made = torch.Generator().manual_seed(1)
-        return torch.randint(0, 256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, generator=made)
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(0, 256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, generator=generator)
 
     def masks(self) -> Tensor:
         """Returns the masks (B, H, W) int64, identical for every call."""
-        made = torch.Generator().manual_seed(2)
-        return torch.randint(0, self.classes, (self.batch, self.size, self.size), generator=made)
+        generator = torch.Generator().manual_seed(2)
+        return torch.randint(0, self.classes, (self.batch, self.size, self.size), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Implementation:
         return torch.autocast(self.case.device, dtype, enabled=dtype is not torch.float32)
 
 
-def build_implementation(entry: ImplementationSpec, case: Case) -> Implementation:
+def build_implementation(spec: ImplementationSpec, case: Case) -> Implementation:
     """Builds an implementation with the random weights of `case`, sampled with a fixed seed.
 
     Raises:
@@ -113,33 +113,33 @@ def build_implementation(entry: ImplementationSpec, case: Case) -> Implementatio
     """
     torch.manual_seed(0)
     ours = build_segformer(case.variant, case.classes)
-    if entry.name == OURS:
-        return _ours(ours.to(case.device), entry, case)
-    if entry.name == TRANSFORMERS:
-        return _transformers(to_transformers(ours).to(case.device), entry, case)
-    raise ModelError(f"--against is {entry.name!r}; expected one of {', '.join(PEERS)}.")
+    if spec.name == OURS:
+        return _ours(ours.to(case.device), spec, case)
+    if spec.name == TRANSFORMERS:
+        return _transformers(to_transformers(ours).to(case.device), spec, case)
+    raise ModelError(f"--against is {spec.name!r}; expected one of {', '.join(PEERS)}.")
 
 
-def _ours(model: nn.Module, entry: ImplementationSpec, case: Case) -> Implementation:
-    run: Callable[[Tensor], dict[str, Tensor]] = torch.compile(model) if entry.compiled else model
+def _ours(model: nn.Module, spec: ImplementationSpec, case: Case) -> Implementation:
+    forward: Callable[[Tensor], dict[str, Tensor]] = torch.compile(model) if spec.compiled else model
     images, batch = case.images().to(case.device), {"mask": case.masks().to(case.device)}
 
     def loss() -> Tensor:
-        return cross_entropy(run(images), batch, ignore_id=IGNORE_ID)[0]
+        return cross_entropy(forward(images), batch, ignore_id=IGNORE_ID)[0]
 
-    return Implementation(model, lambda: run(images)["seg"], loss, case)
+    return Implementation(model, lambda: forward(images)["seg"], loss, case)
 
 
-def _transformers(model: nn.Module, entry: ImplementationSpec, case: Case) -> Implementation:
-    run: Callable[..., Any] = torch.compile(model) if entry.compiled else model
+def _transformers(model: nn.Module, spec: ImplementationSpec, case: Case) -> Implementation:
+    forward: Callable[..., Any] = torch.compile(model) if spec.compiled else model
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     pixels, masks = ((case.images() - mean) / std).to(case.device), case.masks().to(case.device)
 
     def loss() -> Tensor:
-        total: Tensor = run(pixel_values=pixels, labels=masks).loss
+        total: Tensor = forward(pixel_values=pixels, labels=masks).loss
         return total
 
-    return Implementation(model, lambda: run(pixel_values=pixels).logits, loss, case)
+    return Implementation(model, lambda: forward(pixel_values=pixels).logits, loss, case)
 
 
 def to_transformers(model: SegmentationModel) -> nn.Module:
@@ -152,7 +152,9 @@ def to_transformers(model: SegmentationModel) -> nn.Module:
         from transformers import SegformerForSemanticSegmentation  # noqa: PLC0415 - a peer, not a dependency
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
     except ImportError as error:
-        raise ModelError(f"--against transformers needs transformers ({error}); pip install transformers.") from error
+        raise ModelError(
+            f"--against transformers needs transformers ({error}); run pip install transformers."
+        ) from error
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         saved = save_weights(model, Path(folder) / "model", TRANSFORMERS)

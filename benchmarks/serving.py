@@ -35,7 +35,7 @@ from segray.tracking.registry import download_checkpoint
 
 CLIENTS = 16
 JPEG = {"Content-Type": "image/jpeg"}
-STARTS_S = 120.0
+START_TIMEOUT_S = 120.0
 IMAGES = 8
 
 
@@ -56,106 +56,113 @@ class ServingBenchmark:
     requests: int
 
 
-def run_benchmark(config: Config, version: str, asked: ServingBenchmark, say: Callable[[str], None]) -> BenchmarkReport:
+def run_benchmark(
+    config: Config, version: str, settings: ServingBenchmark, log: Callable[[str], None]
+) -> BenchmarkReport:
     """Compares the images per second with the peers, and measures latency at half of that rate, and memory.
 
     Args:
         config: serving configuration, with one replica per core, so that all candidates use the same cores.
         version: version of the model.
-        asked: settings of the benchmark.
-        say: callback that receives progress messages.
+        settings: settings of the benchmark.
+        log: callback that receives progress messages.
     """
     uri, name = str(config.tracking.uri), config.tracking.model
     folder = download_checkpoint(f"models:/{name}/{version}", uri)
     rows = list[Row]()
-    case: dict[str, str | int] = {"model": name, "version": version, "clients": CLIENTS, "turns": asked.turns}
-    with running_server(config, say) as place, _mlflow(name, version, uri) as theirs, _alone() as pool:
-        loop = pool.submit(_loaded, folder, available_cpus())
+    case: dict[str, str | int] = {"model": name, "version": version, "clients": CLIENTS, "turns": settings.turns}
+    with running_server(config, log) as server, _mlflow(name, version, uri) as mlflow_url, _new_process() as pool:
+        loop = pool.submit(_load_predictor, folder, available_cpus())
         loop.result()
-        for size in asked.sizes:
-            say(f"images of {size}x{size} ...")
+        for size in settings.sizes:
+            log(f"images of {size}x{size} ...")
             images = [_jpeg(size, seed) for seed in range(IMAGES)]
-            rows += _beside(f"{place.url}/v1/segment", theirs, pool, images, size, asked)
+            rows += _compare(f"{server.url}/v1/segment", mlflow_url, pool, images, size, settings)
             saturated = rows[-1].ours
-            calm = _half(f"{place.url}/v1/segment", images, saturated, asked.seconds)
-            case |= {f"p50_{size}_ms": round(calm.quantile_ms(0.5)), f"p95_{size}_ms": round(calm.quantile_ms(0.95))}
-            case |= {f"failed_{size}": len(calm.failed)}
-        if asked.requests:
-            case |= _long(f"{place.url}/v1/segment", asked, say)
+            half_load = _run_half_load(f"{server.url}/v1/segment", images, saturated, settings.seconds)
+            case |= {
+                f"p50_{size}_ms": round(half_load.quantile_ms(0.5)),
+                f"p95_{size}_ms": round(half_load.quantile_ms(0.95)),
+            }
+            case |= {f"failed_{size}": len(half_load.failed)}
+        if settings.requests:
+            case |= _run_long(f"{server.url}/v1/segment", settings, log)
     return BenchmarkReport(machine.describe_machine(torch.device("cpu")), case, rows)
 
 
-def _beside(
-    ours: str, theirs: str, pool: ProcessPoolExecutor, images: Sequence[bytes], size: int, asked: ServingBenchmark
+def _compare(
+    ours: str, theirs: str, pool: ProcessPoolExecutor, images: Sequence[bytes], size: int, settings: ServingBenchmark
 ) -> list[Row]:
     """Returns the rows of one image size. All candidates are warmed up and take alternating turns."""
     bodies = [(image, JPEG) for image in images]
-    wrapped = [(_wrapped(image), {"Content-Type": "application/json"}) for image in images]
+    json_bodies = [(_to_json(image), {"Content-Type": "application/json"}) for image in images]
 
-    def by(url: str, what: Sequence[tuple[bytes, dict[str, str]]]) -> float:
-        with _alone() as one:
-            load = one.submit(apply_load, LoadPlan(url, what, CLIENTS, asked.seconds)).result()
+    def measure_rate(url: str, request_bodies: Sequence[tuple[bytes, dict[str, str]]]) -> float:
+        with _new_process() as process:
+            load = process.submit(apply_load, LoadPlan(url, request_bodies, CLIENTS, settings.seconds)).result()
         if load.failed:
-            raise ServingError(f"{url} answered {load.failed[0].status}: {load.failed[0].message}")
+            raise ServingError(f"{url} returned status {load.failed[0].status}: {load.failed[0].message}")
         return load.rate
 
-    contenders: list[Callable[[], float]] = [
-        lambda: by(ours, bodies),
-        lambda: pool.submit(_loop, images, asked.seconds).result(),
-        lambda: by(theirs, wrapped),
+    candidates: list[Callable[[], float]] = [
+        lambda: measure_rate(ours, bodies),
+        lambda: pool.submit(_run_predictor_loop, images, settings.seconds).result(),
+        lambda: measure_rate(theirs, json_bodies),
     ]
-    for contender in contenders:
-        contender()
-    series = list(zip(*([contender() for contender in contenders] for _ in range(asked.turns)), strict=True))
-    named = zip(("bare Predictor loop", "mlflow models serve"), series[1:], strict=True)
-    return [rate_row(f"serve_requests {size}x{size}", peer, series[0], rates, "/s") for peer, rates in named]
+    for candidate in candidates:
+        candidate()
+    series = list(zip(*([candidate() for candidate in candidates] for _ in range(settings.turns)), strict=True))
+    peer_series = zip(("bare Predictor loop", "mlflow models serve"), series[1:], strict=True)
+    return [rate_row(f"serve_requests {size}x{size}", peer, series[0], rates, "/s") for peer, rates in peer_series]
 
 
-def _half(url: str, images: Sequence[bytes], saturated: float, seconds: float) -> LoadResult:
+def _run_half_load(url: str, images: Sequence[bytes], saturated: float, seconds: float) -> LoadResult:
     """Applies half of the saturating load, with many clients, and returns the result."""
     plan = LoadPlan(url, [(image, JPEG) for image in images], 100, max(seconds, 20.0), rate=saturated / 2)
-    with _alone() as pool:
+    with _new_process() as pool:
         return pool.submit(apply_load, plan).result()
 
 
-def _long(url: str, asked: ServingBenchmark, say: Callable[[str], None]) -> dict[str, str | int]:
+def _run_long(url: str, settings: ServingBenchmark, log: Callable[[str], None]) -> dict[str, str | int]:
     """Returns the change of memory and latency over many requests of mixed sizes, measured in ten parts."""
     bodies = [(_jpeg(size, seed), JPEG) for seed in range(IMAGES) for size in (64, 96, 128, 192, 256)]
-    held, slow = list[int](), list[int]()
+    memory_mib, p95_ms = list[int](), list[int]()
     for tenth in range(10):
-        with monitor_memory(os.getpid()) as peak, _alone() as pool:
-            load = pool.submit(apply_load, LoadPlan(url, bodies, CLIENTS, 3600.0, most=asked.requests // 10)).result()
-        held.append(peak.memory // 2**20)
-        slow.append(round(load.quantile_ms(0.95)))
-        done = (tenth + 1) * asked.requests // 10
-        say(f"{done} requests, {len(load.failed)} failed, p95 {slow[-1]} ms, {held[-1]} MiB at most")
+        with monitor_memory(os.getpid()) as peak, _new_process() as pool:
+            load = pool.submit(
+                apply_load, LoadPlan(url, bodies, CLIENTS, 3600.0, max_requests=settings.requests // 10)
+            ).result()
+        memory_mib.append(peak.memory // 2**20)
+        p95_ms.append(round(load.quantile_ms(0.95)))
+        num_requests = (tenth + 1) * settings.requests // 10
+        log(f"{num_requests} requests, {len(load.failed)} failed, p95 {p95_ms[-1]} ms, {memory_mib[-1]} MiB peak")
     return {
-        "requests": asked.requests,
-        "p95_first_tenths_ms": int(median(slow[1:4])),
-        "p95_last_tenths_ms": int(median(slow[-3:])),
-        "memory_first_tenths_mib": int(median(held[1:4])),
-        "memory_last_tenths_mib": int(median(held[-3:])),
+        "requests": settings.requests,
+        "p95_first_tenths_ms": int(median(p95_ms[1:4])),
+        "p95_last_tenths_ms": int(median(p95_ms[-3:])),
+        "memory_first_tenths_mib": int(median(memory_mib[1:4])),
+        "memory_last_tenths_mib": int(median(memory_mib[-3:])),
     }
 
 
 @contextmanager
 def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
     """Starts MLflow's server for the version, with one worker per core, and yields its URL."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = ["models", "serve", "-m", f"models:/{name}/{version}", "--env-manager", "local", "--host", "127.0.0.1"]
-    words += ["--port", str(port), "--workers", str(available_cpus())]
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow searches for uvicorn in PATH
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": beside}
+    with create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    arguments = ["models", "serve", "-m", f"models:/{name}/{version}", "--env-manager", "local", "--host", "127.0.0.1"]
+    arguments += ["--port", str(port), "--workers", str(available_cpus())]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow searches for uvicorn in PATH
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": path}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words],
+        [sys.executable, "-m", "mlflow", *arguments],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        _await(f"http://127.0.0.1:{port}/ping", process)
+        _wait_until_ready(f"http://127.0.0.1:{port}/ping", process)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
         if process.poll() is None:
@@ -163,36 +170,36 @@ def _mlflow(name: str, version: str, uri: str) -> Iterator[str]:
         process.wait()
 
 
-def _await(url: str, process: "subprocess.Popen[bytes]") -> None:
-    began = perf_counter()
-    while perf_counter() - began < STARTS_S and process.poll() is None:
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    start = perf_counter()
+    while perf_counter() - start < START_TIMEOUT_S and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=1):
                 return
         except OSError:
             sleep(0.5)
-    raise ServingError(f"mlflow models serve does not answer at {url}.")
+    raise ServingError(f"mlflow models serve does not respond at {url}.")
 
 
-def _alone() -> ProcessPoolExecutor:
+def _new_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-_HELD: list[Predictor] = []
+_PREDICTORS: list[Predictor] = []
 
 
-def _loaded(folder: Path, threads: int) -> None:
+def _load_predictor(folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    _HELD.append(Predictor(folder))
+    _PREDICTORS.append(Predictor(folder))
 
 
-def _loop(images: Sequence[bytes], seconds: float) -> float:
+def _run_predictor_loop(images: Sequence[bytes], seconds: float) -> float:
     """Returns the images per second of sequential prediction from JPEG to PNG."""
-    begun, count = perf_counter(), 0
-    while perf_counter() - begun < seconds:
-        encode_mask(_HELD[0](decode_image(images[count % len(images)])))
+    start, count = perf_counter(), 0
+    while perf_counter() - start < seconds:
+        encode_mask(_PREDICTORS[0](decode_image(images[count % len(images)])))
         count += 1
-    return count / (perf_counter() - begun)
+    return count / (perf_counter() - start)
 
 
 def _jpeg(side: int, seed: int) -> bytes:
@@ -202,5 +209,5 @@ def _jpeg(side: int, seed: int) -> bytes:
     return encoded.tobytes()
 
 
-def _wrapped(image: bytes) -> bytes:
+def _to_json(image: bytes) -> bytes:
     return json.dumps({"dataframe_records": [{"image": base64.b64encode(image).decode()}]}).encode()

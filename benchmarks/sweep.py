@@ -17,11 +17,11 @@ from segray.core.errors import TrainingError
 from segray.tracking.journal import Journal
 
 SEPARATE = "train, one after another"
-LOWEST, TIMES = 1e-4, 2.0
+LOWEST_LR, LR_FACTOR = 1e-4, 2.0
 
 
 def run_benchmark(
-    settings: Mapping[str, Any], trials: int, folder: Path, say: Callable[[str], None]
+    settings: Mapping[str, Any], trials: int, folder: Path, log: Callable[[str], None]
 ) -> BenchmarkReport:
     """Compares a sweep of `trials` trials with the same runs one after another, including the start-up of each command.
 
@@ -29,21 +29,21 @@ def run_benchmark(
         settings: settings of every run; the learning rates differ.
         trials: number of trials.
         folder: working folder.
-        say: callback that receives progress messages.
+        log: callback that receives progress messages.
     """
-    rates = [LOWEST * TIMES**number for number in range(trials)]
+    rates = [LOWEST_LR * LR_FACTOR**number for number in range(trials)]
     tune = {"space": {"optim.lr": {"choice": rates}}, "search": "grid", "scheduler": "none", "trials": trials}
-    say(f"a sweep of {trials} trials ...")
-    swept = _seconds("tune", {**settings, "name": "sweep", "tune": tune}, folder)
-    apart = 0.0
+    log(f"sweep of {trials} trials ...")
+    sweep_s = _run_command("tune", {**settings, "name": "sweep", "tune": tune}, folder)
+    separate_s = 0.0
     for number, rate in enumerate(rates):
-        say(f"run {number + 1} of {trials} ...")
+        log(f"run {number + 1} of {trials} ...")
         run = {**settings, "name": f"run-{number}", "optim": {**settings.get("optim", {}), "lr": rate}}
-        apart += _seconds("train", run, folder)
+        separate_s += _run_command("train", run, folder)
     results = folder / "results"
     ours, theirs = _gaps(sorted(results.glob("sweep/trial-*"))), _gaps(sorted(results.glob("run-*")))
     rows = [
-        time_row("all of them", SEPARATE, [swept], [apart], "s"),
+        time_row("all of them", SEPARATE, [sweep_s], [separate_s], "s"),
         time_row("a trial's end to the next one's first step", SEPARATE, ours, theirs, "s"),
     ]
     case: dict[str, str | int] = {
@@ -54,7 +54,7 @@ def run_benchmark(
     return BenchmarkReport(machine.describe_machine(torch.device("cpu")), case, rows)
 
 
-def _seconds(command: str, settings: Mapping[str, Any], folder: Path) -> float:
+def _run_command(command: str, settings: Mapping[str, Any], folder: Path) -> float:
     """Runs a command in a subprocess and returns its duration in seconds.
 
     Raises:
@@ -62,12 +62,12 @@ def _seconds(command: str, settings: Mapping[str, Any], folder: Path) -> float:
     """
     file = folder / f"{settings['name']}.yaml"
     file.write_text(yaml.safe_dump({**settings, "results": str(folder / "results")}))
-    words = [sys.executable, "-m", "segray", command, "--config", str(file), "--quiet"]
-    began = perf_counter()
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TrainingError(f"{command} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return perf_counter() - began
+    arguments = [sys.executable, "-m", "segray", command, "--config", str(file), "--quiet"]
+    start = perf_counter()
+    result = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise TrainingError(f"{command} failed with exit code {result.returncode}: {result.stderr[-2000:]}")
+    return perf_counter() - start
 
 
 def _gaps(runs: Sequence[Path]) -> list[float]:

@@ -52,7 +52,7 @@ class StepReport:
 
 
 def run_benchmark(
-    case: Case, peer: str, turns: int, *, compiled: bool = False, say: Callable[[str], None]
+    case: Case, peer: str, turns: int, *, compiled: bool = False, log: Callable[[str], None]
 ) -> StepReport:
     """Compares segray with a peer.
 
@@ -61,67 +61,69 @@ def run_benchmark(
         peer: name of the peer.
         turns: number of turns of each implementation.
         compiled: whether segray is compiled and compared with both the eager and the compiled peer.
-        say: callback that receives progress messages.
+        log: callback that receives progress messages.
 
     Raises:
         ModelError: the outputs differ, the peer's library is not installed, or the device is missing.
     """
     device, dtype = _device(case), DTYPES[case.dtype]
-    entries = [
+    specs = [
         ImplementationSpec(OURS, compiled),
         ImplementationSpec(peer),
         *([ImplementationSpec(peer, True)] if compiled else []),
     ]
-    contenders = [build_implementation(entry, case) for entry in entries]
-    differs = _agreed(contenders, case)
+    candidates = [build_implementation(spec, case) for spec in specs]
+    difference = _require_agreement(candidates, case)
     rates = [machine.matrix_rate(device, dtype)]
-    series = _times(contenders, turns, device, say) | _memory(entries, case, device, say)
+    series = _times(candidates, turns, device, log) | _memory(specs, case, device, log)
     rates.append(machine.matrix_rate(device, dtype))
     rows = [
-        time_row(measure, str(entry), values[0], theirs, UNITS[measure])
+        time_row(measure, str(spec), values[0], theirs, UNITS[measure])
         for measure, values in series.items()
-        for entry, theirs in zip(entries[1:], values[1:], strict=True)
+        for spec, theirs in zip(specs[1:], values[1:], strict=True)
     ]
     macs = {name: count_macs(name, case) for name in (OURS, peer)}
     work = {measure: products * case.batch * macs[OURS] for measure, products in PRODUCTS.items()}
-    shares = {measure: made / median(series[measure][0]) / max(rates) for measure, made in work.items()}
-    return StepReport(machine.describe_machine(device), case, rows, macs, max(rates), shares, differs)
+    shares = {
+        measure: macs_per_turn / median(series[measure][0]) / max(rates) for measure, macs_per_turn in work.items()
+    }
+    return StepReport(machine.describe_machine(device), case, rows, macs, max(rates), shares, difference)
 
 
 def _device(case: Case) -> torch.device:
     if case.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("--device is cuda, and torch finds no GPU here; use --device cpu.")
+        raise ModelError("--device is cuda, but torch finds no GPU here; use --device cpu.")
     return torch.device(case.device)
 
 
-def _agreed(contenders: list[Implementation], case: Case) -> float:
+def _require_agreement(candidates: list[Implementation], case: Case) -> float:
     """Returns the relative difference between segray's and the peer's logits; raises ModelError if it is too large."""
-    differs = max_relative_difference(contenders[0], contenders[1])
-    if not differs <= MAX_DISAGREEMENT[case.dtype]:
+    difference = max_relative_difference(candidates[0], candidates[1])
+    if not difference <= MAX_DISAGREEMENT[case.dtype]:
         raise ModelError(
-            f"the two models differ by {differs:.1e} of the logits' range; expected at most "
-            f"{MAX_DISAGREEMENT[case.dtype]:.0e}: there is nothing to compare."
+            f"the logits of the two models differ by {difference:.1e} of their range; expected at most "
+            f"{MAX_DISAGREEMENT[case.dtype]:.0e}."
         )
-    return differs
+    return difference
 
 
 def _times(
-    contenders: list[Implementation], turns: int, device: torch.device, say: Callable[[str], None]
+    candidates: list[Implementation], turns: int, device: torch.device, log: Callable[[str], None]
 ) -> dict[str, list[list[float]]]:
     """Returns the seconds of every turn, by measurement and implementation."""
-    say(f"inference, {turns} turns each ...")
-    inference = time_interleaved([one.forward_inference for one in contenders], turns, device)
-    say(f"train step, {turns} turns each ...")
-    steps = [partial(one.train_step, one.optimiser()) for one in contenders]
+    log(f"inference, {turns} turns per candidate ...")
+    inference = time_interleaved([candidate.forward_inference for candidate in candidates], turns, device)
+    log(f"training step, {turns} turns per candidate ...")
+    steps = [partial(candidate.train_step, candidate.optimiser()) for candidate in candidates]
     return {"inference": inference, "train_step": time_interleaved(steps, turns, device)}
 
 
 def _memory(
-    entries: list[ImplementationSpec], case: Case, device: torch.device, say: Callable[[str], None]
+    specs: list[ImplementationSpec], case: Case, device: torch.device, log: Callable[[str], None]
 ) -> dict[str, list[list[float]]]:
     if not memory.can_measure(device):
-        say("memory is not measured: this system does not tell a process's peak")
+        log("memory is not measured: this system does not report the peak memory of a process")
         return {}
-    say("peak memory of a train step, in a process of its own each ...")
+    log("peak memory of a training step, in a separate process per candidate ...")
     threads = torch.get_num_threads()
-    return {"train_memory": [[memory.peak_bytes(entry, case, threads) / 2**20] for entry in entries]}
+    return {"train_memory": [[memory.peak_bytes(spec, case, threads) / 2**20] for spec in specs]}

@@ -35,8 +35,8 @@ from segray.training.worker import TrainWorker, configure_worker_logging
 
 IN_MEMORY = 4  # number of batches that the bare loop trains on repeatedly
 WARM_UP = 5  # untimed steps per turn, which consume prefetched batches
-FOR_EVER = 1_000_000
-FOUND = "found.pt"
+UNREACHABLE_STEP = 1_000_000
+RESULTS = "results.pt"
 PLATFORM, BARE_LOOP, HF_TRAINER = "segray", "bare_loop", "hf_trainer"
 PEERS = (BARE_LOOP, HF_TRAINER)
 
@@ -85,31 +85,31 @@ class PhaseTimer(HeartbeatSender):
     def __init__(self, device: torch.device) -> None:
         super().__init__(None, 0, 1, 1.0)
         self._device = device
-        self._now, self._since = "", perf_counter()
+        self._current_phase, self._since = "", perf_counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.waits = False
+        self.synchronizes = False
 
     def __call__(self, phase: str) -> None:
-        """Ends the previous phase and starts `phase`. Synchronises the device first if `waits` is set."""
-        if self.waits and self._device.type == "cuda":
+        """Ends the previous phase and starts `phase`. Synchronises the device first if `synchronizes` is set."""
+        if self.synchronizes and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = perf_counter()
-        self.seconds[self._now] += now - self._since
-        self._now, self._since = phase, now
+        self.seconds[self._current_phase] += now - self._since
+        self._current_phase, self._since = phase, now
 
 
 def run_benchmark(case: TrainingCase) -> TrainingReport:
     """Measures the images per second of all candidates, in alternating turns in the same workers."""
     placement = case.job.placement
     with TemporaryDirectory(prefix="segray-benchmark-") as folder:
-        inside = replace(case, job=replace(case.job, folder=Path(folder)))
-        _trainer(inside, placement, folder).fit()
-        found = torch.load(Path(folder) / FOUND)
-    rates = found["rates"]
+        run_case = replace(case, job=replace(case.job, folder=Path(folder)))
+        _trainer(run_case, placement, folder).fit()
+        results = torch.load(Path(folder) / RESULTS)
+    rates = results["rates"]
     rows = [rate_row("train_images", peer, rates[PLATFORM], rates[peer], "images/s") for peer in case.peers]
-    whole = sum(found["phases"].values())
-    phases = {name: value / whole for name, value in found["phases"].items()}
-    return TrainingReport(machine.describe_machine(torch.device(placement.device)), _described(case), rows, phases)
+    total = sum(results["phases"].values())
+    phases = {name: value / total for name, value in results["phases"].items()}
+    return TrainingReport(machine.describe_machine(torch.device(placement.device)), _describe(case), rows, phases)
 
 
 def _trainer(case: TrainingCase, placement: WorkerResources, folder: str) -> SegrayTrainer:
@@ -129,7 +129,7 @@ def _trainer(case: TrainingCase, placement: WorkerResources, folder: str) -> Seg
     )
 
 
-def _described(case: TrainingCase) -> dict[str, str | int]:
+def _describe(case: TrainingCase) -> dict[str, str | int]:
     config = case.job.config
     return {
         "variant": config.model.variant,
@@ -147,22 +147,22 @@ def _work(settings: dict[str, Any]) -> None:
     """Runs the turns. Ray Train calls this function on every worker."""
     configure_worker_logging()
     case: TrainingCase = settings["case"]
-    clock = PhaseTimer(get_device())
-    platform = TrainWorker(case.job, clock).steps()
-    known: dict[str, Callable[[], Callable[[], float]]] = {
+    timer = PhaseTimer(get_device())
+    platform = TrainWorker(case.job, timer).steps()
+    builders: dict[str, Callable[[], Callable[[], float]]] = {
         PLATFORM: lambda: partial(_rate, platform, case),
         BARE_LOOP: lambda: partial(_rate, _bare_loop(case.job), case),
         HF_TRAINER: lambda: _peer_trainer(case, settings["folder"]),
     }
-    contenders = {name: known[name]() for name in (PLATFORM, *case.peers)}
-    rounds = [{name: turn() for name, turn in contenders.items()} for _ in range(case.turns + 1)]
-    rates = {name: [one[name] for one in rounds[1:]] for name in contenders}
-    clock.waits = True
+    candidates = {name: builders[name]() for name in (PLATFORM, *case.peers)}
+    rounds = [{name: turn() for name, turn in candidates.items()} for _ in range(case.turns + 1)]
+    rates = {name: [turn_rates[name] for turn_rates in rounds[1:]] for name in candidates}
+    timer.synchronizes = True
     list(islice(platform, WARM_UP))
-    clock.seconds.clear()
+    timer.seconds.clear()
     list(islice(platform, case.steps))
     if get_context().get_world_rank() == 0:
-        torch.save({"rates": rates, "phases": dict(clock.seconds)}, Path(settings["folder"]) / FOUND)
+        torch.save({"rates": rates, "phases": dict(timer.seconds)}, Path(settings["folder"]) / RESULTS)
 
 
 def _peer_trainer(case: TrainingCase, folder: str) -> Callable[[], float]:
@@ -199,16 +199,16 @@ def _stream(job: RunSpec) -> Iterator[Batch]:
     return training_batches(source, plan, slots, 0, IN_MEMORY, augment, loader_resources(config, job.placement))
 
 
-def _rate(made: Iterator[Any], case: TrainingCase) -> float:
+def _rate(steps: Iterator[Any], case: TrainingCase) -> float:
     """Returns the images per second of the global batch in one turn."""
-    list(islice(made, WARM_UP))
-    _wait()
+    list(islice(steps, WARM_UP))
+    _synchronize()
     start = perf_counter()
-    list(islice(made, case.steps))
-    _wait()
+    list(islice(steps, case.steps))
+    _synchronize()
     return case.steps * case.job.config.train.batch / (perf_counter() - start)
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if get_device().type == "cuda":
         torch.cuda.synchronize()

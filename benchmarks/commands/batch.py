@@ -19,30 +19,33 @@ def run(argv: Sequence[str]) -> None:
         "Finds the largest batch that a device trains with these settings.",
         settings=("data.crop", "model", "loss", "optim", "train"),
     )
-    parser.add_argument("--classes", type=int, default=150, help="classes (default: 150)")
-    parser.add_argument("--most", type=int, default=512, help="images that are not exceeded (default: 512)")
+    parser.add_argument("--classes", type=int, default=150, help="number of classes (default: 150)")
+    parser.add_argument("--most", type=int, default=512, help="maximum batch size (default: 512)")
     add_benchmark_flags(parser)
     flags, config = parser.parse(argv)
     require_positive(flags, "classes", "most")
     report = max_batch.run_benchmark(config, flags.classes, _device(config), flags.most, make_logger(flags))
     make_logger(flags)("")
     print_case(report.machine, report.case)
-    _show(report, config)
+    _print_report(report, config)
     write_json(flags, report)
 
 
 def _device(config: Config) -> torch.device:
-    wanted = config.train.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, and torch finds no GPU here; use --train.device cpu.")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    device = config.train.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but torch finds no GPU here; use --train.device cpu.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _show(report: MaxBatchReport, config: Config) -> None:
+def _print_report(report: MaxBatchReport, config: Config) -> None:
     peak, budget = (f"{value / 2**30:.1f} GiB" for value in (report.peaks[report.largest], report.budget))
-    beyond = "no more were tried" if report.too_many is None else f"{report.too_many} do not fit"
-    print(f"{report.largest} images fit on a worker ({peak} of {budget}); {beyond}")
+    next_size = "larger batches were not tested" if report.too_many is None else f"{report.too_many} do not fit"
+    print(f"largest batch per worker: {report.largest} images ({peak} of {budget}); {next_size}")
     train = config.train
-    share = -(-train.batch // train.workers)
-    parts = -(-share // report.largest)
-    print(f"--train.batch {train.batch} --train.workers {train.workers} need --train.accumulation_steps {parts}")
+    worker_batch = -(-train.batch // train.workers)
+    accumulation_steps = -(-worker_batch // report.largest)
+    print(
+        f"--train.batch {train.batch} --train.workers {train.workers} requires "
+        f"--train.accumulation_steps {accumulation_steps}"
+    )

@@ -12,11 +12,11 @@ def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
         "benchmark evaluate",
-        "Measures the evaluation of a split beside transformers' model in a plain loop with torchmetrics.",
+        "Compares the evaluation of a split with a loop over transformers' model and torchmetrics.",
         settings=("data.root", "data.short_side", "data.crop", "model", "eval"),
     )
     parser.add_common("data")
-    parser.add_argument("--split", default="val", help="to evaluate on (default: val)")
+    parser.add_argument("--split", default="val", help="split to evaluate (default: val)")
     add_common(parser, turns=3)
     flags, config = parser.parse(argv)
     require_positive(flags, "turns")

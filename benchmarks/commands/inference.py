@@ -22,9 +22,9 @@ def run(argv: Sequence[str]) -> None:
         torch.set_num_threads(flags.threads)
     height, width = _size(flags.size)
     if "slide" in flags.modes and (flags.crop % 32 or flags.crop > min(height, width)):
-        raise ConfigError(f"--crop is {flags.crop}; expected a multiple of 32, at most the images' {flags.size}.")
+        raise ConfigError(f"--crop is {flags.crop}; expected a multiple of 32, at most the image size {flags.size}.")
     if min(flags.batches) < 1:
-        raise ConfigError(f"--batches holds {min(flags.batches)}; expected at least 1.")
+        raise ConfigError(f"--batches contains {min(flags.batches)}; expected at least 1.")
     common = (flags.crop, flags.classes, flags.device, flags.dtype)
     cases = [
         InferenceCase(flags.variant, height, width, batch, mode, *common)
@@ -48,16 +48,18 @@ def _size(text: str) -> tuple[int, int]:
 def _parser() -> CommandParser:
     parser = CommandParser(
         "benchmark inference",
-        "Measures inference beside transformers' model: turns in one run, on the same weights and images.",
+        "Compares inference with transformers' model, in alternating turns with the same weights and images.",
     )
     parser.add_argument("--variant", default="b0", choices=VARIANTS, help="b0 to b5 (default: b0)")
-    parser.add_argument("--size", default="512", metavar="PX", help="of the images: PX or HEIGHTxWIDTH (default: 512)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images at once (default: 1 4)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["whole"], help="(default: whole)")
-    parser.add_argument("--crop", type=int, default=512, help="slide: side of a window in px (default: 512)")
-    parser.add_argument("--classes", type=int, default=19, help="classes (default: 19)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where (default: cpu)")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the products (default: float32)")
-    parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
+    parser.add_argument("--size", default="512", metavar="PX", help="image size: PX or HEIGHTxWIDTH (default: 512)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes (default: 1 4)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["whole"], help="inference modes (default: whole)")
+    parser.add_argument("--crop", type=int, default=512, help="window side in mode slide, in px (default: 512)")
+    parser.add_argument("--classes", type=int, default=19, help="number of classes (default: 19)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="dtype of the forward pass (default: float32)"
+    )
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: chosen by torch)")
     add_common(parser, turns=20)
     return parser

@@ -27,12 +27,14 @@ def run(argv: Sequence[str]) -> None:
     require_positive(flags, "rows", "size", "crop", "batch", "images", "turns", "cores")
     build({"data.crop": flags.crop})
     if "RAY_ADDRESS" in os.environ:
-        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
-    say = make_logger(flags)
+        raise ConfigError(
+            "RAY_ADDRESS is set; the benchmark starts its own cluster on this machine; unset RAY_ADDRESS."
+        )
+    log = make_logger(flags)
     with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
-        load, tenfold = _loads(flags, Path(folder), say)
-        report = data_loading.run_benchmark(load, tenfold, flags.turns, say)
-    say("")
+        task, tenfold = _build_tasks(flags, Path(folder), log)
+        report = data_loading.run_benchmark(task, tenfold, flags.turns, log)
+    log("")
     print_case(report.machine, report.case)
     print_rows(report.rows)
     write_json(flags, report)
@@ -40,31 +42,38 @@ def run(argv: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "benchmark ingest", "Measures how fast training batches come from parquet: turns in one run, on the same rows."
+        "benchmark ingest",
+        "Measures the loading of training batches from parquet, in alternating turns on the same rows.",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset the rows are taken from")
-    parser.add_argument("--split", default="train", help="its split (default: train)")
-    parser.add_argument("--size", type=int, metavar="PX", help="make them square JPEGs of this side (default: as is)")
-    parser.add_argument("--rows", type=int, default=2000, help="rows to read, repeated if need be (default: 2000)")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset that provides the rows")
+    parser.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="resize to square JPEGs of this side (default: unchanged)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=2000, help="number of rows, repeated if the split has fewer (default: 2000)"
+    )
     parser.add_argument("--crop", type=int, default=512, metavar="PX", help="side of the crops (default: 512)")
-    parser.add_argument("--batch", type=int, default=16, help="crops of a batch (default: 16)")
-    parser.add_argument("--images", type=int, default=2000, help="images of a turn (default: 2000)")
-    parser.add_argument("--cores", type=int, help="processes or threads each may use (default: all)")
-    parser.add_argument("--tenfold", action="store_true", help="memory with ten times the rows, too")
+    parser.add_argument("--batch", type=int, default=16, help="crops per batch (default: 16)")
+    parser.add_argument("--images", type=int, default=2000, help="images per turn (default: 2000)")
+    parser.add_argument("--cores", type=int, help="processes or threads per candidate (default: all cores)")
+    parser.add_argument("--tenfold", action="store_true", help="also measure the memory with ten times the rows")
     add_common(parser, turns=5)
     return parser
 
 
-def _loads(flags: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[LoaderTask, LoaderTask | None]:
+def _build_tasks(
+    flags: argparse.Namespace, folder: Path, log: Callable[[str], None]
+) -> tuple[LoaderTask, LoaderTask | None]:
     """Returns the measured tasks, on datasets written for them. The cluster that writes the datasets is shut down."""
     root = paths.absolute_path("--data", flags.data)
     read_manifest(root).split(flags.split)
     cores = flags.cores or available_cpus()
-    loads = []
+    tasks = []
     connect()
     for rows in [flags.rows, flags.rows * TENFOLD] if flags.tenfold else [flags.rows]:
-        say(f"writing {rows} rows ...")
+        log(f"writing {rows} rows ...")
         source = write_resized_dataset(root, flags.split, flags.size, rows, folder / str(rows))
-        loads.append(LoaderTask(source, flags.crop, flags.batch, max(2, flags.images // flags.batch), cores))
+        tasks.append(LoaderTask(source, flags.crop, flags.batch, max(2, flags.images // flags.batch), cores))
     ray.shutdown()
-    return loads[0], loads[1] if flags.tenfold else None
+    return tasks[0], tasks[1] if flags.tenfold else None

@@ -20,29 +20,33 @@ def run(argv: Sequence[str]) -> None:
         torch.set_num_threads(flags.threads)
     case = Case(flags.variant, flags.size, flags.batch, flags.classes, flags.device, flags.dtype)
 
-    report = train_step.run_benchmark(case, flags.against, flags.turns, compiled=flags.compile, say=make_logger(flags))
-    _show(report)
+    report = train_step.run_benchmark(case, flags.against, flags.turns, compiled=flags.compile, log=make_logger(flags))
+    _print_report(report)
     write_json(flags, report)
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "benchmark model", "Measures SegFormer beside a peer's: turns in one run, on the same weights and images."
+        "benchmark model", "Compares SegFormer with a peer's, in alternating turns with the same weights and images."
     )
     parser.add_argument("--variant", default="b0", choices=VARIANTS, help="b0 to b5 (default: b0)")
     parser.add_argument("--size", type=int, default=512, metavar="PX", help="side of the images (default: 512)")
-    parser.add_argument("--batch", type=int, default=2, help="images of a step (default: 2)")
-    parser.add_argument("--classes", type=int, default=19, help="classes (default: 19)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where (default: cpu)")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the products (default: float32)")
-    parser.add_argument("--compile", action="store_true", help="ours through torch.compile, the peer's both ways")
-    parser.add_argument("--against", default=PEERS[0], choices=PEERS, help=f"the peer (default: {PEERS[0]})")
-    parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
+    parser.add_argument("--batch", type=int, default=2, help="images per step (default: 2)")
+    parser.add_argument("--classes", type=int, default=19, help="number of classes (default: 19)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device (default: cpu)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=DTYPES, help="dtype of the forward pass (default: float32)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile segray, and compare with the eager and the compiled peer"
+    )
+    parser.add_argument("--against", default=PEERS[0], choices=PEERS, help=f"peer (default: {PEERS[0]})")
+    parser.add_argument("--threads", type=int, help="number of CPU threads (default: chosen by torch)")
     add_common(parser, turns=7)
     return parser
 
 
-def _show(report: StepReport) -> None:
+def _print_report(report: StepReport) -> None:
     case = report.case
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     print(
@@ -53,6 +57,6 @@ def _show(report: StepReport) -> None:
     print_rows(report.rows)
     macs = ", ".join(f"{name} {count / 1e9:.2f}" for name, count in report.macs.items())
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.share_of_rate.items())
-    print(f"\nGMAC of one image   {macs}")
-    print(f"matrix product      {report.matrix_rate / 1e9:.1f} GMAC/s here, of which {OURS} reaches: {shares}")
-    print(f"logits differ by    {report.disagreement:.1e} of their range")
+    print(f"\nGMAC per image      {macs}")
+    print(f"matrix product      {report.matrix_rate / 1e9:.1f} GMAC/s on this device; {OURS} reaches {shares}")
+    print(f"logit difference    {report.disagreement:.1e} of their range")

@@ -16,23 +16,26 @@ from segray.core.errors import ConfigError
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
-        "benchmark prepare", "Measures how fast images and masks become a dataset: turns in one run, on the same files."
+        "benchmark prepare",
+        "Measures the conversion of images and masks to a dataset, in alternating turns on the same files.",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset the images are taken from")
-    parser.add_argument("--images", type=int, default=20_000, help="files to convert (default: 20000)")
-    parser.add_argument("--size", type=int, default=256, metavar="PX", help="their side (default: 256)")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset that provides the images")
+    parser.add_argument("--images", type=int, default=20_000, help="number of images to convert (default: 20000)")
+    parser.add_argument("--size", type=int, default=256, metavar="PX", help="side of the images (default: 256)")
     add_common(parser, turns=3)
     flags, _ = parser.parse(argv)
     require_positive(flags, "images", "size", "turns")
     if "RAY_ADDRESS" in os.environ:
-        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
-    say = make_logger(flags)
+        raise ConfigError(
+            "RAY_ADDRESS is set; the benchmark starts its own cluster on this machine; unset RAY_ADDRESS."
+        )
+    log = make_logger(flags)
     with tempfile.TemporaryDirectory(prefix="segray-benchmark-") as folder:
-        say(f"writing {flags.images} images and masks ...")
+        log(f"writing {flags.images} images and masks ...")
         root = paths.absolute_path("--data", flags.data)
-        found = conversion.write_pairs(root, flags.size, flags.images, Path(folder) / "source")
+        listing = conversion.write_pairs(root, flags.size, flags.images, Path(folder) / "source")
         connect()
-        report = conversion.run_benchmark(found, Path(folder), available_cpus(), flags.turns, say)
+        report = conversion.run_benchmark(listing, Path(folder), available_cpus(), flags.turns, log)
     print_case(report.machine, report.case)
     print_rows(report.rows)
     write_json(flags, report)

@@ -39,17 +39,17 @@ def require_positive(flags: argparse.Namespace, *names: str) -> None:
 def make_logger(flags: argparse.Namespace) -> Callable[[str], None]:
     """Returns a function that prints a line, unless --quiet is given."""
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if not flags.quiet:
             print(line, flush=True)
 
-    return say
+    return log
 
 
 def print_case(machine: dict[str, Any], case: dict[str, Any]) -> None:
     """Prints the measured case and the machine."""
-    for parts in (case, machine):
-        print(", ".join(f"{name} {value}" for name, value in parts.items()))
+    for description in (case, machine):
+        print(", ".join(f"{name} {value}" for name, value in description.items()))
     print()
 
 
@@ -57,7 +57,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     """Prints the rows as a table."""
     names = max(len("measure"), *(len(row.measure) for row in rows))
     peers = max(len("peer"), *(len(row.peer) for row in rows))
-    print(f"{'measure':<{names}}{'segray':>16}  {'peer':<{peers}}{'theirs':>16}{'ratio':>9}")
+    print(f"{'measure':<{names}}{'segray':>16}  {'peer':<{peers}}{'peer value':>16}{'ratio':>9}")
     for row in rows:
         ours, theirs = (f"{value:.4g} {row.unit}" for value in (row.ours, row.theirs))
         print(f"{row.measure:<{names}}{ours:>16}  {row.peer:<{peers}}{theirs:>16}{row.ratio:>8.2f}x")

@@ -15,17 +15,19 @@ from segray.core.errors import ConfigError
 def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
-        "benchmark sweep", "Measures what a sweep adds to the runs it consists of, on this machine's CPUs."
+        "benchmark sweep", "Measures the overhead of a sweep over the same separate runs, on the CPUs of this machine."
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset to train on")
-    parser.add_argument("--trials", type=int, default=8, help="(default: 8)")
-    parser.add_argument("--steps", type=int, default=60, help="of a trial (default: 60)")
-    parser.add_argument("--crop", type=int, default=96, metavar="PX", help="(default: 96)")
+    parser.add_argument("--trials", type=int, default=8, help="number of trials (default: 8)")
+    parser.add_argument("--steps", type=int, default=60, help="steps per trial (default: 60)")
+    parser.add_argument("--crop", type=int, default=96, metavar="PX", help="side of the crops (default: 96)")
     add_common(parser, turns=1)
     flags, _ = parser.parse(argv)
     require_positive(flags, "trials", "steps", "crop", "turns")
     if "RAY_ADDRESS" in os.environ:
-        raise ConfigError("RAY_ADDRESS is set; what is measured needs a cluster of its own on this machine; unset it.")
+        raise ConfigError(
+            "RAY_ADDRESS is set; the benchmark starts its own cluster on this machine; unset RAY_ADDRESS."
+        )
     settings = {
         "data": {"root": paths.absolute_path("--data", flags.data), "crop": flags.crop},
         "optim": {"warmup_steps": 1},

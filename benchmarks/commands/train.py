@@ -22,33 +22,42 @@ def run(argv: Sequence[str]) -> None:
     """Runs the benchmark and prints the report."""
     parser = CommandParser(
         "benchmark train",
-        "Measures what the platform costs a training: stream, reports and all, beside a loop that has none.",
+        "Measures the overhead of complete training, with data loading and reports, over a loop without them.",
         settings=("data", "model", "loss", "optim", "train"),
     )
     parser.add_common("data")
-    parser.add_argument("--steps", type=int, default=50, help="steps of a turn (default: 50)")
+    parser.add_argument("--steps", type=int, default=50, help="steps per turn (default: 50)")
     peers = ", ".join(training.PEERS)
-    parser.add_argument("--against", nargs="+", choices=training.PEERS, default=training.PEERS, help=f"of {peers}")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        choices=training.PEERS,
+        default=training.PEERS,
+        help=f"peers to compare with (default: {peers})",
+    )
     add_common(parser, turns=5)
-    flags, given = parser.parse(argv)
+    flags, run_config = parser.parse(argv)
     if training.HF_TRAINER in flags.against:
         hf_trainer.require_installed()
     require_positive(flags, "steps", "turns")
-    wanted = _endless(given, paths.absolute_path("data.root", given.data.root))
-    manifest = read_manifest(wanted.data.root)
-    source = SplitReader(wanted.data.root, manifest.split(wanted.data.train_split))
+    settings = _without_validation(run_config, paths.absolute_path("data.root", run_config.data.root))
+    manifest = read_manifest(settings.data.root)
+    source = SplitReader(settings.data.root, manifest.split(settings.data.train_split))
     connect()
-    placement = resources.allocate_workers(potential_nodes(), wanted.train.workers, wanted.train.device)
-    make_logger(flags)(f"{placement}; {flags.turns} turns of {flags.steps} steps each ...")
-    job = RunSpec(wanted, manifest, placement, Path(), draws_per_epoch(source, wanted.data))
+    placement = resources.allocate_workers(potential_nodes(), settings.train.workers, settings.train.device)
+    make_logger(flags)(f"{placement}; {flags.turns} turns of {flags.steps} steps ...")
+    job = RunSpec(settings, manifest, placement, Path(), draws_per_epoch(source, settings.data))
     report = training.run_benchmark(training.TrainingCase(job, flags.steps, flags.turns, flags.against))
     print_case(report.machine, report.case)
     print_rows(report.rows)
-    print("\na step's time: " + ", ".join(f"{name} {share:.1%}" for name, share in report.phases.items()))
+    print("\nstep time: " + ", ".join(f"{name} {share:.1%}" for name, share in report.phases.items()))
     write_json(flags, report)
 
 
-def _endless(given: Config, root: str) -> Config:
+def _without_validation(run_config: Config, root: str) -> Config:
     """Returns the settings of a run that never reaches a validation."""
-    never: dict[str, Any] = {"train.steps": training.FOR_EVER, "train.val_every": training.FOR_EVER}
-    return config.build(config.flatten(given) | never | {"data.root": root, "train.checkpoint_every": None})
+    unreachable: dict[str, Any] = {
+        "train.steps": training.UNREACHABLE_STEP,
+        "train.val_every": training.UNREACHABLE_STEP,
+    }
+    return config.build(config.flatten(run_config) | unreachable | {"data.root": root, "train.checkpoint_every": None})

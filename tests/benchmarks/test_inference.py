@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import evaluation, inference
-from benchmarks.inference import MODES, InferenceCase, contender
+from benchmarks.inference import MODES, InferenceCase, build_candidate
 from benchmarks.peers import OURS, TRANSFORMERS
 from segray import config
 from segray.core.errors import DataError
@@ -14,7 +14,7 @@ from segray.core.errors import DataError
 )
 def test_both_find_the_same(mode):
     case = InferenceCase("b0", 128, 192, 2, mode, 64, 7, "cpu", "float32")
-    ours, theirs = (contender(name, case)() for name in (OURS, TRANSFORMERS))
+    ours, theirs = (build_candidate(name, case)() for name in (OURS, TRANSFORMERS))
     assert ours.shape == theirs.shape == (2, 128, 192)
     # Ours blends windows, and resizes scaled images, at other places: near ties of random weights may differ.
     assert (ours != theirs).float().mean() < {"whole": 1e-4, "flip": 1e-3}.get(mode, 0.15)

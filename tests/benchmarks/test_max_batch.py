@@ -47,5 +47,5 @@ def test_a_process_that_runs_out_of_memory_is_a_batch_that_does_not_fit(monkeypa
 
 
 def test_where_nothing_fits_the_error_says_what_to_change(monkeypatch):
-    with pytest.raises(ModelError, match=r"not even one image of 256 x 256 .*checkpointing"):
+    with pytest.raises(ModelError, match=r"a batch of one 256x256 image does not fit .*checkpointing"):
         searched(monkeypatch, 8 * MIB, most=64)

@@ -100,7 +100,7 @@ def test_an_image_without_a_counted_pixel_adds_nothing(model):
 
 def test_the_mode_is_heeded(model):
     looked = accumulate_counts(
-        model, rows(2), CountSpec(3, 255), 1, InferenceConfig(crop=32, stride=16, windows=2, flip=True)
+        model, rows(2), CountSpec(3, 255), 1, InferenceConfig(crop=32, stride=16, window_batch=2, flip=True)
     )
     assert not np.array_equal(looked.confusion, accumulate_counts(model, rows(2), CountSpec(3, 255), 1).confusion)
     assert looked.images == {}

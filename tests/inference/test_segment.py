@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from segray import config
-from segray.config import EvalConfig
 from segray.core.classes import Classes
 from segray.core.errors import ConfigError, ModelError
 from segray.inference import segment as inference
@@ -81,8 +80,10 @@ def test_more_than_a_bytes_classes_are_int32():
 @pytest.mark.parametrize("side", [64, 96, 256])
 def test_one_window_is_the_whole_image(model, side):
     some = images(64, 64, count=2)
-    mode = InferenceConfig(crop=side, stride=32, windows=1)
-    assert torch.equal(segment(model, some, (50, 70), mode), segment(model, some, (50, 70), InferenceConfig(windows=9)))
+    mode = InferenceConfig(crop=side, stride=32, window_batch=1)
+    assert torch.equal(
+        segment(model, some, (50, 70), mode), segment(model, some, (50, 70), InferenceConfig(window_batch=9))
+    )
 
 
 def test_windows_are_blended_where_they_overlap(monkeypatch):
@@ -95,24 +96,24 @@ def test_windows_are_blended_where_they_overlap(monkeypatch):
             total[:, :, top // 4 : top // 4 + 16, left // 4 : left // 4 + 16] += found
             hits[top // 4 : top // 4 + 16, left // 4 : left // 4 + 16] += 1
     with torch.no_grad():
-        found = sliding_window_logits(lambda part: fake(part)["seg"], some, 64, 48, windows=4)
+        found = sliding_window_logits(lambda part: fake(part)["seg"], some, 64, 48, window_batch=4)
     assert torch.allclose(found, total / hits, atol=1e-6)
 
 
 def test_windows_in_one_pass_are_those_of_one_each(model):
     some = images(96, 160)
     one, many = (
-        logits_per_pass(model, some, InferenceConfig(crop=64, stride=48, windows=windows))[0] for windows in (1, 5)
+        logits_per_pass(model, some, InferenceConfig(crop=64, stride=48, window_batch=windows))[0] for windows in (1, 5)
     )
     assert torch.allclose(one, many, atol=1e-4)
     fake = Fake()
-    segment(fake, some, (96, 160), InferenceConfig(crop=64, stride=48, windows=4))
+    segment(fake, some, (96, 160), InferenceConfig(crop=64, stride=48, window_batch=4))
     assert [shape[0] for shape in fake.calls] == [4, 2]
 
 
 def test_an_image_narrower_than_a_window_is_one_window_across():
     fake = Fake()
-    segment(fake, images(96, 32), (96, 32), InferenceConfig(crop=64, stride=32, windows=8))
+    segment(fake, images(96, 32), (96, 32), InferenceConfig(crop=64, stride=32, window_batch=8))
     assert fake.calls == [(2, 3, 64, 32)]
 
 
@@ -149,7 +150,7 @@ def test_half_precision_is_close_and_full_where_it_is_resized(model, dtype):
 
 
 def test_settings_make_a_mode_and_impossible_ones_are_refused():
-    assert InferenceConfig.from_config(config.build({})) == WHOLE_IMAGE.__class__(windows=4)
+    assert InferenceConfig.from_config(config.build({})) == WHOLE_IMAGE.__class__(window_batch=4)
     made = InferenceConfig.from_config(
         config.build({"eval.mode": "slide", "data.crop": 256, "eval.scales": [0.5, 1], "eval.flip": True})
     )
@@ -162,17 +163,20 @@ def test_settings_make_a_mode_and_impossible_ones_are_refused():
             "eval.stride is 96; expected at most a window's 64",
         ),
         ({"eval.mode": "slide", "eval.stride": 600}, "eval.stride is 600; expected at most a window's 512"),
-        ({"eval.mode": "slide", "eval.align": 7}, "eval.align is 7; expected a multiple of 32 where windows slide"),
+        (
+            {"eval.mode": "slide", "eval.size_multiple": 7},
+            "eval.size_multiple is 7; expected a multiple of 32 where windows slide",
+        ),
         ({"eval.scales": []}, "eval.scales"),
     ):
         with pytest.raises(ConfigError, match=said):
             config.build(wrong)
     small = config.build({"data.crop": 256})
-    assert small.with_eval_overrides(EvalConfig(mode="slide", stride=256)).eval.stride == 256
+    assert small.with_eval_overrides({"mode": "slide", "stride": 256}).eval.stride == 256
     with pytest.raises(ConfigError, match="eval.stride is 300; expected at most a window's 256"):
-        small.with_eval_overrides(EvalConfig(mode="slide", stride=300))
+        small.with_eval_overrides({"mode": "slide", "stride": 300})
 
 
 def test_windows_that_leave_pixels_out_are_refused():
-    with pytest.raises(ModelError, match="leave pixels out"):
+    with pytest.raises(ModelError, match="do not cover the image"):
         segment(Fake(), images(64, 200), (64, 200), InferenceConfig(crop=64, stride=96))

@@ -1,5 +1,7 @@
 """A checkpoint is whole or refused, and brings the same model back without a pickle."""
 
+import json
+
 import pytest
 import torch
 
@@ -48,6 +50,19 @@ def test_everything_comes_back(saved):
     assert torch.equal(checkpoint.load_state(folder)["moments"][name]["exp_avg"], optimiser.state[parameter]["exp_avg"])
 
 
+def test_a_config_with_earlier_names_of_settings_is_read(saved):
+    folder, model, _ = saved
+    file = folder / checkpoint.CONFIG
+    tree = json.loads(file.read_text())
+    tree["eval"]["align"] = tree["eval"].pop("size_multiple")
+    tree["eval"]["precision"] = "float32"
+    tree["model"]["checkpointing"] = tree["model"].pop("activation_checkpointing")
+    file.write_text(json.dumps(tree))
+    assert checkpoint.load_config(folder) == CONFIG
+    loaded = checkpoint.load_model(folder).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("part", [checkpoint.META, checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.CLASSES])
 def test_a_folder_that_lacks_a_part_is_refused_by_its_name(saved, part):
     folder, *_ = saved
@@ -69,12 +84,12 @@ def test_weights_of_another_variant_are_refused(saved):
     folder, *_ = saved
     other = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"variant": "b1"})})
     (folder / checkpoint.CONFIG).write_text(other.model_dump_json())
-    with pytest.raises(CheckpointError, match=r"does not fit config\.json"):
+    with pytest.raises(CheckpointError, match=r"does not match its config\.json"):
         checkpoint.load_model(folder)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         checkpoint.load_meta(tmp_path / "gone")
 
 
@@ -92,7 +107,7 @@ def test_a_training_state_that_is_none_is_refused_by_its_name(saved, content):
 def test_a_folder_that_says_nothing_known_of_itself_is_refused(saved, content):
     folder, *_ = saved
     (folder / checkpoint.META).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"meta\.json is damaged or of another version"):
+    with pytest.raises(CheckpointError, match=r"meta\.json is damaged or has another format version"):
         checkpoint.load_meta(folder)
 
 
@@ -103,8 +118,8 @@ def test_a_folder_is_whole_while_every_file_has_its_size(saved):
     assert set(meta.files) == {checkpoint.WEIGHTS, checkpoint.STATE, checkpoint.CONFIG, checkpoint.CLASSES}
     with (folder / checkpoint.STATE).open("ab") as file:
         file.write(b"x")
-    with pytest.raises(CheckpointError, match=r"state\.pt holds \d+ bytes, of \d+: the checkpoint is damaged"):
+    with pytest.raises(CheckpointError, match=r"state\.pt has \d+ bytes; expected \d+; the checkpoint is damaged"):
         checkpoint.verify_files(folder, meta)
     (folder / checkpoint.STATE).unlink()
-    with pytest.raises(CheckpointError, match=r"state\.pt is not there, of \d+: the checkpoint is damaged"):
+    with pytest.raises(CheckpointError, match=r"state\.pt is missing; the checkpoint is damaged"):
         checkpoint.verify_files(folder, meta)

@@ -31,7 +31,7 @@ def small(lively) -> Callable[..., SegFormer]:
     def make(head: str = "official", drop: float = 0.0, *, checkpointing: bool = False) -> SegFormer:
         narrow = Variant(dims=(8, 16, 40, 64), depths=(1, 1, 1, 2), head_width=16)
         with mock.patch.dict(VARIANTS, b0=narrow):
-            return lively("b0", 5, head=head, drop_path=drop, dropout=drop, checkpointing=checkpointing)
+            return lively("b0", 5, head=head, drop_path=drop, dropout=drop, activation_checkpointing=checkpointing)
 
     return make
 
@@ -71,7 +71,7 @@ def test_one_compilation_serves_every_size(small, images):
 
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_train_step_compiles_without_a_break(checkpointing, small, images):
-    model, other = small().train(), small(checkpointing=checkpointing).train()
+    model, other = small().train(), small(activation_checkpointing=checkpointing).train()
     other.load_state_dict(model.state_dict())
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     batch, mask = images(2, 97, 131), torch.randint(0, 5, (2, 97, 131))

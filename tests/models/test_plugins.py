@@ -92,13 +92,17 @@ def test_parts_of_ones_own_go_with_the_published_ones(parts, images):
         ("encoder", "own:Nothing", "which cannot be imported"),
         ("encoder", "own:number", "a int; expected a class or a function"),
         ("encoder", "own:no_module", "returns a int; expected a torch.nn.Module"),
-        ("encoder", "own:other_arguments", "does not take the arguments drop_path"),
+        ("encoder", "own:other_arguments", "does not accept the arguments drop_path"),
         ("encoder", "own:NoDims", "no attributes `dims` and `strides`"),
         ("encoder", "own:OtherStrides", r"strides \(2, 4, 8, 16\); expected \(4, 8, 16, 32\)"),
-        ("encoder", "own:ThreeMaps", r"makes maps of the shapes \[.*\] of a 64x96 image; its dims and strides promise"),
-        ("encoder", "own:OtherDims", r"\(1, 2, 16, 24\).*promise \[\(1, 4, 16, 24\)"),
+        (
+            "encoder",
+            "own:ThreeMaps",
+            r"returns maps of shapes \[.*\] for a 64x96 image; expected .*according to its dims and strides",
+        ),
+        ("encoder", "own:OtherDims", r"\(1, 2, 16, 24\).*expected \[\(1, 4, 16, 24\)"),
         ("head", "own:SmallLogits", r"returns \(1, 3, 8, 12\); expected logits \(1, 3, 16, 24\)"),
-        ("head", "own:NoSeg", 'returns NoneType; expected logits .* or a dict with them as "seg"'),
+        ("head", "own:NoSeg", 'returns NoneType; expected logits .* or a dict that contains them as "seg"'),
     ],
 )
 def test_a_broken_promise_is_named(setting, reference, message, parts):
@@ -116,5 +120,5 @@ def test_a_model_of_ones_own_parts_keeps_its_weights(parts, tmp_path, images):
     load_pretrained(made[1], save_weights(made[0], tmp_path / "own.safetensors"))
     batch = images(1, 64, 64)
     assert torch.equal(made[0](batch)["seg"], made[1](batch)["seg"])
-    with pytest.raises(ModelError, match="transformers has no names for a ConvEncoder with a AuxiliaryHead"):
+    with pytest.raises(ModelError, match="layout transformers does not support a ConvEncoder with a AuxiliaryHead"):
         save_weights(made[0], tmp_path / "t", "transformers")

@@ -51,13 +51,13 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: 2 rows could not be read and were left out:\n")
+    assert done.stderr.startswith("error: 2 rows could not be read and were skipped:\n")
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["rows"], len(found["slices"]["last"])) == (39, 10)
     assert found["against"]["miou"]["ours"] == found["scores"]["miou"]
     assert "95% over 5 groups in pairs" in done.stdout
     assert f"report  {tmp_path}/report/index.html" in done.stdout
-    assert "not logged: the model's training run is not known there" in done.stdout
+    assert "not logged: the store does not have the model's run" in done.stdout
     assert not (tmp_path / "mlflow.db").exists()
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"index.html", "classes.png", "examples.png"}
 
@@ -69,7 +69,7 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         (["--slice", "city"], "has no column city; it has id, image"),
         (["--slice", "mask"], "column mask of"),
         (["--slice", "a=("], "which is no regular expression"),
-        (["--against", "nowhere"], "checkpoint nowhere is no folder"),
+        (["--against", "nowhere"], "checkpoint nowhere is not a folder"),
         (["--report", "full"], "report full is not empty; choose another folder"),
         (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most a window's 512"),
         (["--json", "nowhere/x.json"], "expected a file in a folder that exists"),

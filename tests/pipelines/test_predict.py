@@ -72,7 +72,7 @@ def test_an_image_that_cannot_be_read_ends_with_1(folder, tmp_path, environment)
     (source / "0001.jpg").write_bytes(b"none")
     done = run(command(folder, source, tmp_path / "out", "--workers", "1"), environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: 1 image could not be segmented and was left out:\n  0001: the file cannot")
+    assert done.stderr.startswith("error: 1 image could not be segmented:\n  0001: the file cannot")
     assert (tmp_path / "out/masks/0000.png").exists()
 
 
@@ -81,10 +81,10 @@ def test_an_image_that_cannot_be_read_ends_with_1(folder, tmp_path, environment)
     [
         (["--workers", "0"], "--workers is 0; expected at least 1"),
         (["--format", "gif"], "invalid choice: 'gif'"),
-        (["--out", "images/masks"], "lie in each other"),
+        (["--out", "images/masks"], "contain each other"),
         (["--source", "nowhere"], "nowhere does not exist"),
-        (["--model", "nowhere"], "checkpoint nowhere is no folder"),
-        (["--split", "val"], "is no prepared dataset"),
+        (["--model", "nowhere"], "checkpoint nowhere is not a folder"),
+        (["--split", "val"], "is not a prepared dataset"),
         (["--eval.crop", "33"], "expected a multiple of 32"),
     ],
 )

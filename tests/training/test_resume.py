@@ -16,12 +16,13 @@ from segray.models import checkpoint
 from segray.tracking.journal import Journal
 from segray.training import checkpoint_store
 from segray.training import resume as resuming
+from segray.training import runs
 from segray.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-RUN = {"train.keep_every": 1, "train.ema": 0.5, "data.bad_rows": "skip", "data.crop": 32, "optim.lr": 1e-3} | {
+RUN = {"train.keep_every": 1, "train.ema_decay": 0.5, "data.bad_rows": "skip", "data.crop": 32, "optim.lr": 1e-3} | {
     f"train.{name}": value for name, value in {"steps": 4, "batch": 4, "log_every": 1, "val_every": 2}.items()
 }
 
@@ -78,19 +79,19 @@ def losses(run):
 
 
 def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, settings):
-    """Its newest checkpoint was only half written: it is passed over, and said so."""
+    """Its newest checkpoint was only half written: it is skipped, and said so."""
     half = shutil.copytree(finished / "step-000004", died / "step-000003")
     (half / checkpoint.META).unlink()
     said = []
     result = fit(settings(), resume="auto", say=said.append)
     assert Path(result.folder) == died
-    assert any("step-000003 holds no meta.json" in line and "passed over" in line for line in said)
-    assert "goes on from step 2." in said
+    assert any("step-000003 contains no meta.json" in line and "is skipped" in line for line in said)
+    assert "resuming from step 2." in said
     assert losses(died) == losses(finished)
     for live in (False, True):
         ours, theirs = (checkpoint.load_weights(one / "step-000004", live=live) for one in (died, finished))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert resuming.is_finished(died)
+    assert runs.is_finished(died)
     assert auto(settings()) is None
 
 
@@ -103,9 +104,9 @@ def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died
     said = []
     changes = {"train__workers": 2, "train__val_every": 4, "optim__lr": 2e-3}
     fit(settings(**changes), resume=str(died), allowed=["optim.lr"], say=said.append)
-    assert "changed: train.workers: 1 so far, 2 now" in said
-    assert "changed: train.val_every: 2 so far, 4 now" in said
-    assert "changed: optim.lr: 0.001 so far, 0.002 now" in said
+    assert "changed: train.workers: 1 -> 2" in said
+    assert "changed: train.val_every: 2 -> 4" in said
+    assert "changed: optim.lr: 0.001 -> 0.002" in said
     assert losses(died)[-1][0] == 4
     before, after = dict(rates(died)[:2]), dict(rates(died)[2:])
     assert before[2] == pytest.approx(1e-3 * 3 / 4)  # step 2 of 4
@@ -114,21 +115,26 @@ def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died
 
 
 def test_everything_that_differs_is_listed_and_nothing_that_does_not(died, settings):
-    changes = {"data__bad_rows": "fail", "model__checkpointing": True, "tracking__model": "other", "train__hang_s": 5}
+    changes = {
+        "data__bad_rows": "fail",
+        "model__activation_checkpointing": True,
+        "tracking__model": "other",
+        "train__hang_timeout_s": 5,
+    }
     said = resuming.diff_settings(
         died, paths.resolve_paths(settings(**changes)), read_manifest(settings().data.root), []
     )
     assert [line for line in said if not line.startswith("tracking.uri: ")] == [  # the copy's lies elsewhere
-        "data.bad_rows: skip so far, fail now",
-        "model.checkpointing: False so far, True now",
-        "train.hang_s: 900.0 so far, 5.0 now",
-        "tracking.model: segray so far, other now",
+        "data.bad_rows: skip -> fail",
+        "model.activation_checkpointing: False -> True",
+        "train.hang_timeout_s: 900.0 -> 5.0",
+        "tracking.model: segray -> other",
     ]
 
 
 def test_weights_of_another_shape_cannot_be_gone_on_with_whatever_is_allowed(died, settings):
     with pytest.raises(
-        ResumeError, match=r"weights of .*step-000002 are of another model:\n  encoder[\s\S]*--model\.init"
+        ResumeError, match=r"weights of .*step-000002 do not match the model:\n  encoder[\s\S]*--model\.init"
     ):
         fit(settings(model__variant="b1"), resume=str(died), allowed=["model.variant"], say=lambda _line: None)
     assert Journal(died).last_step() == 2
@@ -146,10 +152,10 @@ def test_auto_takes_the_run_of_the_name_that_is_given_and_of_the_same_data(died,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"optim__lr": 2e-3}, "optim.lr: 0.001 so far, 0.002 now"),
-        ({"model__variant": "b1"}, "model.variant: b0 so far, b1 now"),
-        ({"train__batch": 8}, "train.batch: 4 so far, 8 now"),
-        ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] so far, ['dice'] now"),
+        ({"optim__lr": 2e-3}, "optim.lr: 0.001 -> 0.002"),
+        ({"model__variant": "b1"}, "model.variant: b0 -> b1"),
+        ({"train__batch": 8}, "train.batch: 4 -> 8"),
+        ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] -> ['dice']"),
     ],
 )
 def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
@@ -158,6 +164,7 @@ def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
     name = said.partition(":")[0]
     assert said in str(raised.value)
     assert f"--allow {name}" in str(raised.value)
+    assert not runs.is_locked(died)
     assert Journal(died).last_step() == 2
 
 
@@ -174,7 +181,7 @@ def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, 
     (copy / MANIFEST).write_text(other.model_dump_json())
     with pytest.raises(ResumeError) as raised:
         fit(settings(data__root=str(copy)), resume=str(died))
-    assert f"dataset: {manifest.digest} so far, {other.digest} now" in str(raised.value)
+    assert f"dataset: {manifest.digest} -> {other.digest}" in str(raised.value)
     assert "'vegetation'" in str(raised.value)
     assert "'tree'" in str(raised.value)
 
@@ -184,12 +191,12 @@ def test_a_run_without_a_checkpoint_begins_anew(died, finished, settings):
     shutil.rmtree(died / "step-000002")
     said = []
     fit(settings(), resume=str(died), say=said.append)
-    assert "has no checkpoint yet: it begins at step 0." in said
+    assert "no checkpoint yet; starting at step 0." in said
     assert losses(died) == losses(finished)
 
 
 def test_a_finished_run_and_an_older_checkpoint_are_refused(died, finished, settings):
-    with pytest.raises(ResumeError, match="a run that is finished; start another, with --model.init"):
+    with pytest.raises(ResumeError, match="is finished; start a new run from it with --model.init"):
         fit(settings(), resume=str(finished))
     shutil.copytree(finished / "step-000004", died / "step-000004")
     with pytest.raises(ResumeError, match=r"latest checkpoint is .*step-000004"):
@@ -201,12 +208,14 @@ def test_auto_takes_no_run_with_other_settings_and_starts_a_new_one(died, settin
     said = []
     other = fit(settings(train__steps=2), resume="auto", say=said.append)
     assert Path(other.folder) != died
-    assert any("no unfinished run with these settings" in line for line in said)
+    assert any("contains no unfinished run with these settings" in line for line in said)
 
 
 def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(died, settings):
-    with resuming.lock_run(died):
-        with pytest.raises(ResumeError, match="being trained by another process"):
+    with runs.lock_run(died):
+        with pytest.raises(ResumeError, match="another process trains in"):
+            fit(settings(optim__lr=2e-3), resume=str(died))  # the lock comes first
+        with pytest.raises(ResumeError, match="another process trains in"):
             fit(settings(), resume=str(died))
         assert auto(settings()) is None
     assert auto(settings()) == died
@@ -215,7 +224,7 @@ def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(die
 @pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_no_better(settings):
     result = fit(
-        settings(train__steps=20, train__val_every=1, train__patience=1, train__min_gain=0.9, train__min_steps=3),
+        settings(train__steps=20, train__val_every=1, train__patience=1, train__min_delta=0.9, train__min_steps=3),
         say=lambda _line: None,
     )
     assert losses(Path(result.folder))[-1][0] == 3  # stale after 2, but not before step 3

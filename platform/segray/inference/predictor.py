@@ -43,7 +43,7 @@ class Predictor:
             CapacityError: the device is "cuda" and there is no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise CapacityError("device is cuda, and torch finds no GPU here; use cpu or auto.")
+            raise CapacityError("device is cuda, but torch finds no GPU here; use cpu or auto.")
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._model.to(self._device)
         return self
@@ -66,30 +66,26 @@ class Predictor:
         Raises:
             DataError: an image has another dtype or shape, or the sizes differ.
         """
-        if len({image.shape for image in images}) != 1:
-            raise DataError(f"{len(images)} images have {len({one.shape for one in images})} sizes; expected one.")
-        fitted = [self._fitted(image) for image in images]
-        ids = segment(
-            self._model,
-            torch.cat([one for one, _ in fitted]),
-            fitted[0][1],
-            mode or InferenceConfig.from_config(self.config),
-        )
-        return [self._mask(one) for one in ids]
+        shapes = {image.shape for image in images}
+        if len(shapes) != 1:
+            raise DataError(f"{len(images)} images have {len(shapes)} different sizes; expected the same size.")
+        batch = torch.cat([self._preprocess(image) for image in images])
+        ids = segment(self._model, batch, images[0].shape[:2], mode or InferenceConfig.from_config(self.config))
+        return [self._mask(image_ids) for image_ids in ids]
 
     def predict_with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
         """Returns the mask of an image and the probability of every class, (K, H, W)."""
-        images, size = self._fitted(image)
-        ids, found = segment_with_probabilities(self._model, images, size, InferenceConfig.from_config(self.config))
-        return self._mask(ids[0]), found[0].cpu().numpy()
+        ids, probabilities = segment_with_probabilities(
+            self._model, self._preprocess(image), image.shape[:2], InferenceConfig.from_config(self.config)
+        )
+        return self._mask(ids[0]), probabilities[0].cpu().numpy()
 
-    def _fitted(self, image: NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
-        """Returns the image as model input (1, 3, H', W') and the original size (H, W)."""
+    def _preprocess(self, image: NDArray[np.uint8]) -> Tensor:
+        """Returns the image as model input (1, 3, H', W') on the device."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB.")
-        batch = preprocess(image, self.config.data.short_side, self.config.eval.size_multiple)
-        return batch.to(self._device), (image.shape[0], image.shape[1])
+        return preprocess(image, self.config.data.short_side, self.config.eval.size_multiple).to(self._device)
 
     def _mask(self, ids: Tensor) -> Mask:
-        found = ids.cpu().numpy()
-        return found.astype(np.uint8) if self.classes.num_classes < 256 else found.astype(np.uint16)
+        mask = ids.cpu().numpy()
+        return mask.astype(np.uint8) if self.classes.num_classes < 256 else mask.astype(np.uint16)

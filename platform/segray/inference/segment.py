@@ -27,6 +27,7 @@ ANTIALIAS_BELOW_SCALE = 0.5
 
 Forward = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W) uint8 to scores (B, K, h, w)."""
+PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,20 @@ class InferenceConfig:
     Attributes:
         crop: side of the sliding windows in px; defaults to `None`, which processes the full image.
         stride: distance between windows in px.
-        windows: number of windows per forward pass.
+        window_batch: number of windows per forward pass.
         scales: scale factors of the image; the probabilities of all scales are averaged.
         flip: whether the mirrored image is also processed at each scale.
         dtype: dtype of the forward pass.
-        align: multiple to which the sides are rounded up at each scale.
+        size_multiple: multiple to which the sides are rounded up at each scale.
     """
 
     crop: int | None = None
     stride: int = 0
-    windows: int = 1
+    window_batch: int = 1
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     dtype: torch.dtype = torch.float32
-    align: int = 32
+    size_multiple: int = 32
 
     @classmethod
     def from_config(cls, config: Config) -> "InferenceConfig":
@@ -59,11 +60,11 @@ class InferenceConfig:
         return cls(
             crop=crop,
             stride=settings.stride or (crop or 0) * 3 // 4,
-            windows=settings.windows,
+            window_batch=settings.window_batch,
             scales=settings.scales,
             flip=settings.flip,
-            dtype=getattr(torch, settings.precision),
-            align=settings.align,
+            dtype=PRECISION_DTYPES[settings.precision],
+            size_multiple=settings.size_multiple,
         )
 
 
@@ -95,9 +96,9 @@ def segment(model: nn.Module, images: Tensor, size: tuple[int, int], mode: Infer
         mode: inference settings.
     """
     maps = logits_per_pass(model, images, mode)
-    ids = _no_ids(maps, size)
-    for strip in iter_row_bands(maps, size):
-        ids[strip.image, strip.rows] = strip.scores.argmax(dim=0)
+    ids = _empty_ids(maps, size)
+    for band in iter_row_bands(maps, size):
+        ids[band.image, band.rows] = band.scores.argmax(dim=0)
     return ids
 
 
@@ -107,12 +108,13 @@ def segment_with_confidence(
 ) -> tuple[Tensor, Tensor]:
     """Returns the class ids of `segment` and the probabilities of these classes, (B, H, W) float32."""
     maps = logits_per_pass(model, images, mode)
-    ids = _no_ids(maps, size)
-    sure = torch.empty((len(images), *size), device=images.device)
-    for strip in iter_row_bands(maps, size):
-        best = _as_probabilities(strip.scores, maps).max(dim=0)
-        sure[strip.image, strip.rows], ids[strip.image, strip.rows] = best.values, best.indices.to(ids.dtype)
-    return ids, sure
+    ids = _empty_ids(maps, size)
+    confidence = torch.empty((len(images), *size), device=images.device)
+    for band in iter_row_bands(maps, size):
+        best = _as_probabilities(band.scores, maps).max(dim=0)
+        confidence[band.image, band.rows] = best.values
+        ids[band.image, band.rows] = best.indices.to(ids.dtype)
+    return ids, confidence
 
 
 @torch.inference_mode()
@@ -121,15 +123,15 @@ def segment_with_probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Returns the class ids of `segment` and the probability of every class, (B, K, H, W) float32."""
     maps = logits_per_pass(model, images, mode)
-    ids = _no_ids(maps, size)
-    found = torch.empty((len(images), maps[0].shape[1], *size), device=images.device)
-    for strip in iter_row_bands(maps, size):
-        ids[strip.image, strip.rows] = strip.scores.argmax(dim=0)
-        found[strip.image, :, strip.rows] = _as_probabilities(strip.scores, maps)
-    return ids, found
+    ids = _empty_ids(maps, size)
+    probabilities = torch.empty((len(images), maps[0].shape[1], *size), device=images.device)
+    for band in iter_row_bands(maps, size):
+        ids[band.image, band.rows] = band.scores.argmax(dim=0)
+        probabilities[band.image, :, band.rows] = _as_probabilities(band.scores, maps)
+    return ids, probabilities
 
 
-def _no_ids(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+def _empty_ids(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Returns an uninitialised tensor for the class ids (B, H, W) of all images."""
     num_images, num_classes = maps[0].shape[:2]
     dtype = torch.uint8 if num_classes <= 256 else torch.int32
@@ -145,41 +147,39 @@ def logits_per_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> 
 
     The scores of flipped passes are flipped back.
     """
-    cast: AbstractContextManager[object] = nullcontext()
+    autocast: AbstractContextManager[object] = nullcontext()
     if mode.dtype != torch.float32:
-        cast = torch.autocast(images.device.type, mode.dtype)
+        autocast = torch.autocast(images.device.type, mode.dtype)
     maps = []
-    with cast:
+    with autocast:
         for scale in mode.scales:
-            scaled = _scaled(images, scale, mode.align)
-            maps.append(_looked_at(model, scaled, mode))
+            scaled = _rescale(images, scale, mode.size_multiple)
+            maps.append(_forward_pass(model, scaled, mode))
             if mode.flip:
-                maps.append(_looked_at(model, scaled.flip(-1), mode).flip(-1))
+                maps.append(_forward_pass(model, scaled.flip(-1), mode).flip(-1))
     return maps
 
 
-def _scaled(images: Tensor, scale: float, align: int) -> Tensor:
+def _rescale(images: Tensor, scale: float, size_multiple: int) -> Tensor:
     if scale == 1.0:
         return images
     # 1e-6 prevents floating-point error from rounding up a side that is already a multiple.
-    size = [ceil(side * scale / align - 1e-6) * align for side in images.shape[-2:]]
+    size = [ceil(side * scale / size_multiple - 1e-6) * size_multiple for side in images.shape[-2:]]
     resized = F.interpolate(images.float(), size, mode="bilinear", antialias=scale < ANTIALIAS_BELOW_SCALE)
     return resized.round_().to(torch.uint8)
 
 
-def _looked_at(model: nn.Module, images: Tensor, mode: InferenceConfig) -> Tensor:
-    def forward(some: Tensor) -> Tensor:
-        scores: Tensor = model(some)["seg"]
+def _forward_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> Tensor:
+    def forward(batch: Tensor) -> Tensor:
+        scores: Tensor = model(batch)["seg"]
         return scores.float()
 
-    return (
-        forward(images)
-        if mode.crop is None
-        else sliding_window_logits(forward, images, mode.crop, mode.stride, mode.windows)
-    )
+    if mode.crop is None:
+        return forward(images)
+    return sliding_window_logits(forward, images, mode.crop, mode.stride, mode.window_batch)
 
 
-def sliding_window_logits(forward: Forward, images: Tensor, crop: int, stride: int, windows: int) -> Tensor:
+def sliding_window_logits(forward: Forward, images: Tensor, crop: int, stride: int, window_batch: int) -> Tensor:
     """Returns the scores of sliding windows over images (B, 3, H, W), averaged where the windows overlap.
 
     The last window of a row or column ends at the image border. An image smaller than a window is one window.
@@ -189,29 +189,29 @@ def sliding_window_logits(forward: Forward, images: Tensor, crop: int, stride: i
         images: images to be processed.
         crop: side of a window in px.
         stride: distance between windows in px.
-        windows: number of windows per forward pass.
+        window_batch: number of windows per forward pass.
     """
     tops, lefts = (_starts(side, crop, stride) for side in images.shape[-2:])
     height, width = (min(side, crop) for side in images.shape[-2:])
-    total = hits = torch.empty(0)
-    places = list(product(range(len(images)), tops, lefts))
-    for some in (places[first : first + windows] for first in range(0, len(places), windows)):
-        stack = torch.stack([images[at, :, top : top + height, left : left + width] for at, top, left in some])
-        scores = forward(stack)
-        shrink = height // scores.shape[-2]
+    total = counts = torch.empty(0)
+    windows = list(product(range(len(images)), tops, lefts))
+    for batch in (windows[first : first + window_batch] for first in range(0, len(windows), window_batch)):
+        crops = [images[image, :, top : top + height, left : left + width] for image, top, left in batch]
+        scores = forward(torch.stack(crops))
+        output_stride = height // scores.shape[-2]
         if not len(total):
-            whole = [side // shrink for side in images.shape[-2:]]
-            total, hits = scores.new_zeros((len(images), scores.shape[1], *whole)), scores.new_zeros(whole)
-        for (at, top, left), found in zip(some, scores, strict=True):
+            size = [side // output_stride for side in images.shape[-2:]]
+            total, counts = scores.new_zeros((len(images), scores.shape[1], *size)), scores.new_zeros(size)
+        for (image, top, left), window_scores in zip(batch, scores, strict=True):
             rows, columns = (
-                slice(start // shrink, start // shrink + length)
-                for start, length in zip((top, left), found.shape[-2:], strict=True)
+                slice(start // output_stride, start // output_stride + length)
+                for start, length in zip((top, left), window_scores.shape[-2:], strict=True)
             )
-            total[at, :, rows, columns] += found
-            hits[rows, columns] += at == 0
-    if not hits.all():
-        raise ModelError(f"windows of {crop} px, {stride} px apart, leave pixels out; expected a smaller stride.")
-    return total / hits
+            total[image, :, rows, columns] += window_scores
+            counts[rows, columns] += image == 0
+    if not counts.all():
+        raise ModelError(f"windows of {crop} px with stride {stride} px do not cover the image; use a smaller stride.")
+    return total / counts
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:
@@ -227,22 +227,22 @@ def iter_row_bands(maps: list[Tensor], size: tuple[int, int]) -> Iterator[RowBan
     num_images, num_classes = maps[0].shape[:2]
     height, width = size
     step = max(1, MAX_BAND_ELEMENTS.get(maps[0].device.type, 1 << 27) // (num_classes * width))
-    resizes = [_Resize(one, size) for one in maps]
+    resizes = [_RowResize(scores, size) for scores in maps]
     for image in range(num_images):
         for top in range(0, height, step):
             rows = slice(top, min(top + step, height))
-            found = [resize(image, rows) for resize in resizes]
-            yield RowBand(image, rows, found[0] if len(found) == 1 else _mean(found))
+            passes = [resize(image, rows) for resize in resizes]
+            yield RowBand(image, rows, passes[0] if len(passes) == 1 else _mean_probabilities(passes))
 
 
-def _mean(found: list[Tensor]) -> Tensor:
-    total = found[0].softmax(dim=0)
-    for scores in found[1:]:
+def _mean_probabilities(passes: list[Tensor]) -> Tensor:
+    total = passes[0].softmax(dim=0)
+    for scores in passes[1:]:
         total += scores.softmax(dim=0)
-    return total / len(found)
+    return total / len(passes)
 
 
-class _Resize:
+class _RowResize:
     """Computes rows of one map at full size with bilinear interpolation.
 
     The vertical resize is a product with a narrow matrix; the horizontal resize uses torch. Classes are the innermost
@@ -252,12 +252,12 @@ class _Resize:
     def __init__(self, scores: Tensor, size: tuple[int, int]) -> None:
         self._scores = scores.permute(0, 2, 3, 1).contiguous()  # (B, h, w, K)
         self._size = size
-        self._down = bilinear_matrix(size[0], scores.shape[2], like=scores)  # (H, h)
+        self._row_matrix = bilinear_matrix(size[0], scores.shape[2], like=scores)  # (H, h)
 
     def __call__(self, image: int, rows: slice) -> Tensor:
         """Returns the scores (K, R, W) of the given rows."""
-        near = source_rows(rows, self._size[0], self._down.shape[1])
-        some = self._scores[image, near]
-        narrow = (self._down[rows, near] @ some.flatten(1)).unflatten(1, some.shape[1:])  # (R, w, K)
-        across = (narrow.shape[0], self._size[1])
-        return F.interpolate(narrow[None].permute(0, 3, 1, 2), across, mode="bilinear", align_corners=False)[0]
+        sources = source_rows(rows, self._size[0], self._row_matrix.shape[1])
+        scores = self._scores[image, sources]
+        narrow = (self._row_matrix[rows, sources] @ scores.flatten(1)).unflatten(1, scores.shape[1:])  # (R, w, K)
+        size = (narrow.shape[0], self._size[1])
+        return F.interpolate(narrow[None].permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)[0]

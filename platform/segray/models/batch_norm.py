@@ -36,12 +36,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training or _num_ranks() == 1:
             return super().forward(maps)
-        variance, mean = torch.var_mean(_precise(maps.detach()), dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(_upcast(maps.detach()), dim=(0, 2, 3), correction=0)
         pixels = torch.full_like(mean[0], maps.numel() // maps.shape[1])
         moments = all_reduce_moments(BatchMoments(pixels, mean, variance))
         self.update_running_stats(moments)
-        normed: Tensor = _Normalise.apply(self.eps, maps, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
-        return normed
+        normalized: Tensor = _BatchNormFunction.apply(self.eps, maps, self.weight, self.bias, *moments)  # type: ignore[no-untyped-call]
+        return normalized
 
     @torch.no_grad()
     def update_running_stats(self, moments: BatchMoments) -> None:
@@ -59,34 +59,34 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-def combine_moments(parts: BatchMoments) -> BatchMoments:
+def combine_moments(stacked: BatchMoments) -> BatchMoments:
     """Returns the moments of the union of batches, whose moments are stacked along the first dimension.
 
     The method is that of Chan et al. A plain sum of squares would lose precision where the mean is large relative to
     the standard deviation.
     """
-    counts, means, variances = parts
+    counts, means, variances = stacked
     pixels = counts.sum()
-    share = (counts / pixels).unsqueeze(1)
-    mean = (share * means).sum(0)
-    return BatchMoments(pixels, mean, (share * (variances + (means - mean).square())).sum(0))
+    fraction = (counts / pixels).unsqueeze(1)
+    mean = (fraction * means).sum(0)
+    return BatchMoments(pixels, mean, (fraction * (variances + (means - mean).square())).sum(0))
 
 
-def all_reduce_moments(mine: BatchMoments) -> BatchMoments:
+def all_reduce_moments(local: BatchMoments) -> BatchMoments:
     """Returns the moments of the union of all ranks' batches."""
     if _num_ranks() == 1:
-        return mine
-    packed = torch.cat([mine.pixels.view(1), mine.mean, mine.variance])
-    everyone = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, packed)
-    stacked = torch.stack(everyone)
+        return local
+    packed = torch.cat([local.pixels.view(1), local.mean, local.variance])
+    gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, packed)
+    stacked = torch.stack(gathered)
     means, variances = stacked[:, 1:].chunk(2, dim=1)
     return combine_moments(BatchMoments(stacked[:, 0], means, variances))
 
 
-def all_reduce_sum(mine: Tensor) -> Tensor:
+def all_reduce_sum(local: Tensor) -> Tensor:
     """Returns the sum of the tensors of all ranks."""
-    total = mine.clone()
+    total = local.clone()
     if _num_ranks() > 1:
         dist.all_reduce(total)
     return total
@@ -102,13 +102,13 @@ def input_gradient(
     """
     pixels, mean, variance = moments
     inverse = torch.rsqrt(variance + eps)
-    mean_grad, mean_grad_normed = all_reduce_sum(torch.stack([grad_bias, grad_weight])) / pixels
+    mean_grad, mean_grad_normalized = all_reduce_sum(torch.stack([grad_bias, grad_weight])) / pixels
     scale = weight * inverse
-    slope = -scale * inverse * mean_grad_normed
+    slope = -scale * inverse * mean_grad_normalized
     return scale, slope, -scale * mean_grad - slope * mean
 
 
-class _Normalise(torch.autograd.Function):
+class _BatchNormFunction(torch.autograd.Function):
     """Normalises maps by the moments of all ranks. The backward pass accounts for the maps of all ranks."""
 
     @staticmethod
@@ -121,22 +121,22 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: NormContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        maps, weight, *rest = ctx.saved_tensors
-        moments = BatchMoments(*rest)
-        values, slopes = _precise(maps), _precise(grad)
-        normed = (values - _spread(moments.mean)) * _spread(torch.rsqrt(moments.variance + ctx.eps))
-        grad_bias, grad_weight = slopes.sum((0, 2, 3)), (slopes * normed).sum((0, 2, 3))
+        maps, weight, *moment_tensors = ctx.saved_tensors
+        moments = BatchMoments(*moment_tensors)
+        values, grads_out = _upcast(maps), _upcast(grad)
+        normalized = (values - _per_channel(moments.mean)) * _per_channel(torch.rsqrt(moments.variance + ctx.eps))
+        grad_bias, grad_weight = grads_out.sum((0, 2, 3)), (grads_out * normalized).sum((0, 2, 3))
         scale, slope, offset = input_gradient(moments, ctx.eps, weight.to(values), grad_bias, grad_weight)
-        grad_maps = _spread(scale) * slopes + _spread(slope) * values + _spread(offset)
+        grad_maps = _per_channel(scale) * grads_out + _per_channel(slope) * values + _per_channel(offset)
         grads = grad_maps.to(maps.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
         return None, *grads, None, None, None
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def _upcast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _spread(values: Tensor) -> Tensor:
+def _per_channel(values: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1)
 
 

@@ -17,6 +17,6 @@ def build_model(config: Config, classes: Classes) -> SegmentationModel:
         drop_path=settings.drop_path,
         dropout=settings.dropout,
         norm_eps=settings.norm_eps_from,
-        checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=settings.activation_checkpointing,
         aux_head=settings.aux_head,
     )

@@ -10,11 +10,13 @@
 A folder without `meta.json` is not a valid checkpoint, because writing it did not finish.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,13 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segray.config import Config
+from segray.config.renamed import use_current_names
 from segray.core.classes import Classes
 from segray.core.errors import CheckpointError, format_list
 from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
 
 FORMAT: Final = 2
-ModelT = TypeVar("ModelT", bound=BaseModel)
 WEIGHTS, LIVE, STATE, CONFIG, CLASSES, META = (
     "model.safetensors",
     "live.safetensors",
@@ -66,13 +68,13 @@ class Meta(BaseModel):
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that affect the model's outputs."""
-    found = {}
+    versions = {}
     for name in ("segray", "torch", "numpy", "ray"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,18 @@ def snapshot(
         meta: metadata, written last.
         average: moving average of the model, if training keeps one.
     """
-    used = model if average is None else average
-    live = None if average is None else _copied(model.state_dict())
-    return CheckpointContents(_copied(used.state_dict()), live, _copied(state), config, classes, meta)
+    weights = _to_cpu((model if average is None else average).state_dict())
+    training_weights = None if average is None else _to_cpu(model.state_dict())
+    return CheckpointContents(weights, training_weights, _to_cpu(state), config, classes, meta)
 
 
-def _copied(value: Any) -> Any:
+def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     if isinstance(value, Mapping):
-        return {key: _copied(inner) for key, inner in value.items()}
+        return {key: _to_cpu(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_copied(inner) for inner in value]
+        return [_to_cpu(inner) for inner in value]
     return value
 
 
@@ -138,42 +140,49 @@ def load_meta(folder: Path) -> Meta:
         CheckpointError: the folder does not exist, or it is not a complete checkpoint.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {folder} is no folder; expected one that holds {META}.")
+        raise CheckpointError(f"checkpoint {folder} is not a folder; expected a folder that contains {META}.")
     if not (folder / META).exists():
         raise CheckpointError(
-            f"{folder} holds no {META}: it is no checkpoint, or writing it was cut short; name another."
+            f"{folder} contains no {META}; it is not a checkpoint, or its writing was interrupted; choose another."
         )
     try:
         return Meta.model_validate_json((folder / META).read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{folder / META} is damaged or of another version ({error}).") from error
+        raise CheckpointError(f"{folder / META} is damaged or has another format version ({error}).") from error
 
 
 def verify_files(folder: Path, meta: Meta) -> None:
     """Raises CheckpointError if a file is missing or its size differs from the recorded size."""
     for name, size in meta.files.items():
-        held = (folder / name).stat().st_size if (folder / name).exists() else None
-        if held != size:
-            found = "is not there" if held is None else f"holds {held} bytes"
-            raise CheckpointError(f"{folder / name} {found}, of {size}: the checkpoint is damaged.")
+        file = folder / name
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing; the checkpoint is damaged.")
+        if file.stat().st_size != size:
+            raise CheckpointError(
+                f"{file} has {file.stat().st_size} bytes; expected {size}; the checkpoint is damaged."
+            )
 
 
 def load_config(folder: Path) -> Config:
-    """Returns the Config of the training run of a checkpoint."""
-    return _parsed(Config, folder / CONFIG)
+    """Returns the Config of the training run of a checkpoint. Earlier names of settings are replaced by today's."""
+    with _reading(folder / CONFIG) as text:
+        return Config.model_validate_json(json.dumps(use_current_names(json.loads(text))))
 
 
 def load_classes(folder: Path) -> Classes:
     """Returns the classes of a checkpoint."""
-    return _parsed(Classes, folder / CLASSES)
+    with _reading(folder / CLASSES) as text:
+        return Classes.model_validate_json(text)
 
 
-def _parsed(kind: type[ModelT], file: Path) -> ModelT:
+@contextmanager
+def _reading(file: Path) -> Iterator[str]:
+    """Yields the text of a file, and converts errors of reading and parsing it."""
     try:
-        return kind.model_validate_json(file.read_text())
-    except (OSError, ValueError) as error:
+        yield file.read_text()
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({error}); the checkpoint is damaged, or of another version."
+            f"{file} cannot be read ({error}); the checkpoint is damaged or has another format version."
         ) from error
 
 
@@ -207,8 +216,8 @@ def load_model(folder: Path) -> SegmentationModel:
     try:
         model.load_state_dict(load_weights(folder))
     except RuntimeError as error:
-        misfits = str(error).splitlines()[1:]
+        mismatches = str(error).splitlines()[1:]
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit {CONFIG} beside it:{format_list([line.strip() for line in misfits], 5)}"
+            f"{folder / WEIGHTS} does not match its {CONFIG}:{format_list([line.strip() for line in mismatches], 5)}"
         ) from error
     return model.eval()

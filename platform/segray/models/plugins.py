@@ -8,6 +8,7 @@ The contract:
 - The head attribute is called with `dims`, `strides`, `num_classes` and `dropout` and returns a module. The module
   converts the maps to logits (B, K, ceil(H / 4), ceil(W / 4)), or to a dict that contains the logits as "seg" and any
   other outputs that the user's loss reads ("aux", "depth", ...).
+- The encoder may order its layers for layer-wise learning rate decay; see `models.architecture.LayeredEncoder`.
 - Parameters whose name contains `norm` are excluded from weight decay. Head parameters have a higher learning rate
   than encoder parameters.
 
@@ -36,20 +37,20 @@ def build_encoder(reference: str, drop_path: float) -> tuple[nn.Module, tuple[in
     Raises:
         ModelError: the encoder does not satisfy the contract.
     """
-    encoder = _module("model.encoder", reference, drop_path=drop_path)
+    encoder = _build_module("model.encoder", reference, drop_path=drop_path)
     dims, strides = getattr(encoder, "dims", None), getattr(encoder, "strides", None)
     if dims is None or strides is None:
         raise ModelError(
-            f"model.encoder {reference} has no attributes `dims` and `strides`; expected both, finest first."
+            f"model.encoder {reference} has no attributes `dims` and `strides`; expected both, finest map first."
         )
     if tuple(strides) != STRIDES:
         raise ModelError(f"model.encoder {reference} has the strides {tuple(strides)}; expected {STRIDES}.")
-    shapes = _shapes(_probed(encoder, torch.zeros(1, 3, *PROBE_PX)))
-    wanted = [(1, dim, *_cells(stride)) for dim, stride in zip(dims, strides, strict=True)]
-    if shapes != wanted:
+    shapes = _map_shapes(_run_probe(encoder, torch.zeros(1, 3, *PROBE_PX)))
+    expected = [(1, dim, *_probe_size(stride)) for dim, stride in zip(dims, strides, strict=True)]
+    if shapes != expected:
         raise ModelError(
-            f"model.encoder {reference} makes maps of the shapes {shapes} of a {PROBE_PX[0]}x{PROBE_PX[1]} image; "
-            f"its dims and strides promise {wanted}."
+            f"model.encoder {reference} returns maps of shapes {shapes} for a {PROBE_PX[0]}x{PROBE_PX[1]} image; "
+            f"expected {expected}, according to its dims and strides."
         )
     return encoder, tuple(dims)
 
@@ -61,26 +62,29 @@ def build_head(reference: str, dims: Sequence[int], num_classes: int, dropout: f
         ModelError: the head does not satisfy the contract.
     """
     arguments = {"dims": tuple(dims), "strides": STRIDES, "num_classes": num_classes, "dropout": dropout}
-    head = _module("model.head", reference, **arguments)
-    outputs = _probed(head, [torch.zeros(1, dim, *_cells(stride)) for dim, stride in zip(dims, STRIDES, strict=True)])
+    head = _build_module("model.head", reference, **arguments)
+    outputs = _run_probe(
+        head, [torch.zeros(1, dim, *_probe_size(stride)) for dim, stride in zip(dims, STRIDES, strict=True)]
+    )
     if isinstance(outputs, Mapping):
         outputs = outputs.get("seg")
-    wanted = (1, num_classes, *_cells(STRIDES[0]))
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    expected = (1, num_classes, *_probe_size(STRIDES[0]))
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+        actual = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ModelError(
-            f'model.head {reference} returns {found}; expected logits {wanted}, or a dict with them as "seg".'
+            f"model.head {reference} returns {actual}; expected logits {expected}, or a dict that contains them as "
+            '"seg".'
         )
     return head
 
 
-def _module(setting: str, reference: str, **arguments: Any) -> nn.Module:
-    make = import_callable(setting, reference, ModelError)
+def _build_module(setting: str, reference: str, **arguments: Any) -> nn.Module:
+    factory = import_callable(setting, reference, ModelError)
     try:
-        module = make(**arguments)
+        module = factory(**arguments)
     except TypeError as error:
         raise ModelError(
-            f"{setting} {reference} does not take the arguments {', '.join(arguments)} ({error})."
+            f"{setting} {reference} does not accept the arguments {', '.join(arguments)} ({error})."
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{setting} {reference} returns a {type(module).__name__}; expected a torch.nn.Module.")
@@ -88,16 +92,16 @@ def _module(setting: str, reference: str, **arguments: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def _probed(module: nn.Module, inputs: Tensor | list[Tensor]) -> object:
+def _run_probe(module: nn.Module, inputs: Tensor | list[Tensor]) -> object:
     was_training = module.training
     outputs: object = module.eval()(inputs)
     module.train(was_training)
     return outputs
 
 
-def _shapes(maps: object) -> list[tuple[int, ...]]:
+def _map_shapes(maps: object) -> list[tuple[int, ...]]:
     return [tuple(level.shape) for level in maps] if isinstance(maps, Sequence) else []
 
 
-def _cells(stride: int) -> tuple[int, int]:
+def _probe_size(stride: int) -> tuple[int, int]:
     return -(-PROBE_PX[0] // stride), -(-PROBE_PX[1] // stride)

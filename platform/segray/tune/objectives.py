@@ -1,6 +1,5 @@
 """Objectives of a sweep: metrics that trials report, and costs of a model that are known before training."""
 
-import time
 from statistics import median
 
 import numpy as np
@@ -13,12 +12,13 @@ from segray.core.classes import Classes
 from segray.core.errors import ConfigError, did_you_mean, format_list
 from segray.data.manifest import Manifest
 from segray.evaluation.metrics.scores import scores_from_confusion
+from segray.inference.timing import time_interleaved
 from segray.models.build import build_model
 from segray.models.cost import model_costs
 
 PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
 COSTS = (PARAMETERS, GMAC, LATENCY)
-TURNS, WARM_UP = 9, 2
+TIMING_ROUNDS = 9
 
 
 def available_metrics(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -36,19 +36,19 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
             is repeated.
     """
     known = available_metrics(config, manifest)
-    for name in config.tune.metric:
+    for name in config.tune.metrics:
         if name not in known:
             near = did_you_mean(name, known)
             raise ConfigError(
-                f"tune.metric is {name}, which no trial reports{near or ';'} there are:{format_list(known)}"
+                f"tune.metrics is {name}, which no trial reports{near or ';'} there are:{format_list(known)}"
             )
-    if config.tune.metric[0] in COSTS:
+    if config.tune.metrics[0] in COSTS:
         raise ConfigError(
-            f"tune.metric begins with {config.tune.metric[0]}, which training does not change; expected what is "
+            f"tune.metrics begins with {config.tune.metrics[0]}, which training does not change; expected what is "
             "learned first, e.g. '[val/miou, cost/latency_ms]'."
         )
-    if len(set(config.tune.metric)) < len(config.tune.metric):
-        raise ConfigError(f"tune.metric is {', '.join(config.tune.metric)}; expected each metric once.")
+    if len(set(config.tune.metrics)) < len(config.tune.metrics):
+        raise ConfigError(f"tune.metrics is {', '.join(config.tune.metrics)}; expected each metric once.")
 
 
 def measure_costs(
@@ -81,12 +81,6 @@ def measure_latency_ms(config: Config, classes: Classes, device: str, threads: i
     torch.set_num_threads(threads)
     model = build_model(config, classes).eval().to(device)
     image = torch.zeros(1, 3, config.data.crop, config.data.crop, dtype=torch.uint8, device=device)
-    times = []
     with torch.inference_mode():
-        for _ in range(WARM_UP + TURNS):
-            began = time.perf_counter()
-            model(image)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-    return 1000 * median(times[WARM_UP:])
+        (times,) = time_interleaved([lambda: model(image)], TIMING_ROUNDS, torch.device(device))
+    return 1000 * median(times)

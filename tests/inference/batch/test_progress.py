@@ -22,7 +22,7 @@ def test_what_was_noted_is_known_to_the_next_try_and_forgotten_at_the_end(record
         assert done == {(0, 0): ChunkResult(16), (12, 3): ChunkResult(1, ("a: why",))}
         record.commit({"images": 17})
     assert [path.name for path in (tmp_path / "out").iterdir()] == [SUMMARY]
-    with pytest.raises(DataError, match="holds predictions; choose another folder"), record.lock(JOB):
+    with pytest.raises(DataError, match="contains predictions; choose another folder"), record.lock(JOB):
         pass
 
 
@@ -37,7 +37,7 @@ def test_a_record_that_was_not_written_whole_counts_for_nothing(record, tmp_path
 def test_another_job_is_not_let_in(record):
     with record.lock(JOB):
         pass
-    said = r"differs in:\n  model: a then, b now\nchoose"
+    said = r"with other settings:\n  model: a in the folder, b now\nchoose"
     with pytest.raises(DataError, match=said), record.lock(JOB | {"model": "b"}):
         pass
 

@@ -13,7 +13,7 @@ from PIL import Image
 from segray.core.errors import DataError
 from segray.data.images import decode_image
 from segray.data.manifest import read_manifest
-from segray.inference.batch.inputs import PART_IMAGES
+from segray.inference.batch.inputs import CHUNK_IMAGES
 from segray.inference.batch.sources import open_inputs
 from segray.inference.batch.video import VideoShard
 from tests.inference.batch.conftest import pixels
@@ -22,7 +22,7 @@ NONE = frozenset()
 
 
 def pictures(inputs, done=NONE):
-    return [one for unit in inputs.units for _, part in unit.chunks(done) for one in part]
+    return [one for unit in inputs.shards for _, part in unit.chunks(done) for one in part]
 
 
 def png(image):
@@ -34,7 +34,7 @@ def png(image):
 def test_a_folder_is_its_images_in_parts_named_by_their_paths(images):
     found = open_inputs(str(images))
     assert (found.images, found.num_skipped, found.is_single) == (40, 1, False)
-    assert [unit.images for unit in found.units] == [16, 16, 8]
+    assert [unit.images for unit in found.shards] == [16, 16, 8]
     names = [one.name for one in pictures(found)]
     assert names == [*sorted(f"cam{number % 2}/deep/{number:03d}" for number in range(39)), "turned"]
     assert pictures(found)[0].encoded == (images / "cam0/deep/000.jpg").read_bytes()
@@ -94,9 +94,9 @@ def test_parquet_of_any_make(tmp_path, as_struct):
     found = open_inputs(str(tmp_path / "some.parquet"))
     assert [one.name for one in pictures(found)] == [f"a/{number}" for number in range(37)]
     assert [one.encoded for one in pictures(found)] == cells
-    assert [unit.num_chunks for unit in found.units] == [2, 2]
+    assert [unit.num_chunks for unit in found.shards] == [2, 2]
     second = [one.name for one in pictures(found, frozenset({0}))]
-    assert second == [f"a/{number}" for number in [*range(PART_IMAGES, 20), 36]]
+    assert second == [f"a/{number}" for number in [*range(CHUNK_IMAGES, 20), 36]]
     assert pictures(open_inputs(str(tmp_path)))[36].encoded == cells[36]
 
 
@@ -105,16 +105,16 @@ def test_rows_without_names_are_numbered_through_the_file(tmp_path):
     pq.write_table(table, tmp_path / "some.parquet", row_group_size=2)
     found = pictures(open_inputs(str(tmp_path / "some.parquet")))
     assert [one.name for one in found] == [f"some/{number:07d}" for number in range(3)]
-    assert found[1].problem == "some/0000001 holds no bytes of an image"
+    assert found[1].problem == "some/0000001 contains no image bytes"
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["a", "a"], "'a' stands there 2 times"),
-        (["a", "../b"], "'../b' is no name of a file below a folder"),
-        (["/etc/b", "a"], "'/etc/b' is no name"),
-        (["", "a"], "'' is no name"),
+        (["a", "a"], "'a' occurs 2 times"),
+        (["a", "../b"], "'../b' is not a relative path below a folder"),
+        (["/etc/b", "a"], "'/etc/b' is not a relative path"),
+        (["", "a"], "'' is not a relative path"),
     ],
 )
 def test_names_that_cannot_be_files_of_their_own_are_refused(tmp_path, names, said):
@@ -138,7 +138,7 @@ def test_a_videos_frames_come_in_order_and_those_done_are_passed_over(tmp_path):
     assert [one.name for one in whole] == [f"frame-{number:06d}" for number in range(40)]
     greys = [decode_image(one.encoded).mean() for one in whole]
     assert greys == pytest.approx([number * 5 for number in range(40)], abs=2)
-    (unit,) = found.units
+    (unit,) = found.shards
     left = dict(unit.chunks(frozenset({0})))
     assert sorted(left) == [1, 2, 3, 4]
     assert [one.encoded for part in left.values() for one in part] == [one.encoded for one in whole[8:]]
@@ -153,7 +153,7 @@ def test_a_video_that_ends_early_says_so_in_a_part_of_its_own(tmp_path, frames):
     assert numbers == list(range(len(parts)))
     assert [one.name for _, part in parts[:-1] for one in part] == [f"frame-{number:06d}" for number in range(frames)]
     (problem,) = parts[-1][1]
-    assert f"says it has 40 frames, of which {frames} can be read" in problem.problem
+    assert f"only {frames} of 40 frames can be read" in problem.problem
     assert list(unit.chunks(frozenset(numbers))) == []
     assert [number for number, _ in unit.chunks(frozenset(numbers[:-1]))] == numbers[-1:]
 
@@ -165,24 +165,24 @@ def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path):
     *frames, problem = pictures(open_inputs(str(tmp_path / "cut.avi")))
     assert 5 < len(frames) < 30
     assert all(frame.encoded for frame in frames)
-    assert "of which" in problem.problem
+    assert "frames can be read" in problem.problem
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda root: None, "does not exist; expected an image, a folder, a video or parquet"),
-        (lambda root: root.mkdir(), "holds no image; expected files ending in .jpg"),
-        (lambda root: root.with_suffix(".mp4").write_bytes(b"none"), "cannot be read as a video"),
-        (lambda root: root.with_suffix(".parquet").write_bytes(b"none"), "cannot be read as parquet"),
-        (lambda root: pq.write_table(pa.table({"x": [1]}), root.with_suffix(".parquet")), "no column of images"),
+        (lambda root: root.mkdir(), "contains no images; expected files that end in .jpg"),
+        (lambda root: root.with_suffix(".mp4").write_bytes(b"none"), "is not a readable video"),
+        (lambda root: root.with_suffix(".parquet").write_bytes(b"none"), "is not readable as parquet"),
+        (lambda root: pq.write_table(pa.table({"x": [1]}), root.with_suffix(".parquet")), "no image column"),
         (
             lambda root: pq.write_table(pa.table({"image": [[1.0]]}), root.with_suffix(".parquet")),
-            "no column of images",
+            "no image column",
         ),
         (
             lambda root: pq.write_table(pa.table({"image": pa.array([], pa.binary())}), root.with_suffix(".parquet")),
-            "holds no row",
+            "contains no rows",
         ),
     ],
 )
@@ -206,18 +206,18 @@ def test_links_are_followed_once_and_dead_ones_are_problems(tmp_path):
 
 def test_names_that_are_no_text_are_listed(tmp_path):
     (tmp_path / os.fsdecode(b"a\xff.png")).write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 names are no UTF-8; rename them:\n  .*a.udcff.png"):
+    with pytest.raises(DataError, match=r"1 file names are not valid UTF-8; rename the files:\n  .*a.udcff.png"):
         open_inputs(str(tmp_path))
-    with pytest.raises(DataError, match="1 names are no UTF-8"):
+    with pytest.raises(DataError, match="1 file names are not valid UTF-8"):
         open_inputs(f"{tmp_path}/" + os.fsdecode(b"a\xff.png"))
 
 
 def test_images_and_parquet_in_one_folder_are_refused(images):
     pq.write_table(pa.table({"image": [b""]}), images / "some.parquet")
-    with pytest.raises(DataError, match="holds images and parquet"):
+    with pytest.raises(DataError, match="contains both images and parquet files"):
         open_inputs(str(images))
 
 
 def test_a_split_of_what_has_none_is_refused(images):
-    with pytest.raises(DataError, match="is no prepared dataset"):
+    with pytest.raises(DataError, match="is not a prepared dataset"):
         open_inputs(str(images), "val")

@@ -62,7 +62,7 @@ def test_checkpointing_changes_memory_and_nothing_else(images, kept_bytes):
     batch, results = images(2, 64, 96), []
     for checkpointing in (False, True):
         torch.manual_seed(1)
-        model = build_segformer("b0", 3, drop_path=0.5, checkpointing=checkpointing).train()
+        model = build_segformer("b0", 3, drop_path=0.5, activation_checkpointing=checkpointing).train()
         with kept_bytes() as kept:
             logits = model(batch)["seg"]
         logits.square().sum().backward()

@@ -41,7 +41,7 @@ def results(logits, head, maps):
 @pytest.mark.parametrize("strip_bytes", [1, 3 * 33 * 16 * 8, 1 << 30])
 @pytest.mark.parametrize("training", [True, False])
 def test_folded_and_in_strips_equals_published(head, maps, unfolded, training, strip_bytes, monkeypatch):
-    monkeypatch.setattr(tiling, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(tiling, "TILE_BYTES", strip_bytes)
     maps = [level.requires_grad_() for level in maps]
     before = {key: value.clone() for key, value in head.state_dict().items()}
     head.train(training)
@@ -54,7 +54,7 @@ def test_folded_and_in_strips_equals_published(head, maps, unfolded, training, s
 
 @pytest.mark.parametrize("strip_bytes", [1, 3 * 33 * 16 * 8, 1 << 30])
 def test_inference_in_strips_equals_published(head, maps, unfolded, strip_bytes, monkeypatch):
-    monkeypatch.setattr(tiling, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(tiling, "TILE_BYTES", strip_bytes)
     head.eval()
     with torch.no_grad():
         torch.testing.assert_close(head(maps), unfolded(head, maps), rtol=1e-9, atol=1e-9)

@@ -24,8 +24,8 @@ def plain(layer, tokens):
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 9), (16, 3)])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_strips_equal_the_plain_steps(layer, size, rows, monkeypatch):
-    monkeypatch.setattr(tiling, "STRIP_BYTES", rows * size[1] * 24 * 8)
-    monkeypatch.setattr(mix_ffn, "MIN_STRIPS", 1)
+    monkeypatch.setattr(tiling, "TILE_BYTES", rows * size[1] * 24 * 8)
+    monkeypatch.setattr(mix_ffn, "MIN_TILES", 1)
     tokens = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
     inputs, weight = [tokens, *layer.parameters()], torch.randn_like(tokens)
     expected = plain(layer, tokens)
@@ -43,7 +43,7 @@ def test_a_large_map_is_not_kept_for_the_backward_pass(layer, kept_bytes, monkey
     hidden_bytes = 64 * 64 * 24 * 8
     with kept_bytes() as small:
         layer(tokens)
-    monkeypatch.setattr(tiling, "STRIP_BYTES", hidden_bytes // 8)
+    monkeypatch.setattr(tiling, "TILE_BYTES", hidden_bytes // 8)
     with kept_bytes() as large:
         layer(tokens)
     assert sum(small.values()) > 2 * hidden_bytes

@@ -177,7 +177,9 @@ def test_settings_that_do_not_exist_are_refused_with_those_that_do():
         build_segformer("b6", 3)
     with pytest.raises(ModelError, match=r"model.head is 'offical'; expected .*did you mean 'official'"):
         build_segformer("b0", 3, head="offical")
-    with pytest.raises(ModelError, match=r"model.norm_eps is 'nvlabs'; expected one of official, mmseg, transformers"):
+    with pytest.raises(
+        ModelError, match=r"model.norm_eps_from is 'nvlabs'; expected one of official, mmseg, transformers"
+    ):
         build_segformer("b0", 3, norm_eps="nvlabs")
     with pytest.raises(ModelError, match=r"num_classes is 0"):
         build_segformer("b0", 0)

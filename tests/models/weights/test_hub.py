@@ -43,17 +43,19 @@ def test_a_hub_id_is_fetched_once(hub, tmp_path):
 
 
 def test_an_id_that_the_hub_does_not_have_is_refused(hub, tmp_path):
-    with pytest.raises(CheckpointError, match=r"weights me/nothing are no file here and cannot be had from http://127"):
+    with pytest.raises(
+        CheckpointError, match=r"weights me/nothing are not a local file and cannot be downloaded from http://127"
+    ):
         load_pretrained(build_segformer("b0", 3), "me/nothing")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"cannot be had from http://127.0.0.1:9 .*expected the path of a file"):
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded from http://127.0.0.1:9 .*expected a file"):
         load_pretrained(build_segformer("b0", 3), "me/mine")
 
 
 def test_the_path_of_a_file_is_never_asked_of_the_hub(hub):
-    with pytest.raises(CheckpointError, match=r"are not there"):
+    with pytest.raises(CheckpointError, match=r"do not exist"):
         load_pretrained(build_segformer("b0", 3), "weights/mit_b0.pth")

@@ -16,19 +16,18 @@ from segray.inference.batch.inputs import Chunks, InputImage
 def list_files(fs: FileSystem, root: str) -> list[FileInfo]:
     """Returns all files below a folder. Links to folders are followed, and each folder is visited once."""
     if not isinstance(fs, LocalFileSystem):
-        found: list[FileInfo] = fs.get_file_info(FileSelector(root, recursive=True))
-        return found
-    seen, paths = set[tuple[int, int]](), list[str]()
+        infos: list[FileInfo] = fs.get_file_info(FileSelector(root, recursive=True))
+        return infos
+    visited, paths = set[tuple[int, int]](), list[str]()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         paths += [f"{folder}/{name}" for name in files]
     require_encodable(paths)
-    listed: list[FileInfo] = fs.get_file_info(paths)
-    return listed
+    return list(fs.get_file_info(paths))
 
 
 def require_encodable(names: Sequence[str]) -> None:
@@ -37,9 +36,9 @@ def require_encodable(names: Sequence[str]) -> None:
     Raises:
         DataError: a name cannot be encoded; the message lists all such names.
     """
-    strange = [f"{name!a}" for name in names if not is_encodable(name)]
-    if strange:
-        raise DataError(f"{len(strange)} names are no UTF-8; rename them:{format_list(strange)}")
+    invalid = [f"{name!a}" for name in names if not is_encodable(name)]
+    if invalid:
+        raise DataError(f"{len(invalid)} file names are not valid UTF-8; rename the files:{format_list(invalid)}")
 
 
 def result_names(paths: Sequence[str]) -> list[str]:
@@ -47,9 +46,9 @@ def result_names(paths: Sequence[str]) -> list[str]:
 
     Paths that differ only in their suffix keep it.
     """
-    bare = [str(PurePosixPath(path).with_suffix("")) for path in paths]
-    count = Counter(bare)
-    names = [path if count[name] > 1 else name for path, name in zip(paths, bare, strict=True)]
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    counts = Counter(stems)
+    names = [path if counts[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
     return names if len(set(names)) == len(names) else list(paths)  # `a.jpg`, `a.png` and `a.jpg.png`
 
 

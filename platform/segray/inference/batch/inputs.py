@@ -9,7 +9,7 @@ from typing import Protocol
 
 from segray.data.storage import content_hash
 
-PART_IMAGES = 16
+CHUNK_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Inputs:
     """The inputs of a job.
 
     Attributes:
-        place: readable name of the source.
-        units: shards of the source.
+        location: path or URI of the source, without credentials.
+        shards: shards of the source.
         are_normalized: whether images have the dataset format: upright, 8 bits, no alpha channel.
         num_skipped: number of files that are not images.
         is_single: whether the source is a single image.
     """
 
-    place: str
-    units: Sequence[InputShard]
+    location: str
+    shards: Sequence[InputShard]
     are_normalized: bool
     num_skipped: int = 0
     is_single: bool = False
@@ -78,9 +78,9 @@ class Inputs:
     @property
     def images(self) -> int:
         """Number of images, as far as it is known."""
-        return sum(unit.images for unit in self.units)
+        return sum(shard.images for shard in self.shards)
 
     @property
     def version(self) -> str:
         """Digest that changes with the source."""
-        return content_hash(*(unit.version.encode() for unit in self.units))
+        return content_hash(*(shard.version.encode() for shard in self.shards))

@@ -23,7 +23,7 @@ from segray.core.logging import silence_libraries
 from segray.data.prefetch import READ_CPUS, translate_store_full
 from segray.inference.batch.inputs import InputImage, Inputs, InputShard
 from segray.inference.batch.outputs import Key, format_key
-from segray.inference.batch.progress import ChunkResult, JobProgress
+from segray.inference.batch.progress import ChunkResult, JobProgress, merge_results
 from segray.inference.batch.worker import BatchTask, ChunkSegmenter
 
 OnProgress = Callable[[str, int, int], None]
@@ -31,8 +31,8 @@ OnProgress = Callable[[str, int, int], None]
 
 def run_batch_job(
     inputs: Inputs,
-    work: BatchTask,
-    about: Mapping[str, Any],
+    task: BatchTask,
+    settings: Mapping[str, Any],
     workers: int | None = None,
     device: str = "auto",
     on_progress: OnProgress = lambda *_: None,
@@ -41,8 +41,8 @@ def run_batch_job(
 
     Args:
         inputs: inputs to be segmented.
-        work: task that is applied to every image.
-        about: settings that determine the results, by name.
+        task: task that is applied to every image.
+        settings: settings that determine the results, by name.
         workers: number of actors; defaults to one per GPU, or one per core.
         device: "cpu", "cuda" or "auto".
         on_progress: callback that receives the current phase, the number of finished images and the total.
@@ -51,49 +51,52 @@ def run_batch_job(
         DataError: the source cannot be read, the results cannot be written, or the folder contains another job.
         CapacityError: the cluster has not enough resources for the actors.
     """
-    job = {"source": inputs.place, "source version": inputs.version, **about}
-    record = JobProgress(work.outputs.root)
-    with record.lock(job) as done:
-        images = sum(part.images + len(part.problems) for part in done.values())
+    job = {"source": inputs.location, "source version": inputs.version, **settings}
+    progress = JobProgress(task.outputs.root)
+    with progress.lock(job) as done:
+        images = sum(_num_finished(result) for result in done.values())
         connect()
         nodes = potential_nodes()
         placement = resources.allocate_workers(
             nodes, workers or resources.max_num_workers(nodes, device), device, "--workers"
         )
-        on_progress("going on" if done else "segmenting", images, inputs.images)
-        for key, part in segment_on_cluster(inputs, work, placement, list(done)):
-            done[key] = part
-            images += part.images + len(part.problems)
+        on_progress("resuming" if done else "segmenting", images, inputs.images)
+        for key, result in segment_on_cluster(inputs, task, placement, list(done)):
+            done[key] = result
+            images += _num_finished(result)
             on_progress("segmenting", images, max(images, inputs.images))
-        whole = ChunkResult(
-            sum(part.images for part in done.values()),
-            tuple(line for key in sorted(done) for line in done[key].problems),
-        )
-        record.commit({**job, **asdict(whole)})
-    return whole
+        total = merge_results(done[key] for key in sorted(done))
+        progress.commit({**job, **asdict(total)})
+    return total
 
 
-MAX_LOSSES = 3
+def _num_finished(result: ChunkResult) -> int:
+    return result.images + len(result.problems)
+
+
+MAX_ACTOR_FAILURES = 3
 BLOCK_BYTES = 1
 """Smaller than any chunk: Ray Data merges small blocks, and all chunks of a block would wait for the same actor."""
 
-PICTURE = pa.struct([("name", pa.string()), ("encoded", pa.large_binary()), ("problem", pa.string())])
-PARTS = pa.schema([("unit", pa.int64()), ("part", pa.int64()), ("pictures", pa.list_(PICTURE)), ("error", pa.string())])
-ANSWER = pa.schema(
-    [(name, pa.int64()) for name in ("unit", "part", "images")]
+IMAGE = pa.struct([("name", pa.string()), ("encoded", pa.large_binary()), ("problem", pa.string())])
+CHUNK_SCHEMA = pa.schema(
+    [("shard", pa.int64()), ("chunk", pa.int64()), ("images", pa.list_(IMAGE)), ("error", pa.string())]
+)
+RESULT_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("shard", "chunk", "images")]
     + [("problems", pa.list_(pa.string())), ("error", pa.string())]
 )
-NOTHING = ChunkResult(0)
+NO_IMAGES = ChunkResult(0)
 
 
 def segment_on_cluster(
-    inputs: Inputs, work: BatchTask, placement: WorkerResources, done: Iterable[Key]
+    inputs: Inputs, task: BatchTask, placement: WorkerResources, done: Iterable[Key]
 ) -> Iterator[tuple[Key, ChunkResult]]:
     """Yields the result of each chunk as it completes, and resumes a limited number of times if actors are lost.
 
     Args:
         inputs: inputs to be segmented.
-        work: task that is applied to every image.
+        task: task that is applied to every image.
         placement: resources of the actors.
         done: keys of chunks that are done.
 
@@ -101,131 +104,140 @@ def segment_on_cluster(
         DataError: the source cannot be read, or the results cannot be written.
         SegrayError: actors or nodes were lost too many times in a row.
     """
-    known, losses = set(done), 0
+    finished, failures = set(done), 0
     while True:
         try:
-            for key, part in _streamed(_Units(inputs, known), work, placement):
-                known.add(key)
-                losses = 0
-                yield key, part
+            for key, result in _run_dataset(_ShardSource(inputs, finished), task, placement):
+                finished.add(key)
+                failures = 0
+                yield key, result
         except RayTaskError:  # a defect, which would recur
             raise
         except RayError as error:
-            losses += 1
-            if losses > MAX_LOSSES:
+            failures += 1
+            if failures > MAX_ACTOR_FAILURES:
                 raise SegrayError(
-                    f"actors were lost {losses} times in a row, at last because: {error}; has every node enough "
-                    "memory? Try fewer --workers; what is done is not lost."
+                    f"actors failed {failures} times in a row, the last time with: {error}; check the memory of the "
+                    "nodes, or use fewer --workers; the same command resumes the job."
                 ) from error
         else:
             return
 
 
-def _streamed(units: "_Units", work: BatchTask, placement: WorkerResources) -> Iterator[tuple[Key, ChunkResult]]:
-    if not units.left:
+def _run_dataset(
+    source: "_ShardSource", task: BatchTask, placement: WorkerResources
+) -> Iterator[tuple[Key, ChunkResult]]:
+    if not source.unfinished:
         return
     silence_libraries()
-    dataset = ray.data.read_datasource(units, num_cpus=READ_CPUS, override_num_blocks=len(units.left))
+    dataset = ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=len(source.unfinished))
     context = dataset.context  # a separate copy: other datasets of this process keep their settings
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = BLOCK_BYTES
-    shared = ray.put(work)
+    task_ref = ray.put(task)
     with warnings.catch_warnings():
         # segray restarts lost actors. Ray does not, because it would print a warning for each restartable actor.
         # This argument is deprecated and goes away with Ray 2.64; there is no replacement yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        segmenting = dataset.map_batches(
-            _Actor,
-            fn_constructor_args=(shared, placement.device, placement.threads),
+        segmented = dataset.map_batches(
+            _SegmentActor,
+            fn_constructor_args=(task_ref, placement.device, placement.threads),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(placement.workers, units.num_chunks)),
+            compute=ActorPoolStrategy(size=min(placement.workers, source.num_chunks)),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
             max_restarts=0,
         )
     with translate_store_full():
-        for row in segmenting.iter_rows():
+        for row in segmented.iter_rows():
             if row["error"]:
                 raise DataError(row["error"])
-            yield (row["unit"], row["part"]), ChunkResult(row["images"], tuple(row["problems"]))
+            yield (row["shard"], row["chunk"]), ChunkResult(row["images"], tuple(row["problems"]))
 
 
-class _Actor:
+class _SegmentActor:
     """Segments one chunk per call."""
 
-    def __init__(self, work: Any, device: str, threads: int) -> None:
-        found: BatchTask = ray.get(work)
-        self._worker, self._record = ChunkSegmenter(found, device, threads), JobProgress(found.outputs.root)
+    def __init__(self, task_ref: Any, device: str, threads: int) -> None:
+        task: BatchTask = ray.get(task_ref)
+        self._segment, self._progress = ChunkSegmenter(task, device, threads), JobProgress(task.outputs.root)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
-        key = row["unit"], row["part"]
+        key = row["shard"], row["chunk"]
         if row["error"]:
-            return _answer(key, error=row["error"])
-        part = [InputImage(**picture) for picture in row["pictures"]]
+            return _result_row(key, error=row["error"])
+        chunk = [InputImage(**image) for image in row["images"]]
         try:
-            done = self._worker(f"part-{format_key(key)}", part)
-            self._record.save(key, done)
+            result = self._segment(f"part-{format_key(key)}", chunk)
+            self._progress.save(key, result)
         except DataError as error:
-            return _answer(key, error=str(error))
-        return _answer(key, done)
+            return _result_row(key, error=str(error))
+        return _result_row(key, result)
 
 
-def _answer(key: Key, done: ChunkResult = NOTHING, error: str = "") -> pa.Table:
+def _result_row(key: Key, result: ChunkResult = NO_IMAGES, error: str = "") -> pa.Table:
     """Returns a row with the result of a chunk.
 
     Errors are returned as values, because Ray would print and retry a raised error.
     """
-    row = {"unit": key[0], "part": key[1], "images": done.images, "problems": list(done.problems), "error": error}
-    return pa.Table.from_pylist([row], schema=ANSWER)
+    row = {
+        "shard": key[0],
+        "chunk": key[1],
+        "images": result.images,
+        "problems": list(result.problems),
+        "error": error,
+    }
+    return pa.Table.from_pylist([row], schema=RESULT_SCHEMA)
 
 
-class _Units(Datasource):  # type: ignore[misc]
+class _ShardSource(Datasource):  # type: ignore[misc]
     """Ray Data source with one read task per shard."""
 
     def __init__(self, inputs: Inputs, done: Iterable[Key]) -> None:
         super().__init__()
-        self._units = inputs.units
+        self._shards = inputs.shards
         self._done = defaultdict[int, set[int]](set)
-        for unit, part in done:
-            self._done[unit].add(part)
+        for shard_index, chunk_index in done:
+            self._done[shard_index].add(chunk_index)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [_task(number, self._units[number], self._done[number]) for number in self.left]
+        return [_read_task(index, self._shards[index], self._done[index]) for index in self.unfinished]
 
     @property
-    def left(self) -> list[int]:
+    def unfinished(self) -> list[int]:
         """Indices of the shards that may have unfinished chunks."""
         return [
-            number
-            for number, unit in enumerate(self._units)
-            if not unit.is_length_known or unit.num_chunks > len(self._done[number])
+            index
+            for index, shard in enumerate(self._shards)
+            if not shard.is_length_known or shard.num_chunks > len(self._done[index])
         ]
 
     @property
     def num_chunks(self) -> int:
         """Number of chunks that may be unfinished, at least 1."""
-        return max(1, sum(unit.num_chunks - len(self._done[number]) for number, unit in enumerate(self._units)))
+        return max(1, sum(shard.num_chunks - len(self._done[index]) for index, shard in enumerate(self._shards)))
 
 
-def _task(number: int, unit: InputShard, done: set[int]) -> ReadTask:
+def _read_task(shard_index: int, shard: InputShard, done: set[int]) -> ReadTask:
     metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-    return ReadTask(lambda: _rows(number, unit, frozenset(done)), metadata)
+    return ReadTask(lambda: _rows(shard_index, shard, frozenset(done)), metadata)
 
 
-def _rows(number: int, unit: InputShard, done: frozenset[int]) -> Iterator[pa.Table]:
+def _rows(shard_index: int, shard: InputShard, done: frozenset[int]) -> Iterator[pa.Table]:
     """Yields one row per chunk. All images of a chunk are in one row, so that Ray Data never splits a chunk."""
     try:
-        for part, pictures in unit.chunks(done):
-            yield _row(number, part, [asdict(picture) for picture in pictures])
+        for chunk_index, chunk in shard.chunks(done):
+            yield _row(shard_index, chunk_index, [asdict(image) for image in chunk])
     except DataError as error:
-        yield _row(number, 0, [], str(error))
+        yield _row(shard_index, 0, [], str(error))
 
 
-def _row(unit: int, part: int, pictures: list[dict[str, Any]], error: str = "") -> pa.Table:
-    return pa.Table.from_pylist([{"unit": unit, "part": part, "pictures": pictures, "error": error}], schema=PARTS)
+def _row(shard_index: int, chunk_index: int, images: list[dict[str, Any]], error: str = "") -> pa.Table:
+    row = {"shard": shard_index, "chunk": chunk_index, "images": images, "error": error}
+    return pa.Table.from_pylist([row], schema=CHUNK_SCHEMA)

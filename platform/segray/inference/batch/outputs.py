@@ -3,7 +3,7 @@
 masks/NAME.png            class ids as a palette PNG (16-bit greyscale from 256 classes on)
 overlays/NAME.jpg         image with the colours of the classes drawn over it
 probabilities/NAME.npy    (K, H, W) float16
-part-UNIT-PART.parquet    replaces all of the above: columns id, height, width, mask, overlay, probabilities
+part-SHARD-CHUNK.parquet  replaces all of the above: columns id, height, width, mask, overlay, probabilities
 """
 
 import io
@@ -101,18 +101,18 @@ class Outputs:
     def _write_files(self, results: Iterable[ImageOutput]) -> int:
         fs, root = filesystem(self.root)
         count = 0
-        for one in results:
+        for result in results:
             count += 1
-            for kind, content in one.contents.items():
+            for kind, content in result.contents.items():
                 folder, suffix = KINDS[kind]
-                write_file(fs, f"{root}/{folder}/{one.name}{suffix}", content)
+                write_file(fs, f"{root}/{folder}/{result.name}{suffix}", content)
         return count
 
     def _write_table(self, name: str, results: Iterable[ImageOutput]) -> int:
         buffer, count = io.BytesIO(), 0
         with pq.ParquetWriter(buffer, self._schema) as writer:
-            for one in results:  # one row group per image, because probabilities are large
-                row = {"id": one.name, "height": one.height, "width": one.width, **one.contents}
+            for result in results:  # one row group per image, because probabilities are large
+                row = {"id": result.name, "height": result.height, "width": result.width, **result.contents}
                 count += 1
                 writer.write_table(pa.Table.from_pylist([row], schema=self._schema))
         fs, root = filesystem(self.root)

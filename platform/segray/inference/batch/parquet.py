@@ -15,7 +15,7 @@ from pyarrow.fs import FileInfo
 from segray.core.errors import DataError, format_list
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.storage import filesystem, strip_credentials
-from segray.inference.batch.inputs import PART_IMAGES, Chunks, InputImage
+from segray.inference.batch.inputs import CHUNK_IMAGES, Chunks, InputImage
 
 IMAGE_COLUMNS, NAME_COLUMNS = ("image", "pixel_values", "img"), ("id", "file_name", "filename", "path")
 
@@ -48,7 +48,7 @@ class RowGroupShard:
     @property
     def num_chunks(self) -> int:
         """Number of chunks."""
-        return ceil(self.images / PART_IMAGES)
+        return ceil(self.images / CHUNK_IMAGES)
 
     @property
     def is_length_known(self) -> bool:
@@ -61,11 +61,11 @@ class RowGroupShard:
         Raises:
             DataError: the file is damaged or missing.
         """
-        wanted = [number for number in range(self.num_chunks) if number not in done]
-        cells = self._read() if wanted else []
-        for number in wanted:
-            rows = range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, self.images))
-            yield number, [self._picture(self.names[row], cells[row]) for row in rows]
+        remaining = [number for number in range(self.num_chunks) if number not in done]
+        cells = self._read() if remaining else []
+        for number in remaining:
+            rows = range(number * CHUNK_IMAGES, min((number + 1) * CHUNK_IMAGES, self.images))
+            yield number, [self._image(self.names[row], cells[row]) for row in rows]
 
     def _read(self) -> pa.ChunkedArray:
         fs, _ = filesystem(self.source)
@@ -73,10 +73,10 @@ class RowGroupShard:
             return file.read_row_group(self.group, columns=[self.column], use_threads=False)[self.column]
 
     @staticmethod
-    def _picture(name: str, cell: Any) -> InputImage:
-        found = cell.as_py()
-        encoded = found.get("bytes") if isinstance(found, dict) else found
-        return InputImage(name, encoded) if encoded else InputImage(name, b"", f"{name} holds no bytes of an image")
+    def _image(name: str, cell: Any) -> InputImage:
+        value = cell.as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        return InputImage(name, encoded) if encoded else InputImage(name, b"", f"{name} contains no image bytes")
 
 
 def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShard]:
@@ -85,19 +85,17 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
     Raises:
         DataError: a file cannot be read, there are no rows, or row names are duplicated or not valid file names.
     """
-    units = [rows for info in infos for rows in _row_groups(source, info)]
-    count = Counter(name for rows in units for name in rows.names)
-    twice = [name for name, found in count.items() if found > 1]
-    strange = [name for name in count if not _stays_inside(name)]
-    if twice or strange:
-        wrong = [f"{name!r} stands there {count[name]} times" for name in twice]
-        wrong += [f"{name!r} is no name of a file below a folder" for name in strange]
+    shards = [shard for info in infos for shard in _row_groups(source, info)]
+    counts = Counter(name for shard in shards for name in shard.names)
+    problems = [f"{name!r} occurs {count} times" for name, count in counts.items() if count > 1]
+    problems += [f"{name!r} is not a relative path below a folder" for name in counts if not _stays_inside(name)]
+    if problems:
         raise DataError(
-            f"{strip_credentials(source)} has names under which no results can be written:{format_list(wrong)}"
+            f"{strip_credentials(source)} has row names that cannot be used as file names:{format_list(problems)}"
         )
-    if not count:
-        raise DataError(f"{strip_credentials(source)} holds no row.")
-    return units
+    if not counts:
+        raise DataError(f"{strip_credentials(source)} contains no rows.")
+    return shards
 
 
 def _stays_inside(name: str) -> bool:
@@ -108,36 +106,40 @@ def _stays_inside(name: str) -> bool:
 def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:
     fs, _ = filesystem(source)
     with _reading(info.path), pq.ParquetFile(info.path, filesystem=fs) as file:
-        known = file.schema_arrow.names
-        image = next((name for name in IMAGE_COLUMNS if name in known and _is_image(file.schema_arrow, name)), None)
-        if image is None:
-            expected = f"{', '.join(IMAGE_COLUMNS)}, of bytes or structs with bytes"
-            raise DataError(f"{info.path} has no column of images; expected {expected}; it has {', '.join(known)}.")
-        naming = next((name for name in NAME_COLUMNS if name in known), None)
+        columns = file.schema_arrow.names
+        image_column = next(
+            (name for name in IMAGE_COLUMNS if name in columns and _is_image(file.schema_arrow, name)), None
+        )
+        if image_column is None:
+            raise DataError(
+                f"{info.path} has no image column; expected one of {', '.join(IMAGE_COLUMNS)} with bytes or structs "
+                f"with a field bytes; it has the columns {', '.join(columns)}."
+            )
+        name_column = next((name for name in NAME_COLUMNS if name in columns), None)
         first = 0
         for group in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
-            if naming is None:
+            if name_column is None:
                 names = [f"{PurePosixPath(info.path).stem}/{row:07d}" for row in range(first, first + rows)]
             else:
-                cells = file.read_row_group(group, columns=[naming])[naming].to_pylist()
+                cells = file.read_row_group(group, columns=[name_column])[name_column].to_pylist()
                 names = [_without_suffix(str(cell)) for cell in cells]
             first += rows
             yield RowGroupShard(
-                source, info.path, group, image, tuple(names), f"{info.path} {info.size} {info.mtime_ns} {group}"
+                source, info.path, group, image_column, tuple(names), f"{info.path} {info.size} {info.mtime_ns} {group}"
             )
 
 
 def _is_image(schema: pa.Schema, name: str) -> bool:
-    kind = schema.field(name).type
-    if pa.types.is_struct(kind):
-        kind = next((field.type for field in kind if field.name == "bytes"), None)
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    dtype = schema.field(name).type
+    if pa.types.is_struct(dtype):
+        dtype = next((field.type for field in dtype if field.name == "bytes"), None)
+    return dtype is not None and (pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype))
 
 
 def _without_suffix(name: str) -> str:
-    is_image = PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-    return str(PurePosixPath(name).with_suffix("")) if is_image else name
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 @contextmanager
@@ -145,4 +147,4 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}).") from error
+        raise DataError(f"{path} is not readable as parquet ({' '.join(str(error).split())}).") from error

@@ -1,7 +1,7 @@
 """Progress of a job: folder lock, finished chunks and job settings. An interrupted job resumes from these records."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,13 @@ class ChunkResult:
     problems: tuple[str, ...] = ()
 
 
+def merge_results(results: Iterable[ChunkResult]) -> ChunkResult:
+    """Returns the result of several chunks together."""
+    merged = list(results)
+    problems = tuple(problem for result in merged for problem in result.problems)
+    return ChunkResult(sum(result.images for result in merged), problems)
+
+
 @dataclass(frozen=True)
 class JobProgress:
     """Progress of a job in a folder or bucket.
@@ -54,13 +61,13 @@ class JobProgress:
         fs, root = filesystem(self.root)
         with ExitStack() as stack:
             with translate_write_errors(self.root):
-                self._check_free(fs, root)
+                self._require_available(fs, root)
                 if isinstance(fs, LocalFileSystem):
                     Path(root, UNFINISHED).mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive_lock(self.root, "job"))
-                self._check_free(fs, root)  # the previous owner of the lock may have finished the job
-                self._check_same(fs, f"{root}/{UNFINISHED}/{JOB}", job)
-                done = self._done(fs, root)
+                self._require_available(fs, root)  # the previous owner of the lock may have finished the job
+                self._require_same_job(fs, f"{root}/{UNFINISHED}/{JOB}", job)
+                done = self._load_results(fs, root)
             yield done
 
     def require_no_job(self) -> None:
@@ -74,7 +81,7 @@ class JobProgress:
             names = self._names(fs, root)
         if names & {SUMMARY, UNFINISHED}:
             raise DataError(
-                f"output {strip_credentials(self.root)} holds predictions; choose another folder, or remove it first."
+                f"output {strip_credentials(self.root)} contains predictions; choose another folder or delete it."
             )
 
     def _names(self, fs: FileSystem, root: str) -> set[str]:
@@ -82,48 +89,48 @@ class JobProgress:
             raise DataError(f"output {strip_credentials(self.root)} is a file; expected a folder.")
         return {Path(info.path).name for info in fs.get_file_info(FileSelector(root, allow_not_found=True))}
 
-    def _check_free(self, fs: FileSystem, root: str) -> None:
+    def _require_available(self, fs: FileSystem, root: str) -> None:
         names = self._names(fs, root)
         if SUMMARY in names:
             raise DataError(
-                f"output {strip_credentials(self.root)} holds predictions; choose another folder, or remove it first."
+                f"output {strip_credentials(self.root)} contains predictions; choose another folder or delete it."
             )
         if names and UNFINISHED not in names:
             raise DataError(
-                f"output {strip_credentials(self.root)} is not empty; choose another folder, or remove it first."
+                f"output {strip_credentials(self.root)} is not empty; choose another folder or delete its contents."
             )
 
-    def _check_same(self, fs: FileSystem, path: str, job: Mapping[str, Any]) -> None:
+    def _require_same_job(self, fs: FileSystem, path: str, job: Mapping[str, Any]) -> None:
         if fs.get_file_info(path).type == FileType.NotFound:
             write_atomic(fs, path, json.dumps(job).encode())
             return
         with fs.open_input_stream(path) as file:
-            before = json.loads(file.read())
-        now = json.loads(json.dumps(job))
+            stored = json.loads(file.read())
+        current = json.loads(json.dumps(job))
         differences = [
-            f"{name}: {before.get(name)} then, {now.get(name)} now"
-            for name in now | before
-            if before.get(name) != now.get(name)
+            f"{name}: {stored.get(name)} in the folder, {current.get(name)} now"
+            for name in current | stored
+            if stored.get(name) != current.get(name)
         ]
         if differences:
             raise DataError(
-                f"output {strip_credentials(self.root)} holds a job that was not finished and differs in:"
+                f"output {strip_credentials(self.root)} contains an unfinished job with other settings:"
                 f"{format_list(differences)}\n"
-                "choose another folder, or remove it first."
+                "choose another folder or delete it."
             )
 
-    def _done(self, fs: FileSystem, root: str) -> dict[Key, ChunkResult]:
-        found = {}
+    def _load_results(self, fs: FileSystem, root: str) -> dict[Key, ChunkResult]:
+        results = {}
         for info in fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}/done", allow_not_found=True)):
             path = PurePosixPath(info.path)
             if path.suffix == ".json":
                 with fs.open_input_stream(info.path) as file:
                     record = json.loads(file.read())
-                unit, part = map(int, path.stem.split("-"))
-                found[unit, part] = ChunkResult(record["images"], tuple(record["problems"]))
-        return found
+                shard, chunk = map(int, path.stem.split("-"))
+                results[shard, chunk] = ChunkResult(record["images"], tuple(record["problems"]))
+        return results
 
-    def save(self, key: Key, done: ChunkResult) -> None:
+    def save(self, key: Key, result: ChunkResult) -> None:
         """Records the result of a chunk whose outputs are written.
 
         Raises:
@@ -131,7 +138,7 @@ class JobProgress:
         """
         fs, root = filesystem(self.root)
         with translate_write_errors(self.root):
-            record = json.dumps({"images": done.images, "problems": done.problems})
+            record = json.dumps({"images": result.images, "problems": result.problems})
             write_file(fs, f"{root}/{UNFINISHED}/done/{format_key(key)}.json", record.encode())
 
     def commit(self, summary: Mapping[str, Any]) -> None:

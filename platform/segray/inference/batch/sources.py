@@ -9,7 +9,7 @@ from segray.data.manifest import MANIFEST, Manifest, Split, read_manifest
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.storage import credentials_hint, filesystem, strip_credentials
 from segray.inference.batch.images import ImageFile, ImageFiles, list_files, require_encodable, result_names
-from segray.inference.batch.inputs import PART_IMAGES, Inputs
+from segray.inference.batch.inputs import CHUNK_IMAGES, Inputs
 from segray.inference.batch.parquet import list_row_groups
 from segray.inference.batch.video import open_video
 
@@ -39,7 +39,7 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
             return _folder(source, split)
     except OSError as error:
         raise DataError(
-            f"source {strip_credentials(source)} cannot be looked into ({error}){credentials_hint(source)}"
+            f"source {strip_credentials(source)} cannot be read ({error}){credentials_hint(source)}"
         ) from error
     suffix = PurePosixPath(path).suffix.lower()
     if suffix == PARQUET:
@@ -56,14 +56,14 @@ def _folder(source: str, split: str | None) -> Inputs:
     if any(info.path == f"{root}/{MANIFEST}" for info in infos):
         return _dataset(source, read_manifest(source), split)
     if split is not None:
-        raise DataError(
-            f"--split is {split}, but {strip_credentials(source)} is no prepared dataset; leave the flag out."
-        )
+        raise DataError(f"--split is {split}, but {strip_credentials(source)} is not a prepared dataset; omit --split.")
     files = [info for info in infos if info.type != FileType.Directory and not _is_hidden(info.path.removeprefix(root))]
     images = [info for info in files if PurePosixPath(info.path).suffix.lower() in IMAGE_SUFFIXES]
     parquet = [info for info in files if info.path.endswith(PARQUET)]
     if images and parquet:
-        raise DataError(f"{strip_credentials(source)} holds images and parquet; give one of them as --source.")
+        raise DataError(
+            f"{strip_credentials(source)} contains both images and parquet files; pass one of them as --source."
+        )
     if parquet:
         return Inputs(
             strip_credentials(source),
@@ -73,21 +73,24 @@ def _folder(source: str, split: str | None) -> Inputs:
         )
     if not images:
         raise DataError(
-            f"{strip_credentials(source)} holds no image; expected files ending in {' '.join(IMAGE_SUFFIXES)}."
+            f"{strip_credentials(source)} contains no images; expected files that end in {' '.join(IMAGE_SUFFIXES)}."
         )
     names = result_names([info.path.removeprefix(f"{root}/") for info in images])
-    chosen = [ImageFile(name, info) for name, info in zip(names, images, strict=True)]
-    units = [ImageFiles(source, tuple(chosen[at : at + PART_IMAGES])) for at in range(0, len(chosen), PART_IMAGES)]
-    return Inputs(strip_credentials(source), units, are_normalized=False, num_skipped=len(files) - len(images))
+    image_files = [ImageFile(name, info) for name, info in zip(names, images, strict=True)]
+    shards = [
+        ImageFiles(source, tuple(image_files[first : first + CHUNK_IMAGES]))
+        for first in range(0, len(image_files), CHUNK_IMAGES)
+    ]
+    return Inputs(strip_credentials(source), shards, are_normalized=False, num_skipped=len(files) - len(images))
 
 
 def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
-def _dataset(source: str, manifest: Manifest, split: str | None) -> Inputs:
-    splits: list[Split] = [manifest.split(split)] if split is not None else list(manifest.splits.values())
+def _dataset(source: str, manifest: Manifest, split_name: str | None) -> Inputs:
+    splits: list[Split] = list(manifest.splits.values()) if split_name is None else [manifest.split(split_name)]
     fs, root = filesystem(source)
-    paths = [f"{root}/{shard.path}" for part in splits for shard in part.shards]
-    units = list_row_groups(source, fs.get_file_info(paths))
-    return Inputs(strip_credentials(source), units, are_normalized=True)
+    paths = [f"{root}/{shard.path}" for split in splits for shard in split.shards]
+    shards = list_row_groups(source, fs.get_file_info(paths))
+    return Inputs(strip_credentials(source), shards, are_normalized=True)

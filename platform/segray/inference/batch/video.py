@@ -10,8 +10,8 @@ from segray.core.errors import DataError
 from segray.data.storage import strip_credentials
 from segray.inference.batch.inputs import Chunks, InputImage
 
-PART_FRAMES = 8  # small, because frames are transferred uncompressed
-FRAMES_OFF = 0.01
+CHUNK_FRAMES = 8  # small, because frames are transferred uncompressed
+MISSING_FRAMES_TOLERANCE = 0.01
 """Tolerated fraction of missing frames, because some formats only estimate the number of frames."""
 
 
@@ -32,7 +32,7 @@ class VideoShard:
     @property
     def num_chunks(self) -> int:
         """Number of chunks according to the video's metadata."""
-        return ceil(self.images / PART_FRAMES)
+        return ceil(self.images / CHUNK_FRAMES)
 
     @property
     def is_length_known(self) -> bool:
@@ -42,21 +42,21 @@ class VideoShard:
     def chunks(self, done: frozenset[int]) -> Chunks:
         """Yields the chunks that are not done and skips the frames of the others."""
         capture = cv2.VideoCapture(self.path)
-        number, frames, part = 0, 0, list[InputImage]()
+        number, num_frames, chunk = 0, 0, list[InputImage]()
         while capture.grab():
-            number, place_ = divmod(frames, PART_FRAMES)
+            number, index = divmod(num_frames, CHUNK_FRAMES)
             if number not in done:
-                part.append(InputImage(f"frame-{frames:06d}", _lossless(capture)))
-            frames += 1
-            if part and place_ == PART_FRAMES - 1:
-                yield number, part
-                part = []
-        if part:
-            yield number, part
-        number = ceil(frames / PART_FRAMES)  # an additional chunk, after the last one
-        if frames < self.images * (1 - FRAMES_OFF) - 1 and number not in done:
-            problem = f"{self.path} says it has {self.images} frames, of which {frames} can be read"
-            yield number, [InputImage(f"frame-{frames:06d}", b"", problem)]
+                chunk.append(InputImage(f"frame-{num_frames:06d}", _lossless(capture)))
+            num_frames += 1
+            if chunk and index == CHUNK_FRAMES - 1:
+                yield number, chunk
+                chunk = []
+        if chunk:
+            yield number, chunk
+        number = ceil(num_frames / CHUNK_FRAMES)  # an additional chunk, after the last one
+        if num_frames < self.images * (1 - MISSING_FRAMES_TOLERANCE) - 1 and number not in done:
+            problem = f"{self.path}: only {num_frames} of {self.images} frames can be read"
+            yield number, [InputImage(f"frame-{num_frames:06d}", b"", problem)]
 
 
 def _lossless(capture: cv2.VideoCapture) -> bytes:
@@ -73,10 +73,11 @@ def open_video(source: str, info: FileInfo) -> VideoShard:
     """
     if "://" in source:
         raise DataError(
-            f"source {strip_credentials(source)} is a video in a store; expected one on a path; copy it first."
+            f"source {strip_credentials(source)} is a video in an object store; expected a local path; "
+            "copy the video first."
         )
     capture = cv2.VideoCapture(info.path)
     if not capture.isOpened() or not capture.grab():
-        raise DataError(f"source {info.path} cannot be read as a video; convert it, e.g. with ffmpeg.")
+        raise DataError(f"source {info.path} is not a readable video; convert it, for example with ffmpeg.")
     images = max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     return VideoShard(info.path, images, f"{info.path} {info.size} {info.mtime_ns}")

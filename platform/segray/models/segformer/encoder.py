@@ -61,15 +61,15 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns the attention output, with the shape (B, h, w, C) of `tokens`."""
-        key, value = self.kv(self._reduced(tokens)).flatten(1, 2).chunk(2, dim=-1)  # (B, M, C)
+        key, value = self.kv(self._reduce(tokens)).flatten(1, 2).chunk(2, dim=-1)  # (B, M, C)
         if self.heads == 1 and should_tile(tokens) and not torch.is_grad_enabled():
-            return self._by_one_head(tokens, key, value)
+            return self._attend_single_head(tokens, key, value)
         query = self.q(tokens).flatten(1, 2)  # (B, N, C)
-        mixed = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
-        attended: Tensor = self.proj(mixed.transpose(1, 2).reshape(tokens.shape))
+        weighted = F.scaled_dot_product_attention(self._split(query), self._split(key), self._split(value))
+        attended: Tensor = self.proj(weighted.transpose(1, 2).reshape(tokens.shape))
         return attended
 
-    def _by_one_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend_single_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Computes single-head attention with the query and output projections folded into the keys and values.
 
         The result equals that of `forward`, because the rows of a softmax sum to 1:
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         )
         return attended.view(tokens.shape)
 
-    def _reduced(self, tokens: Tensor) -> Tensor:
+    def _reduce(self, tokens: Tensor) -> Tensor:
         if self.reduction == 1:
             return tokens
         reduced: Tensor = self.norm(map_to_tokens(self.reduce(tokens_to_map(tokens))))
@@ -122,20 +122,20 @@ class Stage(nn.Module):
     """An embedding, blocks and a final layer norm. The output is the input of the head and of the next stage."""
 
     def __init__(
-        self, embedding: Embedding, blocks: Sequence[Block], norm: nn.LayerNorm, *, checkpointing: bool
+        self, embedding: Embedding, blocks: Sequence[Block], norm: nn.LayerNorm, *, activation_checkpointing: bool
     ) -> None:
         super().__init__()
         self.embedding = embedding
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        self.checkpointing = checkpointing
+        self.activation_checkpointing = activation_checkpointing
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the map (B, C, h, w) of the stage, channels-last."""
         tokens = self.embedding(image)
         for block in self.blocks:
-            remake = self.checkpointing and self.training
-            tokens = checkpoint(block, tokens, use_reentrant=False) if remake else block(tokens)
+            recompute = self.activation_checkpointing and self.training
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
         return tokens_to_map(self.norm(tokens))
 
 
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         drop_path: float = 0.1,
         norm_eps: str = "official",
         *,
-        checkpointing: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.dims, self.depths, self.drop_path = tuple(dims), tuple(depths), drop_path
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
             embedding = Embedding(in_dim, dim, PATCH[level], STRIDE[level], eps[1])
             blocks = [Block(dim, HEADS[level], REDUCTION[level], next(rates), eps) for _ in range(depth)]
             norm = nn.LayerNorm(dim, eps[0])
-            self.stages.append(Stage(embedding, blocks, norm, checkpointing=checkpointing))
+            self.stages.append(Stage(embedding, blocks, norm, activation_checkpointing=activation_checkpointing))
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:

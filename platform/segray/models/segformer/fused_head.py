@@ -36,12 +36,12 @@ def fused_classify(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: T
         classifier: one matrix (K, E), or one matrix per image (B, K, E).
         bias: classifier bias (K,).
     """
-    in_strips = should_tile(levels.fine)
+    is_tiled = should_tile(levels.fine)
     classifier = classifier.expand(levels.fine.shape[0], *classifier.shape[-2:])
-    if in_strips and norm.training:
-        return _train_in_strips(levels, norm, classifier, bias)
-    if in_strips and not torch.is_grad_enabled():
-        return _infer_in_strips(levels, classifier, bias)
+    if is_tiled and norm.training:
+        return _train_tiled(levels, norm, classifier, bias)
+    if is_tiled and not torch.is_grad_enabled():
+        return _infer_tiled(levels, classifier, bias)
     total = add_resized(F.linear(levels.fine, levels.weight), levels.coarse)
     if norm.training:
         total = norm(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -58,41 +58,41 @@ def add_resized(finest: Tensor, coarser: Sequence[Tensor]) -> Tensor:
     return finest
 
 
-def _infer_in_strips(levels: PyramidLevels, classifier: Tensor, bias: Tensor) -> Tensor:
-    strips = TiledLevelSum(levels)
+def _infer_tiled(levels: PyramidLevels, classifier: Tensor, bias: Tensor) -> Tensor:
+    tiles = TiledLevelSum(levels)
     logits = levels.fine.new_empty(*levels.fine.shape[:3], len(bias))
-    for image, rows in strips:
+    for image, rows in tiles:
         out = logits[image, rows].flatten(0, 1)
-        torch.addmm(bias, strips.forward_tile(image, rows).relu_(), classifier[image].t(), out=out)
+        torch.addmm(bias, tiles.forward_tile(image, rows).relu_(), classifier[image].t(), out=out)
     return logits
 
 
-def _train_in_strips(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
+def _train_tiled(levels: PyramidLevels, norm: GlobalBatchNorm2d, classifier: Tensor, bias: Tensor) -> Tensor:
     fine, weight, coarse = levels
     tensors = fine, weight, norm.weight, norm.bias, classifier, bias, *coarse
     logits: Tensor
-    logits, *moments = _NormedSum.apply(norm.eps, *tensors)  # type: ignore[no-untyped-call]
+    logits, *moments = _FusedHeadFunction.apply(norm.eps, *tensors)  # type: ignore[no-untyped-call]
     norm.update_running_stats(BatchMoments(*moments))
     return logits
 
 
-class _NormedSum(torch.autograd.Function):
+class _FusedHeadFunction(torch.autograd.Function):
     """Logits of the normalised, rectified sum of levels. Only the sum itself is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: NormContext, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         fine, weight, norm_weight, norm_bias, classifier, bias, *coarse = tensors
-        strips = TiledLevelSum(PyramidLevels(fine, weight, coarse))
+        tiles = TiledLevelSum(PyramidLevels(fine, weight, coarse))
         total = fine.new_empty(*fine.shape[:3], len(weight))
         parts = []
-        for image, rows in strips:
-            parts.append(_moments(strips.forward_tile(image, rows, out=total[image, rows].flatten(0, 1))))
+        for image, rows in tiles:
+            parts.append(_moments(tiles.forward_tile(image, rows, out=total[image, rows].flatten(0, 1))))
         moments = all_reduce_moments(
             combine_moments(BatchMoments(*(torch.stack(column) for column in zip(*parts, strict=True))))
         )
         scale, shift = _scale_and_shift(moments, eps, norm_weight, norm_bias)
         logits = fine.new_empty(*fine.shape[:3], len(bias))
-        for image, rows in strips:
+        for image, rows in tiles:
             active = torch.addcmul(shift, total[image, rows].flatten(0, 1), scale).relu_()
             torch.addmm(bias, active, classifier[image].t(), out=logits[image, rows].flatten(0, 1))
         ctx.eps = eps
@@ -106,28 +106,29 @@ class _NormedSum(torch.autograd.Function):
         total, pixels, mean, variance, *tensors = ctx.saved_tensors
         fine, weight, norm_weight, norm_bias, classifier, _bias, *coarse = tensors
         moments = BatchMoments(pixels, mean, variance)
-        strips = TiledLevelSum(PyramidLevels(fine, weight, coarse))
+        tiles = TiledLevelSum(PyramidLevels(fine, weight, coarse))
         scale, shift = _scale_and_shift(moments, ctx.eps, norm_weight, norm_bias)
         grad_logits = grad_logits.contiguous()
         grad_bias, grad_product = torch.zeros_like(norm_bias), torch.zeros_like(norm_weight)
         grad_classifier = torch.zeros_like(classifier)
-        for image, rows in strips:
-            strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
-            active = torch.addcmul(shift, strip, scale).relu_()
+        for image, rows in tiles:
+            tile, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
+            active = torch.addcmul(shift, tile, scale).relu_()
             grad_classifier[image].addmm_(grad.t(), active)
-            slopes = rectified(grad @ classifier[image], active, 0)
-            grad_bias += slopes.sum(0)
-            grad_product += slopes.mul_(strip).sum(0)
+            grad_sum = rectified(grad @ classifier[image], active, 0)
+            grad_bias += grad_sum.sum(0)
+            grad_product += grad_sum.mul_(tile).sum(0)
         grad_weight = (grad_product - mean * grad_bias) * torch.rsqrt(variance + ctx.eps)
         scale_in, slope, offset = input_gradient(moments, ctx.eps, norm_weight, grad_bias, grad_weight)
-        room = strips.zero_grads()
-        for image, rows in strips:
-            strip, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
-            active = torch.addcmul(shift, strip, scale).relu_()
-            slopes = rectified(grad @ classifier[image], active, 0).mul_(scale_in)
-            strips.backward_tile(image, rows, slopes.addcmul_(strip, slope).add_(offset), room)
+        level_grads = tiles.zero_grads()
+        for image, rows in tiles:
+            tile, grad = total[image, rows].flatten(0, 1), grad_logits[image, rows].flatten(0, 1)
+            active = torch.addcmul(shift, tile, scale).relu_()
+            grad_sum = rectified(grad @ classifier[image], active, 0).mul_(scale_in)
+            tiles.backward_tile(image, rows, grad_sum.addcmul_(tile, slope).add_(offset), level_grads)
         norms = grad_weight, grad_bias
-        return None, room.fine, room.weight, *norms, grad_classifier, grad_logits.sum((0, 1, 2)), *room.coarse
+        heads = grad_classifier, grad_logits.sum((0, 1, 2))
+        return None, level_grads.fine, level_grads.weight, *norms, *heads, *level_grads.coarse
 
 
 def _scale_and_shift(moments: BatchMoments, eps: float, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +136,6 @@ def _scale_and_shift(moments: BatchMoments, eps: float, weight: Tensor, bias: Te
     return scale, bias - moments.mean * scale
 
 
-def _moments(strip: Tensor) -> BatchMoments:
-    mean = strip.mean(0)
-    return BatchMoments(strip.new_tensor(len(strip)), mean, (strip - mean).square_().mean(0))
+def _moments(tile: Tensor) -> BatchMoments:
+    mean = tile.mean(0)
+    return BatchMoments(tile.new_tensor(len(tile)), mean, (tile - mean).square_().mean(0))

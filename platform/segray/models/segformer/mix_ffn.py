@@ -16,7 +16,7 @@ from segray.models.layers import AutogradContext, map_to_tokens, tokens_to_map
 from segray.models.segformer.tiling import row_tiles, should_tile
 
 # Hidden maps with fewer tiles per image are stored for the backward pass, because recomputing them would be slower.
-MIN_STRIPS = 4
+MIN_TILES = 4
 
 gelu_backward = torch.ops.aten.gelu_backward
 convolution_backward = torch.ops.aten.convolution_backward
@@ -36,10 +36,10 @@ class MixFFN(nn.Module):
         if should_tile(tokens):
             weights = MixFfnWeights(*self.parameters())
             if not torch.is_grad_enabled():
-                return _in_strips(tokens, weights)
-            if len(_strips(tokens, weights)) >= MIN_STRIPS:
-                remade: Tensor = _Remade.apply(tokens, *weights)  # type: ignore[no-untyped-call]
-                return remade
+                return _forward_tiled(tokens, weights)
+            if len(_row_tiles(tokens, weights)) >= MIN_TILES:
+                tiled: Tensor = _TiledMixFFN.apply(tokens, *weights)  # type: ignore[no-untyped-call]
+                return tiled
         mixed = map_to_tokens(self.mix(tokens_to_map(self.fc1(tokens))))
         out: Tensor = self.fc2(F.gelu(mixed))
         return out
@@ -56,22 +56,22 @@ class MixFfnWeights(NamedTuple):
     reduce_bias: Tensor
 
 
-def _strips(tokens: Tensor, weights: MixFfnWeights) -> list[slice]:
+def _row_tiles(tokens: Tensor, weights: MixFfnWeights) -> list[slice]:
     hidden_bytes = tokens.shape[2] * len(weights.expand) * tokens.element_size()
     return row_tiles(tokens.shape[1], hidden_bytes)
 
 
-def _with_border(rows: slice, num_rows: int) -> slice:
+def _add_border(rows: slice, num_rows: int) -> slice:
     """Returns the rows extended by one row on each side, clipped to the map."""
     return slice(max(rows.start - 1, 0), min(rows.stop + 1, num_rows))
 
 
-def _hidden(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
+def _expand(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
     """Returns the hidden image (1, H, R + 2, w) of rows of a map (1, h, w, C), with one extra row on each side.
 
     Rows outside the map are 0.
     """
-    border = _with_border(rows, tokens.shape[1])
+    border = _add_border(rows, tokens.shape[1])
     before, after = border.start - rows.start + 1, rows.stop + 1 - border.stop
     hidden = tokens.new_empty(1, rows.stop - rows.start + 2, tokens.shape[2], len(weights.expand))
     inside = hidden[0, before : hidden.shape[1] - after]
@@ -81,29 +81,29 @@ def _hidden(tokens: Tensor, weights: MixFfnWeights, rows: slice) -> Tensor:
     return tokens_to_map(hidden)
 
 
-def _mixed(hidden: Tensor, weights: MixFfnWeights) -> Tensor:
+def _mix(hidden: Tensor, weights: MixFfnWeights) -> Tensor:
     """Returns the tile (1, R, w, H) of the hidden image after the depth-wise convolution."""
     mixed = F.conv2d(hidden, weights.mix, weights.mix_bias, padding=(0, 1), groups=len(weights.mix))
     return map_to_tokens(mixed)
 
 
-def _in_strips(tokens: Tensor, weights: MixFfnWeights) -> Tensor:
+def _forward_tiled(tokens: Tensor, weights: MixFfnWeights) -> Tensor:
     out = tokens.new_empty(tokens.shape)
     for image in range(len(tokens)):
-        for rows in _strips(tokens, weights):
-            mixed = _mixed(_hidden(tokens[image : image + 1], weights, rows), weights)
+        for rows in _row_tiles(tokens, weights):
+            mixed = _mix(_expand(tokens[image : image + 1], weights, rows), weights)
             target = out[image, rows].flatten(0, 1)
             torch.addmm(weights.reduce_bias, F.gelu(mixed).flatten(0, 2), weights.reduce.t(), out=target)
     return out
 
 
-class _Remade(torch.autograd.Function):
+class _TiledMixFFN(torch.autograd.Function):
     """The layer computed tile by tile. The forward pass saves only the input and the parameters."""
 
     @staticmethod
     def forward(ctx: AutogradContext, tokens: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(tokens, *parameters)
-        return _in_strips(tokens, MixFfnWeights(*parameters))
+        return _forward_tiled(tokens, MixFfnWeights(*parameters))
 
     @staticmethod
     @once_differentiable
@@ -114,18 +114,18 @@ class _Remade(torch.autograd.Function):
         grad_tokens = tokens.new_zeros(tokens.shape)
         grads = MixFfnWeights(*(torch.zeros_like(parameter) for parameter in weights))
         for image in range(len(tokens)):
-            one = slice(image, image + 1)
-            for rows in _strips(tokens, weights):
-                _take_back(tokens[one], weights, rows, grad[image, rows].flatten(0, 1), grad_tokens[one], grads)
+            image_tokens, image_grad = tokens[image : image + 1], grad_tokens[image : image + 1]
+            for rows in _row_tiles(tokens, weights):
+                _backward_tile(image_tokens, weights, rows, grad[image, rows].flatten(0, 1), image_grad, grads)
         return grad_tokens, *grads
 
 
-def _take_back(
+def _backward_tile(
     tokens: Tensor, weights: MixFfnWeights, rows: slice, grad: Tensor, grad_tokens: Tensor, grads: MixFfnWeights
 ) -> None:
     """Adds the gradient contributions of one output tile, with gradient (R*w, C), to `grad_tokens` and `grads`."""
-    hidden = _hidden(tokens, weights, rows)
-    mixed = _mixed(hidden, weights)
+    hidden = _expand(tokens, weights, rows)
+    mixed = _mix(hidden, weights)
     active = F.gelu(mixed).flatten(0, 2)
     grads.reduce.addmm_(grad.t(), active)
     grads.reduce_bias.add_(grad.sum(0))
@@ -137,7 +137,7 @@ def _take_back(
     )  # fmt: skip
     grads.mix.add_(grad_mix)
     grads.mix_bias.add_(grad_mix_bias)
-    border = _with_border(rows, tokens.shape[1])
+    border = _add_border(rows, tokens.shape[1])
     inside = slice(border.start - rows.start + 1, border.stop - rows.start + 1)
     grad_expanded = map_to_tokens(grad_hidden)[0, inside].flatten(0, 1)
     grads.expand.addmm_(grad_expanded.t(), tokens[0, border].flatten(0, 1))

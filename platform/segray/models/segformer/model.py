@@ -99,8 +99,7 @@ def validate_images(images: Tensor) -> None:
     """Raises ModelError unless the images are uint8 RGB (B, 3, H, W) with at least 32 pixels per side."""
     if images.dtype != torch.uint8:
         raise ModelError(
-            f"images are {images.dtype}; expected torch.uint8 RGB, 0..255; pass them as decoded: "
-            "the model normalises them itself."
+            f"images are {images.dtype}; expected torch.uint8 RGB, 0..255, not normalised; the model normalises them."
         )
     if images.ndim != 4 or images.shape[1] != 3:
         raise ModelError(f"images have the shape {tuple(images.shape)}; expected (B, 3, H, W).")
@@ -120,7 +119,7 @@ def build_segformer(
     drop_path: float = 0.1,
     dropout: float = 0.1,
     norm_eps: str = "official",
-    checkpointing: bool = False,
+    activation_checkpointing: bool = False,
     aux_head: bool = False,
 ) -> SegFormer:
     """Returns a SegFormer with randomly initialised parameters.
@@ -133,14 +132,14 @@ def build_segformer(
         drop_path: drop rate of the last block's branches in training; the rate increases linearly from 0.
         dropout: rate of the head's Dropout2d.
         norm_eps: publisher whose layer norm epsilons are used: "official", "mmseg" or "transformers".
-        checkpointing: whether the backward pass recomputes the blocks instead of storing their activations.
+        activation_checkpointing: whether the backward pass recomputes the blocks instead of storing their activations.
         aux_head: whether training adds a second head, an FCN on the map of the third stage.
 
     Raises:
         ModelError: a name is unknown, a number is out of range, or a plug-in does not satisfy the contract.
     """
-    sizes = VARIANTS[_known("model.variant", variant, VARIANTS)]
-    _known("model.norm_eps_from", norm_eps, NORM_EPS)
+    sizes = VARIANTS[_require_known("model.variant", variant, VARIANTS)]
+    _require_known("model.norm_eps_from", norm_eps, NORM_EPS)
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; expected at least 1.")
     backbone: nn.Module
@@ -148,17 +147,18 @@ def build_segformer(
     if is_import_path(encoder):
         backbone, dims = plugins.build_encoder(encoder, drop_path)
     else:
-        _known("model.encoder", encoder, {"mit": Encoder})
-        backbone, dims = Encoder(sizes.dims, sizes.depths, drop_path, norm_eps, checkpointing=checkpointing), sizes.dims
+        _require_known("model.encoder", encoder, {"mit": Encoder})
+        dims = sizes.dims
+        backbone = Encoder(dims, sizes.depths, drop_path, norm_eps, activation_checkpointing=activation_checkpointing)
     auxiliary = FCNHead(dims[AUX_STAGE], num_classes, dropout) if aux_head else None
     if is_import_path(head):
         return SegFormer(backbone, plugins.build_head(head, dims, num_classes, dropout), auxiliary)
-    make = HEADS[_known("model.head", head, HEADS)]
+    head_type = HEADS[_require_known("model.head", head, HEADS)]
     width = MMSEG_WIDTH if head == "mmseg" else sizes.head_width
-    return SegFormer(backbone, make(dims, width, num_classes, dropout), auxiliary)
+    return SegFormer(backbone, head_type(dims, width, num_classes, dropout), auxiliary)
 
 
-def _known(setting: str, name: str, known: Mapping[str, object]) -> str:
+def _require_known(setting: str, name: str, known: Mapping[str, object]) -> str:
     if name not in known:
         raise ModelError(f"{setting} is {name!r}; expected one of {', '.join(known)}{did_you_mean(name, known)}.")
     return name

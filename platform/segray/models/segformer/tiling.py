@@ -1,4 +1,4 @@
-"""Tiled processing of large maps in strips of rows: the criterion for using it, and the tiled sum of all levels."""
+"""Tiled processing of large maps in tiles of rows: the criterion for using it, and the tiled sum of all levels."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from segray.models.layers import bilinear_matrix, source_rows
 
 # Size of a tile in bytes per thread, chosen to fit into the cache of one core together with the operands.
-STRIP_BYTES = 1 << 20
+TILE_BYTES = 1 << 20
 
 
 def should_tile(tensor: Tensor) -> bool:
@@ -24,8 +24,8 @@ def should_tile(tensor: Tensor) -> bool:
 
 
 def row_tiles(num_rows: int, row_bytes: int) -> list[slice]:
-    """Returns slices that divide a map's rows into tiles of about `STRIP_BYTES` per thread, at least one row each."""
-    step = max(1, STRIP_BYTES * torch.get_num_threads() // row_bytes)
+    """Returns slices that divide a map's rows into tiles of about `TILE_BYTES` per thread, at least one row each."""
+    step = max(1, TILE_BYTES * torch.get_num_threads() // row_bytes)
     return [slice(top, min(top + step, num_rows)) for top in range(0, num_rows, step)]
 
 
@@ -74,15 +74,15 @@ class TiledLevelSum:
         total.unflatten(0, (-1, self.width)).baddbmm_(columns, narrow)
         return total
 
-    def backward_tile(self, image: int, rows: slice, grad: Tensor, room: PyramidLevels) -> None:
-        """Adds the gradient contributions of one tile, with gradient (R*w, E), to the levels and weight in `room`."""
+    def backward_tile(self, image: int, rows: slice, grad: Tensor, grads: PyramidLevels) -> None:
+        """Adds the gradient contributions of one tile, with gradient (R*w, E), to the levels and weight in `grads`."""
         fine = self.levels.fine[image, rows].flatten(0, 1)
-        room.weight.addmm_(grad.t(), fine)
-        torch.mm(grad, self.levels.weight, out=room.fine[image, rows].flatten(0, 1))
+        grads.weight.addmm_(grad.t(), fine)
+        torch.mm(grad, self.levels.weight, out=grads.fine[image, rows].flatten(0, 1))
         wide = grad.unflatten(0, (-1, self.width))
         narrow = torch.bmm(self.columns.t().expand(wide.shape[0], -1, -1), wide)
         parts = narrow.split(self.widths, dim=1)
-        for (level, source, band), part in zip(self._bands(room, rows), parts, strict=True):
+        for (level, source, band), part in zip(self._bands(grads, rows), parts, strict=True):
             level[image, source].flatten(1).addmm_(band.t(), part.flatten(1))
 
     def zero_grads(self) -> PyramidLevels:

@@ -26,67 +26,68 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, of an unknown format or damaged, or it contains more than plain data.
     """
-    file = _in_folder(path) if path.is_dir() else path
+    file = _find_in_folder(path) if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"weights {path} are not there; expected a .safetensors or .pth file, or a folder.")
-    found = _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
-    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        raise CheckpointError(f"weights {path} do not exist; expected a .safetensors or .pth file, or a folder.")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"weights {file} hold no tensors; expected a state dict of a SegFormer.")
-    return _unwrapped(tensors)
+        raise CheckpointError(f"weights {file} contain no tensors; expected a state dict of a SegFormer.")
+    return _strip_wrappers(tensors)
 
 
-def _in_folder(folder: Path) -> Path:
+def _find_in_folder(folder: Path) -> Path:
     for name in FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"folder {folder} holds no weights; expected one of {', '.join(FOLDER_FILES)} in it.")
+    raise CheckpointError(f"folder {folder} contains no weights; expected one of the files {', '.join(FOLDER_FILES)}.")
 
 
-def _safetensors(file: Path) -> dict[str, Any]:
+def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"weights {file} are no whole safetensors file{_looks_like(file)} ({error}); fetch them again."
+            f"weights {file} are not a complete safetensors file{_describe_text(file)} ({error}); download them again."
         ) from error
 
 
-def _pickled(file: Path) -> dict[str, Any]:
-    if text := _looks_like(file):
-        raise CheckpointError(f"weights {file} are no PyTorch file{text}; fetch the file itself.")
+def _read_pickle(file: Path) -> dict[str, Any]:
+    if text := _describe_text(file):
+        raise CheckpointError(f"weights {file} are not a PyTorch file{text}; download the file itself.")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"weights {file} hold more than tensors and plain values, and may run code when read; they were not "
-            f"({reason}); expected a state dict; save its tensors as .safetensors where you trust it."
+            f"weights {file} contain more than tensors and plain values, and loading them could run code "
+            f"({reason}); expected a state dict; if you trust the file, save its tensors as .safetensors."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"weights {file} are damaged or no PyTorch file ({reason}, {file.stat().st_size} bytes); fetch them again."
+            f"weights {file} are damaged or not a PyTorch file ({reason}, {file.stat().st_size} bytes); "
+            "download them again."
         ) from error
     for name in NESTED:
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-    if not isinstance(found, dict):
-        raise CheckpointError(f"weights {file} hold a {type(found).__name__}; expected a state dict of a SegFormer.")
-    return found
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"weights {file} contain a {type(content).__name__}; expected a state dict.")
+    return content
 
 
-def _looks_like(file: Path) -> str:
-    """Returns `, but ...` for text files, such as a saved error page; otherwise an empty string."""
-    with file.open("rb") as opened:
-        start = opened.read(64).lstrip().lower()
+def _describe_text(file: Path) -> str:
+    """Returns the start of a text file, such as a saved error page, for a message; an empty string for other files."""
+    with file.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
     if not start.startswith(_TEXT_STARTS):
         return ""
-    return f", but text that starts with {start[:24].decode('ascii', 'replace')!r}"
+    return f" but text that starts with {start[:24].decode('ascii', 'replace')!r}"
 
 
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if all(key.startswith(wrapper) for key in tensors):
-            return _unwrapped({key.removeprefix(wrapper): tensor for key, tensor in tensors.items()})
+            return _strip_wrappers({key.removeprefix(wrapper): tensor for key, tensor in tensors.items()})
     return tensors

@@ -41,8 +41,8 @@ def download(model_id: str) -> Path:
         except (URLError, OSError) as error:
             reasons.append(f"{name}: {error}")
     raise CheckpointError(
-        f"weights {model_id} are no file here and cannot be had from {hub} ({'; '.join(reasons)}); "
-        "expected the path of a file or folder, or a hub id that can be reached."
+        f"weights {model_id} are not a local file and cannot be downloaded from {hub} ({'; '.join(reasons)}); "
+        "expected a file, a folder, or a hub id that is available."
     )
 
 

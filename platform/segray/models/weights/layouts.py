@@ -193,16 +193,16 @@ class NameMap:
             numbers = {"i": stage, "n": stage + 1, "r": len(depths) - 1 - stage}
             self._add(f"encoder.stages.{stage}.", prefix, layout.stage, numbers)
             for block in range(depth):
-                place = numbers | {"j": block}
-                theirs = prefix + layout.stage["blocks.{j}."].format(**place)
-                self._add(f"encoder.stages.{stage}.blocks.{block}.", theirs, layout.block, place)
+                block_numbers = numbers | {"j": block}
+                theirs = prefix + layout.stage["blocks.{j}."].format(**block_numbers)
+                self._add(f"encoder.stages.{stage}.blocks.{block}.", theirs, layout.block, block_numbers)
             self._add("head.", "", layout.head, numbers)
 
     def _add(self, ours: str, theirs: str, table: Mapping[str, str], numbers: Mapping[str, int]) -> None:
-        for mine, names in table.items():
-            if not mine.endswith("."):
-                full = " ".join(theirs + name for name in names.split())
-                self._modules[ours + mine.format(**numbers)] = full.format(**numbers)
+        for our_name, their_names in table.items():
+            if not our_name.endswith("."):
+                full = " ".join(theirs + name for name in their_names.split())
+                self._modules[ours + our_name.format(**numbers)] = full.format(**numbers)
 
     def slices_of(self, key: str) -> list[TensorSlice] | None:
         """Returns the peer's tensor slices that form segray's tensor `key`, in order.
@@ -211,32 +211,32 @@ class NameMap:
         """
         module, _, leaf = key.rpartition(".")
         names = self._modules.get(module)
-        return None if names is None else [_piece(name, leaf) for name in names.split()]
+        return None if names is None else [_parse_slice(name, leaf) for name in names.split()]
 
 
-def _piece(name: str, leaf: str) -> TensorSlice:
-    name, _, share = name.partition("@")
-    part, _, parts = (share or "0/1").partition("/")
-    joint = "_" if name.endswith(".in_proj") else "."
-    return TensorSlice(name + joint + leaf, int(part), int(parts))
+def _parse_slice(name: str, leaf: str) -> TensorSlice:
+    name, _, fraction = name.partition("@")
+    part, _, parts = (fraction or "0/1").partition("/")
+    separator = "_" if name.endswith(".in_proj") else "."
+    return TensorSlice(name + separator + leaf, int(part), int(parts))
 
 
 def detect_layout(keys: Iterable[str]) -> tuple[str, str] | None:
     """Returns the name of the layout of the keys and the prefix of the backbone's names, or `None` if it is unknown."""
-    known = set(keys)
+    names = set(keys)
     for name, layout in LAYOUTS.items():
         first = layout.stage["embedding.proj"].format(i=0, n=1) + ".weight"
         for prefix in (layout.prefix, ""):
-            if prefix + first in known:
+            if prefix + first in names:
                 return name, prefix
     return None
 
 
-def assemble(pieces: Sequence[TensorSlice], state: State) -> Tensor | None:
+def assemble(slices: Sequence[TensorSlice], state: State) -> Tensor | None:
     """Returns segray's tensor, assembled from the peer's slices, or `None` if one of them is missing."""
-    if any(piece.key not in state for piece in pieces):
+    if any(tensor_slice.key not in state for tensor_slice in slices):
         return None
-    parts = [state[key].chunk(parts)[part] if parts > 1 else state[key] for key, part, parts in pieces]
+    parts = [state[key].chunk(parts)[part] if parts > 1 else state[key] for key, part, parts in slices]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
@@ -244,14 +244,15 @@ def to_layout(layout_name: str, ours: State, depths: Sequence[int]) -> State:
     """Returns the state dict converted to the layout `layout_name`."""
     layout = LAYOUTS[layout_name]
     names = NameMap(layout, depths, layout.prefix)
-    found: dict[str, dict[int, Tensor]] = {}
+    parts_by_key: dict[str, dict[int, Tensor]] = {}
     for key, tensor in ours.items():
-        pieces = names.slices_of(key)
-        assert pieces is not None, f"{layout_name} has no name for {key}"
+        slices = names.slices_of(key)
+        assert slices is not None, f"{layout_name} has no name for {key}"
         theirs = tensor[..., None, None] if layout_name == "mmseg" and key.endswith(_MMSEG_CONVOLUTIONS) else tensor
-        for piece, part in zip(pieces, theirs.chunk(len(pieces)) if len(pieces) > 1 else [theirs], strict=True):
-            found.setdefault(piece.key, {})[piece.part] = part
+        chunks = theirs.chunk(len(slices)) if len(slices) > 1 else [theirs]
+        for tensor_slice, chunk in zip(slices, chunks, strict=True):
+            parts_by_key.setdefault(tensor_slice.key, {})[tensor_slice.part] = chunk
     return {
         key: torch.cat([parts[part] for part in sorted(parts)]) if len(parts) > 1 else parts[0].contiguous()
-        for key, parts in found.items()
+        for key, parts in parts_by_key.items()
     }

@@ -54,11 +54,11 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors of the {self.part} from {self.layout} weights"]
         if self.reinitialised:
-            lines.append(f"other number of classes, freshly drawn: {', '.join(self.reinitialised)}")
+            lines.append(f"different number of classes, not loaded: {', '.join(self.reinitialised)}")
         if self.missing:
-            lines.append(f"not in the file, freshly drawn: {', '.join(self.missing[:3])} ({len(self.missing)} in all)")
+            lines.append(f"missing in the file: {', '.join(self.missing[:3])} ({len(self.missing)} in total)")
         if self.unexpected:
-            lines.append(f"in the file, not used: {', '.join(self.unexpected[:3])} ({len(self.unexpected)} in all)")
+            lines.append(f"unused in the file: {', '.join(self.unexpected[:3])} ({len(self.unexpected)} in total)")
         return "; ".join(lines)
 
 
@@ -69,7 +69,7 @@ class _TensorSource:
     name: str
     state: State
     layout: str
-    pieces: Callable[[str], list[TensorSlice] | None]
+    slices_of: Callable[[str], list[TensorSlice] | None]
     extras: tuple[str, ...] = ()
 
 
@@ -79,7 +79,7 @@ def load_pretrained(
     *,
     part: str = "model",
     allow_missing: Sequence[str] = (),
-    allow_left_over: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
 ) -> LoadReport:
     """Sets a model's parameters from a file, all or none, and returns a report of the loaded tensors.
 
@@ -91,7 +91,7 @@ def load_pretrained(
         source: a .pth or .safetensors file, a folder that contains one, or a hub id.
         part: "model"; "encoder", which does not change the head; or "auto", which loads the parts in the file.
         allow_missing: patterns (`head.bn.*`) of segray names that may be missing in the file.
-        allow_left_over: patterns of names in the file that the model may leave unused.
+        allow_unexpected: patterns of names in the file that the model may leave unused.
 
     Raises:
         CheckpointError: the file is missing, damaged or unsafe, is of another variant, lacks a tensor, contains an
@@ -100,119 +100,124 @@ def load_pretrained(
     """
     if part not in PARTS:
         raise ModelError(f"part is {part!r}; expected one of {', '.join(PARTS)}{did_you_mean(part, PARTS)}.")
-    found = _opened(model, source)
-    part = _part(model, found, part)
+    weights = _open_source(model, source)
+    part = _resolve_part(model, weights, part)
     ours = {key: tensor for key, tensor in model.state_dict().items() if part == "model" or model.in_encoder(key)}
-    tensors = {key: _theirs(found, key) for key in ours}
+    tensors = {key: _assemble_tensor(weights, key) for key in ours}
     missing = [key for key, tensor in tensors.items() if tensor is None]
-    present = {key: _shaped(tensor, ours[key]) for key, tensor in tensors.items() if tensor is not None}
+    present = {key: _match_shape(tensor, ours[key]) for key, tensor in tensors.items() if tensor is not None}
     classifier = tuple(
-        key for key in _classifier_keys(model) if key in present and _other_classes(present[key], ours[key])
+        key for key in _classifier_names(model) if key in present and _has_other_classes(present[key], ours[key])
     )
-    _check_shapes(found, {key: value for key, value in present.items() if key not in classifier}, ours)
-    used = {piece.key for key in ours for piece in found.pieces(key) or ()}
-    left_over = [key for key in found.state if key not in used]
+    _require_same_shapes(weights, {key: value for key, value in present.items() if key not in classifier}, ours)
+    used = {tensor_slice.key for key in ours for tensor_slice in weights.slices_of(key) or ()}
+    unexpected = [key for key in weights.state if key not in used]
     optional = (*allow_missing, f"*{COUNTER}", *(f"{prefix}*" for prefix in model.training_only))
-    _check_missing(found, [key for key in missing if not _named(key, optional)])
+    _require_no_missing(weights, [key for key in missing if not _matches(key, optional)])
     if part == "model":
-        foreign = [key for key in left_over if not key.startswith((*found.extras, *model.training_only))]
-        _check_left_over(found, [key for key in foreign if not _named(key, allow_left_over)])
+        foreign = [key for key in unexpected if not key.startswith((*weights.extras, *model.training_only))]
+        _require_no_unexpected(weights, [key for key in foreign if not _matches(key, allow_unexpected)])
     with torch.no_grad():
         for key, tensor in present.items():
             if key not in classifier:
                 ours[key].copy_(tensor)
     loaded = tuple(key for key in present if key not in classifier)
-    return LoadReport(found.layout, part, loaded, classifier, tuple(missing), tuple(left_over))
+    return LoadReport(weights.layout, part, loaded, classifier, tuple(missing), tuple(unexpected))
 
 
-def _classifier_keys(model: SegmentationModel) -> list[str]:
+def _classifier_names(model: SegmentationModel) -> list[str]:
     return [f"{module}.{leaf}" for module in model.classifiers for leaf in ("weight", "bias")]
 
 
-def _opened(model: SegmentationModel, source: str | Path) -> _TensorSource:
+def _open_source(model: SegmentationModel, source: str | Path) -> _TensorSource:
     path = Path(source)
     if not path.exists() and isinstance(source, str) and hub.is_hub_id(source) and path.suffix not in files.SUFFIXES:
         path = hub.download(source)
     state = files.read_tensors(path)
     ours = model.state_dict()
     if any(key in state for key in ours):
-        found = _TensorSource(str(source), state, SEGRAY, lambda key: [TensorSlice(key, 0, 1)])
+        weights = _TensorSource(str(source), state, SEGRAY, lambda key: [TensorSlice(key, 0, 1)])
     else:
-        found = _foreign(model, str(source), state)
+        weights = _open_foreign(model, str(source), state)
     if isinstance(model.encoder, Encoder):
-        _check_variant(found, model.encoder)
-    return found
+        _require_same_variant(weights, model.encoder)
+    return weights
 
 
-def _foreign(model: SegmentationModel, source: str, state: State) -> _TensorSource:
-    known = detect_layout(state)
-    if known is None:
+def _open_foreign(model: SegmentationModel, source: str, state: State) -> _TensorSource:
+    detected = detect_layout(state)
+    if detected is None:
         raise CheckpointError(
-            f"weights {source} name their tensors in no way known here ({', '.join(list(state)[:3])} ...); "
-            f"expected a SegFormer of {', '.join((SEGRAY, *LAYOUTS))}."
+            f"weights {source} have tensor names of an unknown layout ({', '.join(list(state)[:3])} ...); "
+            f"expected one of the layouts {', '.join((SEGRAY, *LAYOUTS))}."
         )
-    name, prefix = known
+    name, prefix = detected
     if not isinstance(model.encoder, Encoder):
-        raise ModelError(f"weights {source} are of {name}, with a MiT encoder; the model's encoder is of another kind.")
+        raise ModelError(
+            f"weights {source} have the layout {name}, which requires a MiT encoder; the model has another encoder."
+        )
     layout = LAYOUTS[name]
     # Covers the number of blocks of every variant, so that a file of another variant is detected.
     names = NameMap(layout, (MAX_BLOCKS,) * len(model.encoder.depths), prefix)
     return _TensorSource(source, state, name, names.slices_of, layout.extras)
 
 
-def _check_variant(found: _TensorSource, encoder: Encoder) -> None:
-    sizes = _sizes(found, len(encoder.depths))
-    wanted = (encoder.dims, encoder.depths)
-    if sizes != wanted and all(sizes[0]):
-        raise CheckpointError(f"weights {found.name} are of {_described(*sizes)}; the model is {_described(*wanted)}.")
+def _require_same_variant(weights: _TensorSource, encoder: Encoder) -> None:
+    sizes = _encoder_sizes(weights, len(encoder.depths))
+    expected = (encoder.dims, encoder.depths)
+    if sizes != expected and all(sizes[0]):
+        raise CheckpointError(
+            f"weights {weights.name} belong to {_describe_sizes(*sizes)}; the model is {_describe_sizes(*expected)}."
+        )
 
 
-def _sizes(found: _TensorSource, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _encoder_sizes(weights: _TensorSource, num_stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the number of channels (0 for a missing stage) and the number of blocks of each stage in a file."""
-    norms = [_theirs(found, f"encoder.stages.{stage}.norm.weight") for stage in range(num_stages)]
+    norms = [_assemble_tensor(weights, f"encoder.stages.{stage}.norm.weight") for stage in range(num_stages)]
     blocks = [
-        [_theirs(found, f"encoder.stages.{stage}.blocks.{block}.norm1.weight") for block in range(MAX_BLOCKS)]
+        [
+            _assemble_tensor(weights, f"encoder.stages.{stage}.blocks.{block}.norm1.weight")
+            for block in range(MAX_BLOCKS)
+        ]
         for stage in range(num_stages)
     ]
     dims = tuple(0 if norm is None else len(norm) for norm in norms)
     return dims, tuple(sum(block is not None for block in stage) for stage in blocks)
 
 
-def _described(dims: tuple[int, ...], depths: tuple[int, ...]) -> str:
+def _describe_sizes(dims: tuple[int, ...], depths: tuple[int, ...]) -> str:
     for name, variant in VARIANTS.items():
         if (variant.dims, variant.depths) == (dims, depths):
             return f"a {name}"
     return f"an encoder of {dims} channels and {depths} blocks"
 
 
-def _part(model: SegmentationModel, found: _TensorSource, part: str) -> str:
+def _resolve_part(model: SegmentationModel, weights: _TensorSource, part: str) -> str:
     heads = [key for key in model.state_dict() if not model.in_encoder(key) and not key.startswith(model.training_only)]
-    has_head = any(_theirs(found, key) is not None for key in heads)
+    has_head = any(_assemble_tensor(weights, key) is not None for key in heads)
     if part == "auto":
         part = "model" if has_head else "encoder"
-    if part == "model" and found.layout != SEGRAY and not isinstance(model.head, HEADS[_layout(found).head_kind]):
-        kind = _layout(found).head_kind
+    if part == "model" and weights.layout != SEGRAY and not isinstance(model.head, HEADS[_layout(weights).head_kind]):
+        kind = _layout(weights).head_kind
         raise ModelError(
-            f"weights {found.name} have the head of {found.layout}; the model's is a {type(model.head).__name__}; "
-            f"build it with head={kind!r}, or load part='encoder' only."
+            f"weights {weights.name} have the head of {weights.layout}; the model has a {type(model.head).__name__}; "
+            f"build the model with head={kind!r}, or load only part='encoder'."
         )
     if part == "model" and not has_head:
-        raise CheckpointError(
-            f"weights {found.name} hold an encoder and no decode head; load part='encoder' to start from them."
-        )
+        raise CheckpointError(f"weights {weights.name} contain an encoder but no decode head; load part='encoder'.")
     return part
 
 
-def _layout(found: _TensorSource) -> Layout:
-    return LAYOUTS[found.layout]
+def _layout(weights: _TensorSource) -> Layout:
+    return LAYOUTS[weights.layout]
 
 
-def _theirs(found: _TensorSource, key: str) -> Tensor | None:
-    pieces = found.pieces(key)
-    return None if pieces is None else assemble(pieces, found.state)
+def _assemble_tensor(weights: _TensorSource, key: str) -> Tensor | None:
+    slices = weights.slices_of(key)
+    return None if slices is None else assemble(slices, weights.state)
 
 
-def _shaped(tensor: Tensor, ours: Tensor) -> Tensor:
+def _match_shape(tensor: Tensor, ours: Tensor) -> Tensor:
     """Reshapes a linear layer stored as a 1x1 convolution, or the reverse, to segray's shape.
 
     Other tensors are returned unchanged.
@@ -221,35 +226,37 @@ def _shaped(tensor: Tensor, ours: Tensor) -> Tensor:
     return tensor.view_as(ours) if longer == (*shorter, 1, 1) else tensor
 
 
-def _other_classes(tensor: Tensor, ours: Tensor) -> bool:
+def _has_other_classes(tensor: Tensor, ours: Tensor) -> bool:
     return tensor.shape[0] != ours.shape[0] and tensor.shape[1:] == ours.shape[1:]
 
 
-def _named(key: str, patterns: Sequence[str]) -> bool:
+def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _check_shapes(found: _TensorSource, tensors: State, ours: State) -> None:
-    wrong = [
+def _require_same_shapes(weights: _TensorSource, tensors: State, ours: State) -> None:
+    mismatches = [
         f"{key}: found {tuple(tensor.shape)}, expected {tuple(ours[key].shape)}"
         for key, tensor in tensors.items()
         if tensor.shape != ours[key].shape
     ]
-    if wrong:
-        raise CheckpointError(f"weights {found.name} have {len(wrong)} tensors of another shape:{format_list(wrong)}")
-
-
-def _check_missing(found: _TensorSource, missing: Sequence[str]) -> None:
-    if missing:
+    if mismatches:
         raise CheckpointError(
-            f"weights {found.name} ({found.layout}) lack {len(missing)} tensors of the model; name them in "
-            f"allow_missing to go on without:{format_list(missing)}"
+            f"weights {weights.name} have {len(mismatches)} tensors with other shapes:{format_list(mismatches)}"
         )
 
 
-def _check_left_over(found: _TensorSource, left_over: Sequence[str]) -> None:
-    if left_over:
+def _require_no_missing(weights: _TensorSource, missing: Sequence[str]) -> None:
+    if missing:
         raise CheckpointError(
-            f"weights {found.name} ({found.layout}) hold {len(left_over)} tensors that the model has no use for; name "
-            f"them in allow_left_over to go on without:{format_list(left_over)}"
+            f"weights {weights.name} ({weights.layout}) lack {len(missing)} tensors of the model; list them in "
+            f"allow_missing to load without them:{format_list(missing)}"
+        )
+
+
+def _require_no_unexpected(weights: _TensorSource, unexpected: Sequence[str]) -> None:
+    if unexpected:
+        raise CheckpointError(
+            f"weights {weights.name} ({weights.layout}) contain {len(unexpected)} tensors that the model does not use; "
+            f"list them in allow_unexpected to ignore them:{format_list(unexpected)}"
         )

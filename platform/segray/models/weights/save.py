@@ -45,8 +45,8 @@ def save_weights(
     if layout == SEGRAY:
         _write_safetensors(target, state)
         return target
-    lasting = {key: tensor for key, tensor in state.items() if not key.startswith(model.training_only)}
-    theirs = to_layout(layout, lasting, _depths(model, layout))
+    inference_state = {key: tensor for key, tensor in state.items() if not key.startswith(model.training_only)}
+    theirs = to_layout(layout, inference_state, _depths(model, layout))
     if layout == "transformers":
         _write_folder(model, target, theirs, class_names)
     else:
@@ -57,11 +57,11 @@ def save_weights(
 
 
 def _depths(model: SegmentationModel, layout: str) -> tuple[int, ...]:
-    kind = HEADS[LAYOUTS[layout].head_kind]
-    if not isinstance(model.encoder, Encoder) or not isinstance(model.head, kind):
+    head_type = HEADS[LAYOUTS[layout].head_kind]
+    if not isinstance(model.encoder, Encoder) or not isinstance(model.head, head_type):
         raise ModelError(
-            f"{layout} has no names for a {type(model.encoder).__name__} with a {type(model.head).__name__}; "
-            f"expected a MiT encoder with a {kind.__name__}; save it as {SEGRAY!r}."
+            f"layout {layout} does not support a {type(model.encoder).__name__} with a {type(model.head).__name__}; "
+            f"expected a MiT encoder with a {head_type.__name__}; use the layout {SEGRAY!r}."
         )
     return model.encoder.depths
 
@@ -69,18 +69,20 @@ def _depths(model: SegmentationModel, layout: str) -> tuple[int, ...]:
 def _write_folder(model: SegmentationModel, folder: Path, state: State, class_names: Sequence[str] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_safetensors(folder / "model.safetensors", state)
-    _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(folder / "config.json", _configuration(model, class_names))
+    _write_json(folder / "preprocessor_config.json", _preprocessor_config())
+    _write_json(folder / "config.json", _transformers_config(model, class_names))
 
 
-def _configuration(model: SegmentationModel, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _transformers_config(model: SegmentationModel, class_names: Sequence[str] | None) -> dict[str, Any]:
     """Returns the configuration that transformers needs to build the model."""
     mit, head = model.encoder, model.head
     assert isinstance(mit, Encoder)
     assert isinstance(head, SegFormerHead)
     names = class_names or [f"LABEL_{index}" for index in range(head.classifier.out_channels)]
     if len(names) != head.classifier.out_channels:
-        raise ModelError(f"{len(names)} class names for {head.classifier.out_channels} classes; expected one for each.")
+        raise ModelError(
+            f"{len(names)} class names for {head.classifier.out_channels} classes; expected one name per class."
+        )
     return {
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",
@@ -100,7 +102,7 @@ def _configuration(model: SegmentationModel, class_names: Sequence[str] | None) 
     }
 
 
-def _preprocessor() -> dict[str, Any]:
+def _preprocessor_config() -> dict[str, Any]:
     """Returns the image processor configuration for transformers: no resizing, and ImageNet's mean and deviation."""
     return {
         "image_processor_type": "SegformerImageProcessor",
@@ -120,16 +122,16 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 def _write_safetensors(file: Path, state: State) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, _part(file), metadata={"format": "pt"})
-    _part(file).replace(file)
+    save_file(state, _temporary_path(file), metadata={"format": "pt"})
+    _temporary_path(file).replace(file)
 
 
 def _write_pickle(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, _part(file))
-    _part(file).replace(file)
+    torch.save(content, _temporary_path(file))
+    _temporary_path(file).replace(file)
 
 
-def _part(file: Path) -> Path:
+def _temporary_path(file: Path) -> Path:
     """Returns a temporary path to write to, so that an incomplete file never has the final name."""
     return file.with_name(f".{file.name}.part")
