@@ -25,7 +25,7 @@ def test_a_log_shows_every_validation_and_the_time_left(tmp_path):
             journal.write("metrics", step=step, values=VALUES | more)
     lines = out.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["10/40", "20/40", "40/40"]
-    assert "loss 0.5000  lr 1.00e-03  42.0 img/s  wait 10%  left" in lines[0]
+    assert "loss 0.5000  lr 1.00e-03  42.0 img/s  wait 10%  remaining" in lines[0]
     assert lines[1].endswith("val mIoU 0.2500  aAcc 0.7500")
 
 
@@ -53,6 +53,6 @@ def test_a_table_names_absent_classes_and_places_are_never_cut():
     print_paths(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
     shown = out.getvalue()
     assert "mIoU 0.2500   mAcc 0.5000   aAcc 0.5000" in shown
-    assert "not counted: ghost" in shown
-    assert "counted as 0: car" in shown
+    assert "absent from ground truth and prediction, not counted: ghost" in shown
+    assert "absent from ground truth, counted as 0: car" in shown
     assert "/a/very/long/path/" + "x" * 80 + "\n" in shown

@@ -32,11 +32,11 @@ def test_a_log_says_what_it_will_cost_and_what_becomes_of_each_trial():
         progress.follow(view())
     said = out.getvalue()
     for part in (
-        "sweep sweep: 8 trials of 100 steps, 2 at once",
+        "sweep sweep: 8 trials of 100 steps, 2 concurrent",
         "optim.lr               0.0001 to 0.01 (log)",
         "optuna search, scheduler asha: about 230 of 800 steps (29%)",
-        "about 30:00, 1.00 hours of all workers together",
-        "ends at the latest with tune.budget: hours 3",
+        "about 30:00, 1.00 worker hours",
+        "limited by tune.budget: hours 3",
         "trial   0 running   step 100/100  val/miou 0.5000  optim.lr 0.001",
         "trial   1 paused    step 15/100  val/miou 0.1250  optim.lr 0.0001  (not among the best at step 15)",
         "trial   2 failed    optim.lr 0.01  (no memory for [/data])",
@@ -48,7 +48,7 @@ def test_a_terminal_has_a_table_of_those_at_work_and_the_best():
     out = io.StringIO()
     make_console(file=out).print(render_table(view()))
     lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
-    assert " ".join(lines[0]) == "3 of 8 trials: 1 running, 1 paused, 1 failed; 1:00 so far, about 1:00 left"
+    assert " ".join(lines[0]) == "3 of 8 trials: 1 running, 1 paused, 1 failed; 1:00 elapsed, about 1:00 remaining"
     assert [line[:4] for line in lines[3:]] == [
         ["0", "running", "100", "0.5"],
         ["1", "paused", "15", "0.125"],

@@ -90,7 +90,7 @@ def test_on_a_healthy_cluster_nothing_is_found(cluster):
     print(said)
     print(f"healthy, 2 nodes: {took:.1f} s")
     assert levels(verdicts) == {}
-    assert "all in order." in said
+    assert "all checks passed." in said
 
 
 def torch_of_another_version(folder):
@@ -183,7 +183,11 @@ ELSEWHERE = f"http://127.0.0.1:{free_ports(1)[0]}"
         (["--data.root", "/nowhere/data"], "dataset", "/nowhere/data"),
         (["--train.workers", 9], "run fits", "the cluster can hold 2"),
         (["--train.device", "cuda"], "run fits", "or a cluster with GPUs"),
-        (["--tune.space", '{"optim.lr": {"choice": [1e-3]}}', "--tune.concurrent", 8], "sweep fits", "can hold 2 such"),
+        (
+            ["--tune.space", '{"optim.lr": {"choice": [1e-3]}}', "--tune.max_concurrent", 8],
+            "sweep fits",
+            "can hold 2 such",
+        ),
     ],
 )
 def test_a_fault_of_the_settings_is_found(cluster, words, check, said):
@@ -203,15 +207,23 @@ def test_a_file_as_mlflow_store_is_no_store_of_several_machines(cluster):
 @pytest.mark.parametrize(
     ("shell", "said", "fix"),
     [
-        ({"RAY_AUTH_TOKEN": "f" * 64}, "this shell lacks its token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_MODE": "disabled"}, "this shell lacks its token", "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"),
+        (
+            {"RAY_AUTH_TOKEN": "f" * 64},
+            "this shell does not have the token",
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN",
+        ),
+        (
+            {"RAY_AUTH_MODE": "disabled"},
+            "this shell does not have the token",
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN",
+        ),
         (
             {"RAY_AUTH_TOKEN": "", "HOME": "/nonexistent"},
-            "this shell lacks its token",
+            "this shell does not have the token",
             "set RAY_AUTH_MODE=token, and RAY_AUTH",
         ),
-        ({"RAY_ADDRESS": ELSEWHERE.removeprefix("http://")}, "Connection refused", "start its head"),
-        ({"RAY_ADDRESS": ELSEWHERE}, "where jobs are given to", "give this command to `ray job submit"),
+        ({"RAY_ADDRESS": ELSEWHERE.removeprefix("http://")}, "Connection refused", "start the head"),
+        ({"RAY_ADDRESS": ELSEWHERE}, "the address of a job server", "submit this command with `ray job submit"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_is_told_in_time(cluster, shell, said, fix):

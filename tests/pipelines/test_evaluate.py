@@ -55,7 +55,7 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["rows"], len(found["slices"]["last"])) == (39, 10)
     assert found["against"]["miou"]["ours"] == found["scores"]["miou"]
-    assert "95% over 5 groups in pairs" in done.stdout
+    assert "(paired bootstrap over 5 groups)" in done.stdout
     assert f"report  {tmp_path}/report/index.html" in done.stdout
     assert "not logged: the store does not have the model's run" in done.stdout
     assert not (tmp_path / "mlflow.db").exists()

@@ -19,7 +19,7 @@ from segray.promotion import measure
 from segray.tracking.registry import download_checkpoint, register_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "promote.py"
-LENIENT = ("--promote.miou_drop", "1", "--promote.class_drop", "1", "--promote.slower", "9")
+LENIENT = ("--promote.max_miou_drop", "1", "--promote.max_class_iou_drop", "1", "--promote.max_latency_ratio", "9")
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys
     assert aliases(store) == {"champion": "1"}
     first = served(store)
 
-    assert store.run("--version", 2, "--split", "train", "--promote.class_floor", "0.9") == 1
+    assert store.run("--version", 2, "--split", "train", "--promote.min_class_iou", "0.9") == 1
     found = capsys.readouterr()
-    assert "error: version 2 of s is refused:\n  IoU of each class: " in found.err
-    assert "expected at least 0.9 of every class" in found.err
+    assert "error: version 2 of s does not pass the gates:\n  class IoU: " in found.err
+    assert "expected at least 0.9 for every class" in found.err
     assert aliases(store) == {"champion": "1"}
 
     words = store.command("--version", 2, "--split", "train", *LENIENT, "--json", tmp_path / "found.json")
@@ -90,8 +90,8 @@ def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     assert "version 2 on train, 41 images, against champion 1" in done.stdout
-    for gate in ("stored as trained", "classes", "time for an image", "mean IoU", "every class"):
-        assert f"ok │ {gate}" in done.stdout
+    for gate in ("package integrity", "classes", "relative latency", "mean IoU", "class IoU drop"):
+        assert f"pass │ {gate}" in done.stdout
     assert "champion  models:/s/2\nprevious  models:/s/1\nmlflow    sqlite" in done.stdout
     assert aliases(store) == {"champion": "2", "previous": "1"}
     written = json.loads((tmp_path / "found.json").read_text())
@@ -103,9 +103,9 @@ def test_promoted_refused_forced_and_undone(store, ray_cluster, tmp_path, capsys
     assert aliases(store) == {"champion": "1"}
     assert served(store) == first
 
-    words = ["--version", 2, "--split", "train", "--promote.class_floor", "0.9"]
+    words = ["--version", 2, "--split", "train", "--promote.min_class_iou", "0.9"]
     assert store.run(*words, "--force", "--reason", "the demo is today") == 0
-    assert "forced, against the gates: the demo is today" in capsys.readouterr().out
+    assert "forced, a gate failed: the demo is today" in capsys.readouterr().out
     assert aliases(store) == {"champion": "2", "previous": "1"}
 
 
@@ -115,11 +115,11 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
     other = _other(folder, tmp_path, 7, Classes.from_names(["lava", *ours[1:]]))
     run_id = store.client.create_run(store.experiment).info.run_id
     register_checkpoint(store.client, run_id, other, "s", ["champion"])
-    words = ["--version", 1, "--split", "val", "--promote.slower", "9", "--dry-run"]
+    words = ["--version", 1, "--split", "val", "--promote.max_latency_ratio", "9", "--dry-run"]
     assert store.run(*words) == 1
-    said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.changed_classes '[lava, "
+    said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.allowed_class_changes '[lava, "
     assert said in capsys.readouterr().err
-    assert store.run(*words, "--promote.changed_classes", f"[lava, {ours[0]}]") == 0
+    assert store.run(*words, "--promote.allowed_class_changes", f"[lava, {ours[0]}]") == 0
     assert "dry run: nothing was written; the aliases would move." in capsys.readouterr().out
     assert aliases(store) == {"champion": "3"}
 
@@ -127,20 +127,20 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--force"], "--force stands without --reason"),
-        (["--reason", "x"], "--reason stands alone"),
+        (["--force"], "--force is given without --reason"),
+        (["--reason", "x"], "--reason is given without --force or --rollback"),
         (["--force", "--reason", " "], "--reason is empty"),
-        (["--rollback", "--force", "--reason", "x"], "--rollback stands with --force or --version"),
-        (["--rollback", "--version", "1"], "--rollback stands with --force or --version"),
+        (["--rollback", "--force", "--reason", "x"], "--rollback is given with --force or --version"),
+        (["--rollback", "--version", "1"], "--rollback is given with --force or --version"),
         (["--rollback"], "s has no version previous"),
         (["--workers", "0"], "--workers is 0"),
-        (["--promote.class_floor", "2"], "promote.class_floor is 2; expected a number from 0 to 1"),
+        (["--promote.min_class_iou", "2"], "promote.min_class_iou is 2; expected a number from 0 to 1"),
         ([], "s has no challenger; name a version (s has versions 1, 2; aliases: none)"),
         (["--version", "new"], "argument --version: invalid int value: 'new'"),
         (["--version", "9"], "(s has versions 1, 2; aliases: none)"),
-        (["--name", "lanes"], "there is no model lanes (registered there: s)"),
+        (["--name", "lanes"], "model lanes does not exist (registered models: s)"),
         (["--version", "1", "--split", "dev"], "the dataset has no split 'dev'"),
-        (["--version", "1", "--tracking.uri", "sqlite:///nowhere.db"], "there is no MLflow store"),
+        (["--version", "1", "--tracking.uri", "sqlite:///nowhere.db"], "nowhere.db does not exist"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(store, words, said, capsys):

@@ -45,21 +45,21 @@ def test_it_serves_until_it_is_told_to_end(ray_cluster, store, tmp_path):
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
-    command = words("--serve.port", port, "--serve.most_replicas", 1)
+    command = words("--serve.port", port, "--serve.max_replicas", 1)
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = [said_by(process) for _ in range(3)]
-            assert said[0].split() == ["serving", "streets,", "version", "1", "by", "the", "alias", "champion"]
-            assert said[1].split() == ["at", f"http://127.0.0.1:{port}"]
+            assert said[0].split() == ["model", "streets", "version", "1,", "alias", "champion"]
+            assert said[1].split() == ["url", f"http://127.0.0.1:{port}"]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
                 assert answer.status == 200
             client = MlflowClient(store, store)
             client.delete_registered_model_alias("streets", "champion")
             assert "champion" in said_by(process)
             client.set_registered_model_alias("streets", "champion", "1")
-            assert said_by(process) == "all is well again.\n"
+            assert said_by(process) == "all problems are resolved.\n"
             process.send_signal(signal.SIGTERM)
-            assert said_by(process) == "ended.\n"
+            assert said_by(process) == "the server has stopped.\n"
             assert process.wait(30) == 0
         finally:
             process.kill()
@@ -76,8 +76,8 @@ def test_it_serves_until_it_is_told_to_end(ray_cluster, store, tmp_path):
     ("more", "said"),
     [
         (["--alias", "staging"], "champion is 1"),
-        (["--name", "roads"], "registered there: streets"),
-        (["--canary", "2"], "serve.canary is 2.0"),
+        (["--name", "roads"], "registered models: streets"),
+        (["--canary", "2"], "serve.canary is '2'"),
         (["--serve.token_file", "none-there"], "serve.token_file none-there cannot be read"),
         (["--serve.replicas", "1000"], "serve.replicas is 1000"),
     ],

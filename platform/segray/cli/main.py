@@ -25,6 +25,6 @@ def main() -> None:
         # Only the requested command is imported: importing the others takes seconds.
         import_module(f"segray.cli.{name}").main()
         return
-    lines = [f"  {command:<10} {what}" for command, what in COMMANDS.items()]
+    lines = [f"  {command:<10} {description}" for command, description in COMMANDS.items()]
     print("usage: segray COMMAND [--help] ...", *lines, sep="\n")
     sys.exit(0 if name in ("-h", "--help") else 2)

@@ -19,7 +19,7 @@ LINE_S = 10.0
 
 
 class TrainingProgress:
-    """Follows a journal in a background thread until the context ends."""
+    """Follows the journal of a run in a background thread until the context ends."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self._console, self._steps = console, steps
@@ -47,11 +47,11 @@ class TrainingProgress:
         self._thread = threading.Thread(target=self._follow, args=(JournalReader(folder / JOURNAL),), daemon=True)
         self._thread.start()
 
-    def _follow(self, tail: JournalReader) -> None:
+    def _follow(self, journal: JournalReader) -> None:
         stopped = False
         while not stopped:
             stopped = self._stopped.wait(POLL_S)  # after the stop, one more pass reads the last records
-            for record in tail.read():
+            for record in journal.read():
                 if record["kind"] == "metrics":
                     self._show(record)
                 elif record["kind"] == "event":
@@ -59,25 +59,25 @@ class TrainingProgress:
 
     def _show(self, record: Record) -> None:
         step, values = record["step"], record["values"]
-        figures = f"{_figures(values)}  left {self._left(record)}"
+        figures = f"{_figures(values)}  remaining {self._remaining_time(record)}"
         self._bar.update(self._task, completed=step, figures=figures)
-        validated = "val/miou" in values
-        if validated or (not self._console.is_terminal and monotonic() - self._printed >= LINE_S):
+        has_validation = "val/miou" in values
+        if has_validation or (not self._console.is_terminal and monotonic() - self._printed >= LINE_S):
             self._printed = monotonic()
             width = len(str(self._steps))
             line = f"step {step:>{width}}/{self._steps}  {figures}"
-            self._print(f"{line}  {_validation(values)}" if validated else line)
+            self._print(f"{line}  {_validation(values)}" if has_validation else line)
 
     def _print(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, soft_wrap=True)
 
-    def _left(self, record: Record) -> str:
-        now = record["time_ms"] / 1000
+    def _remaining_time(self, record: Record) -> str:
+        time_s = record["time_ms"] / 1000
         if self._first is None:
-            self._first = (now, record["step"])
+            self._first = (time_s, record["step"])
             return "-:--"
-        since, first = self._first
-        rate = (record["step"] - first) / max(now - since, 1e-9)
+        first_time_s, first_step = self._first
+        rate = (record["step"] - first_step) / max(time_s - first_time_s, 1e-9)
         return format_duration((self._steps - record["step"]) / rate) if rate > 0 else "-:--"
 
 
@@ -109,24 +109,25 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-Show = Callable[[str, int, int], None]
+ProgressReporter = Callable[[str, int, int], None]
+"""Function that reports the current task, the number of completed images and the number of all images."""
 
 
 @contextmanager
-def progress_reporter(console: Console) -> Iterator[Show]:
-    """Yields a function that reports progress: it takes the current task, the finished images and all images."""
+def progress_reporter(console: Console) -> Iterator[ProgressReporter]:
+    """Yields a reporter: a bar on a terminal, plain lines in a log."""
     if console.is_terminal:
         with _rate_bar(console) as bar:
-            yield _moving(bar)
+            yield _bar_reporter(bar)
     else:
-        yield _Lines(console)
+        yield _LineReporter(console)
 
 
 class _Rate(ProgressColumn):
     """Column with the rate in images per second."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} a second, left")
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s, remaining")
 
 
 def _rate_bar(console: Console) -> Progress:
@@ -141,37 +142,34 @@ def _rate_bar(console: Console) -> Progress:
     )
 
 
-def _moving(bar: Progress) -> Show:
+def _bar_reporter(bar: Progress) -> ProgressReporter:
     task = bar.add_task("starting", total=None)
 
-    def show(what: str, done: int, total: int) -> None:
-        if what != bar.tasks[0].description:  # a new task: images that are already done do not count for its rate
-            bar.reset(task, description=what, completed=done, total=total)
-        bar.update(task, completed=done, total=total)
+    def show(description: str, completed: int, total: int) -> None:
+        if description != bar.tasks[0].description:  # the images completed before a new task do not count for its rate
+            bar.reset(task, description=description, completed=completed, total=total)
+        bar.update(task, completed=completed, total=total)
 
     return show
 
 
-class _Lines:
+class _LineReporter:
     """Prints a progress line every LINE_S seconds, and none for short work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._what = ""
-        self._began, self._first, self._printed = 0.0, 0, 0.0
+        self._task = ""
+        self._start, self._first, self._printed = 0.0, 0, 0.0
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, description: str, completed: int, total: int) -> None:
         now = monotonic()
-        if what != self._what:
-            self._what, self._began, self._first, self._printed = what, 0.0, done, now
-        if done > self._first and not self._began:  # the startup time does not count for the rate
-            self._began, self._first = now, done
-        if now - self._printed >= LINE_S and done > self._first:
+        if description != self._task:
+            self._task, self._start, self._first, self._printed = description, 0.0, completed, now
+        if completed > self._first and not self._start:  # the startup time does not count for the rate
+            self._start, self._first = now, completed
+        if now - self._printed >= LINE_S and completed > self._first:
             self._printed = now
-            rate = (done - self._first) / (now - self._began)
-            left = _format_count((total - done) / rate)
-            self._console.print(f"{what} {done}/{total} images, {rate:.1f} a second, left {left}", highlight=False)
-
-
-def _format_count(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+            rate = (completed - self._first) / (now - self._start)
+            remaining = format_duration((total - completed) / rate)
+            line = f"{description} {completed}/{total} images, {rate:.1f} images/s, remaining {remaining}"
+            self._console.print(line, highlight=False)

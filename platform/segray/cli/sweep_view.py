@@ -26,7 +26,7 @@ def print_estimate(console: Console, view: SweepView) -> None:
     config, estimate = view.config, view.estimate
     console.print(
         f"sweep {view.folder.name}: {estimate.trials} trials of {config.train.steps} steps, "
-        f"{estimate.at_once} concurrent",
+        f"{estimate.num_concurrent} concurrent",
         highlight=False,
     )
     for dimension in dimensions(config):
