@@ -73,13 +73,13 @@ def test_what_comes_later_is_sent_later(sweep, uri):
 
 
 def test_a_trial_waits_for_its_sweep(sweep, uri):
-    with pytest.raises(RegistryError, match="the run of the sweep that trial-000 is part of is not there yet"):
+    with pytest.raises(RegistryError, match="the sweep of trial-000 has no MLflow run yet"):
         RunUploader(sweep / "trial-000", uri).flush()
 
 
 def test_a_trial_that_is_refused_keeps_no_other_back(sweep, uri):
     (sweep / "trial-000/journal.jsonl").write_text('{"kind": "end", "status": "FINISHED", "time_ms": 1}\n')
-    with pytest.raises(RegistryError, match="does not begin with the record of its run"):
+    with pytest.raises(RegistryError, match="does not start with a record of kind run"):
         SweepUploader(sweep, uri).flush()
     found, _ = runs(uri)
     assert {"trial-001", "trial-002"} < set(found)
@@ -106,9 +106,9 @@ def test_trials_outside_the_space_are_left_out(sweep, uri):
     SweepUploader(sweep, uri).flush()
     (only,) = warm(uri, space={"optim.lr": {"uniform": [0.005, 0.1]}, "data.crop": {"int": [32, 96]}})
     assert only.values == {"optim.lr": 1e-2, "data.crop": 64}
-    with pytest.raises(DataError, match="which has 3 trials, none of them with all of optim.lr in this space"):
+    with pytest.raises(DataError, match="a sweep with 3 trials; none of them has values of optim.lr within this space"):
         warm(uri, space={"optim.lr": {"uniform": [0.5, 1]}})
-    with pytest.raises(DataError, match=r"experiment segray has no sweep of that name or id; did you mean 'sweep'\?"):
+    with pytest.raises(DataError, match=r"experiment segray has no sweep with this name or id; did you mean 'sweep'\?"):
         warm(uri, warm_start="sweeep")
 
 

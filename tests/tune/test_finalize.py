@@ -26,7 +26,7 @@ def test_who_stops_a_run_of_another_seed_stops_the_sweep(error, tmp_path, monkey
     said = []
     if isinstance(error, RunStoppedError):
         with pytest.raises(RunStoppedError):
-            finalize._seeded(begun, SimpleNamespace(number=0), 1, said.append)
+            finalize._train_with_seed(begun, SimpleNamespace(number=0), 1, said.append)
     else:
-        assert finalize._seeded(begun, SimpleNamespace(number=0), 1, said.append) is None
+        assert finalize._train_with_seed(begun, SimpleNamespace(number=0), 1, said.append) is None
         assert "failed" in said[-1]

@@ -76,11 +76,11 @@ def test_what_decides_is_told_from_what_does_not():
         trials.append(Trial(number, values, State.FINISHED, {10: values["strong"] + 0.3 * values["weak"]}))
     found = setting_importances(SPACE, trials, 10)
     assert [one.key for one in found] == ["strong", "weak", "none"]
-    assert found[0].share > 0.7
-    assert found[2].share < 0.2
-    assert all(one.spread > 0 for one in found[:2])
+    assert found[0].mean > 0.7
+    assert found[2].mean < 0.2
+    assert all(one.deviation > 0 for one in found[:2])
     few = setting_importances(SPACE, trials[:10], 10)
-    assert next(one for one in few if one.key == "strong").spread > found[0].spread
+    assert next(one for one in few if one.key == "strong").deviation > found[0].deviation
 
 
 def test_of_few_trials_nothing_is_told():
@@ -98,16 +98,16 @@ def made(**over):
 def test_half_as_many_images_at_once_down_to_one():
     parts, one = [], made(train__batch=12)
     while (one := with_doubled_accumulation(one)) is not None:
-        parts.append(one.train.accumulate)
+        parts.append(one.train.accumulation_steps)
     assert parts == [2, 4, 6]
 
 
 def test_who_takes_at_least_as_much_memory_is_computed_in_as_many_parts():
     memory = AccumulationTable()
-    memory.record(made(model__variant="b2", data__crop=384, train__accumulate=4))
+    memory.record(made(model__variant="b2", data__crop=384, train__accumulation_steps=4))
     assert memory.accumulation_steps(made(model__variant="b2", data__crop=384)) == 4
     assert memory.accumulation_steps(made(model__variant="b5", data__crop=512)) == 4
-    assert memory.accumulation_steps(made(model__variant="b5", data__crop=512, train__accumulate=8)) == 8
+    assert memory.accumulation_steps(made(model__variant="b5", data__crop=512, train__accumulation_steps=8)) == 8
     assert memory.accumulation_steps(made(model__variant="b1", data__crop=512)) == 1
     assert memory.accumulation_steps(made(model__variant="b2", data__crop=352)) == 1
     assert memory.accumulation_steps(made(model__variant="b2", data__crop=384, train__precision="bf16")) == 1

@@ -21,20 +21,20 @@ def settings(of, **over):
     [
         (
             {"optim.lrr": {"uniform": [0, 1]}},
-            "tune.space names optim.lrr, which is not a setting; did you mean 'optim.lr'?",
+            "tune.space contains optim.lrr, which is not a setting; did you mean 'optim.lr'?",
         ),
         ({"lr": {"uniform": [0, 1]}}, "did you mean 'optim.lr'?"),
         ({"optim.lr": {"choice": []}}, "tune.space.optim.lr.choice is []; expected at least one value."),
-        ({"optim.lr": {"uniform": [1, 0.1]}}, "tune.space.optim.lr.uniform is [1, 0.1]; expected LOW below HIGH."),
-        ({"optim.lr": {"uniform": [0, float("inf")]}}, "expected LOW below HIGH"),
+        ({"optim.lr": {"uniform": [1, 0.1]}}, "tune.space.optim.lr.uniform is [1, 0.1]; expected LOW < HIGH."),
+        ({"optim.lr": {"uniform": [0, float("inf")]}}, "expected LOW < HIGH"),
         ({"optim.lr": {"loguniform": [0, 1]}}, "expected LOW above 0"),
         ({"optim.lr": {"uniform": [0.1]}}, "expected two numbers, [LOW, HIGH]"),
         ({"optim.lr": {"normal": [0, 1]}}, "tune.space.optim.lr.normal is [0, 1]; expected one of uniform"),
-        ({"data.crop": {"choice": [96, 100]}}, "tune.space holds data.crop 100, which cannot be trained"),
-        ({"data.crop": {"int": [256, 512]}}, ", which cannot be trained: data.crop is "),  # of 32 px alone
-        ({"optim.lr": {"uniform": [-1, 1]}}, "tune.space holds optim.lr -1.0, which cannot be trained"),
-        ({"train.seed": {"int": [0.5, 3]}}, "expected two whole numbers"),
-        ({"optim.lr": {"choice": [1e-3, 1e-3]}}, "expected each value once"),
+        ({"data.crop": {"choice": [96, 100]}}, "tune.space contains data.crop 100, which is invalid"),
+        ({"data.crop": {"int": [256, 512]}}, ", which is invalid: data.crop is "),  # of 32 px alone
+        ({"optim.lr": {"uniform": [-1, 1]}}, "tune.space contains optim.lr -1.0, which is invalid"),
+        ({"train.seed": {"int": [0.5, 3]}}, "expected two integers"),
+        ({"optim.lr": {"choice": [1e-3, 1e-3]}}, "expected distinct values"),
         ({"train.steps": {"int": [10, 20]}}, "train.steps, which must be the same in all trials"),
         ({"tracking.model": {"choice": ["a"]}}, "tracking.model, which must be the same in all trials"),
         ({}, "tune.space is empty"),
@@ -47,16 +47,16 @@ def test_what_cannot_be_searched_is_refused_by_name(written, told):
 
 
 def test_combinations_that_cannot_be_trained_are_refused():
-    of = {"train.batch": {"choice": [2, 16]}, "train.accumulate": {"choice": [1, 8]}}
-    with pytest.raises(ConfigError, match=r"train.batch 2, train.accumulate 8, which cannot be trained"):
+    of = {"train.batch": {"choice": [2, 16]}, "train.accumulation_steps": {"choice": [1, 8]}}
+    with pytest.raises(ConfigError, match=r"train.batch 2, train.accumulation_steps 8, which is invalid"):
         space.validate_space(settings(of))
 
 
 def test_what_can_be_trained_together_need_not_be_alone():
-    of = {"train.batch": {"choice": [32, 64]}, "train.accumulate": {"choice": [1, 16]}}
+    of = {"train.batch": {"choice": [32, 64]}, "train.accumulation_steps": {"choice": [1, 16]}}
     space.validate_space(settings(of, train__batch=8))
-    with pytest.raises(ConfigError, match=r"train.accumulate is 16|train.accumulate 16"):
-        space.validate_space(settings({"train.accumulate": of["train.accumulate"]}, train__batch=8))
+    with pytest.raises(ConfigError, match=r"train.accumulation_steps is 16|train.accumulation_steps 16"):
+        space.validate_space(settings({"train.accumulation_steps": of["train.accumulation_steps"]}, train__batch=8))
 
 
 def test_a_grid_that_explodes_is_counted():
@@ -71,7 +71,9 @@ def test_a_grid_that_explodes_is_counted():
 
 
 def test_a_grid_of_numbers_is_refused():
-    with pytest.raises(ConfigError, match=r"tune.space.optim.lr is 0.1 to 1; a grid has choices alone"):
+    with pytest.raises(
+        ConfigError, match=r"tune.space.optim.lr is 0.1 to 1; expected choice: \[...\] for tune.search grid"
+    ):
         space.validate_space(settings({"optim.lr": {"uniform": [0.1, 1]}}, tune__search="grid"))
 
 

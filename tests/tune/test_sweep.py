@@ -14,7 +14,7 @@ from segray.tune.trial import State
 
 def test_bad_trials_are_stopped_and_the_best_goes_to_the_end(swept):
     result, _, view = swept
-    assert view.estimate.at_once == 2
+    assert view.estimate.num_concurrent == 2
     assert [trial.values["optim.lr"] for trial in result.trials] == [3e-4, 1e-12, 1e-11]
     finished = [trial for trial in result.trials if trial.state is State.FINISHED]
     assert result.best in finished

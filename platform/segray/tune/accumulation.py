@@ -45,30 +45,30 @@ class AccumulationTable:
     """Accumulation steps that memory profiles require.
 
     Attributes:
-        known: profiles that did not fit with fewer steps, each with the number of accumulation steps that fits.
+        entries: profiles that did not fit with fewer steps, each with the number of accumulation steps that fits.
     """
 
-    known: list[tuple[MemoryProfile, int]] = field(default_factory=list)
+    entries: list[tuple[MemoryProfile, int]] = field(default_factory=list)
 
     def record(self, config: Config) -> None:
         """Records that a run requires its number of accumulation steps."""
-        self.known.append((MemoryProfile.from_config(config), config.train.accumulation_steps))
+        self.entries.append((MemoryProfile.from_config(config), config.train.accumulation_steps))
 
     def accumulation_steps(self, config: Config) -> int:
         """Returns the number of accumulation steps for a run."""
-        if not self.known:
+        if not self.entries:
             return config.train.accumulation_steps
-        load = MemoryProfile.from_config(config)
-        needed = [parts for known, parts in self.known if known.is_within(load)]
-        return max([config.train.accumulation_steps, *needed])
+        profile = MemoryProfile.from_config(config)
+        required = [steps for smaller, steps in self.entries if smaller.is_within(profile)]
+        return max([config.train.accumulation_steps, *required])
 
 
 def with_doubled_accumulation(config: Config) -> Config | None:
     """Returns the settings with twice the accumulation steps, or `None` if a worker computes one image at a time."""
     train = config.train
-    most = train.batch // train.workers
-    if train.accumulation_steps >= most:
+    max_steps = train.batch // train.workers
+    if train.accumulation_steps >= max_steps:
         return None
     return config.model_copy(
-        update={"train": train.model_copy(update={"accumulation_steps": min(2 * train.accumulation_steps, most)})}
+        update={"train": train.model_copy(update={"accumulation_steps": min(2 * train.accumulation_steps, max_steps)})}
     )

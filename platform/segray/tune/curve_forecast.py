@@ -17,7 +17,7 @@ TIMES = np.geomspace(0.02, 5, 60)
 MIN_NOISE = 1e-3
 
 
-def extrapolate_curve(steps: Sequence[int], values: Sequence[float], last: int) -> float:
+def extrapolate_curve(steps: Sequence[int], values: Sequence[float], last_step: int) -> float:
     """Returns the expected value of a curve at the last step.
 
     A curve with fewer than `MIN_POINTS` points is not extrapolated: its last value is returned.
@@ -25,29 +25,27 @@ def extrapolate_curve(steps: Sequence[int], values: Sequence[float], last: int) 
     Args:
         steps: steps of the measurements, ascending.
         values: measured values, higher or lower is better.
-        last: last step of the run.
+        last_step: last step of the run.
     """
-    if len(steps) < MIN_POINTS or steps[-1] >= last:
+    if len(steps) < MIN_POINTS or steps[-1] >= last_step:
         return values[-1]
-    found = np.asarray(values, np.float64)[:, None]
-    rises, end = _rises(np.asarray(steps, np.float64), last), _rises(np.array([float(last)]), last)[0]
-    is_score = bool(((found >= 0) & (found <= 1)).all())
-    middle, shift = (
-        (0.0, 0.0) if is_score else (found.mean(0), rises.mean(0))
-    )  # a score starts at 0, a loss at any value
-    levels = ((rises - shift) * (found - middle)).sum(0) / ((rises - shift) ** 2).sum(0)
-    ends = middle + levels * (end - shift)
-    misses = ((found - middle - (rises - shift) * levels) ** 2).sum(0)
-    noise = max(float(misses.min()) / max(len(steps) - 2, 1), MIN_NOISE**2)
-    weights = np.exp(-(misses - misses.min()) / (2 * noise))
+    y = np.asarray(values, np.float64)[:, None]
+    x, x_end = _saturation(steps, last_step), _saturation([last_step], last_step)[0]
+    is_score = bool(((y >= 0) & (y <= 1)).all())
+    x_mean, y_mean = (0.0, 0.0) if is_score else (x.mean(0), y.mean(0))  # a score starts at 0, a loss at any value
+    levels = ((x - x_mean) * (y - y_mean)).sum(0) / ((x - x_mean) ** 2).sum(0)  # least squares for each time constant
+    forecasts = y_mean + levels * (x_end - x_mean)
+    errors = ((y - y_mean - (x - x_mean) * levels) ** 2).sum(0)
+    variance = max(float(errors.min()) / max(len(steps) - 2, 1), MIN_NOISE**2)
+    weights = np.exp(-(errors - errors.min()) / (2 * variance))
     if is_score:
-        weights *= (ends >= 0) & (ends <= 1)
+        weights *= (forecasts >= 0) & (forecasts <= 1)
     if not weights.any():
         return values[-1]
     weights /= weights.sum()
-    return float((weights * ends).sum())
+    return float((weights * forecasts).sum())
 
 
-def _rises(steps: NDArray[np.float64], last: int) -> NDArray[np.float64]:
-    """Returns the fraction of its level that the model reaches, as an array of shape (steps, times)."""
-    return 1 - np.exp(-steps[:, None] / (TIMES * last))
+def _saturation(steps: Sequence[int], last_step: int) -> NDArray[np.float64]:
+    """Returns the fraction of its level that the model reaches, as an array of shape (steps, time constants)."""
+    return 1 - np.exp(-np.asarray(steps, np.float64)[:, None] / (TIMES * last_step))

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from time import monotonic
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from segray.cluster.resources import TrialSlots
 from segray.config import Config
@@ -19,12 +20,12 @@ from segray.training.losses.build import build_loss
 from segray.tune.schedulers.build import grace_period, rung_steps
 from segray.tune.space import apply_values, dimensions, sample
 
-SAMPLES = 64
-REFERENCE = 256  # side of the reference image, in pixels
+NUM_SAMPLES = 64
+REFERENCE_SIZE = 256  # side of the reference image, in pixels
 START_S = 12.0  # start-up time of a trial on two cores; less on more cores
-TURNS = 3
-PATIENCE_S = 120.0
-MIN_STOPPED = 0.5  # fraction of trials that median stopping ends: half of them are below the median
+NUM_TIMED_STEPS = 3
+TIMEOUT_S = 120.0
+STOPPED_FRACTION = 0.5  # fraction of trials that median stopping ends: half of them are below the median
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SweepEstimate:
 
     Attributes:
         trials: number of trials.
-        at_once: number of concurrent trials.
+        num_concurrent: number of concurrent trials.
         steps: maximum number of training steps of all trials together.
         expected: expected number of these steps with the scheduler.
         hours: expected duration in hours; `None` if no step could be timed.
@@ -41,7 +42,7 @@ class SweepEstimate:
     """
 
     trials: int
-    at_once: int
+    num_concurrent: int
     steps: int
     expected: int
     hours: float | None
@@ -53,45 +54,48 @@ def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> Swe
     trials = config.tune.max_trials
     steps = trials * config.train.steps
     expected = round(steps * expected_step_fraction(config, trials))
-    seconds = _seconds_of_step(config, manifest.classes, slots)
-    if seconds is None:
+    step_s = _measure_step_s(config, manifest.classes, slots)
+    if step_s is None:
         return SweepEstimate(trials, slots.num_concurrent, steps, expected, None, None)
-    busy = expected * seconds * _relative_cost(config, manifest) + trials * START_S
-    hours = busy / min(slots.num_concurrent, trials) / 3600
-    return SweepEstimate(trials, slots.num_concurrent, steps, expected, hours, busy * config.train.workers / 3600)
+    trial_hours = (expected * step_s * _relative_cost(config, manifest) + trials * START_S) / 3600
+    hours = trial_hours / min(slots.num_concurrent, trials)
+    return SweepEstimate(trials, slots.num_concurrent, steps, expected, hours, trial_hours * config.train.workers)
 
 
 def expected_step_fraction(config: Config, trials: int) -> float:
     """Returns the expected fraction of steps that the scheduler runs, relative to training all trials to the end."""
-    tune, last = config.tune, config.train.steps
-    grace = grace_period(config)
+    tune, last_step = config.tune, config.train.steps
+    grace_steps = grace_period(config)
     if tune.scheduler == "asha":
-        return _halved(rung_steps(grace, config.train.val_every, last), tune.reduction, last, trials)
+        rungs = rung_steps(grace_steps, config.train.val_every, last_step)
+        return _asha_step_fraction(rungs, tune.reduction_factor, last_step, trials)
     if tune.scheduler == "median":
-        return 1 - MIN_STOPPED * (1 - grace / last)
+        return 1 - STOPPED_FRACTION * (1 - grace_steps / last_step)
     return 1.0
 
 
-def _halved(rungs: Sequence[int], reduction: float, last: int, trials: int) -> float:
+def _asha_step_fraction(rungs: Sequence[int], reduction_factor: float, last_step: int, trials: int) -> float:
     """Returns the fraction of steps that successive halving runs."""
-    made, there, before = 0.0, trials, 0
+    steps, remaining, previous = 0, trials, 0
     for rung in rungs:
-        made += there * (rung - before)
-        there, before = int(there / reduction), rung
-    made += max(1, there) * (last - before)
-    return made / (trials * last)
+        steps += remaining * (rung - previous)
+        remaining, previous = int(remaining / reduction_factor), rung
+    steps += max(1, remaining) * (last_step - previous)
+    return steps / (trials * last_step)
 
 
-def _seconds_of_step(config: Config, classes: Classes, slots: TrialSlots) -> float | None:
+def _measure_step_s(config: Config, classes: Classes, slots: TrialSlots) -> float | None:
     """Returns the time (s) of a worker's part of a step with the sweep's base settings, or `None` if timing fails."""
-    place = slots.placement
-    task = ray.remote(num_cpus=place.cpus, num_gpus=place.gpus, max_retries=0)(time_step)
-    timing = task.remote(config, classes, place.device, place.threads)
+    placement = slots.placement
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, max_retries=0)(time_step)
+    timing = task.remote(config, classes, placement.device, placement.threads)
     try:
-        return float(ray.get(timing, timeout=PATIENCE_S))
-    except RayError:  # no node yet, or too little memory: the sweep reports it
+        return float(ray.get(timing, timeout=TIMEOUT_S))
+    except GetTimeoutError:  # no node is available yet; the task must not take resources from the trials later
         ray.cancel(timing, force=True)
+    except RayError:  # for example, memory is insufficient: the trials report it
         return None
+    return None
 
 
 def time_step(config: Config, classes: Classes, device: str, threads: int) -> float:
@@ -105,40 +109,41 @@ def time_step(config: Config, classes: Classes, device: str, threads: int) -> fl
     """
     torch.set_num_threads(threads)
     model = build_model(config, classes)
-    trained = build_train_state(config, model, torch.device(device))
+    state = build_train_state(config, model, torch.device(device))
     loss = build_loss(config.loss, classes.num_classes, [1] * classes.num_classes)
-    images = -(-config.train.batch // config.train.workers)
-    side = config.data.crop
+    num_images = -(-config.train.batch // config.train.workers)
+    size = config.data.crop
     batch = {
-        "image": torch.zeros(images, 3, side, side, dtype=torch.uint8),
-        "mask": torch.zeros(images, side, side, dtype=torch.uint8),
+        "image": torch.zeros(num_images, 3, size, size, dtype=torch.uint8),
+        "mask": torch.zeros(num_images, size, size, dtype=torch.uint8),
     }
-    times, began = [], monotonic()
-    for _ in trained.train_steps(trained.model, loss, [batch] * (1 + TURNS), ignore_id=classes.ignore_id):
+    times, start = [], monotonic()
+    for _ in state.train_steps(state.model, loss, [batch] * (1 + NUM_TIMED_STEPS), ignore_id=classes.ignore_id):
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(monotonic() - began)
-        began = monotonic()
-    return sorted(times[1:])[TURNS // 2]
+        times.append(monotonic() - start)
+        start = monotonic()
+    return median(times[1:])  # the first step is a warm-up
 
 
 def _relative_cost(config: Config, manifest: Manifest) -> float:
     """Returns the mean cost of a trial's step relative to one with the base settings, including validations."""
-    classes = manifest.classes.num_classes
-    drawn_configs = [apply_values(config, sample(dimensions(config), config.tune.seed, n)) for n in range(SAMPLES)]
-    known: dict[str, float] = {}
+    num_classes = manifest.classes.num_classes
+    reference_macs: dict[str, float] = {}
 
-    def macs(one: Config) -> float:
-        key = f"{one.model.variant} {one.model.encoder} {one.model.head}"
-        if key not in known:
-            known[key] = model_costs(one, classes, REFERENCE, REFERENCE)[-1].macs
-        return known[key] * (one.data.crop / REFERENCE) ** 2
+    def step_macs(trial: Config) -> float:
+        key = f"{trial.model.variant} {trial.model.encoder} {trial.model.head}"
+        if key not in reference_macs:
+            reference_macs[key] = model_costs(trial, num_classes, REFERENCE_SIZE, REFERENCE_SIZE)[-1].macs
+        return reference_macs[key] * (trial.data.crop / REFERENCE_SIZE) ** 2 * trial.train.batch
 
-    mean = sum(macs(one) * one.train.batch for one in drawn_configs) / SAMPLES / (macs(config) * config.train.batch)
-    return mean * (1 + _share_of_validation(config, manifest))
+    space, seed = dimensions(config), config.tune.seed
+    trials = (apply_values(config, sample(space, seed, number)) for number in range(NUM_SAMPLES))
+    mean_cost = fmean(step_macs(trial) for trial in trials) / step_macs(config)
+    return mean_cost * (1 + _relative_validation_cost(config, manifest))
 
 
-def _share_of_validation(config: Config, manifest: Manifest) -> float:
+def _relative_validation_cost(config: Config, manifest: Manifest) -> float:
     """Returns the validation time relative to the training time, by pixels. A forward pass costs a third of a step."""
     val = manifest.split(config.data.val_split)
     height, width = val.mean_height, val.mean_width

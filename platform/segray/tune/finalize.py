@@ -26,7 +26,7 @@ from segray.tune.setup import PreparedSweep
 from segray.tune.trial import Trial, objective_sign
 from segray.tune.trial_run import resumable_run
 
-BEST = "best.yaml"
+BEST_CONFIG = "best.yaml"
 REPORT = "report"
 
 
@@ -75,68 +75,68 @@ class SweepResult:
     version: str | None = None
 
 
-def finalize_sweep(begun: PreparedSweep, ended: str | None, say: Callable[[str], None]) -> SweepResult:
+def finalize_sweep(sweep: PreparedSweep, ended: str | None, say: Callable[[str], None]) -> SweepResult:
     """Writes the results of a sweep and returns them.
 
     Trains the best settings with other seeds, queues the best checkpoint for registration and writes the report.
 
     Args:
-        begun: sweep to finalize.
+        sweep: sweep to finalize.
         ended: reason for an early end of the sweep; `None` if all trials were over.
         say: callable that receives messages for the user.
 
     Raises:
         TrainingError: no trial was validated.
     """
-    trials, config = begun.trials, begun.config
+    trials, config = sweep.trials, sweep.config
     best = results.best_trial(trials)
     if best is None:
         raise TrainingError(
-            f"sweep {config.name} ended ({ended}) before any trial was validated; go on with --resume {begun.folder}."
+            f"sweep {config.name} ended ({ended}) before a trial was validated; resume it with --resume {sweep.folder}."
         )
-    file = _write_best(begun, best)
-    tried = (_seeded(begun, best, number, say) for number in range(1, config.tune.seeds + 1))
-    runs = [run for run in tried if run is not None]
-    scores = [found.score if found.score is not None else nan for found in map(_best_saved, runs)]
-    chosen = _registered(begun, best, runs, scores)
+    best_config = _write_best_config(sweep, best)
+    seed_runs = (_train_with_seed(sweep, best, number, say) for number in range(1, config.tune.seeds + 1))
+    runs = [run for run in seed_runs if run is not None]
+    scores = [saved.score if saved.score is not None else nan for saved in map(_best_checkpoint, runs)]
+    registered = _queue_best_checkpoint(sweep, best, runs, scores)
     cost = results.sweep_cost(trials, config.train.steps, config.train.workers, ended)
-    page = write_sweep_report(begun.config, trials, best, scores, cost, begun.folder / REPORT)
-    for picture in sorted((begun.folder / REPORT).iterdir()):
-        begun.record.journal.write("image", file=f"{REPORT}/{picture.name}", place=REPORT)
-    _write_metrics(begun.record.journal, config.tune.metrics[0], trials, best, scores, cost)
+    page = write_sweep_report(config, trials, best, scores, cost, sweep.folder / REPORT)
+    for file in sorted(page.parent.iterdir()):
+        sweep.record.journal.write("image", file=f"{REPORT}/{file.name}", place=REPORT)
+    _write_metrics(sweep.record.journal, config.tune.metrics[0], trials, best, scores, cost)
     return SweepResult(
-        name=begun.folder.name,
-        folder=str(begun.folder),
+        name=sweep.folder.name,
+        folder=str(sweep.folder),
         trials=trials,
         metric=config.tune.metrics[0],
         best=best,
         front=results.pareto_front(trials, config.tune.metrics) if len(config.tune.metrics) > 1 else [best],
-        config=str(file),
+        config=str(best_config),
         seeds=scores,
         mean=mean(scores) if scores else None,
         deviation=stdev(scores) if len(scores) > 1 else None,
-        checkpoint=str(chosen),
+        checkpoint=str(registered),
         report=str(page),
         cost=cost,
         ended=ended,
-        tracking_uri=paths.redact(begun.tracking_uri),
+        tracking_uri=paths.redact(sweep.tracking_uri),
         model=config.tracking.model,
     )
 
 
-def with_registered_version(result: SweepResult, family: SweepUploader) -> SweepResult:
+def with_registered_version(result: SweepResult, uploader: SweepUploader) -> SweepResult:
     """Returns a result with the MLflow run id and the registered version."""
-    version = family.uploader_for(Path(result.checkpoint).parent).version
-    return replace(result, run_id=family.run_id, version=version)
+    version = uploader.uploader_for(Path(result.checkpoint).parent).version
+    return replace(result, run_id=uploader.run_id, version=version)
 
 
-def _write_best(begun: PreparedSweep, best: Trial) -> Path:
+def _write_best_config(sweep: PreparedSweep, best: Trial) -> Path:
     """Writes the best trial's settings to a file that `pipelines/train.py` accepts, and returns its path."""
-    stored = checkpoint.load_config(trial_dir(begun.folder, best.number))
-    text = to_yaml(stored, f"The best of sweep {begun.folder.name}: trial {best.number}.")
-    file = begun.folder / BEST
+    stored = checkpoint.load_config(trial_dir(sweep.folder, best.number))
+    text = to_yaml(stored, f"Best settings of sweep {sweep.folder.name}: trial {best.number}.")
+    file = sweep.folder / BEST_CONFIG
     file.write_text(text)
-    begun.record.journal.write("text", name=BEST, text=text)
+    sweep.record.journal.write("text", name=BEST_CONFIG, text=text)
     return file
 
 
@@ -146,29 +146,32 @@ def to_yaml(config: Config, comment: str) -> str:
     The YAML has all settings that affect training, so that no other configuration file changes them. Other settings
     are included only if they differ from their defaults.
     """
-    usual, decisive = flatten(Config()), config.training_settings()
-    kept = {key: value for key, value in flatten(config).items() if key in decisive or value != usual.get(key)}
-    kept = {key: value for key, value in kept.items() if key not in ("name", "results", "tracking.uri")}
-    tree: dict[str, Any] = merge({}, kept)
+    defaults, training = flatten(Config()), config.training_settings()
+    included = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in ("name", "results", "tracking.uri") and (key in training or value != defaults.get(key))
+    }
+    tree: dict[str, Any] = merge({}, included)
     return f"# {comment}\n# python pipelines/train.py --config FILE\n{yaml.safe_dump(tree, sort_keys=False)}"
 
 
-def _seeded(begun: PreparedSweep, best: Trial, number: int, say: Callable[[str], None]) -> Path | None:
+def _train_with_seed(sweep: PreparedSweep, best: Trial, number: int, say: Callable[[str], None]) -> Path | None:
     """Trains the best settings with another seed, unless that run is finished.
 
     Returns the folder of the run, or `None` if it failed.
     """
-    stored = checkpoint.load_config(trial_dir(begun.folder, best.number))
-    folder = begun.folder / f"seed-{number}"
+    stored = checkpoint.load_config(trial_dir(sweep.folder, best.number))
+    folder = sweep.folder / f"seed-{number}"
     train = stored.train.model_copy(update={"seed": (stored.train.seed + number) % 2**32})
     config = stored.model_copy(update={"name": folder.name, "train": train})
     if (folder / JOURNAL).exists() and is_finished(folder):
         return folder
-    say(f"the best settings with seed {train.seed}, {number} of {begun.config.tune.seeds}.")
-    part = TrialContext(begun.key, len(begun.trials) + number - 1, begun.slots.placement, begun.tracking_uri)
+    say(f"training the best settings with seed {train.seed} ({number} of {sweep.config.tune.seeds}).")
+    context = TrialContext(sweep.key, len(sweep.trials) + number - 1, sweep.slots.placement, sweep.tracking_uri)
     try:
-        fit(config, resume=resumable_run(folder), say=lambda _line: None, part=part)
-        _best_saved(folder)
+        fit(config, resume=resumable_run(folder), say=lambda _line: None, part=context)
+        _best_checkpoint(folder)
     except RunStoppedError:
         raise
     except SegrayError as error:  # the sweep has a result without this run
@@ -177,25 +180,25 @@ def _seeded(begun: PreparedSweep, best: Trial, number: int, say: Callable[[str],
     return folder
 
 
-def _best_saved(run: Path) -> checkpoint_store.CheckpointInfo:
-    found = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(run))
-    if found is None:
-        raise TrainingError(f"{run} holds no checkpoint that was validated.")
-    return found
+def _best_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
+    best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(run))
+    if best is None:
+        raise TrainingError(f"{run} contains no validated checkpoint.")
+    return best
 
 
-def _registered(begun: PreparedSweep, best: Trial, runs: list[Path], scores: list[float]) -> Path:
+def _queue_best_checkpoint(sweep: PreparedSweep, best: Trial, runs: list[Path], scores: list[float]) -> Path:
     """Queues the best checkpoint for registration and returns its folder.
 
     The checkpoint is from the best run with another seed, or from the best trial if there are no such runs.
     """
-    run = trial_dir(begun.folder, best.number)
+    run = trial_dir(sweep.folder, best.number)
     if runs:
         run = runs[max(range(len(runs)), key=lambda index: scores[index])]
-    folder = _best_saved(run).folder
+    folder = _best_checkpoint(run).folder
     journal = Journal(run)
     if not any(record["kind"] == "model" for record in journal.records()):
-        queue_registration(journal, folder, begun.config.tracking.model)
+        queue_registration(journal, folder, sweep.config.tracking.model)
     return folder
 
 

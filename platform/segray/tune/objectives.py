@@ -35,45 +35,45 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
         ConfigError: an objective is not available (the message lists those that are), the first one is a cost, or one
             is repeated.
     """
-    known = available_metrics(config, manifest)
-    for name in config.tune.metrics:
-        if name not in known:
-            near = did_you_mean(name, known)
+    available, metrics = available_metrics(config, manifest), config.tune.metrics
+    for name in metrics:
+        if name not in available:
+            hint = did_you_mean(name, available) or "."
             raise ConfigError(
-                f"tune.metrics is {name}, which no trial reports{near or ';'} there are:{format_list(known)}"
+                f"tune.metrics contains {name}, which no trial reports{hint} Available metrics:{format_list(available)}"
             )
-    if config.tune.metrics[0] in COSTS:
+    if metrics[0] in COSTS:
         raise ConfigError(
-            f"tune.metrics begins with {config.tune.metrics[0]}, which training does not change; expected what is "
-            "learned first, e.g. '[val/miou, cost/latency_ms]'."
+            f"the first of tune.metrics is {metrics[0]}, which does not depend on training; expected a metric of the "
+            "training or the validation first, e.g. '[val/miou, cost/latency_ms]'."
         )
-    if len(set(config.tune.metrics)) < len(config.tune.metrics):
-        raise ConfigError(f"tune.metrics is {', '.join(config.tune.metrics)}; expected each metric once.")
+    if len(set(metrics)) < len(metrics):
+        raise ConfigError(f"tune.metrics is {', '.join(metrics)}; expected each metric once.")
 
 
 def measure_costs(
-    config: Config, classes: Classes, wanted: tuple[str, ...], placement: WorkerResources
+    config: Config, classes: Classes, names: tuple[str, ...], placement: WorkerResources
 ) -> dict[str, float]:
     """Measures the costs of a model: its parameters, GMAC and latency (ms) on a worker for an image of data.crop.
 
     Args:
         config: settings of the model.
         classes: classes of the model.
-        wanted: names of metrics; names that are not costs are ignored.
+        names: names of metrics; names that are not costs are ignored.
         placement: resources of a worker.
 
     Returns:
         Cost by metric name.
     """
-    found: dict[str, float] = {}
-    side = config.data.crop
-    if PARAMETERS in wanted or GMAC in wanted:
-        whole = model_costs(config, classes.num_classes, side, side)[-1]
-        found |= {PARAMETERS: float(whole.parameters), GMAC: whole.macs / 1e9}
-    if LATENCY in wanted:
+    costs: dict[str, float] = {}
+    size = config.data.crop
+    if PARAMETERS in names or GMAC in names:
+        total = model_costs(config, classes.num_classes, size, size)[-1]
+        costs |= {PARAMETERS: float(total.parameters), GMAC: total.macs / 1e9}
+    if LATENCY in names:
         task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(measure_latency_ms)
-        found[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
-    return {name: value for name, value in found.items() if name in wanted}
+        costs[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
+    return {name: value for name, value in costs.items() if name in names}
 
 
 def measure_latency_ms(config: Config, classes: Classes, device: str, threads: int) -> float:

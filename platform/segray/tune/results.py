@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from segray.core.errors import format_list
 from segray.tune.trial import State, Trial, objective_sign
 
-MAX_NAMED = 5
+MAX_LISTED = 5
+"""Maximum number of trials that a line of failure reasons lists."""
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -15,9 +16,9 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
 
     Returns `None` if no trial has a value.
     """
-    known = [trial for trial in trials if trial.best is not None and trial.state is not State.FAILED]
-    finished = [trial for trial in known if trial.state is State.FINISHED]
-    return max(finished or known, key=lambda one: (one.best or 0.0, -one.number), default=None)
+    candidates = [trial for trial in trials if trial.best is not None and trial.state is not State.FAILED]
+    finished = [trial for trial in candidates if trial.state is State.FINISHED]
+    return max(finished or candidates, key=lambda trial: (trial.best or 0.0, -trial.number), default=None)
 
 
 def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] | None:
@@ -25,8 +26,9 @@ def objective_values(trial: Trial, metrics: Sequence[str]) -> tuple[float, ...] 
     if trial.best is None:
         return None
     first, *others = metrics
-    found = [objective_sign(first) * trial.best, *(trial.other_metrics[name] for name in others if name in trial.other_metrics)]
-    return tuple(found) if len(found) == len(metrics) else None
+    if not all(name in trial.other_metrics for name in others):
+        return None
+    return objective_sign(first) * trial.best, *(trial.other_metrics[name] for name in others)
 
 
 def pareto_front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]:
@@ -34,19 +36,19 @@ def pareto_front(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Trial]
 
     A trial is on the front if no other trial is better in one metric and at least as good in all others.
     """
-    whole = [trial for trial in trials if trial.state is not State.FAILED]
-    known = {trial.number: found for trial in whole if (found := objective_values(trial, metrics)) is not None}
     signs = [objective_sign(name) for name in metrics]
+    points: dict[int, tuple[float, ...]] = {}  # higher is better in each coordinate
+    for trial in trials:
+        values = objective_values(trial, metrics)
+        if values is not None and trial.state is not State.FAILED:
+            points[trial.number] = tuple(sign * value for sign, value in zip(signs, values, strict=True))
 
-    def is_beaten(number: int) -> bool:
-        ours = [sign * value for sign, value in zip(signs, known[number], strict=True)]
-        for other, found in known.items():
-            theirs = [sign * value for sign, value in zip(signs, found, strict=True)]
-            if other != number and theirs != ours and all(a >= b for a, b in zip(theirs, ours, strict=True)):
-                return True
-        return False
+    def is_dominated(point: tuple[float, ...]) -> bool:
+        return any(
+            other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points.values()
+        )
 
-    return [trial for trial in trials if trial.number in known and not is_beaten(trial.number)]
+    return [trial for trial in trials if trial.number in points and not is_dominated(points[trial.number])]
 
 
 @dataclass(frozen=True)
@@ -71,32 +73,33 @@ class SweepCost:
         return self.worker_hours * self.spared / self.steps if self.steps else 0.0
 
 
-def sweep_cost(trials: Sequence[Trial], last: int, workers: int, ended: str | None = None) -> SweepCost:
+def sweep_cost(trials: Sequence[Trial], last_step: int, workers: int, ended: str | None = None) -> SweepCost:
     """Computes the cost of trials.
 
     Args:
         trials: all trials of the sweep.
-        last: last step of a trial.
+        last_step: last step of a trial.
         workers: number of workers of a trial.
         ended: reason for an early end of the sweep; trials stopped for it do not count as saved steps.
     """
     stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.reason != ended]
     return SweepCost(
         steps=sum(trial.step for trial in trials),
-        whole=len(trials) * last,
-        spared=sum(last - trial.step for trial in stopped),
+        whole=len(trials) * last_step,
+        spared=sum(last_step - trial.step for trial in stopped),
         worker_hours=sum(trial.seconds + trial.segment_s for trial in trials) * workers / 3600,
     )
 
 
 def failure_reasons(trials: Sequence[Trial]) -> str:
     """Returns the reasons for failed trials, one line per reason, most frequent first."""
-    found: dict[str, list[int]] = defaultdict(list)
+    numbers_by_reason: dict[str, list[int]] = defaultdict(list)
     for trial in trials:
         if trial.state is State.FAILED:
-            found[trial.reason.strip().splitlines()[0] if trial.reason.strip() else "unknown"].append(trial.number)
+            first_line = trial.reason.strip().partition("\n")[0]
+            numbers_by_reason[first_line or "unknown"].append(trial.number)
     lines = []
-    for why, numbers in sorted(found.items(), key=lambda one: -len(one[1])):
-        named = ", ".join(map(str, numbers[:MAX_NAMED])) + (" ..." if len(numbers) > MAX_NAMED else "")
-        lines.append(f"{len(numbers)} x (trial {named}): {why}")
+    for reason, numbers in sorted(numbers_by_reason.items(), key=lambda item: -len(item[1])):
+        listed = ", ".join(map(str, numbers[:MAX_LISTED])) + (" ..." if len(numbers) > MAX_LISTED else "")
+        lines.append(f"{len(numbers)} x (trial {listed}): {reason}")
     return format_list(lines)

@@ -28,7 +28,8 @@ NOT_TUNABLE: tuple[str, ...] = (
 NOT_TUNABLE += ("train.min_workers", "train.device", "data.root", "data.val_split")
 """Settings, or prefixes of settings, that must be the same in all trials so that they can be compared and placed."""
 
-MAX_CORNERS, MAX_DRAWN = 1024, 256
+MAX_CORNERS, NUM_SAMPLES = 1024, 256
+"""Number of combinations of bounds and choices, and of random points, that are validated."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,20 @@ class Dimension:
         """True if the values are integers."""
         return self.kind.endswith("int")
 
-    def from_unit(self, share: float) -> Any:
+    def from_unit(self, position: float) -> Any:
         """Returns the value at a position from 0 to 1 between the bounds, or in the list of choices."""
         if self.is_choice:
-            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+            return self.values[min(int(position * len(self.values)), len(self.values) - 1)]
         low, high = self.values
         if self.is_integer:
             low, high = low - 0.5, high + 0.5
         if self.is_log:
-            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            value = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
         else:
-            found = low + share * (high - low)
-        whole = min(max(round(found), self.values[0]), self.values[1])
-        return whole if self.is_integer else min(max(found, low), high)
+            value = low + position * (high - low)
+        if self.is_integer:
+            return min(max(round(value), self.values[0]), self.values[1])
+        return min(max(value, low), high)
 
     def to_unit(self, value: Any) -> float:
         """Returns the position of a value from 0 to 1 between the bounds, or in the list of choices."""
@@ -95,14 +97,17 @@ class Dimension:
 
 def dimensions(settings: Config) -> tuple[Dimension, ...]:
     """Returns the dimensions of a sweep's search space."""
-    found = ((key, *next(iter(spelt.items()))) for key, spelt in settings.tune.space.items())
-    return tuple(Dimension(key, kind, tuple(values)) for key, kind, values in found)
+    return tuple(
+        Dimension(key, kind, tuple(values))
+        for key, definition in settings.tune.space.items()
+        for kind, values in definition.items()
+    )
 
 
 def sample(space: tuple[Dimension, ...], seed: int, number: int) -> Values:
     """Returns random settings that depend only on the seed and the trial number."""
-    shares = np.random.default_rng([seed, number]).random(len(space))
-    return {dimension.key: dimension.from_unit(share) for dimension, share in zip(space, shares.tolist(), strict=True)}
+    point = np.random.default_rng([seed, number]).random(len(space)).tolist()
+    return {dimension.key: dimension.from_unit(position) for dimension, position in zip(space, point, strict=True)}
 
 
 def grid(space: tuple[Dimension, ...]) -> Iterator[Values]:
@@ -136,32 +141,35 @@ def validate_space(settings: Config) -> None:
         _check_key(dimension.key, known)
     if settings.tune.search == "grid":
         _check_grid(space, settings.tune.trials)
-    inside = (sample(space, settings.tune.seed, number) for number in range(MAX_DRAWN))
-    for values in itertools.chain(_corners(space), inside):
+    samples = (sample(space, settings.tune.seed, number) for number in range(NUM_SAMPLES))
+    for values in itertools.chain(_corners(space), samples):
         _check_values(settings, values)
 
 
 def _check_key(key: str, known: Mapping[str, Any]) -> None:
     if key not in known:
-        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = did_you_mean(key, known)
-        leaf = key.rsplit(".", 1)[-1]
-        if not near and leaf in leaves:
-            near = f"; did you mean '{leaves[leaf]}'?"
-        raise ConfigError(f"tune.space names {key}, which is not a setting{near or '.'}")
+        full_keys = {name.rsplit(".", 1)[-1]: name for name in known}
+        last_part = key.rsplit(".", 1)[-1]
+        hint = did_you_mean(key, known)
+        if not hint and last_part in full_keys:
+            hint = f"; did you mean '{full_keys[last_part]}'?"
+        raise ConfigError(f"tune.space contains {key}, which is not a setting{hint or '.'}")
     if key.startswith(NOT_TUNABLE):
-        raise ConfigError(f"tune.space names {key}, which must be the same in all trials; set it for the sweep.")
+        raise ConfigError(f"tune.space contains {key}, which must be the same in all trials; set it outside the space.")
 
 
 def _check_values(settings: Config, values: Values) -> None:
-    error = _refusal(settings, values)
-    if error is not None:
-        alone = [{key: value} for key, value in values.items() if str(_refusal(settings, {key: value})) == str(error)]
-        spelt = ", ".join(f"{key} {value}" for key, value in (alone[0] if alone else values).items())
-        raise ConfigError(f"tune.space holds {spelt}, which cannot be trained: {error}") from error
+    error = _validation_error(settings, values)
+    if error is None:
+        return
+    causes = [
+        {key: value} for key, value in values.items() if str(_validation_error(settings, {key: value})) == str(error)
+    ]
+    combination = ", ".join(f"{key} {value}" for key, value in (causes[0] if causes else values).items())
+    raise ConfigError(f"tune.space contains {combination}, which is invalid: {error}") from error
 
 
-def _refusal(settings: Config, values: Values) -> ConfigError | None:
+def _validation_error(settings: Config, values: Values) -> ConfigError | None:
     try:
         apply_values(settings, values)
     except ConfigError as error:
@@ -173,15 +181,15 @@ def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:
     for dimension in space:
         if not dimension.is_choice:
             raise ConfigError(
-                f"tune.space.{dimension.key} is {dimension}; a grid has choices alone; give it choice: [...], or "
-                "take tune.search random or optuna."
+                f"tune.space.{dimension.key} is {dimension}; expected choice: [...] for tune.search grid; "
+                "use choice, or tune.search random or optuna."
             )
     points = math.prod(len(dimension.values) for dimension in space)
     if points > trials:
         sizes = " x ".join(f"{len(dimension.values)} {dimension.key}" for dimension in space)
         raise ConfigError(
-            f"the grid has {points:,} points ({sizes}), and tune.trials is {trials}; expected at most as many points; "
-            f"leave choices out, set tune.trials {points}, or take tune.search random or optuna."
+            f"the grid has {points:,} points ({sizes}); expected at most tune.trials, {trials}; remove choices, set "
+            f"tune.trials to {points}, or use tune.search random or optuna."
         )
 
 
@@ -191,6 +199,6 @@ def _corners(space: tuple[Dimension, ...]) -> Iterator[Values]:
     if count <= MAX_CORNERS:
         yield from grid(space)
         return
-    choose = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(MAX_CORNERS):
-        yield {one.key: one.values[int(choose.integers(len(one.values)))] for one in space}
+        yield {dimension.key: dimension.values[int(rng.integers(len(dimension.values)))] for dimension in space}

@@ -1,24 +1,25 @@
-"""Importance of settings: the fraction of the objective's variance that each setting explains.
+"""Hyperparameter importance: the fraction of the objective's variance that each setting explains.
 
 Uses fANOVA (Hutter et al., 2014), a random forest over the trials, as implemented in Optuna. The estimate is uncertain
-for few trials. It is therefore repeated on bootstrap samples of the trials, and the result has a mean and a spread.
+for few trials. It is therefore repeated on bootstrap samples of the trials, and the result has a mean and a standard
+deviation.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import fmean, stdev
 
 import numpy as np
 import optuna
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from segray.tune.search import distribution
-from segray.tune.space import Dimension
+from segray.tune.search import distribution, optuna_params
+from segray.tune.space import Dimension, Values
 from segray.tune.trial import Trial
 
 MIN_TRIALS = 8
-DRAWS, TREES = 16, 32
+NUM_BOOTSTRAP_SAMPLES, NUM_TREES = 16, 32
 
 
 @dataclass(frozen=True)
@@ -27,46 +28,47 @@ class Importance:
 
     Attributes:
         key: dotted key of the setting.
-        share: explained fraction of the variance, 0 to 1.
-        spread: standard deviation of the fraction over bootstrap samples of the trials.
+        mean: explained fraction of the variance, 0 to 1.
+        deviation: standard deviation of the fraction over bootstrap samples of the trials.
     """
 
     key: str
-    share: float
-    spread: float
+    mean: float
+    deviation: float
 
 
-def setting_importances(space: Sequence[Dimension], trials: Sequence[Trial], last: int) -> list[Importance]:
+def setting_importances(space: Sequence[Dimension], trials: Sequence[Trial], last_step: int) -> list[Importance]:
     """Returns the importance of each setting, highest first, or an empty list if there are too few trials.
 
     Args:
         space: search space of the sweep.
         trials: trials of the sweep; the value of each is its forecast for the last step.
-        last: last step of a trial.
+        last_step: last step of a trial.
     """
-    found = [(trial.values, trial.forecast(trial.step, last)) for trial in trials if trial.curve]
-    if len(found) < MIN_TRIALS or len({value for _, value in found}) < 2:
+    results = [(trial.values, trial.forecast(trial.step, last_step)) for trial in trials if trial.curve]
+    if len(results) < MIN_TRIALS or len({value for _, value in results}) < 2:
         return []
-    random = np.random.default_rng(0)
-    draws = [
-        _shares(space, [found[index] for index in random.integers(len(found), size=len(found))]) for _ in range(DRAWS)
-    ]
-    draws = [draw for draw in draws if draw]
-    if len(draws) < 2:
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(NUM_BOOTSTRAP_SAMPLES):
+        sample = [results[index] for index in rng.integers(len(results), size=len(results))]
+        if len({value for _, value in sample}) > 1:
+            estimates.append(_explained_fractions(space, sample))
+    if len(estimates) < 2:
         return []
-    keys = [one.key for one in space]
-    made = [Importance(key, mean(draw[key] for draw in draws), stdev(draw[key] for draw in draws)) for key in keys]
-    return sorted(made, key=lambda one: -one.share)
+    importances = []
+    for dimension in space:
+        fractions = [estimate[dimension.key] for estimate in estimates]
+        importances.append(Importance(dimension.key, fmean(fractions), stdev(fractions)))
+    return sorted(importances, key=lambda importance: -importance.mean)
 
 
-def _shares(space: Sequence[Dimension], found: Sequence[tuple[dict[str, object], float]]) -> dict[str, float]:
-    """Returns the explained fraction of variance by setting, or an empty dictionary if all values are equal."""
-    if len({value for _, value in found}) < 2:
-        return {}
-    distributions = {one.key: distribution(one) for one in space}
+def _explained_fractions(space: Sequence[Dimension], results: Sequence[tuple[Values, float]]) -> dict[str, float]:
+    """Returns the explained fraction of variance by setting."""
+    distributions = {dimension.key: distribution(dimension) for dimension in space}
     study = optuna.create_study(direction="maximize")
-    for values, value in found:
-        params = {one.key: one.values.index(values[one.key]) if one.is_choice else values[one.key] for one in space}
+    for values, value in results:
+        params = optuna_params(space, values)
         study.add_trial(create_trial(value=value, params=params, distributions=distributions))
-    shares = FanovaImportanceEvaluator(n_trees=TREES, seed=0).evaluate(study)
-    return {one.key: shares.get(one.key, 0.0) for one in space}
+    fractions = FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=0).evaluate(study)
+    return {dimension.key: fractions.get(dimension.key, 0.0) for dimension in space}
