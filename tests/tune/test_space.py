@@ -27,7 +27,7 @@ def settings(of, **over):
         ({"optim.lr": {"choice": []}}, "tune.space.optim.lr.choice is []; expected at least one value."),
         ({"optim.lr": {"uniform": [1, 0.1]}}, "tune.space.optim.lr.uniform is [1, 0.1]; expected LOW < HIGH."),
         ({"optim.lr": {"uniform": [0, float("inf")]}}, "expected LOW < HIGH"),
-        ({"optim.lr": {"loguniform": [0, 1]}}, "expected LOW above 0"),
+        ({"optim.lr": {"loguniform": [0, 1]}}, "expected LOW > 0"),
         ({"optim.lr": {"uniform": [0.1]}}, "expected two numbers, [LOW, HIGH]"),
         ({"optim.lr": {"normal": [0, 1]}}, "tune.space.optim.lr.normal is [0, 1]; expected one of uniform"),
         ({"data.crop": {"choice": [96, 100]}}, "tune.space contains data.crop 100, which is invalid"),

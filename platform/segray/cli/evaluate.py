@@ -82,8 +82,8 @@ def _check(flags: argparse.Namespace, folder: Path, baseline: Path | None) -> No
 
 def _parser() -> CommandParser:
     parser = CommandParser("evaluate", "Evaluates a model on a split of a prepared dataset.")
-    parser.add_argument("--against", metavar="MODEL", help="baseline model to compare with on the same rows")
     parser.add_common("model", "data", "workers", "json")
+    parser.add_argument("--against", metavar="MODEL", help="baseline model to compare with on the same rows")
     parser.add_argument("--split", default="val", help="split to evaluate on (default: val)")
     slice_help = (
         "additional scores by a column of the dataset, by `size`, or by a regular expression on ids; repeatable"

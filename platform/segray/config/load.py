@@ -1,7 +1,7 @@
 """Builds a Config from files and flags, and translates pydantic's errors."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +62,23 @@ def load(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> C
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"config file {file} does not exist.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {file} is no YAML: {error}") from error
-    if found is None:
+        raise ConfigError(f"config file {file} is not valid YAML: {error}") from error
+    if tree is None:
         return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"config file {file} holds a {type(found).__name__}; expected sections of settings.")
-    _check_keys(file, found)
-    return found
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {file} contains a {type(tree).__name__}; expected sections of settings.")
+    _check_keys(file, tree)
+    return tree
 
 
 def _check_keys(file: Path, tree: Mapping[Any, Any]) -> None:
     for key, value in tree.items():
         if not isinstance(key, str):
-            raise ConfigError(f"config file {file} has the key {key!r}, which is no name of a setting.")
+            raise ConfigError(f"config file {file} contains the key {key!r}; expected the name of a setting.")
         if isinstance(value, Mapping):
             _check_keys(file, value)
 
@@ -97,11 +97,11 @@ def build(tree: Mapping[str, Any]) -> Config:
 
 def format_errors(error: ValidationError) -> str:
     """Returns pydantic's errors as text, one per line: `optim.lr is -1; expected greater than 0.`."""
-    lines = [_explain_one(details) for details in error.errors()]
-    return lines[0] if len(lines) == 1 else f"{len(lines)} settings cannot be used:{format_list(lines)}"
+    lines = [_explain(details) for details in error.errors()]
+    return lines[0] if len(lines) == 1 else f"{len(lines)} settings are invalid:{format_list(lines)}"
 
 
-def _explain_one(details: ErrorDetails) -> str:
+def _explain(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
         inner = details["input"]
@@ -114,10 +114,10 @@ def _explain_one(details: ErrorDetails) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    known = [*flatten(Config()), *Config.model_fields]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    keys = [*flatten(Config()), *Config.model_fields]
+    close = get_close_matches(key, keys, n=1, cutoff=0.6)
     if not close:  # `lr` or `learning.lr` for `optim.lr`: compare only the last part
         leaf = key.rsplit(".", 1)[-1]
-        leaves = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
+        leaves = {name.rsplit(".", 1)[-1]: name for name in keys}
+        close = [leaves[match] for match in get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""

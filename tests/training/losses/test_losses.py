@@ -296,7 +296,7 @@ def test_weights_that_do_not_fit_the_classes_are_refused(settings, said):
         ({"terms": "[]"}, "expected a list of NAME or NAME: weight"),
         ({"terms": "{dice: much}"}, "expected a list of NAME or NAME: weight"),
         ({"class_weights": "balance"}, "loss.class_weights is balance; expected balanced, median, or a list"),
-        ({"class_weights": "[1, -1]"}, "none below 0"),
+        ({"class_weights": "[1, -1]"}, "each at least 0"),
     ],
 )
 def test_settings_that_name_no_loss_are_refused(settings, said):
