@@ -288,7 +288,7 @@ def test_a_file_that_changes_while_it_is_converted_is_named(source, tmp_path):
     found = SourceListing(folder.list_samples(str(source)).samples, CLASSES)
     path = source / "images/train/05.png"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # as large as before
-    with pytest.raises(DataError, match="images/train/05.png has changed since the conversion began"):
+    with pytest.raises(DataError, match="images/train/05.png has changed since the conversion started"):
         convert_dataset(found, str(tmp_path / "out"))
 
 

@@ -29,5 +29,5 @@ def test_the_zero_label_is_dropped_once_and_150_classes_stay(root, converted):
 
 def test_a_list_of_other_names_is_refused(root):
     (root / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
-    with pytest.raises(DataError, match="objectInfo150.txt holds 1 classes; expected 150"):
+    with pytest.raises(DataError, match="objectInfo150.txt has 1 classes; expected 150"):
         SOURCES["ade20k"](str(root))

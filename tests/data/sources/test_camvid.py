@@ -54,7 +54,7 @@ def test_the_published_colours_are_classes_and_void_is_not_counted(published, co
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds nothing; expected train.txt"):
+    with pytest.raises(DataError, match="contains nothing; expected train.txt"):
         SOURCES["camvid"](str(tmp_path))
 
 

@@ -79,5 +79,5 @@ def test_a_mask_without_an_image_is_listed_and_splits_without_masks_are_left_alo
 
 def test_another_folder_is_refused_with_what_it_holds(tmp_path):
     (tmp_path / "something").touch()
-    with pytest.raises(DataError, match=r"leftImg8bit is missing; .* holds something; expected leftImg8bit/<split>"):
+    with pytest.raises(DataError, match=r"leftImg8bit is missing; .* contains something; expected leftImg8bit/<split>"):
         SOURCES["cityscapes"](str(tmp_path))

@@ -42,7 +42,7 @@ def test_samples_are_small_jpegs_with_masks_of_the_declared_ids():
 
 def test_the_source_takes_no_folder():
     assert len(SOURCES["demo"](None).samples) == sum(demo.SPLITS.values())
-    with pytest.raises(DataError, match="leave out --source /data"):
+    with pytest.raises(DataError, match="remove --source /data"):
         SOURCES["demo"]("/data")
 
 

@@ -63,17 +63,17 @@ def test_names_come_from_classes_txt_where_there_is_one(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=f"source folder {tmp_path}/nowhere does not exist"):
         folder.list_samples(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="needs --source DIR"):
+    with pytest.raises(DataError, match="requires --source DIR"):
         folder.list_samples(None)
 
 
 def test_a_folder_without_the_layout_says_what_it_holds(tmp_path):
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(DataError, match="holds pictures; expected images/ and masks/ or img_dir/ and ann_dir/"):
+    with pytest.raises(DataError, match="contains pictures; expected images/ and masks/ or img_dir/ and ann_dir/"):
         folder.list_samples(str(tmp_path))
     for side in ("images", "masks"):
         (tmp_path / side).mkdir()
-    with pytest.raises(DataError, match="images has no split"):
+    with pytest.raises(DataError, match="images is empty"):
         folder.list_samples(str(tmp_path))
 
 
@@ -107,7 +107,7 @@ def test_a_split_on_one_side_only_is_named(tmp_path):
         ("images/train/b.heic", "not an image"),
         ("masks/train/b.jpg", "not a mask (lossless)"),
         ("images/train/a.png", "a.jpg has the same stem"),
-        ("images/b.jpg", "lies beside the folders of the splits"),
+        ("images/b.jpg", "not in the folder of a split"),
     ],
 )
 def test_files_that_would_be_lost_are_errors(tmp_path, name, message):
@@ -135,7 +135,7 @@ def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
     assert [sample.id for sample in folder.list_samples(str(tmp_path)).samples] == ["train/c", "train/a", "val/b"]
     (tmp_path / "val.txt").write_text("b\na\nd\nb\n")
     for part in (
-        "a is in train.txt already; expected it once",
+        "a is also in train.txt; expected it once",
         "b is in val.txt already",
         "images/d.jpg: missing",
         "masks/d.png: missing",
@@ -157,10 +157,10 @@ def test_links_may_lead_about_the_source_but_not_out_of_it(tmp_path):
     for side in ("images", "masks"):
         (root / side / "test").symlink_to(tmp_path / "other" / side / "test")
     for part in (
-        "images/train/a.jpg: a link to nothing",
-        "images/val/b.jpg: leaves the source, to /etc/hostname; copy the image into it",
-        f"images/test/c.jpg: leaves the source, to {tmp_path}/other/images/test/c.jpg",
-        f"masks/test/c.png: leaves the source, to {tmp_path}/other/masks/test/c.png; copy the mask into it",
+        "images/train/a.jpg: broken link",
+        "images/val/b.jpg: outside the source (/etc/hostname); copy the image into it",
+        f"images/test/c.jpg: outside the source ({tmp_path}/other/images/test/c.jpg)",
+        f"masks/test/c.png: outside the source ({tmp_path}/other/masks/test/c.png); copy the mask into it",
     ):
         assert part in problems(root)
 
@@ -170,5 +170,5 @@ def test_a_name_that_is_no_utf8_is_listed_so_that_it_can_be_read(tmp_path):
     for side, suffix in (("images", b".jpg"), ("masks", b".png")):
         Path(os.fsdecode(os.fsencode(tmp_path / side / "train") + b"/\xff" + suffix)).touch()
     (image, mask) = folder.list_samples(str(tmp_path)).problems
-    assert "\\udcff.jpg': a name that is no UTF-8" in image
+    assert "\\udcff.jpg': the name is not valid UTF-8" in image
     assert (image + mask).encode()

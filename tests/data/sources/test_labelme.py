@@ -68,7 +68,7 @@ def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_pa
     picture(tmp_path / "a.jpg")
     file.write_text(file.read_text().replace("images", ".."))
     (line,) = SOURCES["labelme"](str(tmp_path / "set")).problems
-    assert "a.jpg: leaves the source" in line
+    assert "a.jpg: outside the source" in line
 
 
 def test_labels_txt_says_the_order_and_other_labels_are_named(tmp_path, annotate):
@@ -76,7 +76,9 @@ def test_labels_txt_says_the_order_and_other_labels_are_named(tmp_path, annotate
     (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\ncar\n")
     found = SOURCES["labelme"](str(tmp_path))
     assert found.classes.names == ("_background_", "road", "car")
-    with pytest.raises(DataError, match=r"train/a.json has the label 'tree', which is no class; add it to labels.txt"):
+    with pytest.raises(
+        DataError, match=r"train/a.json has the label 'tree', which is not a class; add it to labels.txt"
+    ):
         found.samples[0].read_mask()
 
 
@@ -91,7 +93,7 @@ def test_files_beside_the_folders_of_the_splits_are_told(tmp_path, annotate):
     found = SOURCES["labelme"](str(tmp_path))
     assert [sample.id for sample in found.samples] == ["train/b"]
     (line,) = found.problems
-    assert "a.json: lies beside the folders of the splits" in line
+    assert "a.json: not in the folder of a split" in line
 
 
 def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, annotate):
@@ -110,7 +112,14 @@ def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, ann
     assert [sample.id for sample in found.samples] == ["train/d"]
     assert found.classes.names == ("_background_", "5", "['a list']")
     for name, line in zip(
-        ("a.json: no L", "b.json: no L", "e.json: no L", "g.json: no L", "c.jpg: miss", "cannot be looked at"),
+        (
+            "a.json: not a L",
+            "b.json: not a L",
+            "e.json: not a L",
+            "g.json: not a L",
+            "c.jpg: miss",
+            "cannot be accessed",
+        ),
         found.problems,
         strict=True,
     ):

@@ -34,8 +34,9 @@ def test_an_unknown_colour_is_named_with_file_and_pixel(root, drawing, converted
     drawing(root / "masks" / "val" / "a.png", mask)
     with pytest.raises(DataError) as raised:
         converted(SOURCES["palette"](str(root)))
-    said = f"{root}/masks/val/a.png holds the colour (1, 2, 3), first at pixel (4, 2), and 2 pixels of unknown colours"
-    assert said in str(raised.value)
+    file = f"{root}/masks/val/a.png"
+    expected = f"{file} contains the unknown colour (1, 2, 3), first at pixel (4, 2), and 2 pixels of unknown colours"
+    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_an_unknown_colour_is_named_with_file_and_pixel(root, drawing, converted
     [
         ("1 2 road", "line 4 is '1 2 road'; expected `R G B name`"),
         ("1 2 256 tree", "each 0 to 255"),
-        ("1 2 3 road", "stands there before"),
-        ("0 0 142 tree", "stands there before"),
+        ("1 2 3 road", "its name or colour is a duplicate"),
+        ("0 0 142 tree", "its name or colour is a duplicate"),
     ],
 )
 def test_a_palette_that_is_none_is_refused(root, line, said):

@@ -49,7 +49,7 @@ def test_an_id_in_two_lists_is_a_problem_and_trainval_stands_in_where_one_is_mis
     (lists / "trainaug.txt").write_text("2007_000032\n./2007_000033\n")
     found = SOURCES["voc"](str(root))
     assert len(found.samples) == 3
-    assert "trainaug.txt: 2007_000032 is in train.txt already; expected it once" in found.problems[0]
+    assert "trainaug.txt: 2007_000032 is also in train.txt; expected it once" in found.problems[0]
     assert "2007_000033 is in val.txt already" in found.problems[1]
     for name in ("trainaug", "train", "val"):
         (lists / f"{name}.txt").unlink()

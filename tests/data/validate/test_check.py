@@ -56,7 +56,7 @@ def test_a_healthy_set_has_no_fault_and_its_counts_are_the_manifests(healthy):
         assert found.splits[name].class_pixels == list(split.class_pixels)
         assert found.splits[name].sizes == {SIZE[::-1]: ROWS[name]}
         assert found.splits[name].bytes == sum(shard.bytes for shard in split.shards)
-    assert progress[-1] == ("checking", 52, 52)
+    assert progress[-1] == ("validating", 52, 52)
 
 
 class Planting:
@@ -165,23 +165,23 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
     found = validate_dataset(str(planting.root))
     expected = {
         "dataset.json: does not match its digest",
-        "split val has class_pixels [1, 2, 3]; its masks hold",
+        "split val has class_pixels [1, 2, 3]; its masks have",
         "split val has a mean size of 9.0x24.0; its images have 32.0x24.0",
-        ".unfinished: left of a conversion",
+        ".unfinished: state of an unfinished conversion",
         "train/notes.txt: not part of the dataset",
         "part-00000.parquet, row 0 (train/00): its image cannot be read",
         "part-00001.parquet, row 0 (train/02): 7 bytes of a mask column are not a mask",
-        "part-00002.parquet, row 0 (train/04): its mask holds the id 7; expected 0..2 or 255",
+        "part-00002.parquet, row 0 (train/04): its mask contains the id 7; expected 0..2 or 255",
         "part-00002.parquet, row 0 (train/04): class_pixels are",
         "part-00003.parquet, row 0 (train/06): its mask is 32x20; expected 32x24",
         "part-00003.parquet, row 0 (train/06): class_pixels are",
         "part-00004.parquet, row 0 (train/08): its image is 32x24; expected 24x32",
         "part-00004.parquet, row 0 (train/08): its mask is 32x24; expected 24x32",
-        "part-00005.parquet, row 0 (train/10): class_pixels are [768, 0, 0]; its mask holds",
-        "part-00006.parquet, row 0 (train/12): image or mask changed since it was converted",
-        "part-00006.parquet, row 1 (train/13): image or mask changed since it was converted",
-        "part-00008.parquet, row 0 (val/99): its id is no train/NAME",
-        "part-00009.parquet, row 0 (train/18): its image is no 8-bit upright JPEG, PNG or WebP (16 bits per channel",
+        "part-00005.parquet, row 0 (train/10): class_pixels are [768, 0, 0]; its mask has",
+        "part-00006.parquet, row 0 (train/12): image or mask changed after the conversion",
+        "part-00006.parquet, row 1 (train/13): image or mask changed after the conversion",
+        "part-00008.parquet, row 0 (val/99): invalid id; expected train/NAME",
+        "part-00009.parquet, row 0 (train/18): its image is not an upright 8-bit JPEG, PNG or WebP (16 bits",
         "part-00010.parquet: row groups of (2,) rows; expected (1, 1)",
         "part-00012.parquet: ",
         "part-00012.parquet: cannot be read",
@@ -189,11 +189,11 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
         "part-00014.parquet: missing",
         "test/part-00001.parquet: row groups of (1,) rows; expected (1, 1)",
         "test/part-00002.parquet, row 0 (test/04): its mask has 16 bits; expected 8",
-        "test/part-00003.parquet, row 0 (test/): its id is no test/NAME",
-        "../outside.parquet: a shard outside its dataset",
-        "dataset.json: test/part-00005.parquet has 7 rows, in row groups of (1, 1)",
-        "left_out.txt: 1 lines; the manifest says that 2 were left out",
-        "dataset.json: val/no is said to be re-encoded; no row has this id",
+        "test/part-00003.parquet, row 0 (test/): invalid id; expected test/NAME",
+        "../outside.parquet: path outside the dataset",
+        "dataset.json: test/part-00005.parquet has 7 rows, but row groups of (1, 1)",
+        "left_out.txt: 1 lines; expected 2, as in the manifest",
+        "dataset.json: val/no is listed as re-encoded, but no row has this id",
         "train/20: 2 rows have this id",
         "train/31, test/00: the same image in test and train",
     }
@@ -220,7 +220,7 @@ def test_classes_that_hardly_occur_are_doubted(healthy, tmp_path):
     planting.write(planting.manifest.model_copy(update={"classes": names}).with_digest())
     found = validate_dataset(str(planting.root))
     assert found.errors == []
-    assert found.warnings == ["class moose: 0 pixels in 0 images of train; little to learn from"]
+    assert found.warnings == ["class moose: only 0 pixels in 0 images of train"]
 
 
 def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_path):

@@ -70,7 +70,7 @@ class Augmenter:
     def draw(self, seed: int) -> CropDraw:
         """Samples the mixing of the crop with the given seed, 0..2^32-1."""
         random = Random(seed + _SEEDS)
-        mix_type = None
+        mix_type: type[Mosaic | CutMix] | None = None
         if random.random() < self._config.mosaic_prob:
             mix_type = Mosaic
         elif random.random() < self._config.cut_mix_prob:

@@ -82,7 +82,7 @@ def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
     # A side that fills the crop is resized to the crop size; a shorter side keeps the sampled scale.
     target_size = [rule.crop if length == side else max(1, round(length * rule.crop / side)) for length in window_size]
     top, left = _sample_position(rule, mask, window_size, step, random)
-    return Window(top, left, *window_size, *target_size, step)
+    return Window(top, left, window_size[0], window_size[1], target_size[0], target_size[1], step)
 
 
 def _sample_position(rule: CropRule, mask: Mask, size: list[int], step: int, random: Random) -> tuple[int, int]:

@@ -29,22 +29,22 @@ def list_samples(source: str | None) -> SourceListing:
     """
     root = require_source_dir("ade20k", source, LAYOUT)
     images, masks = require_path(root / "images", LAYOUT), require_path(root / "annotations", LAYOUT)
-    classes = Classes.from_names(_names(require_path(root / NAMES, LAYOUT)))
-    collected = SampleCollector(root)
+    classes = Classes.from_names(_parse_names(require_path(root / NAMES, LAYOUT)))
+    collector = SampleCollector(root)
     for folder, split in SPLITS.items():
-        image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collected.problems)
-        mask_of = by_stem(masks / folder, (".png",), "a mask", collected.problems)
-        for stem in match_stems(image_of, mask_of, (images / folder, masks / folder), collected.problems):
-            collected.add(split, stem, image_of[stem], mask_of[stem])
+        image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collector.problems)
+        mask_of = by_stem(masks / folder, (".png",), "a mask", collector.problems)
+        for stem in match_stems(image_of, mask_of, (images / folder, masks / folder), collector.problems):
+            collector.add(split, stem, image_of[stem], mask_of[stem])
     lookup: dict[int, int | None] = {0: None} | {label: label - 1 for label in range(1, NUM_CLASSES + 1)}
-    return collected.listing(classes, lookup, absent_ok=True)
+    return collector.listing(classes, lookup, absent_ok=True)
 
 
-def _names(file: Path) -> list[str]:
+def _parse_names(file: Path) -> list[str]:
     """Parses the first name of each class from lines such as `1  0.1576  11664  1172  1  wall`, after a header line."""
     rows = [line.split("\t") for line in read_lines(file)][1:]
     if [row[0].strip() for row in rows] != [str(number) for number in range(1, NUM_CLASSES + 1)]:
         raise DataError(
-            f"{file} holds {len(rows)} classes; expected {NUM_CLASSES}, numbered from 1, in columns set apart by tabs."
+            f"{file} has {len(rows)} classes; expected {NUM_CLASSES}, numbered from 1, in columns separated by tabs."
         )
     return [row[-1].split(",")[0].strip() for row in rows]

@@ -27,7 +27,7 @@ PALETTE = (
 )
 UNLABELLED = len(NAMES)
 STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
-MASK = "_L"
+MASK_SUFFIX = "_L"
 VOID = "Void"
 
 
@@ -41,8 +41,8 @@ def list_samples(source: str | None) -> SourceListing:
     if (root / "train.txt").exists():
         return _tutorial(root)
     if (root / LABELS).is_dir() and (root / STILLS).is_dir():
-        return list_coloured(read_palette(root / COLOURS), [VOID], lambda reading: _published(root, reading))
-    raise DataError(f"source folder {root} holds {describe_dir(root)}; expected {LAYOUT}.")
+        return list_coloured(read_palette(root / COLOURS), [VOID], lambda mask_reader: _published(root, mask_reader))
+    raise DataError(f"source folder {root} contains {describe_dir(root)}; expected {LAYOUT}.")
 
 
 def _tutorial(root: Path) -> SourceListing:
@@ -51,21 +51,21 @@ def _tutorial(root: Path) -> SourceListing:
     The lists contain lines such as `/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`; only the file names
     are used.
     """
-    collected = SampleCollector(root)
+    collector = SampleCollector(root)
     for split in USUAL_SPLITS:
         for line in read_lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:
             image, _, mask = line.partition(" ")
             files = root / split / Path(image).name, root / f"{split}annot" / Path(mask or image).name
-            collected.add(split, Path(image).stem, *files)
+            collector.add(split, Path(image).stem, *files)
     lookup: dict[int, int | None] = {index: index for index in range(len(NAMES))} | {UNLABELLED: None}
-    return collected.listing(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
+    return collector.listing(Classes(names=NAMES, palette=PALETTE), lookup, absent_ok=True)
 
 
-def _published(root: Path, reading: MaskReader) -> SampleCollector:
-    collected = SampleCollector(root, reading)
-    images = by_stem(root / STILLS, (".png",), "a still", collected.problems)
-    labels = by_stem(root / LABELS, (".png",), "a mask", collected.problems)
-    masks = {stem.removesuffix(MASK): path for stem, path in labels.items()}
-    for stem in match_stems(images, masks, (root / STILLS, root / LABELS), collected.problems, MASK):
-        collected.add(UNSPLIT, stem, images[stem], masks[stem])
-    return collected
+def _published(root: Path, mask_reader: MaskReader) -> SampleCollector:
+    collector = SampleCollector(root, mask_reader)
+    images = by_stem(root / STILLS, (".png",), "a still", collector.problems)
+    labels = by_stem(root / LABELS, (".png",), "a mask", collector.problems)
+    masks = {stem.removesuffix(MASK_SUFFIX): path for stem, path in labels.items()}
+    for stem in match_stems(images, masks, (root / STILLS, root / LABELS), collector.problems, MASK_SUFFIX):
+        collector.add(UNSPLIT, stem, images[stem], masks[stem])
+    return collector

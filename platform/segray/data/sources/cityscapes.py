@@ -42,8 +42,8 @@ CLASSES = {
 LABEL_IDS = range(34)
 IGNORED_IDS = 255
 LAYOUT = "leftImg8bit/<split>/<city>/ and gtFine/<split>/<city>/"
-IMAGE = "_leftImg8bit"
-LABELS = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
+IMAGE_SUFFIX = "_leftImg8bit"
+MASK_SUFFIXES = ("_gtFine_labelIds", "_gtFine_labelTrainIds")
 DUMMY = "test"  # the published masks of this split contain no labels
 UNLABELLED = {DUMMY, "train_extra", "demoVideo"}
 
@@ -56,37 +56,37 @@ def list_samples(source: str | None) -> SourceListing:
     """
     root = require_source_dir("cityscapes", source, LAYOUT)
     images, masks = (require_path(root / name, LAYOUT) for name in ("leftImg8bit", "gtFine"))
-    ending = _ending(masks)
-    collected = SampleCollector(root)
+    suffix = _mask_suffix(masks)
+    collector = SampleCollector(root)
     for folder in sorted(path for path in images.iterdir() if path.is_dir() and path.name not in UNLABELLED):
         if not (masks / folder.name).is_dir():
-            collected.problems.append(f"{folder}: a split without masks; expected {masks / folder.name}")
+            collector.problems.append(f"{folder}: split without masks; expected {masks / folder.name}")
     for split in sort_splits(path.name for path in masks.iterdir() if path.is_dir() and path.name != DUMMY):
-        image_of = _by_frame(images / split, IMAGE)
-        mask_of = _by_frame(masks / split, ending)
-        for frame in match_stems(image_of, mask_of, (images / split, masks / split), collected.problems, ending):
+        image_of = _by_frame(images / split, IMAGE_SUFFIX)
+        mask_of = _by_frame(masks / split, suffix)
+        for frame in match_stems(image_of, mask_of, (images / split, masks / split), collector.problems, suffix):
             city = {"city": image_of[frame].parent.name}
-            collected.add(split, frame, image_of[frame], mask_of[frame], columns=city)
+            collector.add(split, frame, image_of[frame], mask_of[frame], columns=city)
     classes = Classes(names=tuple(CLASSES), palette=tuple(colour for _, colour in CLASSES.values()))
-    return collected.listing(classes, _lookup(ending), absent_ok=True)
+    return collector.listing(classes, _lookup(suffix), absent_ok=True)
 
 
-def _by_frame(folder: Path, ending: str) -> dict[str, Path]:
+def _by_frame(folder: Path, suffix: str) -> dict[str, Path]:
     """Returns the files of all cities of a split by `city/frame`."""
-    found = sorted(path for path in folder.glob(f"*/*{ending}.png") if not is_junk_file(path))
-    return {f"{path.parent.name}/{path.stem.removesuffix(ending)}": path for path in found}
+    paths = sorted(path for path in folder.glob(f"*/*{suffix}.png") if not is_junk_file(path))
+    return {f"{path.parent.name}/{path.stem.removesuffix(suffix)}": path for path in paths}
 
 
-def _ending(masks: Path) -> str:
-    for ending in LABELS:
-        if next(masks.glob(f"*/*/*{ending}.png"), None) is not None:
-            return ending
-    raise DataError(f"{masks} holds no <city>/*{LABELS[0]}.png nor *{LABELS[1]}.png; expected one of the two a frame.")
+def _mask_suffix(masks: Path) -> str:
+    for suffix in MASK_SUFFIXES:
+        if next(masks.glob(f"*/*/*{suffix}.png"), None) is not None:
+            return suffix
+    raise DataError(f"{masks} contains neither <city>/*{MASK_SUFFIXES[0]}.png nor <city>/*{MASK_SUFFIXES[1]}.png.")
 
 
-def _lookup(ending: str) -> dict[int, int | None]:
+def _lookup(suffix: str) -> dict[int, int | None]:
     """Returns the train id of each mask id, or `None` for ids that are not evaluated."""
-    if ending == LABELS[1]:
+    if suffix == MASK_SUFFIXES[1]:
         return {train: train for train in range(len(CLASSES))} | {IGNORED_IDS: None}
-    known: dict[int, int | None] = dict.fromkeys(LABEL_IDS)
-    return known | {label: train for train, (label, _) in enumerate(CLASSES.values())}
+    ignored: dict[int, int | None] = dict.fromkeys(LABEL_IDS)
+    return ignored | {label: train for train, (label, _) in enumerate(CLASSES.values())}

@@ -32,20 +32,20 @@ MAX_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
 
 def list_panoptic(source: str | None) -> SourceListing:
     """Lists the images with their panoptic segments as classes; pixels without a segment are ignored."""
-    return _find("panoptic", source)
+    return _list_samples("panoptic", source)
 
 
 def list_stuff(source: str | None) -> SourceListing:
     """Lists the images with their stuff annotations as classes; pixels without an annotation are ignored."""
-    return _find("stuff", source)
+    return _list_samples("stuff", source)
 
 
 def list_instances(source: str | None) -> SourceListing:
     """Lists the images with their instances as classes after `background`, id 0; crowds are ignored."""
-    return _find("instances", source)
+    return _list_samples("instances", source)
 
 
-def _find(kind: str, source: str | None) -> SourceListing:
+def _list_samples(kind: str, source: str | None) -> SourceListing:
     """Lists the samples of all JSON files of a kind.
 
     Raises:
@@ -57,28 +57,28 @@ def _find(kind: str, source: str | None) -> SourceListing:
         require_path(root / "annotations", layout).glob(f"{kind}_*.json"), key=lambda path: ("val" in path.stem, path)
     )
     if not files:
-        raise DataError(f"{root / 'annotations'} holds no {kind}_*.json; expected {layout}.")
-    collected, categories = SampleCollector(root), dict[int, str]()
+        raise DataError(f"{root / 'annotations'} contains no {kind}_*.json; expected {layout}.")
+    collector, categories = SampleCollector(root), dict[int, str]()
     for file in files:
         try:
             content = json.loads(file.read_bytes())
             categories |= {int(category["id"]): str(category["name"]) for category in content["categories"]}
-            _collect(kind, file, content, collected)
+            _collect_images(kind, file, content, collector)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise DataError(f"{file} is no COCO annotation file ({error!r}).") from error
+            raise DataError(f"{file} is not a COCO annotation file ({error!r}).") from error
     _check_categories(root, categories)
-    return collected.listing(*_classes(categories, kind == "instances"), absent_ok=True)
+    return collector.listing(*_classes(categories, kind == "instances"), absent_ok=True)
 
 
 def _check_categories(root: Path, categories: dict[int, str]) -> None:
-    strange = [key for key in categories if not 0 <= key <= MAX_CATEGORY]
-    if strange:
-        raise DataError(f"{root} has the category {strange[0]}; expected ids from 0 to {MAX_CATEGORY}.")
-    twice = [name for name, count in Counter([BACKGROUND, *categories.values()]).items() if count > 1]
-    if twice:
+    invalid = [key for key in categories if not 0 <= key <= MAX_CATEGORY]
+    if invalid:
+        raise DataError(f"{root} has the category id {invalid[0]}; expected 0 to {MAX_CATEGORY}.")
+    duplicates = [name for name, count in Counter([BACKGROUND, *categories.values()]).items() if count > 1]
+    if duplicates:
         raise DataError(
-            f"{root} has the category {', '.join(twice)} more than once ({BACKGROUND} is taken); expected names that "
-            "differ, and each with one id."
+            f"{root} has duplicate category names ({', '.join(duplicates)}); expected unique names other than "
+            f"{BACKGROUND}."
         )
 
 
@@ -90,46 +90,48 @@ def _classes(categories: dict[int, str], with_background: bool) -> tuple[Classes
     return Classes(names=names, palette=palette), lookup | ({EMPTY: 0} if with_background else {}) | {VOID: None}
 
 
-def _collect(kind: str, file: Path, content: Json, collected: SampleCollector) -> None:
+def _collect_images(kind: str, file: Path, content: Json, collector: SampleCollector) -> None:
     """Adds the images of a JSON file with their annotations."""
     folder = file.stem.removeprefix(f"{kind}_")
     split = YEAR.sub("", folder)
-    of_image = defaultdict[int, list[Json]](list)
+    annotations_by_image = defaultdict[int, list[Json]](list)
     for annotation in content["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
-    strange = of_image.keys() - {image["id"] for image in content["images"]}
-    if strange:
-        many = sum(len(of_image[image]) for image in strange)
-        collected.problems.append(
-            f"{file}: {many} annotations of images that it does not hold, such as {min(strange, key=str)!r}"
+        annotations_by_image[annotation["image_id"]].append(annotation)
+    unknown = annotations_by_image.keys() - {image["id"] for image in content["images"]}
+    if unknown:
+        count = sum(len(annotations_by_image[image_id]) for image_id in unknown)
+        collector.problems.append(
+            f"{file}: {count} annotations have an image_id that is not listed, such as {min(unknown, key=str)!r}"
         )
-    for image in sorted(content["images"], key=lambda one: str(one["file_name"])):
-        path = collected.root / folder / image["file_name"]
-        annotations = of_image[image["id"]]
+    for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
+        path = collector.root / folder / image["file_name"]
+        annotations = annotations_by_image[image["id"]]
         if kind == "panoptic" and not annotations:
-            collected.problems.append(f"{path}: no annotation in {file}; expected its segments")
+            collector.problems.append(f"{path}: no annotation in {file}; expected one")
             continue
-        make = _segments if kind == "panoptic" else partial(_shapes, on_background=kind == "instances")
+        make = _panoptic_mask if kind == "panoptic" else partial(_annotation_mask, on_background=kind == "instances")
         name = str(Path(image["file_name"]).with_suffix(""))
-        collected.add(split, name, path, *make(file, image, annotations))
+        collector.add(split, name, path, *make(file, image, annotations))
 
 
-def _segments(file: Path, _image: Json, annotations: list[Json]) -> tuple[Path, MaskReader, None]:
+def _panoptic_mask(file: Path, _image: Json, annotations: list[Json]) -> tuple[Path, MaskReader, None]:
     (annotation, *_) = annotations
-    packed = _packed(annotation["segments_info"], ("id", "category_id"))
+    packed = _pack(annotation["segments_info"], ("id", "category_id"))
     return file.with_suffix("") / annotation["file_name"], partial(PanopticMask, packed=packed), None
 
 
-def _shapes(file: Path, image: Json, annotations: list[Json], on_background: bool) -> tuple[Path, MaskReader, int]:
+def _annotation_mask(
+    file: Path, image: Json, annotations: list[Json], on_background: bool
+) -> tuple[Path, MaskReader, int]:
     name, size = f"{file}, image {image['id']}", (int(image["height"]), int(image["width"]))
-    packed = _packed(annotations, ("segmentation", "category_id", "area", "iscrowd"))
+    packed = _pack(annotations, ("segmentation", "category_id", "area", "iscrowd"))
     return file, partial(AnnotationMask, image=name, size=size, packed=packed, on_background=on_background), len(packed)
 
 
-def _packed(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
+def _pack(annotations: list[Json], fields: tuple[str, ...]) -> bytes:
     """Packs the given fields of the annotations compactly, because the samples of all images are held in memory."""
-    kept = [{name: one[name] for name in fields if name in one} for one in annotations]
-    return zlib.compress(json.dumps(kept).encode())
+    selected = [{name: annotation[name] for name in fields if name in annotation} for annotation in annotations]
+    return zlib.compress(json.dumps(selected).encode())
 
 
 @dataclass(frozen=True)
@@ -151,21 +153,21 @@ class PanopticMask:
             DataError: the file is not an image, or contains a segment that the JSON does not list.
         """
         pixels = decode_rgb(self.file.read(), self.file.path).astype(np.int32)
-        present, at = np.unique(pixels @ np.array([1, 256, 65536], np.int32), return_inverse=True)
-        known = {0: VOID} | dict(self._segments())
-        unknown = [segment for segment in present.tolist() if segment not in known]
+        segments, inverse = np.unique(pixels @ np.array([1, 256, 65536], np.int32), return_inverse=True)
+        category_of = {0: VOID} | dict(self._categories())
+        unknown = [segment for segment in segments.tolist() if segment not in category_of]
         if unknown:
-            raise DataError(f"{self.file.path} holds the segment {unknown[0]}, which the JSON beside it does not know")
-        return np.array([known[one] for one in present.tolist()], np.uint16)[at].reshape(pixels.shape[:2])
+            raise DataError(f"{self.file.path} contains the segment {unknown[0]}, which its JSON file does not list")
+        categories = np.array([category_of[segment] for segment in segments.tolist()], np.uint16)
+        return categories[inverse].reshape(pixels.shape[:2])
 
-    def _segments(self) -> Iterator[tuple[int, int]]:
-        for one in json.loads(zlib.decompress(self.packed)):
+    def _categories(self) -> Iterator[tuple[int, int]]:
+        """Yields the id and the category of each segment."""
+        for segment in json.loads(zlib.decompress(self.packed)):
             try:
-                yield int(one["id"]), _category(one)
+                yield int(segment["id"]), _category(segment)
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{self.file.path} has a segment in the JSON that cannot be read ({error!r})"
-                ) from error
+                raise DataError(f"{self.file.path} has an invalid segment in its JSON file ({error!r})") from error
 
 
 @dataclass(frozen=True)
@@ -202,22 +204,22 @@ class AnnotationMask:
     def _regions(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         annotations = json.loads(zlib.decompress(self.packed))
         try:
-            for annotation in sorted(annotations, key=lambda one: -float(one.get("area") or 0)):
+            for annotation in sorted(annotations, key=lambda annotation: -float(annotation.get("area") or 0)):
                 is_crowd = self.on_background and annotation.get("iscrowd")
                 category = _category(annotation)
-                yield VOID if is_crowd else category, _decoded(annotation["segmentation"], self.size)
+                yield VOID if is_crowd else category, _decode_segmentation(annotation["segmentation"], self.size)
         except Exception as error:  # pycocotools' C code raises arbitrary exceptions
-            raise DataError(f"{self.image} has a segmentation that cannot be read ({error!r})") from error
+            raise DataError(f"{self.image} has an invalid segmentation ({error!r})") from error
 
 
 def _category(annotation: Json) -> int:
-    found = int(annotation["category_id"])
-    if not 0 <= found <= MAX_CATEGORY:
-        raise ValueError(f"category_id {found}")
-    return found
+    category = int(annotation["category_id"])
+    if not 0 <= category <= MAX_CATEGORY:
+        raise ValueError(f"category_id {category}")
+    return category
 
 
-def _decoded(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Decodes a polygon or an RLE to a boolean mask; raises ValueError if its size differs from the image.
 
     The input is validated first, because pycocotools' C code does not check it.
@@ -225,50 +227,50 @@ def _decoded(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     from pycocotools import mask  # noqa: PLC0415 - only this format needs it
 
     if not segmentation:
-        raise ValueError("an empty segmentation")
+        raise ValueError("empty segmentation")
     if isinstance(segmentation, list):
         _check_polygons(segmentation, size)
         runs = mask.merge(mask.frPyObjects(segmentation, *size))
     else:
         counts = segmentation["counts"]
-        _check_runs(counts if isinstance(counts, list) else _lengths(counts), segmentation["size"], size)
+        _check_runs(counts if isinstance(counts, list) else _decode_run_lengths(counts), segmentation["size"], size)
         runs = mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
     decoded: NDArray[np.bool_] = mask.decode(runs).astype(bool)
     return decoded
 
 
 def _check_polygons(polygons: list[list[float]], size: tuple[int, int]) -> None:
-    most = 2 * max(size)
+    limit = 2 * max(size)
     for corners in polygons:
         if len(corners) < 6 or len(corners) % 2:
-            raise ValueError(f"a polygon of {len(corners)} numbers")
-        if not all(-most <= float(number) <= most for number in corners):  # NaN is rejected too
-            raise ValueError("a polygon that leaves the image by far")
+            raise ValueError(f"polygon with {len(corners)} numbers; expected an even number of at least 6")
+        if not all(-limit <= float(number) <= limit for number in corners):  # NaN is rejected too
+            raise ValueError("polygon far outside the image")
 
 
-def _check_runs(lengths: list[int], said: list[int], size: tuple[int, int]) -> None:
-    if not all(type(number) is int for number in (*lengths, *said)):
-        raise ValueError("runs or a size that are no whole numbers")
-    if tuple(said) != size:
-        raise ValueError(f"of {said[1]}x{said[0]}; expected {size[1]}x{size[0]}")
+def _check_runs(lengths: list[int], stated_size: list[int], size: tuple[int, int]) -> None:
+    if not all(type(number) is int for number in (*lengths, *stated_size)):
+        raise ValueError("run lengths or size are not integers")
+    if tuple(stated_size) != size:
+        raise ValueError(f"size {stated_size[1]}x{stated_size[0]}; expected {size[1]}x{size[0]}")
     if min(lengths, default=0) < 0 or sum(lengths) != size[0] * size[1]:
-        raise ValueError(f"runs of {sum(lengths)} pixels; expected {size[0] * size[1]}")
+        raise ValueError(f"runs with {sum(lengths)} pixels; expected {size[0] * size[1]}")
 
 
-def _lengths(counts: str) -> list[int]:
+def _decode_run_lengths(counts: str) -> list[int]:
     """Decodes the run lengths of COCO's compressed string.
 
     Each number is a group of 5-bit units. From the fourth number on, it is the difference to the number two before.
     """
-    found: list[int] = []
+    lengths: list[int] = []
     value = shift = 0
     for code in (ord(char) - 48 for char in counts):
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:
             value -= (1 << shift) if code & 16 else 0
-            found.append(value + (found[-2] if len(found) > 2 else 0))
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("a string of runs that is cut off")
-    return found
+        raise ValueError("truncated run-length string")
+    return lengths

@@ -15,7 +15,7 @@ from segray.data.sources.street.scene import draw_street
 SPLITS = {"train": 320, "val": 60, "test": 60}
 
 _JPEG_QUALITY = 92
-_USUAL_BYTES = 16_000
+_TYPICAL_BYTES = 16_000
 
 
 def list_samples(source: str | None) -> SourceListing:
@@ -25,7 +25,7 @@ def list_samples(source: str | None) -> SourceListing:
         DataError: a source folder was given.
     """
     if source is not None:
-        raise DataError(f"format demo draws its images and reads no --source; leave out --source {source}.")
+        raise DataError(f"format demo generates its images and has no source; remove --source {source}.")
     return SourceListing(demo_samples(), demo_classes())
 
 
@@ -45,7 +45,7 @@ def _sample(seed: int, split: str, index: int) -> SourceSample:
         id=f"{split}/street_{index:05d}",
         image=f"image {index} of demo split {split}",
         mask=f"mask {index} of demo split {split}",
-        size_bytes=_USUAL_BYTES,
+        size_bytes=_TYPICAL_BYTES,
         read_image=partial(_image, seed, split, index),
         read_mask=partial(_mask, seed, split, index),
         version=f"seed {seed}",
@@ -53,15 +53,15 @@ def _sample(seed: int, split: str, index: int) -> SourceSample:
 
 
 def _image(seed: int, split: str, index: int) -> bytes:
-    return _pair(seed, split, index)[0]
+    return _generate_pair(seed, split, index)[0]
 
 
 def _mask(seed: int, split: str, index: int) -> bytes:
-    return _pair(seed, split, index)[1]
+    return _generate_pair(seed, split, index)[1]
 
 
 @lru_cache(maxsize=1)
-def _pair(seed: int, split: str, index: int) -> tuple[bytes, bytes]:
+def _generate_pair(seed: int, split: str, index: int) -> tuple[bytes, bytes]:
     """Generates the JPEG and the PNG of a street; cached, because image and mask are read separately."""
     pixels, ids = draw_street(np.random.default_rng([seed, *split.encode(), index]))
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]

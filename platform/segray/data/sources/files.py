@@ -31,8 +31,8 @@ class SourceFile:
     @classmethod
     def stat(cls, path: Path) -> "SourceFile":
         """Returns the current state of a file; raises OSError if it does not exist."""
-        found = path.stat()
-        return cls(str(path), found.st_size, found.st_mtime_ns)
+        status = path.stat()
+        return cls(str(path), status.st_size, status.st_mtime_ns)
 
     @property
     def version(self) -> str:
@@ -47,12 +47,12 @@ class SourceFile:
         """
         try:
             with Path(self.path).open("rb") as file:
-                found = os.fstat(file.fileno())
+                status = os.fstat(file.fileno())
                 content = file.read()
         except OSError as error:
             raise DataError(f"{self.path} cannot be read ({error.strerror}); expected an image file.") from error
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.time) or len(content) != self.size:
-            raise DataError(f"{self.path} has changed since the conversion began; convert again.")
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.time) or len(content) != self.size:
+            raise DataError(f"{self.path} has changed since the conversion started; convert again.")
         return content
 
 
@@ -68,12 +68,12 @@ def require_source_dir(kind: str, source: str | None, layout: str) -> Path:
         DataError: no folder is given, or it does not exist.
     """
     if source is None:
-        raise DataError(f"format {kind} needs --source DIR, a folder with {layout}.")
+        raise DataError(f"format {kind} requires --source DIR, a folder with {layout}.")
     root = Path(source).absolute()
     if root.exists() and not root.is_dir():
         raise DataError(f"source folder {root} is a file; expected a folder with {layout}.")
     if not root.is_dir():
-        raise DataError(f"source folder {root} does not exist; expected one with {layout}.")
+        raise DataError(f"source folder {root} does not exist; expected a folder with {layout}.")
     return root
 
 
@@ -84,13 +84,13 @@ def require_path(path: Path, layout: str) -> Path:
         DataError: the path does not exist; the message lists the existing files and the expected layout.
     """
     if not path.exists():
-        raise DataError(f"{path} is missing; {path.parent} holds {describe_dir(path.parent)}; expected {layout}.")
+        raise DataError(f"{path} is missing; {path.parent} contains {describe_dir(path.parent)}; expected {layout}.")
     return path
 
 
 def describe_dir(folder: Path) -> str:
     """Returns the names in a folder as text for messages."""
-    names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names)[:200] or "nothing"
 
 
@@ -103,7 +103,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); expected a list, an entry a line.") from error
+        raise DataError(f"{path} cannot be read ({error}); expected one entry per line.") from error
 
 
 def is_junk_file(path: Path) -> bool:
@@ -124,13 +124,13 @@ class SampleCollector:
 
     Attributes:
         root: root of the source. A path that leaves it, through a link or by name, is a problem.
-        reading: default mask reader factory; defaults to `None`, which uses the bytes of the file.
+        mask_reader: default mask reader factory; defaults to `None`, which uses the bytes of the file.
         samples: samples in the order in which they were added.
         problems: one line per problem.
     """
 
     root: Path
-    reading: MaskReader | None = None
+    mask_reader: MaskReader | None = None
     samples: list[SourceSample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _folders: dict[Path, Path] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class SampleCollector:
         stem: str,
         image: Path,
         mask: Path,
-        reading: MaskReader | None = None,
+        mask_reader: MaskReader | None = None,
         mask_bytes: int | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
@@ -152,45 +152,44 @@ class SampleCollector:
             stem: name that is unique within the split.
             image: image file.
             mask: file from which the mask is made.
-            reading: mask reader factory for this mask, or `None` for the default of the collector.
+            mask_reader: mask reader factory for this mask, or `None` for the default of the collector.
             mask_bytes: size of the mask in bytes, if the file holds other masks too; `None` uses the file size.
             columns: additional columns by name.
         """
-        files = [self._file(image, "image"), self._file(mask, "mask")]
-        pixels, labels = files
-        if pixels is None or labels is None:
+        image_file, mask_file = self._file(image, "image"), self._file(mask, "mask")
+        if image_file is None or mask_file is None:
             return
-        reading = reading or self.reading
-        read_mask = reading(labels) if reading else labels.read
+        mask_reader = mask_reader or self.mask_reader
+        read_mask = mask_reader(mask_file) if mask_reader else mask_file.read
         self.samples.append(
             SourceSample(
                 split=split,
                 id=f"{split}/{stem}",
                 image=str(image),
                 mask=str(mask),
-                size_bytes=pixels.size + (labels.size if mask_bytes is None else mask_bytes),
-                read_image=pixels.read,
+                size_bytes=image_file.size + (mask_file.size if mask_bytes is None else mask_bytes),
+                read_image=image_file.read,
                 read_mask=read_mask,
-                version=f"{pixels.version}\n{labels.version}\n{_version_of(read_mask)}",
+                version=f"{image_file.version}\n{mask_file.version}\n{_version_of(read_mask)}",
                 columns=columns or {},
             )
         )
 
-    def _file(self, path: Path, what: str) -> SourceFile | None:
+    def _file(self, path: Path, role: str) -> SourceFile | None:
         if not is_encodable(str(path)):
-            self.problems.append(f"{str(path)!a}: a name that is no UTF-8; rename it")
+            self.problems.append(f"{str(path)!a}: the name is not valid UTF-8; rename it")
             return None
         try:
             if not self._is_inside(path):
-                self.problems.append(f"{path}: leaves the source, to {path.resolve()}; copy the {what} into it")
+                self.problems.append(f"{path}: outside the source ({path.resolve()}); copy the {role} into it")
             elif path.is_file():
                 return SourceFile.stat(path)
             else:
-                found = "a link to nothing" if path.is_symlink() else "missing"
-                self.problems.append(f"{path}: {found}; expected the {what} there")
+                reason = "broken link" if path.is_symlink() else "missing"
+                self.problems.append(f"{path}: {reason}; expected the {role} there")
         except (OSError, RuntimeError, ValueError) as error:  # name too long, cyclic links, or a null byte in the name
             self.problems.append(
-                f"{str(path)[:200]!r}: cannot be looked at ({type(error).__name__}); expected the {what}"
+                f"{str(path)[:200]!r}: cannot be accessed ({type(error).__name__}); expected the {role}"
             )
         return None
 
@@ -199,8 +198,8 @@ class SampleCollector:
         for folder in (self.root, path.parent):
             if folder not in self._folders:
                 self._folders[folder] = folder.resolve()
-        found = path.resolve() if path.is_symlink() else self._folders[path.parent]
-        return found.is_relative_to(self._folders[self.root])
+        resolved = path.resolve() if path.is_symlink() else self._folders[path.parent]
+        return resolved.is_relative_to(self._folders[self.root])
 
     def listing(
         self, classes: Classes | None, lookup: Mapping[int, int | None] | None = None, *, absent_ok: bool = False
@@ -214,35 +213,39 @@ def _version_of(read_mask: Callable[[], Encoded]) -> str:
     return content_hash(repr(read_mask).encode("utf-8", "surrogateescape")) if is_dataclass(read_mask) else ""
 
 
-def by_stem(folder: Path, suffixes: Sequence[str], what: str, problems: list[str]) -> dict[str, Path]:
+def by_stem(folder: Path, suffixes: Sequence[str], kind: str, problems: list[str]) -> dict[str, Path]:
     """Returns the files of a folder by their stem, ordered by name.
 
     Args:
         folder: folder to list. Hidden files and files that file managers create are skipped.
         suffixes: allowed suffixes.
-        what: kind of file, for the messages.
+        kind: kind of file, for the messages.
         problems: list to which a line is added for each unexpected file.
     """
     if not folder.is_dir():
-        problems.append(f"{folder}: folder is missing; expected the split's files there")
+        problems.append(f"{folder}: missing folder; expected the files of the split")
         return {}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if not is_junk_file(path)):
         if not is_encodable(path.name):
-            problems.append(f"{folder}/{path.name!a}: a name that is no UTF-8; rename it")
+            problems.append(f"{folder}/{path.name!a}: the name is not valid UTF-8; rename it")
         elif not path.exists():
-            problems.append(f"{path}: a link to nothing; expected a file")
+            problems.append(f"{path}: broken link; expected a file")
         elif path.is_dir() or path.suffix.lower() not in suffixes:
-            problems.append(f"{path}: not {what}; expected only files ending in {' '.join(suffixes)}")
-        elif path.stem in found:
-            problems.append(f"{path}: {found[path.stem].name} has the same stem; expected one file a stem")
+            problems.append(f"{path}: not {kind}; expected only files that end in {' '.join(suffixes)}")
+        elif path.stem in files:
+            problems.append(f"{path}: {files[path.stem].name} has the same stem; expected one file per stem")
         else:
-            found[path.stem] = path
-    return found
+            files[path.stem] = path
+    return files
 
 
 def match_stems(
-    images: dict[str, Path], masks: dict[str, Path], folders: tuple[Path, Path], problems: list[str], ending: str = ""
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    folders: tuple[Path, Path],
+    problems: list[str],
+    mask_suffix: str = "",
 ) -> list[str]:
     """Returns the stems that occur in both, in order.
 
@@ -251,10 +254,10 @@ def match_stems(
         masks: mask files by stem.
         folders: image folder and mask folder, used in messages about missing partners.
         problems: list to which a line is added for each stem without a partner.
-        ending: suffix that follows the stem in mask names.
+        mask_suffix: suffix that follows the stem in mask names.
     """
     for stem in sorted(images.keys() - masks.keys()):
-        problems.append(f"{images[stem]}: image without a mask; expected {folders[1] / stem}{ending}.png")
+        problems.append(f"{images[stem]}: image without a mask; expected {folders[1] / stem}{mask_suffix}.png")
     for stem in sorted(masks.keys() - images.keys()):
         problems.append(f"{masks[stem]}: mask without an image; expected {folders[0] / stem}.jpg or .png")
     return sorted(images.keys() & masks.keys())

@@ -38,37 +38,35 @@ def list_samples(source: str | None) -> SourceListing:
         DataError: the folder does not exist, a split is empty, or a file has no partner; all such files are listed.
     """
     root = require_source_dir("folder", source, LAYOUT)
-    collected = list_pairs(root)
-    named = root / CLASSES
-    return collected.listing(Classes.from_names(read_class_names(named)) if named.exists() else None)
+    collector = list_pairs(root)
+    names_file = root / CLASSES
+    return collector.listing(Classes.from_names(read_class_names(names_file)) if names_file.exists() else None)
 
 
-def list_pairs(root: Path, reading: MaskReader | None = None) -> SampleCollector:
+def list_pairs(root: Path, mask_reader: MaskReader | None = None) -> SampleCollector:
     """Collects the pairs of a folder and the files without a partner.
 
     Args:
         root: folder of the source.
-        reading: mask reader factory; defaults to `None`, which uses the bytes of the file.
+        mask_reader: mask reader factory; defaults to `None`, which uses the bytes of the file.
 
     Raises:
         DataError: the folder has neither layout, or no split.
     """
     images, masks = _layout(root)
-    names = {path.name for side in (images, masks) for path in side.iterdir() if path.is_dir()}
-    names = {name for name in names if not name.startswith(".")}
-    collected = SampleCollector(root, reading)
+    paths = [path for folder in (images, masks) for path in folder.iterdir()]
+    names = {path.name for path in paths if path.is_dir() and not path.name.startswith(".")}
+    collector = SampleCollector(root, mask_reader)
     if not names and not any(images.iterdir()):
-        raise DataError(f"{images} has no split; expected folders such as {images / 'train'}, or files and lists.")
+        raise DataError(f"{images} is empty; expected folders such as {images / 'train'}, or files and lists.")
     if not names:
-        _listed(collected, images, masks)
-        return collected
-    for path in (
-        path for side in (images, masks) for path in side.iterdir() if path.is_file() and not is_junk_file(path)
-    ):
-        collected.problems.append(f"{path}: lies beside the folders of the splits; expected it in one of them")
+        _collect_listed(collector, images, masks)
+        return collector
+    for path in (path for path in paths if path.is_file() and not is_junk_file(path)):
+        collector.problems.append(f"{path}: not in the folder of a split; move it into one")
     for split in sort_splits(names):
-        _pair(collected, split, images / split, masks / split)
-    return collected
+        _collect_split(collector, split, images / split, masks / split)
+    return collector
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
@@ -76,33 +74,35 @@ def _layout(root: Path) -> tuple[Path, Path]:
         if (root / images).is_dir() and (root / masks).is_dir():
             return root / images, root / masks
     expected = " or ".join(f"{images}/ and {masks}/" for images, masks in LAYOUTS)
-    raise DataError(f"source folder {root} holds {describe_dir(root)}; expected {expected}, with a folder a split.")
+    raise DataError(
+        f"source folder {root} contains {describe_dir(root)}; expected {expected}, with one folder per split."
+    )
 
 
-def _listed(collected: SampleCollector, images: Path, masks: Path) -> None:
+def _collect_listed(collector: SampleCollector, images: Path, masks: Path) -> None:
     """Adds the pairs that the list files name; without list files, adds all pairs to one split."""
-    lists = {name: collected.root / f"{name}.txt" for name in USUAL_SPLITS}
+    lists = {name: collector.root / f"{name}.txt" for name in USUAL_SPLITS}
     lists = {name: file for name, file in lists.items() if file.exists()}
     if not lists:
-        _pair(collected, UNSPLIT, images, masks)
+        _collect_split(collector, UNSPLIT, images, masks)
         return
-    image_of = by_stem(images, IMAGE_SUFFIXES, "an image", collected.problems)
-    mask_of = by_stem(masks, MASK_SUFFIXES, "a mask (lossless)", collected.problems)
+    image_of = by_stem(images, IMAGE_SUFFIXES, "an image", collector.problems)
+    mask_of = by_stem(masks, MASK_SUFFIXES, "a mask (lossless)", collector.problems)
     split_of: dict[str, str] = {}
     for split, file in lists.items():
         for stem in (name if name in image_of else Path(name).stem for name in read_lines(file)):
             if stem in split_of:
-                collected.problems.append(f"{file}: {stem} is in {split_of[stem]}.txt already; expected it once")
+                collector.problems.append(f"{file}: {stem} is also in {split_of[stem]}.txt; expected it once")
                 continue
             split_of[stem] = split
             image, mask = image_of.get(stem, images / f"{stem}.jpg"), mask_of.get(stem, masks / f"{stem}.png")
-            collected.add(split, stem, image, mask)
+            collector.add(split, stem, image, mask)
 
 
-def _pair(collected: SampleCollector, split: str, images: Path, masks: Path) -> None:
-    image_of = by_stem(images, IMAGE_SUFFIXES, "an image", collected.problems)
-    mask_of = by_stem(masks, MASK_SUFFIXES, "a mask (lossless)", collected.problems)
+def _collect_split(collector: SampleCollector, split: str, images: Path, masks: Path) -> None:
+    image_of = by_stem(images, IMAGE_SUFFIXES, "an image", collector.problems)
+    mask_of = by_stem(masks, MASK_SUFFIXES, "a mask (lossless)", collector.problems)
     if images.is_dir() and not image_of:
-        collected.problems.append(f"{images}: empty split, no image; add images or remove the folder")
-    for stem in match_stems(image_of, mask_of, (images, masks), collected.problems):
-        collected.add(split, stem, image_of[stem], mask_of[stem])
+        collector.problems.append(f"{images}: empty split; add images or remove the folder")
+    for stem in match_stems(image_of, mask_of, (images, masks), collector.problems):
+        collector.add(split, stem, image_of[stem], mask_of[stem])

@@ -7,9 +7,7 @@ entry in SOURCES.
 from collections.abc import Callable
 
 from segray.data.sources import ade20k, camvid, cityscapes, coco, demo, folder, huggingface, labelme, palette, voc
-from segray.data.sources.sample import SourceListing, SourceSample
-
-__all__ = ["SOURCES", "SourceListing", "SourceSample"]
+from segray.data.sources.sample import SourceListing
 
 SOURCES: dict[str, Callable[[str | None], SourceListing]] = {
     "demo": demo.list_samples,

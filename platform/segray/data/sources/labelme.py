@@ -22,7 +22,7 @@ VOID = 65535
 CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "point": 1, "mask": 2}
 """Kinds of shapes, and the minimum number of points of each."""
 SHAPE = ("label", "points", "shape_type", "mask")
-FARTHEST = 2**20
+MAX_COORDINATE = 2**20
 """Maximum coordinate of a point in pixels; a larger value is an error."""
 
 
@@ -36,43 +36,43 @@ def list_samples(source: str | None) -> SourceListing:
         DataError: the folder does not exist, or a JSON file or its image cannot be used; all such files are listed.
     """
     root = require_source_dir("labelme", source, LAYOUT)
-    collected = SampleCollector(root)
-    files = _files(root)
+    collector = SampleCollector(root)
+    files = _list_files(root)
     for file in sorted(set(root.glob("*.json")) - set(files)):
-        collected.problems.append(f"{file}: lies beside the folders of the splits; expected it in one of them")
+        collector.problems.append(f"{file}: not in the folder of a split; move it into one")
     images, labels = dict[Path, Path](), set[str]()
     for file in files:
         try:
-            content = _read(file.read_bytes())
+            content = _parse(file.read_bytes())
         except (OSError, ValueError) as error:
-            collected.problems.append(f"{file}: no LabelMe file ({error})")
+            collector.problems.append(f"{file}: not a LabelMe file ({error})")
         else:
             images[file] = file.parent / content["imagePath"].replace("\\", "/")
             labels |= {shape["label"] for shape in content["shapes"]}
-    listed = read_class_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
-    names = (BACKGROUND, *(name for name in listed if name not in (BACKGROUND, IGNORED)))
+    class_names = read_class_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
+    names = (BACKGROUND, *(name for name in class_names if name not in (BACKGROUND, IGNORED)))
     for file, image in images.items():
         split = file.parent.name if file.parent != root else UNSPLIT
-        collected.add(split, file.stem, image, file, partial(PolygonMask, names=names))
+        collector.add(split, file.stem, image, file, partial(PolygonMask, names=names))
     classes = Classes(names=names, palette=((0, 0, 0), *default_palette(len(names) - 1)))
-    return collected.listing(classes, absent_ok=True)
+    return collector.listing(classes, absent_ok=True)
 
 
-def _files(root: Path) -> list[Path]:
+def _list_files(root: Path) -> list[Path]:
     splits = sort_splits(path.parent.name for path in root.glob("*/*.json") if not is_junk_file(path))
     folders = [root / split for split in splits] or [root]
     return [file for folder in folders for file in sorted(folder.glob("*.json")) if not is_junk_file(file)]
 
 
-def _read(content: bytes) -> Json:
+def _parse(content: bytes) -> Json:
     """Parses a LabelMe file; raises ValueError if it is not one."""
     try:
-        found: Json = json.loads(content)
-        sizes = {name: int(found[name]) for name in ("imageHeight", "imageWidth")}
-        shapes = [{name: shape.get(name) for name in SHAPE} for shape in found["shapes"]]
+        parsed: Json = json.loads(content)
+        sizes = {name: int(parsed[name]) for name in ("imageHeight", "imageWidth")}
+        shapes = [{name: shape.get(name) for name in SHAPE} for shape in parsed["shapes"]]
         for shape in shapes:
             shape["label"] = str(shape["label"])
-        return {"imagePath": str(found["imagePath"]), "shapes": shapes} | sizes
+        return {"imagePath": str(parsed["imagePath"]), "shapes": shapes} | sizes
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -96,38 +96,38 @@ class PolygonMask:
             DataError: a label is not a class, or LabelMe does not support a shape.
         """
         try:
-            content = _read(self.file.read())
+            content = _parse(self.file.read())
         except ValueError as error:
-            raise DataError(f"{self.file.path} is no LabelMe file ({error})") from error
+            raise DataError(f"{self.file.path} is not a LabelMe file ({error})") from error
         require_mask_size(content["imageHeight"], content["imageWidth"], self.file.path)
-        known = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
+        id_of = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
         canvas = Image.new("I", (content["imageWidth"], content["imageHeight"]), 0)
         for shape in content["shapes"]:
-            if shape["label"] not in known:
+            if shape["label"] not in id_of:
                 raise DataError(
-                    f"{self.file.path} has the label {shape['label']!r}, which is no class; add it to {LABELS}"
+                    f"{self.file.path} has the label {shape['label']!r}, which is not a class; add it to {LABELS}"
                 )
-            self._draw(canvas, shape, known[shape["label"]])
+            self._draw(canvas, shape, id_of[shape["label"]])
         return np.asarray(canvas).astype(np.uint16)
 
-    def _points(self, shape: Json, kind: str) -> list[tuple[float, float]]:
+    def _parse_points(self, shape: Json, kind: str) -> list[tuple[float, float]]:
         try:
             points = [(float(x), float(y)) for x, y in shape["points"]]
         except (TypeError, ValueError) as error:
-            raise DataError(f"{self.file.path} has a shape whose points cannot be read ({error})") from error
+            raise DataError(f"{self.file.path} has a shape with invalid points ({error})") from error
         if kind not in CORNERS or len(points) < CORNERS[kind]:
             raise DataError(
-                f"{self.file.path} has a {kind} of {len(points)} points; expected one of {', '.join(CORNERS)}, with at "
-                f"least {' '.join(map(str, CORNERS.values()))}"
+                f"{self.file.path} has a {kind} with {len(points)} points; expected one of "
+                f"{', '.join(f'{name} (at least {count})' for name, count in CORNERS.items())}"
             )
-        if not all(abs(number) <= FARTHEST for point in points for number in point):  # NaN is rejected too
-            raise DataError(f"{self.file.path} has a {kind} with a point out of all bounds: {points}")
+        if not all(abs(number) <= MAX_COORDINATE for point in points for number in point):  # NaN is rejected too
+            raise DataError(f"{self.file.path} has a {kind} with a coordinate beyond {MAX_COORDINATE}: {points}")
         return points
 
     def _draw(self, canvas: Image.Image, shape: Json, value: int) -> None:
         pen = ImageDraw.Draw(canvas)
         kind = str(shape["shape_type"] or "polygon")
-        points = self._points(shape, kind)
+        points = self._parse_points(shape, kind)
         if kind == "polygon":
             pen.polygon(points, fill=value, outline=value)
         elif kind == "rectangle":
@@ -135,19 +135,19 @@ class PolygonMask:
             pen.rectangle((min(x, u), min(y, v), max(x, u), max(y, v)), fill=value, outline=value)
         elif kind == "circle":  # the centre and a point on the circle
             (x, y), (u, v) = points[:2]
-            reach = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
-            pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=value, outline=value)
+            radius = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value, outline=value)
         elif kind == "mask":  # a PNG placed between two corners
             (x, y), _ = points[:2]
-            canvas.paste(value, (round(x), round(y)), self._stencil(shape["mask"]))
+            canvas.paste(value, (round(x), round(y)), self._decode_mask(shape["mask"]))
         elif kind == "point":
             pen.point(points, fill=value)
         else:
             pen.line(points, fill=value)
 
-    def _stencil(self, encoded: str | None) -> Image.Image:
+    def _decode_mask(self, encoded: str | None) -> Image.Image:
         try:
-            pixels = decode_source_mask(b64decode(encoded or "", validate=True), f"{self.file.path}, a mask in it")
+            pixels = decode_source_mask(b64decode(encoded or "", validate=True), f"{self.file.path} (embedded mask)")
         except ValueError as error:
-            raise DataError(f"{self.file.path} has a mask that is not in base64 ({error})") from error
+            raise DataError(f"{self.file.path} has a mask that is not valid base64 ({error})") from error
         return Image.fromarray((pixels > 0).astype(np.uint8) * 255)

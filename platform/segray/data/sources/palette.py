@@ -24,7 +24,7 @@ from segray.data.sources.files import (
 from segray.data.sources.sample import Ids, SourceListing
 
 PALETTE = "palette.txt"
-LAYOUT = f"{folder.LAYOUT} (masks in RGB) and {PALETTE} (`R G B name`, a class a line)"
+LAYOUT = f"{folder.LAYOUT} (masks in RGB) and {PALETTE} (one class per line, `R G B name`)"
 IGNORED = ("ignore", "void", "unlabelled", "unlabeled")
 LINE = re.compile(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)")
 
@@ -48,23 +48,23 @@ class ColourMask:
             DataError: the file is not an image, or contains an unknown colour; the message names the first such pixel.
         """
         pixels = decode_rgb(self.file.read(), self.file.path)
-        keys, ids = _table(self.colours)
+        keys, ids = _colour_table(self.colours)
         packed = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-        at = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-        strange = keys[at] != packed
-        if strange.any():
-            row, column = np.argwhere(strange)[0].tolist()
+        indices = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        is_unknown = keys[indices] != packed
+        if is_unknown.any():
+            row, column = np.argwhere(is_unknown)[0].tolist()
             raise DataError(
-                f"{self.file.path} holds the colour {tuple(pixels[row, column].tolist())}, first at pixel "
-                f"({column}, {row}), and {int(strange.sum())} pixels of unknown colours in all; add them to the "
+                f"{self.file.path} contains the unknown colour {tuple(pixels[row, column].tolist())}, first at pixel "
+                f"({column}, {row}), and {int(is_unknown.sum())} pixels of unknown colours in total; add them to the "
                 "palette, or correct the mask"
             )
-        found: Ids = ids[at]
-        return found
+        class_ids: Ids = ids[indices]
+        return class_ids
 
 
 @lru_cache(maxsize=8)
-def _table(colours: tuple[Colour, ...]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+def _colour_table(colours: tuple[Colour, ...]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
     """Returns the colours as sorted numbers, and the id of each."""
     packed = np.array([red * 65536 + green * 256 + blue for red, green, blue in colours], np.int32)
     order = np.argsort(packed)
@@ -80,7 +80,7 @@ def list_samples(source: str | None) -> SourceListing:
     root = require_source_dir("palette", source, LAYOUT)
     palette = read_palette(require_path(root / PALETTE, LAYOUT))
     ignored = [name for name in palette if name.lower() in IGNORED]
-    return list_coloured(palette, ignored, lambda reading: folder.list_pairs(root, reading))
+    return list_coloured(palette, ignored, lambda mask_reader: folder.list_pairs(root, mask_reader))
 
 
 def list_coloured(
@@ -93,13 +93,13 @@ def list_coloured(
         ignored: names of ignored colours.
         collect: function that collects the samples with the given mask reader factory.
     """
-    out = set(ignored)
-    names = [name for name in palette if name not in out]
-    colours = tuple(palette[name] for name in [*names, *(name for name in palette if name in out)])
-    collected = collect(lambda file: ColourMask(file, colours))
+    ignored_names = set(ignored)
+    names = [name for name in palette if name not in ignored_names]
+    colours = tuple(palette[name] for name in [*names, *(name for name in palette if name in ignored_names)])
+    collector = collect(lambda file: ColourMask(file, colours))
     lookup = {index: index if index < len(names) else None for index in range(len(colours))}
     classes = Classes(names=tuple(names), palette=colours[: len(names)])
-    return collected.listing(classes, lookup, absent_ok=True)
+    return collector.listing(classes, lookup, absent_ok=True)
 
 
 def read_palette(file: Path) -> dict[str, Colour]:
@@ -108,13 +108,13 @@ def read_palette(file: Path) -> dict[str, Colour]:
     Raises:
         DataError: a line is invalid, or a name or colour occurs twice.
     """
-    found: dict[str, Colour] = {}
+    palette: dict[str, Colour] = {}
     for number, line in enumerate(read_lines(file), 1):
         match = LINE.fullmatch(line)
         colour = tuple(int(part) for part in match.groups()[:3]) if match else (256,)
         if match is None or max(colour) > 255:
             raise DataError(f"{file} line {number} is {line!r}; expected `R G B name`, each 0 to 255.")
-        if match[4] in found or colour in found.values():
-            raise DataError(f"{file} line {number}: the name or the colour of {line!r} stands there before.")
-        found[match[4]] = (colour[0], colour[1], colour[2])
-    return found
+        if match[4] in palette or colour in palette.values():
+            raise DataError(f"{file} line {number} is {line!r}; its name or colour is a duplicate.")
+        palette[match[4]] = (colour[0], colour[1], colour[2])
+    return palette

@@ -25,18 +25,18 @@ def list_samples(source: str | None) -> SourceListing:
     lists = {path.stem: path for path in require_path(root / "ImageSets" / "Segmentation", LAYOUT).glob("*.txt")}
     if {"train", "val"} <= lists.keys():
         lists.pop(UNION, None)
-    collected, split_of = SampleCollector(root), dict[str, str]()
+    collector, split_of = SampleCollector(root), dict[str, str]()
     for split in sort_splits(lists):
         for stem in (str(Path(line)) for line in read_lines(lists[split])):
             if split == "test" and not (masks / f"{stem}.png").exists():
                 continue  # the test split is published without masks
             if stem in split_of:
-                collected.problems.append(
-                    f"{lists[split]}: {stem} is in {split_of[stem]}.txt already; expected it once; move the lists away "
-                    "that are not wanted"
+                collector.problems.append(
+                    f"{lists[split]}: {stem} is also in {split_of[stem]}.txt; expected it once; remove the "
+                    "lists that are not needed"
                 )
                 continue
             split_of[stem] = split
-            collected.add(split, stem, images / f"{stem}.jpg", masks / f"{stem}.png")
+            collector.add(split, stem, images / f"{stem}.jpg", masks / f"{stem}.png")
     palette = ((0, 0, 0), *default_palette(len(NAMES) - 1))
-    return collected.listing(Classes(names=NAMES, palette=palette), absent_ok=True)
+    return collector.listing(Classes(names=NAMES, palette=palette), absent_ok=True)

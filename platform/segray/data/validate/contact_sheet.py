@@ -19,38 +19,39 @@ PER_SPLIT = 12
 def save_contact_sheet(root: str, manifest: Manifest, file: Path, per_split: int = PER_SPLIT) -> None:
     """Writes a PNG with images sampled evenly from every split; a row that cannot be read gets a placeholder cell."""
     width = COLUMNS * CELL[0]
-    parts = [
-        _split(SplitReader(root, split), name, manifest.classes, per_split) for name, split in manifest.splits.items()
+    strips = [
+        _draw_split(SplitReader(root, split), name, manifest.classes, per_split)
+        for name, split in manifest.splits.items()
     ]
-    parts.append(draw_legend(manifest.classes, width))
-    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), BACK)
+    strips.append(draw_legend(manifest.classes, width))
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), BACK)
     top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
     sheet.save(file)
 
 
-def _split(source: SplitReader, name: str, classes: Classes, count: int) -> Image.Image:
+def _draw_split(source: SplitReader, name: str, classes: Classes, count: int) -> Image.Image:
     rows = np.unique(np.linspace(0, source.split.rows - 1, min(count, source.split.rows)).round().astype(int)).tolist()
-    height = CELL[1] + LINE
-    part = Image.new("RGB", (COLUMNS * CELL[0], LINE + -(-len(rows) // COLUMNS) * height), BACK)
-    pen = ImageDraw.Draw(part)
+    cell_height = CELL[1] + LINE
+    strip = Image.new("RGB", (COLUMNS * CELL[0], LINE + -(-len(rows) // COLUMNS) * cell_height), BACK)
+    pen = ImageDraw.Draw(strip)
     pen.text((4, 2), f"{name}: {len(rows)} of {source.split.rows} images", TEXT)
     for number, row in enumerate(rows):
-        left, top = number % COLUMNS * CELL[0], LINE + number // COLUMNS * height
+        left, top = number % COLUMNS * CELL[0], LINE + number // COLUMNS * cell_height
         try:
-            label, picture = _overlaid(source, row, classes)
+            label, overlay = _overlay_row(source, row, classes)
         except Exception:  # arbitrary damage; the validation reports the cause
-            pen.text((left + 4, top + CELL[1] // 2), f"row {row} cannot be shown", TEXT)
+            pen.text((left + 4, top + CELL[1] // 2), f"row {row} cannot be decoded", TEXT)
             continue
-        picture = ImageOps.pad(picture, (CELL[0] - 4, CELL[1] - 2), color=BACK)
-        part.paste(picture, (left + 2, top))
+        overlay = ImageOps.pad(overlay, (CELL[0] - 4, CELL[1] - 2), color=BACK)
+        strip.paste(overlay, (left + 2, top))
         pen.text((left + 4, top + CELL[1]), label[-CELL[0] // 7 :], TEXT)
-    return part
+    return strip
 
 
-def _overlaid(source: SplitReader, row: int, classes: Classes) -> tuple[str, Image.Image]:
+def _overlay_row(source: SplitReader, row: int, classes: Classes) -> tuple[str, Image.Image]:
     table = source.read([int(source.groups_of_rows([row])[0])])
     index = table["row"].to_pylist().index(row)
     image, mask = (table[column][index].as_py() for column in ("image", "mask"))

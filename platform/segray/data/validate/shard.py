@@ -45,7 +45,7 @@ class ShardFindings:
     """Findings and statistics of one shard.
 
     Attributes:
-        faults: one line per fault.
+        errors: one line per error.
         rows: id and image content hash of each row.
         class_pixels: number of pixels of each class, (K,).
         class_images: number of images that contain each class, (K,).
@@ -53,7 +53,7 @@ class ShardFindings:
         sizes: number of images of each (width, height).
     """
 
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     rows: list[tuple[str, str]] = field(default_factory=list)
     class_pixels: list[int] = field(default_factory=list)
     class_images: list[int] = field(default_factory=list)
@@ -62,71 +62,77 @@ class ShardFindings:
 
 
 def inspect_shard(task: ShardTask) -> ShardFindings:
-    """Validates a shard and returns its statistics and all faults."""
-    seen = ShardFindings(class_pixels=[0] * task.num_classes, class_images=[0] * task.num_classes)
+    """Validates a shard and returns its statistics and all errors."""
+    findings = ShardFindings(class_pixels=[0] * task.num_classes, class_images=[0] * task.num_classes)
     name = display_path(task.root, task.shard.path)
     digests: list[bytes] = []
-    for number, row in _rows(task, name, seen):
+    for number, row in _read_rows(task, name, findings):
         digests.append(str(row["digest"]).encode())
-        seen.faults += (f"{name}, row {number} ({row['id']}): {fault}" for fault in _row_faults(task, row, seen))
-        seen.rows.append((str(row["id"]), content_hash(row["image"])))
-    if not seen.faults and content_hash(*digests) != task.shard.digest:
-        seen.faults.append(f"{name}: its rows are not those of the manifest (their digests disagree)")
-    return seen
+        findings.errors += (
+            f"{name}, row {number} ({row['id']}): {error}" for error in _row_errors(task, row, findings)
+        )
+        findings.rows.append((str(row["id"]), content_hash(row["image"])))
+    if not findings.errors and content_hash(*digests) != task.shard.digest:
+        findings.errors.append(f"{name}: its rows differ from the manifest (the digest does not match)")
+    return findings
 
 
-def _rows(task: ShardTask, name: str, seen: ShardFindings) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_rows(task: ShardTask, name: str, findings: ShardFindings) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the readable rows with their numbers."""
     fs, root = filesystem(task.root)
     if not SHARD.fullmatch(task.shard.path):
-        seen.faults.append(f"{name}: a shard outside its dataset; expected SPLIT/NAME.parquet")
+        findings.errors.append(f"{name}: path outside the dataset; expected SPLIT/NAME.parquet")
         return
     path = f"{root}/{task.shard.path}"
     info = fs.get_file_info(path)
     if info.type == FileType.NotFound:
-        seen.faults.append(f"{name}: missing")
+        findings.errors.append(f"{name}: missing")
         return
     if info.size != task.shard.bytes:
-        seen.faults.append(f"{name}: {info.size} bytes; expected {task.shard.bytes}")
+        findings.errors.append(f"{name}: {info.size} bytes; expected {task.shard.bytes}")
     try:
         with fs.open_input_file(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
-            yield from _read(task, name, file, seen)
+            yield from _read_groups(task, name, file, findings)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        seen.faults.append(f"{name}: cannot be read ({error})")
+        findings.errors.append(f"{name}: cannot be read ({error})")
 
 
-def _read(
-    task: ShardTask, name: str, file: pq.ParquetFile, seen: ShardFindings
+def _read_groups(
+    task: ShardTask, name: str, file: pq.ParquetFile, findings: ShardFindings
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    further = file.schema_arrow.names[len(COLUMNS) :]
-    if not file.schema_arrow.equals(shard_schema(further)):
-        seen.faults.append(f"{name}: columns {_spelt(file.schema_arrow)}; expected {_spelt(COLUMNS)}")
+    extra_columns = file.schema_arrow.names[len(COLUMNS) :]
+    if not file.schema_arrow.equals(shard_schema(extra_columns)):
+        findings.errors.append(
+            f"{name}: columns {_format_schema(file.schema_arrow)}; expected {_format_schema(COLUMNS)}"
+        )
         return
     sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
     if sizes != task.shard.row_groups:
-        seen.faults.append(f"{name}: row groups of {sizes} rows; expected {task.shard.row_groups}")
+        findings.errors.append(f"{name}: row groups of {sizes} rows; expected {task.shard.row_groups}")
     number = 0
     for group, rows in enumerate(sizes):
         try:
             yield from enumerate(file.read_row_group(group).to_pylist(), number)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            seen.faults.append(f"{name}: row group {group}, rows {number} to {number + rows - 1}, is damaged ({error})")
+            findings.errors.append(
+                f"{name}: row group {group}, rows {number} to {number + rows - 1}, is damaged ({error})"
+            )
         number += rows
 
 
-def _spelt(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}{'' if field.nullable else ', never null'}" for field in schema)
+def _format_schema(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}{'' if field.nullable else ', not null'}" for field in schema)
 
 
-def _row_faults(task: ShardTask, row: dict[str, Any], seen: ShardFindings) -> Iterator[str]:
-    """Yields the faults of a row and adds the row to the statistics."""
+def _row_errors(task: ShardTask, row: dict[str, Any], findings: ShardFindings) -> Iterator[str]:
+    """Yields the errors of a row and adds the row to the statistics."""
     if content_hash(row["image"], row["mask"]) != row["digest"]:
-        yield "image or mask changed since it was converted (its digest disagrees)"
+        yield "image or mask changed after the conversion (the digest does not match)"
     split, _, name = str(row["id"]).partition("/")
     if split != task.split or not name:
-        yield f"its id is no {task.split}/NAME"
+        yield f"invalid id; expected {task.split}/NAME"
     size = (row["height"], row["width"])
-    yield from _image_faults(row["image"], size)
+    yield from _image_errors(row["image"], size)
     try:
         ids = decode_mask(row["mask"])
     except DataError as error:
@@ -137,25 +143,25 @@ def _row_faults(task: ShardTask, row: dict[str, Any], seen: ShardFindings) -> It
     if ids.shape != size:
         yield f"its mask is {ids.shape[1]}x{ids.shape[0]}; expected {size[1]}x{size[0]}"
     counts = np.bincount(ids.reshape(-1), minlength=task.ignore_id + 1)
-    strange = [index for index in np.flatnonzero(counts) if index >= task.num_classes and index != task.ignore_id]
-    if strange:
-        yield f"its mask holds the id {strange[0]}; expected 0..{task.num_classes - 1} or {task.ignore_id}"
+    invalid = [index for index in np.flatnonzero(counts) if index >= task.num_classes and index != task.ignore_id]
+    if invalid:
+        yield f"its mask contains the id {invalid[0]}; expected 0..{task.num_classes - 1} or {task.ignore_id}"
     pixels = counts[: task.num_classes]
     if row["class_pixels"] != pixels.tolist():
-        yield f"class_pixels are {row['class_pixels']}; its mask holds {pixels.tolist()}"
-    seen.class_pixels = (np.array(seen.class_pixels) + pixels).tolist()
-    seen.class_images = (np.array(seen.class_images) + (pixels > 0)).tolist()
-    seen.ignored += int(counts[task.ignore_id])
-    seen.sizes[size[::-1]] += 1
+        yield f"class_pixels are {row['class_pixels']}; its mask has {pixels.tolist()}"
+    findings.class_pixels = (np.array(findings.class_pixels) + pixels).tolist()
+    findings.class_images = (np.array(findings.class_images) + (pixels > 0)).tolist()
+    findings.ignored += int(counts[task.ignore_id])
+    findings.sizes[size[::-1]] += 1
 
 
-def _image_faults(encoded: bytes, size: tuple[int, int]) -> Iterator[str]:
+def _image_errors(encoded: bytes, size: tuple[int, int]) -> Iterator[str]:
     try:
         image = normalize_image(encoded, "its image", PILLOW_MAX_PIXELS)
     except DataError as error:
         yield str(error)
         return
     if image.reason:
-        yield f"its image is no 8-bit upright JPEG, PNG or WebP ({image.reason})"
+        yield f"its image is not an upright 8-bit JPEG, PNG or WebP ({image.reason})"
     if (image.height, image.width) != size:
         yield f"its image is {image.width}x{image.height}; expected {size[1]}x{size[0]}"

@@ -43,12 +43,12 @@ def street_objects(street: StreetScene) -> list[StreetObject]:
     """Returns several objects of each kind on both sides of the street, distributed over near and far distances."""
     rng = street.rng
     kinds = [(_tree, 8, 6, 30), (_car, 6, 4, 22), (_person, 10, 3.2, 9), (_sign, 7, 3.6, 10)]
-    found = []
-    for make, most, nearest, farthest in kinds:
-        for _ in range(rng.integers(0, most + 1)):
+    objects = []
+    for make, max_count, nearest, farthest in kinds:
+        for _ in range(rng.integers(0, max_count + 1)):
             ahead = float(np.exp(rng.uniform(np.log(nearest), np.log(farthest))))
-            found.append((ahead, make(street, ahead, int(rng.choice([-1, 1])))))
-    return found
+            objects.append((ahead, make(street, ahead, int(rng.choice([-1, 1])))))
+    return objects
 
 
 def _tree(street: StreetScene, ahead: float, side: int) -> Callable[[], None]:

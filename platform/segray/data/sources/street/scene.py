@@ -34,20 +34,20 @@ _GRAIN = np.array([(0, 1, 6), (3, 2, 4), (9, 3, 5), (4, 5, 5), (8, 15, 9), (1, 1
 
 
 def draw_street(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Returns an image (H, W, 3) uint8 RGB and its class ids (H, W) uint8; pixels shared by classes are MIXED."""
+    """Returns an image (H, W, 3) uint8 RGB and its class ids (H, W) uint8; pixels shared by classes are MIXED_PIXEL."""
     street = empty_street(rng)
     paint_sky(street)
     paint_ground(street)
     # Objects are drawn from far to near, so that nearer objects occlude farther ones.
-    for _, paint in sorted([*houses(street), *street_objects(street)], key=lambda thing: -thing[0]):
+    for _, paint in sorted([*houses(street), *street_objects(street)], key=lambda street_object: -street_object[0]):
         paint()
-    pixels = _lit(street, _grained(street))
+    pixels = _apply_lighting(street, _add_grain(street))
     small = cv2.resize(pixels, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     small += rng.normal(0, 2.5, small.shape)
-    return small.clip(0, 255).astype(np.uint8), _small_ids(street.ids)
+    return small.clip(0, 255).astype(np.uint8), _downsample_ids(street.ids)
 
 
-def _grained(street: StreetScene) -> NDArray[np.float32]:
+def _add_grain(street: StreetScene) -> NDArray[np.float32]:
     """Returns the image as float32 with the noise of each class added."""
     height, width = street.ids.shape
     pixels = street.pixels.astype(np.float32)
@@ -58,7 +58,7 @@ def _grained(street: StreetScene) -> NDArray[np.float32]:
     return pixels
 
 
-def _lit(street: StreetScene, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _apply_lighting(street: StreetScene, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Applies random lighting: shadows on the ground, a colour cast, a brighter side and haze."""
     rng = street.rng
     height, width = street.ids.shape
@@ -71,11 +71,11 @@ def _lit(street: StreetScene, pixels: NDArray[np.float32]) -> NDArray[np.float32
     glow = np.linspace(rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2), width, dtype=np.float32)
     light = rng.choice(_LIGHTS) * rng.uniform(0.8, 1.15) + rng.normal(0, 0.03, 3)
     haze = rng.uniform(0, 0.2)
-    lit = pixels * (shade * glow)[..., None] * light.astype(np.float32)
-    return np.asarray(lit * (1 - haze) + haze * 150, np.float32)
+    result = pixels * (shade * glow)[..., None] * light.astype(np.float32)
+    return np.asarray(result * (1 - haze) + haze * 150, np.float32)
 
 
-def _small_ids(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _downsample_ids(ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = ids.shape
     cells = ids.reshape(height // FINE, FINE, width // FINE, FINE)
     lowest, highest = cells.min(axis=(1, 3)), cells.max(axis=(1, 3))

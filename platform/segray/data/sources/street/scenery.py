@@ -52,18 +52,18 @@ def paint_ground(street: StreetScene) -> None:
 def houses(street: StreetScene) -> list[StreetObject]:
     """Returns the houses along both sides, with gaps, and houses at the end of the street."""
     rng = street.rng
-    found = []
+    objects = []
     for side in (-1, 1):
         near = rng.uniform(1.5, 6)
         while near < FAR_M * 0.7:
             far = near + rng.uniform(6, 16)
             if rng.random() < 0.8:
-                found.append(_house(street, side * (street.wall_m + rng.uniform(0, 1.5)), near, far))
+                objects.append(_house(street, side * (street.wall_m + rng.uniform(0, 1.5)), near, far))
             near = far + rng.choice([0.0, 0.0, 3.0, 9.0])
     for _ in range(rng.integers(0, 5)):
         left, up = rng.uniform(-60, 50), rng.uniform(5, 30)
-        found.append(_front(street, left, left + rng.uniform(8, 24), FAR_M, up, street.vary_colour(_WALLS)))
-    return found
+        objects.append(_front(street, left, left + rng.uniform(8, 24), FAR_M, up, street.vary_colour(_WALLS)))
+    return objects
 
 
 def _strip(street: StreetScene, left: float, right: float, colour: Paint, class_id: int) -> None:
