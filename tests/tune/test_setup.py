@@ -19,12 +19,12 @@ from segray.tune.trial import State, Trial
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def nothing_known(config, uri):
+def no_prior_trials(config, uri):
     return ()
 
 
 def begun(made, resume=None, said=None):
-    return prepare_sweep(made, resume, nothing_known, [].append if said is None else said.append)
+    return prepare_sweep(made, resume, no_prior_trials, [].append if said is None else said.append)
 
 
 MOVING = {
@@ -49,7 +49,7 @@ MOVING = {
         (
             {"tune__scheduler": "asha", "train__val_every": 4},
             ConfigError,
-            "has nothing to compare before the end; use --train.val_every 1",
+            "because it compares validations during the training; use --train.val_every 1",
         ),
         (
             {"tune__scheduler": "asha", "tune__grace_steps": 4},
@@ -63,7 +63,7 @@ MOVING = {
                 "tune__space": {"model.variant": {"choice": ["b0", "b1"]}},
             },
             ConfigError,
-            "tune.space names model.variant, which a trial keeps while it is trained",
+            "tune.space contains model.variant, which cannot change during training",
         ),
         (
             {"tune__scheduler": "median", "tune__grace_steps": 4},
@@ -73,12 +73,12 @@ MOVING = {
         (
             {**MOVING, "tune__perturbation_interval": 4},
             ConfigError,
-            "tune.perturbation_interval is 4 and train.val_every 2; expected both below train.steps, 4",
+            "tune.perturbation_interval is 4 and train.val_every is 2; tune.scheduler pbt expects both below train.steps, 4",
         ),
         (
             {**MOVING, "train__val_every": 4},
             ConfigError,
-            "tune.perturbation_interval is 1 and train.val_every 4; expected both below",
+            "tune.perturbation_interval is 1 and train.val_every is 4; tune.scheduler pbt expects both below",
         ),
         ({"train__workers": 4}, CapacityError, "use --train.workers 2"),
         ({"train__device": "cuda"}, CapacityError, "the cluster can hold 0"),

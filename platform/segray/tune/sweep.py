@@ -124,7 +124,7 @@ def _run_trials(sweep: PreparedSweep, say: Callable[[str], None], watch: Callabl
     started = monotonic()
     controller = SweepController(
         build_scheduler(config),
-        build_search(config, sweep.known),
+        build_search(config, sweep.prior_trials),
         config.tune.max_trials,
         config.tune.metrics,
         sweep.trials,
