@@ -14,7 +14,7 @@ from segray.data.images import Mask, decode_mask
 VERSION = "X-Segray-Version"
 MAX_DIFFERENT = 1e-5
 """Permitted fraction of pixels in which a mask may differ because of batching."""
-FAILED = 0
+NO_RESPONSE = 0
 """Status of a request without a response."""
 
 Check = Callable[[int, str, bytes], bool]
@@ -153,4 +153,4 @@ async def _send(
             message = "" if response.status == 200 else content[:200].decode("utf-8", "replace")
             return RequestSample(sent - begin, seconds, response.status, version, is_right, message)
     except (aiohttp.ClientError, OSError) as error:
-        return RequestSample(sent - begin, perf_counter() - sent, FAILED, "", None, f"{type(error).__name__}: {error}")
+        return RequestSample(sent - begin, perf_counter() - sent, NO_RESPONSE, "", None, f"{type(error).__name__}: {error}")

@@ -28,10 +28,12 @@ class Logits(nn.Module):
 def small(lively) -> Callable[..., SegFormer]:
     """Builds a model with all the parts of B0 and one narrow block a stage; tracing a block takes seconds."""
 
-    def make(head: str = "official", drop: float = 0.0, *, checkpointing: bool = False) -> SegFormer:
+    def make(head: str = "official", drop: float = 0.0, *, activation_checkpointing: bool = False) -> SegFormer:
         narrow = Variant(dims=(8, 16, 40, 64), depths=(1, 1, 1, 2), head_width=16)
         with mock.patch.dict(VARIANTS, b0=narrow):
-            return lively("b0", 5, head=head, drop_path=drop, dropout=drop, activation_checkpointing=checkpointing)
+            return lively(
+                "b0", 5, head=head, drop_path=drop, dropout=drop, activation_checkpointing=activation_checkpointing
+            )
 
     return make
 

@@ -1,1 +1,1 @@
-"""SegFormer models: encoder, decode heads, checkpoints and weight conversion."""
+"""Networks: the contract of an architecture, SegFormer, plug-ins, checkpoints, and weight layouts of other libraries."""
