@@ -73,7 +73,8 @@ MOVING = {
         (
             {**MOVING, "tune__perturbation_interval": 4},
             ConfigError,
-            "tune.perturbation_interval is 4 and train.val_every is 2; tune.scheduler pbt expects both below train.steps, 4",
+            "tune.perturbation_interval is 4 and train.val_every is 2; "
+            "tune.scheduler pbt expects both below train.steps, 4",
         ),
         (
             {**MOVING, "train__val_every": 4},

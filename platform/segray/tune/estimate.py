@@ -22,7 +22,7 @@ from segray.tune.space import apply_values, dimensions, sample
 
 NUM_SAMPLES = 64
 REFERENCE_SIZE = 256  # side of the reference image, in pixels
-START_S = 12.0  # start-up time of a trial on two cores; less on more cores
+TRIAL_START_S = 12.0  # start-up time of a trial on two cores; less on more cores
 NUM_TIMED_STEPS = 3
 TIMEOUT_S = 120.0
 STOPPED_FRACTION = 0.5  # fraction of trials that median stopping ends: half of them are below the median
@@ -57,7 +57,7 @@ def estimate_sweep(config: Config, manifest: Manifest, slots: TrialSlots) -> Swe
     step_s = _measure_step_s(config, manifest.classes, slots)
     if step_s is None:
         return SweepEstimate(trials, slots.num_concurrent, steps, expected, None, None)
-    trial_hours = (expected * step_s * _relative_cost(config, manifest) + trials * START_S) / 3600
+    trial_hours = (expected * step_s * _relative_cost(config, manifest) + trials * TRIAL_START_S) / 3600
     hours = trial_hours / min(slots.num_concurrent, trials)
     return SweepEstimate(trials, slots.num_concurrent, steps, expected, hours, trial_hours * config.train.workers)
 

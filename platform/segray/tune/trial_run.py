@@ -25,7 +25,7 @@ from segray.training.trial_context import TrialContext
 from segray.tune.accumulation import with_doubled_accumulation
 
 POLL_S = 0.05
-PATIENCE_S = 60.0  # maximum wait for a checkpoint or the lock of a run
+WAIT_TIMEOUT_S = 60.0  # maximum wait for a checkpoint or the lock of a run
 MAX_COPY_ATTEMPTS = 5
 
 
@@ -138,7 +138,7 @@ class TrialRun:
 
     def _await_checkpoint(self, step: int) -> None:
         """Waits for the checkpoint of a step, because a pause stops the run immediately and resumes from it."""
-        deadline = monotonic() + PATIENCE_S
+        deadline = monotonic() + WAIT_TIMEOUT_S
         while monotonic() < deadline and self._thread.is_alive():
             checkpoints = checkpoint_store.list_checkpoints(self._folder)
             if checkpoints and checkpoints[-1].step >= step:
@@ -192,7 +192,7 @@ def resumable_run(folder: Path) -> str | None:
     Waits until no other process holds the lock of the run. Removes a folder without journal records: the process that
     created it was killed at its start.
     """
-    deadline = monotonic() + PATIENCE_S
+    deadline = monotonic() + WAIT_TIMEOUT_S
     while folder.exists() and is_locked(folder) and monotonic() < deadline:
         sleep(POLL_S)
     if (folder / checkpoint.CONFIG).exists() and Journal(folder).records():
