@@ -1,4 +1,4 @@
-"""What the tests of the data share: S3-compatible servers on loopback."""
+"""Fixtures of the data tests: S3-compatible servers on the loopback interface."""
 
 import os
 import socket
@@ -10,9 +10,9 @@ import pytest
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as server_socket:
+        server_socket.bind(("127.0.0.1", 0))
+        return server_socket.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ def test_rare_class_times_are_those_of_drawing_a_class_and_then_a_pixel():
     random = np.random.default_rng(0)
     times = rare_class_sampling([PIXELS[:1], PIXELS[1:]], TOTAL.tolist(), 0.3)
     classes = random.choice(3, 40_000, p=class_probabilities(TOTAL.tolist(), 0.3))
-    drawn = np.bincount([random.choice(4, p=PIXELS[:, one] / TOTAL[one]) for one in classes]) / 10_000
-    assert times == pytest.approx(drawn, abs=0.05)
+    observed = np.bincount([random.choice(4, p=PIXELS[:, one] / TOTAL[one]) for one in classes]) / 10_000
+    assert times == pytest.approx(observed, abs=0.05)
     assert times.sum() == pytest.approx(4)
 
 
@@ -73,8 +73,8 @@ def camvid(ray_cluster, tmp_path_factory):
     """CamVid's training split, converted."""
     out = str(tmp_path_factory.mktemp("data") / "camvid")
     samples = folder.list_samples(os.environ["SEGRAY_CAMVID"]).samples
-    found = SourceListing(tuple(sample for sample in samples if sample.split == "train"), None)
-    manifest = convert_dataset(found, out, ignore_ids=[11])
+    result = SourceListing(tuple(sample for sample in samples if sample.split == "train"), None)
+    manifest = convert_dataset(result, out, ignore_ids=[11])
     return SplitReader(out, manifest.split("train"))
 
 
@@ -88,7 +88,8 @@ def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperat
     rows = plan.assignments(0, 20 * plan.epoch_size // 8, range(8)).rows.reshape(-1)
     for name, index in (("pedestrian", 9), ("bicyclist", 10)):
         has = pixels[:, index] > 0
-        before, asked, drawn = has.mean(), times[has].sum() / times.sum(), has[rows].mean()
-        print(f"temperature {temperature}: {name} in {before:.3f} of the images, {asked:.3f} asked, {drawn:.3f} drawn")
-        assert drawn == pytest.approx(asked, abs=0.005)
-        assert asked > before
+        before, expected, observed = has.mean(), times[has].sum() / times.sum(), has[rows].mean()
+        rates = f"{expected:.3f} expected, {observed:.3f} drawn"
+        print(f"temperature {temperature}: {name} in {before:.3f} of the images, {rates}")
+        assert observed == pytest.approx(expected, abs=0.005)
+        assert expected > before

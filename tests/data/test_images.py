@@ -134,8 +134,8 @@ def test_what_is_no_image_is_told_in_the_same_words_each_time():
     for damaged in (b"", b"no image"):
         with pytest.raises(DataError) as error:
             normalize_image(damaged, "x.jpg")
-        said = f"x.jpg cannot be read as an image (unknown format, {len(damaged)} bytes); replace or remove it."
-        assert str(error.value) == said
+        message = f"x.jpg cannot be read as an image (unknown format, {len(damaged)} bytes); replace or remove it."
+        assert str(error.value) == message
 
 
 @pytest.mark.parametrize("most", [254, 65535])

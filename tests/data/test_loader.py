@@ -24,7 +24,7 @@ from segray.data.reader import SplitReader
 from segray.data.sampler import EpochPlan, rank_rows, rank_slots
 
 BATCH = 4
-MEANS = LoaderResources(read_cpus=0.5, threads=2)
+RESOURCES = LoaderResources(read_cpus=0.5, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,15 @@ def bad_source(spoilt):
     return SplitReader(str(spoilt), read_manifest(str(spoilt)).split("train"))
 
 
-def batches(source, slots, start, stop, window=64, means=MEANS, on_bad=raise_bad_row, **data):
+def batches(source, slots, start, stop, window=64, resources=RESOURCES, on_bad=raise_bad_row, **data):
     plan = EpochPlan(source.rows_per_group(), BATCH, 3, window, data.pop("times", None))
     augment = Augmenter(DataConfig(**({"crop": 32} | data)), 255)
-    return list(training_batches(source, plan, slots, start, stop, augment, means, on_bad))
+    return list(training_batches(source, plan, slots, start, stop, augment, resources, on_bad))
 
 
-def assert_same(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+def assert_same(result, expected):
+    assert len(result) == len(expected)
+    for one, other in zip(result, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("image", "mask", "row"))
 
 
@@ -63,30 +63,30 @@ def test_an_epoch_over_two_ranks_holds_every_row_once(source):
 @pytest.mark.parametrize("window", [3, 64])
 @pytest.mark.parametrize("data", [{}, MIXED, {"times": np.linspace(0, 2, 41)}], ids=["recipe", "mixed", "sampled"])
 def test_a_global_batch_is_the_same_bytes_for_one_two_and_three_ranks_and_after_a_restart(source, window, data):
-    whole = batches(source, range(BATCH), 0, 12, window, **data)
+    expected = batches(source, range(BATCH), 0, 12, window, **data)
     for world in (2, 3):
         shares = [batches(source, rank_slots(rank, world, BATCH), 5, 12, window, **data) for rank in range(world)]
         joined = [
             {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             for parts in zip(*shares, strict=True)
         ]
-        assert_same(joined, whole[5:])
+        assert_same(joined, expected[5:])
 
 
 def test_the_same_run_twice_is_the_same_bytes_also_with_other_threads(source):
     once = batches(source, range(BATCH), 0, 12, **MIXED)
-    assert_same(batches(source, range(BATCH), 0, 12, means=LoaderResources(1.0, 3), **MIXED), once)
+    assert_same(batches(source, range(BATCH), 0, 12, resources=LoaderResources(1.0, 3), **MIXED), once)
 
 
 def test_crops_made_on_the_cluster_are_those_of_the_trainer(source):
     once = batches(source, range(BATCH), 0, 12, **MIXED)
-    assert_same(batches(source, range(BATCH), 0, 12, means=LoaderResources(1.0, 1, decode_tasks=2), **MIXED), once)
+    assert_same(batches(source, range(BATCH), 0, 12, resources=LoaderResources(1.0, 1, decode_tasks=2), **MIXED), once)
 
 
 def test_any_albumentations_pipeline_streams_alike(source):
     own = {"augment": ["ScaledCrop", {"GaussNoise": {"p": 1}}]}
     once = batches(source, range(BATCH), 0, 6, **own)
-    assert_same(batches(source, range(BATCH), 3, 6, means=LoaderResources(1.0, 1, decode_tasks=1), **own), once[3:])
+    assert_same(batches(source, range(BATCH), 3, 6, resources=LoaderResources(1.0, 1, decode_tasks=1), **own), once[3:])
 
 
 def test_each_group_is_read_once_an_epoch_and_not_again_while_it_is_at_hand(source, monkeypatch):
@@ -113,9 +113,9 @@ def test_a_batch_has_the_shape_and_types_of_the_contract(source):
 def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
     split = read_manifest(str(streets)).split("val")
     source = SplitReader(str(streets), split)
-    found = [list(evaluation_rows(source, rank_rows(rank, 3, split.rows), None, 32, MEANS)) for rank in range(3)]
-    assert sorted(len(share) for share in found) == [2, 2, 3]
-    rows = [row for share in found for row in share]
+    result = [list(evaluation_rows(source, rank_rows(rank, 3, split.rows), None, 32, RESOURCES)) for rank in range(3)]
+    assert sorted(len(share) for share in result) == [2, 2, 3]
+    rows = [row for share in result for row in share]
     assert [int(row["row"]) for row in rows] == list(range(split.rows))
     stored = source.read([0]).to_pylist()[0]
     mask = decode_mask(stored["mask"])
@@ -124,25 +124,27 @@ def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
     assert all(side % 32 == 0 for side in rows[0]["image"].shape[-2:])
 
 
-@pytest.mark.parametrize("means", [MEANS, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, means):
+@pytest.mark.parametrize("resources", [RESOURCES, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
+def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, resources):
     with pytest.raises(DataError) as raised:
-        batches(bad_source, range(BATCH), 0, 11, means=means)
+        batches(bad_source, range(BATCH), 0, 11, resources=resources)
     shard, row = bad_source.describe_row(5).rsplit(", ", 1), bad_source.describe_row(30).rsplit(", ", 1)
     assert any(f"{path}, {number} (train/street_" in str(raised.value) for path, number in (shard, row))
     assert "not an image" in str(raised.value)
 
 
 @pytest.mark.parametrize("data", [{}, {"mosaic_prob": 1.0}], ids=["alone", "mixed"])
-@pytest.mark.parametrize("means", [MEANS, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, source, means, data):
+@pytest.mark.parametrize("resources", [RESOURCES, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
+def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, source, resources, data):
     bad = []
-    left = batches(bad_source, range(BATCH), 0, 11, means=means, on_bad=lambda error: bad.append(str(error)), **data)
-    whole = batches(source, range(BATCH), 0, 11, **data)
+    loaded = batches(
+        bad_source, range(BATCH), 0, 11, resources=resources, on_bad=lambda error: bad.append(str(error)), **data
+    )
+    expected = batches(source, range(BATCH), 0, 11, **data)
     names = {bad_source.describe_row(row).removeprefix(bad_source.root) for row in (5, 30)}
     assert {text.removeprefix(bad_source.root).split(" (")[0] for text in bad} == names
     blank = 0
-    for one, other in zip(left, whole, strict=True):
+    for one, other in zip(loaded, expected, strict=True):
         assert torch.equal(one["row"], other["row"])
         for slot in range(BATCH):
             if (one["mask"][slot] == 255).all():
@@ -155,10 +157,10 @@ def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, so
 
 def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
     with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* not an image"):
-        list(evaluation_rows(bad_source, range(41), None, 32, MEANS))
+        list(evaluation_rows(bad_source, range(41), None, 32, RESOURCES))
     bad = []
-    found = list(evaluation_rows(bad_source, range(41), None, 32, MEANS, bad.append))
-    assert [int(row["row"]) for row in found] == [row for row in range(41) if row not in (5, 30)]
+    result = list(evaluation_rows(bad_source, range(41), None, 32, RESOURCES, bad.append))
+    assert [int(row["row"]) for row in result] == [row for row in range(41) if row not in (5, 30)]
     assert len(bad) == 2
 
 
@@ -175,7 +177,7 @@ def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
 
 def test_a_stream_that_is_left_early_ends(source):
     plan, augment = EpochPlan(source.rows_per_group(), BATCH, 3, 2), Augmenter(DataConfig(crop=32), 255)
-    stream = training_batches(source, plan, range(BATCH), 0, 10_000, augment, MEANS)
+    stream = training_batches(source, plan, range(BATCH), 0, 10_000, augment, RESOURCES)
     next(stream)
     stream.close()
     deadline = time.monotonic() + 20
@@ -194,20 +196,20 @@ def test_a_flipped_bit_in_a_shard_is_found_and_the_shard_named(streets, tmp_path
     shard.write_bytes(content)
     source = SplitReader(str(copy), read_manifest(str(copy)).split("val"))  # its size is right
     with pytest.raises(Exception, match="part-00000") as raised:
-        list(evaluation_rows(source, range(7), None, 32, MEANS))
-    found = root_cause(raised.value)
-    assert isinstance(found, DataError)
-    assert f"{copy}/val/part-00000.parquet" in str(found)
+        list(evaluation_rows(source, range(7), None, 32, RESOURCES))
+    result = root_cause(raised.value)
+    assert isinstance(result, DataError)
+    assert f"{copy}/val/part-00000.parquet" in str(result)
 
 
 def test_rows_in_the_clusters_memory_make_the_same_batches_and_no_file_is_read(source, tmp_path):
     copy = SplitReader(shutil.copytree(source.root, tmp_path / "copy").__fspath__(), source.split)
     shared = share_split(copy)
     shutil.rmtree(tmp_path / "copy")
-    means = replace(MEANS, shared_split=shared)
-    assert_same(batches(copy, range(BATCH), 3, 15, means=means), batches(source, range(BATCH), 3, 15))
-    rows = list(evaluation_rows(copy, range(source.split.rows), None, 32, means))
-    assert_same(rows, list(evaluation_rows(source, range(source.split.rows), None, 32, MEANS)))
+    resources = replace(RESOURCES, shared_split=shared)
+    assert_same(batches(copy, range(BATCH), 3, 15, resources=resources), batches(source, range(BATCH), 3, 15))
+    rows = list(evaluation_rows(copy, range(source.split.rows), None, 32, resources))
+    assert_same(rows, list(evaluation_rows(source, range(source.split.rows), None, 32, RESOURCES)))
 
 
 def test_a_damaged_shard_cannot_be_shared(source, tmp_path):

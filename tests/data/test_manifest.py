@@ -13,7 +13,7 @@ def copy(streets, tmp_path):
     return shutil.copytree(streets, tmp_path / "copy")
 
 
-def refusal(root):
+def read_error(root):
     with pytest.raises(DataError) as raised:
         read_manifest(str(root))
     return str(raised.value)
@@ -21,17 +21,17 @@ def refusal(root):
 
 def test_a_shard_that_vanished_is_named(copy):
     (copy / "train" / "part-00001.parquet").unlink()
-    assert "train/part-00001.parquet is missing" in refusal(copy)
+    assert "train/part-00001.parquet is missing" in read_error(copy)
 
 
 def test_a_shard_that_was_cut_is_named(copy):
     shard = copy / "val" / "part-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert "val/part-00000.parquet is damaged" in refusal(copy)
+    assert "val/part-00000.parquet is damaged" in read_error(copy)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('"format": 1', '"format": 7', "has format 7; expected 1"),
         ('"rows": 41', '"rows": 40', "does not match its digest"),
@@ -39,7 +39,7 @@ def test_a_shard_that_was_cut_is_named(copy):
         ("{", "[", "is damaged"),
     ],
 )
-def test_a_manifest_that_was_edited_is_refused(copy, old, new, said):
+def test_a_manifest_that_was_edited_is_refused(copy, old, new, message):
     file = copy / MANIFEST
     text = file.read_text()
     if old == '"rows": 41':
@@ -47,11 +47,11 @@ def test_a_manifest_that_was_edited_is_refused(copy, old, new, said):
         old, new = rows, '"rows": 1'
     assert old in text
     file.write_text(text.replace(old, new, 1))
-    assert said in refusal(copy)
+    assert message in read_error(copy)
 
 
 def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
-    assert "prepare.py" in refusal(tmp_path / "nowhere")
+    assert "prepare.py" in read_error(tmp_path / "nowhere")
 
 
 def test_an_unknown_split_lists_those_there_are(copy):

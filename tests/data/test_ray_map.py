@@ -19,9 +19,9 @@ def test_each_input_is_one_task_and_they_run_side_by_side():
         time.sleep(0.3)
         return number**2, start, time.monotonic()
 
-    found = dict(map_on_cluster(task, range(4)))
-    assert {index: square for index, (square, *_) in found.items()} == {0: 0, 1: 1, 2: 4, 3: 9}
-    times = sorted(times for _, *times in found.values())
+    result = dict(map_on_cluster(task, range(4)))
+    assert {index: square for index, (square, *_) in result.items()} == {0: 0, 1: 1, 2: 4, 3: 9}
+    times = sorted(times for _, *times in result.values())
     assert times[1][0] < times[0][1]
     assert list(map_on_cluster(task, [])) == []
 

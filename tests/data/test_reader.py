@@ -75,7 +75,7 @@ def test_a_shard_that_was_exchanged_in_mid_run_is_named(copy):
         source.read([0])
 
 
-def exchanged(copy, change):
+def rewrite_shard(copy, change):
     """The source of a data set in whose first shard the columns were changed, row groups and size staying."""
     source, path = train(copy), copy / "train/part-00000.parquet"
     table = pq.read_table(path)
@@ -87,13 +87,13 @@ def exchanged(copy, change):
 
 
 def test_masks_that_changed_places_are_found_and_the_row_named(copy):
-    source = exchanged(copy, lambda table: {"mask": table["mask"].to_pylist()[::-1]})
+    source = rewrite_shard(copy, lambda table: {"mask": table["mask"].to_pylist()[::-1]})
     with pytest.raises(DataError, match=r"copy/train/part-00000.parquet, row 0 has changed since the conversion"):
         source.read([0])
 
 
 def test_rows_of_another_conversion_are_not_taken_for_the_manifests(copy):
-    source = exchanged(copy, lambda table: {name: table[name].to_pylist()[::-1] for name in table.column_names})
+    source = rewrite_shard(copy, lambda table: {name: table[name].to_pylist()[::-1] for name in table.column_names})
     with pytest.raises(DataError, match=r"shard .*part-00000.parquet has changed: its rows differ from the man"):
         source.read([0])
 
@@ -110,30 +110,30 @@ def bucket(streets, s3_server):
     """The URI of the streets in a bucket."""
     url = s3_server()
     uri = f"s3://segray-test/streets?endpoint_override={url}&allow_bucket_creation=true"
-    there, path = pyarrow.fs.FileSystem.from_uri(uri)
-    there.create_dir("segray-test")
-    pyarrow.fs.copy_files(str(streets), path, destination_filesystem=there)
+    remote, path = pyarrow.fs.FileSystem.from_uri(uri)
+    remote.create_dir("segray-test")
+    pyarrow.fs.copy_files(str(streets), path, destination_filesystem=remote)
     return uri
 
 
 def test_a_bucket_holds_the_same_rows_as_the_disk(bucket, streets, ray_cluster):
-    here, there = train(streets), train(bucket)
-    assert there.read([9, 0, 3]).equals(here.read([9, 0, 3]))
-    assert there.describe_row(0) == "s3://segray-test/streets/train/part-00000.parquet, row 0"
+    local, remote = train(streets), train(bucket)
+    assert remote.read([9, 0, 3]).equals(local.read([9, 0, 3]))
+    assert remote.describe_row(0) == "s3://segray-test/streets/train/part-00000.parquet, row 0"
 
 
 @pytest.mark.slow
 def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_path, s3_server):
     """Prints it: a bucket of one Python process on this machine says little about a real one."""
-    here = write_resized_dataset(str(streets), "train", 512, 800, tmp_path / "large")
+    local = write_resized_dataset(str(streets), "train", 512, 800, tmp_path / "large")
     url = s3_server()
     uri = f"s3://segray-speed/large?endpoint_override={url}&allow_bucket_creation=true"
-    there, path = pyarrow.fs.FileSystem.from_uri(uri)
-    there.create_dir("segray-speed")
-    pyarrow.fs.copy_files(str(tmp_path / "large"), path, destination_filesystem=there)
-    groups = list(range(len(here.rows_per_group())))
+    remote, path = pyarrow.fs.FileSystem.from_uri(uri)
+    remote.create_dir("segray-speed")
+    pyarrow.fs.copy_files(str(tmp_path / "large"), path, destination_filesystem=remote)
+    groups = list(range(len(local.rows_per_group())))
     rates = {}
-    for name, source in (("local disk", here), ("S3-compatible server", train(uri))):
+    for name, source in (("local disk", local), ("S3-compatible server", train(uri))):
         source.read(groups[:1])
         start = time.perf_counter()
         rates[name] = source.read(groups).nbytes / (time.perf_counter() - start) / 1e6
@@ -147,13 +147,13 @@ def test_the_stream_reads_from_a_bucket(bucket, streets, ray_cluster):
     from segray.data.loader import LoaderResources, training_batches
     from segray.data.sampler import EpochPlan
 
-    found = []
+    result = []
     for root in (bucket, streets):
         source, augment = train(root), Augmenter(config.build({"data.crop": 32}).data, 255)
         plan = EpochPlan(source.rows_per_group(), 4, 0)
-        found.append(list(training_batches(source, plan, range(4), 0, 12, augment, LoaderResources(0.5, 2))))
-    for there, here in zip(*found, strict=True):
-        assert all(there[name].equal(here[name]) for name in ("image", "mask", "row"))
+        result.append(list(training_batches(source, plan, range(4), 0, 12, augment, LoaderResources(0.5, 2))))
+    for remote, local in zip(*result, strict=True):
+        assert all(remote[name].equal(local[name]) for name in ("image", "mask", "row"))
 
 
 def test_what_is_not_in_the_bucket_is_told(bucket):
@@ -180,6 +180,6 @@ def test_missing_credentials_are_told_with_where_they_come_from(s3_server):
 def test_a_bucket_of_google_holds_the_same_rows_as_the_disk(streets):
     endpoint, _, name = os.environ["SEGRAY_GCS"].partition("/")
     uri = f"gs://anonymous@{name}/streets?endpoint_override={endpoint}&scheme=http&retry_limit_seconds=5"
-    there, path = pyarrow.fs.FileSystem.from_uri(uri)
-    pyarrow.fs.copy_files(str(streets), path, destination_filesystem=there)
+    remote, path = pyarrow.fs.FileSystem.from_uri(uri)
+    pyarrow.fs.copy_files(str(streets), path, destination_filesystem=remote)
     assert train(uri).read([9, 0, 3]).equals(train(streets).read([9, 0, 3]))

@@ -107,11 +107,11 @@ def test_companions_are_rows_that_the_same_slot_holds_in_the_same_window(plan, s
     else:
         held = Counter(plan.assignments(window.start, window.stop, [slot]).rows.reshape(-1).tolist())
     own = int(plan.assignments(step, step + 1, [slot]).rows[0, 0])
-    found = plan.mix_partners(step, slot, 3, seed)
-    assert len(found) == 3
-    assert set(found) <= set(held)
-    assert own not in found or held[own] > 1 or held.total() == 1
-    assert found == plan.mix_partners(step, slot, 3, seed)
+    result = plan.mix_partners(step, slot, 3, seed)
+    assert len(result) == 3
+    assert set(result) <= set(held)
+    assert own not in result or held[own] > 1 or held.total() == 1
+    assert result == plan.mix_partners(step, slot, 3, seed)
 
 
 @given(st.integers(0, 500), st.integers(1, 16))

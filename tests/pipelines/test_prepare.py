@@ -72,7 +72,7 @@ def test_frames_of_a_video_stay_together_and_the_check_is_the_next_command(sourc
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--split", "0.9/0.2"], "--split is 0.9/0.2; expected shares"),
+        (["--split", "0.9/0.2"], "--split is 0.9/0.2; expected fractions"),
         (["--group-by", "film"], "--group-by film does not match 96 ids"),
         (["--map", "nowhere.yaml"], "map nowhere.yaml cannot be read"),
         (["--max-pixels", "1000"], "96 of 96 samples cannot be used"),

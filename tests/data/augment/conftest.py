@@ -1,4 +1,4 @@
-"""Images whose pixels tell their ids, and rows as the parquet holds them."""
+"""Images whose pixels encode their class ids, and rows in their stored form."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from segray.data.images import encode_mask
 
 @pytest.fixture(scope="session")
 def scene():
-    """A function of height and width: blocks of five classes, and an image that shows them as greys."""
+    """Function that returns an image and a mask with blocks of five classes; the grey value encodes the class."""
 
     def draw(height, width):
         blocks = np.random.default_rng(0).integers(0, 5, (height // 8 + 1, width // 8 + 1))
@@ -21,10 +21,10 @@ def scene():
 
 @pytest.fixture(scope="session")
 def encoded():
-    """A function of image and mask: their bytes."""
+    """Function that encodes an image and a mask as a row."""
 
     def encode(image, mask, kind=".png", *flags):
-        _, found = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), list(flags))
-        return found.tobytes(), encode_mask(mask)
+        _, buffer = cv2.imencode(kind, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), list(flags))
+        return buffer.tobytes(), encode_mask(mask)
 
     return encode

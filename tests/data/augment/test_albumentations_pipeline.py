@@ -22,7 +22,7 @@ def crop_of(data, row, seed, ignore_id=255):
 
 
 @pytest.mark.parametrize(
-    ("augment", "said"),
+    ("augment", "message"),
     [
         (
             ["HorizontalFlp"],
@@ -60,10 +60,10 @@ def crop_of(data, row, seed, ignore_id=255):
         ("[{", "expected a list of NAME or NAME: {argument: value}"),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_config_is_built(augment, said):
+def test_what_cannot_work_is_refused_when_the_config_is_built(augment, message):
     with pytest.raises(ConfigError) as raised:
         build(augment)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_a_flag_spells_the_list_in_yaml():
@@ -120,10 +120,10 @@ def test_a_crop_too_large_for_the_trial_may_fit_the_images():
 
 def test_a_stored_config_is_read_where_its_transforms_are_not_known():
     text = config.build({"data.augment": ["ScaledCrop"]}).model_dump_json().replace("ScaledCrop", "OfAnotherRelease")
-    found = Config.model_validate_json(text)
-    assert found.data.augment == ("OfAnotherRelease",)
+    result = Config.model_validate_json(text)
+    assert result.data.augment == ("OfAnotherRelease",)
     with pytest.raises(ConfigError, match="OfAnotherRelease"):
-        validate_augment(found.data)
+        validate_augment(result.data)
 
 
 ELASTIC = ["ElasticTransform", "GridDistortion", "OpticalDistortion", "Perspective", "Affine", "RandomRotate90"]

@@ -16,13 +16,13 @@ from segray.data.augment.crop import PAD_COLOUR
 from segray.data.images import decode_image
 
 
-def settings_of(**data):
+def data_settings(**data):
     return config.build({f"data.{name}": value for name, value in data.items()}).data
 
 
-def plain(**data):
+def crop_only_settings(**data):
     fixed = {"scale_min": 1, "scale_max": 1, "flip_prob": 0, "photometric": False, "cat_max_ratio": 1.0}
-    return settings_of(**(fixed | data))
+    return data_settings(**(fixed | data))
 
 
 def crop_of(augmenter, row, seed):
@@ -53,7 +53,7 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
     scene, encoded, height, width, seed, short_side, class_crops, kind
 ):
     image, mask = scene(height, width)
-    augmenter = Augmenter(settings_of(crop=96, short_side=short_side, class_crop_prob=class_crops), 255)
+    augmenter = Augmenter(data_settings(crop=96, short_side=short_side, class_crop_prob=class_crops), 255)
     crop = crop_of(augmenter, encoded(image, mask, kind), seed)
     assert crop[0].shape == (96, 96, 3)
     assert crop[0].dtype == np.uint8
@@ -62,7 +62,7 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
 
 
 def test_image_and_mask_are_cut_alike(crops, scene):
-    for image, ids in crops(plain(crop=64, flip_prob=0.5), *scene(120, 160), range(20)):
+    for image, ids in crops(crop_only_settings(crop=64, flip_prob=0.5), *scene(120, 160), range(20)):
         assert np.array_equal(image[..., 0], ids * 40 + 10)
 
 
@@ -75,8 +75,8 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
     rows = encoded(image, mask, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 100), encoded(image, mask)
     sizes = []
     watched = "segray.data.augment.crop.decode_image"
-    monkeypatch.setattr(watched, lambda found, step: sizes.append(step) or decode_image(found, step))
-    augmenter = Augmenter(plain(crop=64, short_side=short_side), 255)
+    monkeypatch.setattr(watched, lambda result, step: sizes.append(step) or decode_image(result, step))
+    augmenter = Augmenter(crop_only_settings(crop=64, short_side=short_side), 255)
     for seed in range(10):
         small, whole = (crop_of(augmenter, row, seed) for row in rows)
         assert np.array_equal(small[1], whole[1])
@@ -86,7 +86,7 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
 
 def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, encoded):
     row = encoded(*scene(120, 160))
-    augmenter = Augmenter(settings_of(crop=64, mosaic_prob=0.3, cut_mix_prob=0.3), 255)
+    augmenter = Augmenter(data_settings(crop=64, mosaic_prob=0.3, cut_mix_prob=0.3), 255)
 
     def crop(seed, augmenter=augmenter):
         return crop_of(augmenter, row, seed)
@@ -104,7 +104,7 @@ def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, 
 
 def test_a_small_image_is_padded_with_the_mean_colour_and_the_ignore_id(crops, scene):
     image, mask = scene(40, 40)
-    cropped, ids = crops(plain(crop=96), image, mask.astype(np.uint16), [0], 65535)[0]
+    cropped, ids = crops(crop_only_settings(crop=96), image, mask.astype(np.uint16), [0], 65535)[0]
     assert tuple(cropped[-1, -1]) == PAD_COLOUR == (124, 116, 104)
     assert ids[-1, -1] == 65535
     assert ids.dtype == np.uint16
@@ -114,8 +114,10 @@ def test_a_small_image_is_padded_with_the_mean_colour_and_the_ignore_id(crops, s
 def test_scales_are_those_of_the_settings(crops):
     """A gradient tells by its slope how much a crop was scaled."""
     image = np.stack([np.tile(np.arange(200, dtype=np.uint8), (200, 1))] * 3, axis=-1)
-    found = crops(plain(crop=64, scale_min=0.5, scale_max=2.0), image, np.zeros((200, 200), np.uint8), range(300))
-    scales = [63 / (float(crop[0, -1, 0]) - float(crop[0, 0, 0])) for crop, _ in found]
+    result = crops(
+        crop_only_settings(crop=64, scale_min=0.5, scale_max=2.0), image, np.zeros((200, 200), np.uint8), range(300)
+    )
+    scales = [63 / (float(crop[0, -1, 0]) - float(crop[0, 0, 0])) for crop, _ in result]
     assert 0.48 < min(scales) < 0.56
     assert 1.85 < max(scales) < 2.2
     assert np.mean(scales) == pytest.approx(1.25, abs=0.1)
@@ -126,7 +128,9 @@ def test_a_crop_of_one_class_is_drawn_again(crops):
     mask[96:160, 96:160] = 1
 
     def share(ratio):
-        return np.mean([ids.any() for _, ids in crops(plain(crop=64, cat_max_ratio=ratio), image, mask, range(200))])
+        return np.mean(
+            [ids.any() for _, ids in crops(crop_only_settings(crop=64, cat_max_ratio=ratio), image, mask, range(200))]
+        )
 
     assert share(0.75) > share(1.0) + 0.2
 
@@ -136,7 +140,9 @@ def test_ignored_pixels_are_no_class_when_crops_are_compared(crops):
     image, mask = np.zeros((256, 256, 3), np.uint8), np.full((256, 256), 255, np.uint8)
     mask[::8, ::2], mask[::8, 1::2] = 0, 1
     image[..., 0] = np.arange(256)  # tells the window
-    varied, any_window = (crops(plain(crop=64, cat_max_ratio=ratio), image, mask, range(10)) for ratio in (0.6, 1.0))
+    varied, any_window = (
+        crops(crop_only_settings(crop=64, cat_max_ratio=ratio), image, mask, range(10)) for ratio in (0.6, 1.0)
+    )
     for one, other in zip(varied, any_window, strict=True):
         assert np.array_equal(one[0], other[0])
 
@@ -147,8 +153,8 @@ def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
     mask[250, 3] = 2
 
     def share(class_crops):
-        found = crops(plain(crop=32, class_crop_prob=class_crops), image, mask, range(300))
-        return np.mean([(ids == 2).any() for _, ids in found])
+        result = crops(crop_only_settings(crop=32, class_crop_prob=class_crops), image, mask, range(300))
+        return np.mean([(ids == 2).any() for _, ids in result])
 
     assert share(0.0) < 0.05
     assert share(1.0) == pytest.approx(1 / 3, abs=0.09)
@@ -158,25 +164,25 @@ def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
 def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
     _, mask = scene(64, 64)
     image = np.stack([mask * 40 + 10, 255 - mask * 40, np.full_like(mask, 90)], axis=-1)
-    assert all(np.array_equal(crop, image) for crop, _ in crops(plain(crop=64), image, mask, range(20)))
-    flipped = crops(plain(crop=64, flip_prob=0.5), image, mask, range(200))
+    assert all(np.array_equal(crop, image) for crop, _ in crops(crop_only_settings(crop=64), image, mask, range(20)))
+    flipped = crops(crop_only_settings(crop=64, flip_prob=0.5), image, mask, range(200))
     assert 70 < sum(np.array_equal(ids, mask[:, ::-1]) for _, ids in flipped) < 130
-    coloured = crops(plain(crop=64, photometric=True), image, mask, range(200))
+    coloured = crops(crop_only_settings(crop=64, photometric=True), image, mask, range(200))
     assert 0 < sum(np.array_equal(crop, image) for crop, _ in coloured) < 40  # one in sixteen stays as it was
 
 
 def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
-    augmenter, row = Augmenter(settings_of(crop=64, mosaic_prob=1.0), 255), encoded(*scene(64, 64))
+    augmenter, row = Augmenter(data_settings(crop=64, mosaic_prob=1.0), 255), encoded(*scene(64, 64))
     with pytest.raises(DataError, match="not an image") as raised:
         augmenter([row, row, (b"nothing", row[1]), row], augmenter.draw(0))
     assert raised.value.index == 2
     with pytest.raises(DataError, match="not a mask"):
-        crop_of(Augmenter(settings_of(crop=64), 255), (row[0], b"nothing"), 0)
+        crop_of(Augmenter(data_settings(crop=64), 255), (row[0], b"nothing"), 0)
 
 
 def test_a_blank_crop_teaches_nothing():
     for ignore_id, dtype in ((255, np.uint8), (65535, np.uint16)):
-        image, mask = Augmenter(settings_of(crop=32), ignore_id).ignored_crop()
+        image, mask = Augmenter(data_settings(crop=32), ignore_id).ignored_crop()
         assert image.shape == (32, 32, 3)
         assert (mask == ignore_id).all()
         assert mask.dtype == dtype
@@ -186,6 +192,6 @@ def test_an_image_and_a_mask_of_two_sizes_are_refused(scene, encoded):
     (image, _), (_, mask) = scene(100, 100), scene(400, 400)
     for kind in (".png", ".jpg"):
         row = encoded(image, mask, kind)
-        for data in (settings_of(crop=64), settings_of(crop=64, augment=["ScaledCrop"])):
+        for data in (data_settings(crop=64), data_settings(crop=64, augment=["ScaledCrop"])):
             with pytest.raises(DataError, match="the image is 100x100 and its mask 400x400"):
                 crop_of(Augmenter(data, 255), row, 0)

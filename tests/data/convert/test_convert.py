@@ -25,8 +25,8 @@ HEIGHT, WIDTH = 6, 8
 NAMES = Classes.from_names(["sky", "road", "car"])
 
 
-def make_source(root: Path, rows: int = 6, splits: tuple[str, ...] = ("train", "val"), most: int = 2) -> Path:
-    """Writes pairs whose masks hold the ids 0..most, each of them in each mask."""
+def make_source(root: Path, rows: int = 6, splits: tuple[str, ...] = ("train", "val"), max_id: int = 2) -> Path:
+    """Writes image-mask pairs; each mask contains all ids 0..max_id."""
     rng = np.random.default_rng(0)
     for split in splits:
         for side in ("images", "masks"):
@@ -34,7 +34,7 @@ def make_source(root: Path, rows: int = 6, splits: tuple[str, ...] = ("train", "
         for index in range(rows):
             pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
             Image.fromarray(pixels).save(root / "images" / split / f"{index:02d}.png")
-            ids = rng.permutation(np.arange(HEIGHT * WIDTH) % (most + 1)).reshape(HEIGHT, WIDTH)
+            ids = rng.permutation(np.arange(HEIGHT * WIDTH) % (max_id + 1)).reshape(HEIGHT, WIDTH)
             save_mask(root, split, index, ids.astype(np.uint8))
     return root
 
@@ -43,16 +43,16 @@ def save_mask(root: Path, split: str, index: int, ids: np.ndarray) -> None:
     Image.fromarray(ids).save(root / "masks" / split / f"{index:02d}.png")
 
 
-def converted(root: Path, out: Path, classes: Classes | None = NAMES, absent_ok: bool = False, **options):
+def convert(root: Path, out: Path, classes: Classes | None = NAMES, absent_ok: bool = False, **options):
     return convert_dataset(
         SourceListing(folder.list_samples(str(root)).samples, classes, None, absent_ok), str(out), **options
     )
 
 
-def refused(root: Path, out: Path, classes: Classes | None = NAMES, **options) -> str:
-    """Returns the message of a refusal, which left no dataset."""
+def conversion_error(root: Path, out: Path, classes: Classes | None = NAMES, **options) -> str:
+    """Returns the error message of a conversion that fails and writes no dataset."""
     with pytest.raises(DataError) as error:
-        converted(root, out, classes, **options)
+        convert(root, out, classes, **options)
     with pytest.raises(DataError):
         read_manifest(str(out))
     shutil.rmtree(out, ignore_errors=True)
@@ -62,11 +62,11 @@ def refused(root: Path, out: Path, classes: Classes | None = NAMES, **options) -
 def test_every_row_arrives_in_its_place(tmp_path):
     source = make_source(tmp_path / "source", rows=21)
     progress = []
-    made = converted(
+    returned = convert(
         source, tmp_path / "out", on_progress=lambda *steps: progress.append(steps), bounds=ShardLimits(group_rows=2)
     )
     manifest = read_manifest(str(tmp_path / "out"))
-    assert manifest == made
+    assert manifest == returned
     assert list(manifest.splits) == ["train", "val"]
     for name, split in manifest.splits.items():
         tables = [pq.read_table(tmp_path / "out" / shard.path) for shard in split.shards]
@@ -101,7 +101,7 @@ def test_a_thousand_random_images_and_masks_come_back_bit_for_bit(tmp_path):
         Image.fromarray(ids).save(f"{mask}.png")
         files[f"train/{index}"] = (Path(f"{image}.{suffix}").read_bytes(), ids)
     many = Classes.from_names([str(index) for index in range(200)])
-    (split,) = converted(source, tmp_path / "out", many, absent_ok=True).splits.values()
+    (split,) = convert(source, tmp_path / "out", many, absent_ok=True).splits.values()
     rows = [row for shard in split.shards for row in pq.read_table(tmp_path / "out" / shard.path).to_pylist()]
     assert len(rows) == len(files) == split.rows
     for row in rows:
@@ -116,7 +116,7 @@ def sample(split: str, name: str) -> SourceSample:
 
 
 @pytest.mark.parametrize(
-    ("samples", "said"),
+    ("samples", "message"),
     [
         ([sample("train", "train/a")] * 2, "1 sample ids of the source are not unique:\n  train/a"),
         ([sample("train", "val/a")], "expected SPLIT/NAME:\n  val/a in split train"),
@@ -124,32 +124,32 @@ def sample(split: str, name: str) -> SourceSample:
         ([sample("..", "../a")], r"\.\./a in split \.\."),
     ],
 )
-def test_samples_that_would_not_be_one_row_each_in_their_split_are_refused(tmp_path, samples, said):
-    with pytest.raises(DataError, match=said):
+def test_samples_that_would_not_be_one_row_each_in_their_split_are_refused(tmp_path, samples, message):
+    with pytest.raises(DataError, match=message):
         convert_dataset(SourceListing(tuple(samples), NAMES), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_digests_do_not_depend_on_the_order_in_which_the_cluster_works(tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", rows=9)
-    first = converted(source, tmp_path / "first", bounds=ShardLimits(group_rows=1), classes=None)
+    first = convert(source, tmp_path / "first", bounds=ShardLimits(group_rows=1), classes=None)
     monkeypatch.setattr(
         ingest, "map_on_cluster", lambda function, inputs: reversed([*enumerate(map(function, inputs))])
     )
-    second = converted(source, tmp_path / "second", bounds=ShardLimits(group_rows=1), classes=None)
+    second = convert(source, tmp_path / "second", bounds=ShardLimits(group_rows=1), classes=None)
     assert second == first
-    assert second.digest != converted(source, tmp_path / "third", bounds=ShardLimits(group_rows=2), classes=None).digest
+    assert second.digest != convert(source, tmp_path / "third", bounds=ShardLimits(group_rows=2), classes=None).digest
 
 
 def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path, monkeypatch):
     # More than one task looks for ids, and most of them do not meet the largest.
     monkeypatch.setattr(ingest, "_SCAN_ROWS", 5)
-    source = make_source(tmp_path / "source", most=4)
+    source = make_source(tmp_path / "source", max_id=4)
     for index in range(6):
         save_mask(source, "val", index, np.eye(HEIGHT, WIDTH, dtype=np.uint8))
-    manifest = converted(source, tmp_path / "five", classes=None)
+    manifest = convert(source, tmp_path / "five", classes=None)
     assert manifest.classes.names == ("class_0", "class_1", "class_2", "class_3", "class_4")
-    manifest = converted(source, tmp_path / "four", classes=None, ignore_ids=[4])
+    manifest = convert(source, tmp_path / "four", classes=None, ignore_ids=[4])
     assert manifest.classes.num_classes == 4
     assert sum(manifest.split("train").class_pixels) < 6 * HEIGHT * WIDTH
 
@@ -158,7 +158,7 @@ def test_normalised_images_are_listed_in_the_manifest(tmp_path):
     source = make_source(tmp_path / "source")
     path = source / "images" / "val" / "03.png"
     Image.open(path).convert("RGBA").save(path)
-    manifest = converted(source, tmp_path / "out", source={"format": "folder"})
+    manifest = convert(source, tmp_path / "out", source={"format": "folder"})
     assert manifest.normalised == ("val/03: alpha, pixels of type RGBA",)
     assert manifest.source == {"format": "folder"}
 
@@ -170,7 +170,7 @@ def test_all_unusable_samples_of_all_shards_are_reported_together(tmp_path):
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(masks / "train" / "08.png")
     save_mask(source, "val", 2, np.zeros((HEIGHT, WIDTH + 1), np.uint8))
     save_mask(source, "val", 5, np.full((HEIGHT, WIDTH), 7, np.uint8))
-    message = refused(source, tmp_path / "out", bounds=ShardLimits(group_rows=1))
+    message = conversion_error(source, tmp_path / "out", bounds=ShardLimits(group_rows=1))
     lines = message.splitlines()
     assert lines[0] == "4 of 18 samples cannot be used:"
     assert f"{images}/train/01.png cannot be read" in lines[1]
@@ -180,8 +180,8 @@ def test_all_unusable_samples_of_all_shards_are_reported_together(tmp_path):
 
 
 def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
-    source = make_source(tmp_path / "source", rows=23, splits=("train",), most=4)
-    message = refused(source, tmp_path / "out")
+    source = make_source(tmp_path / "source", rows=23, splits=("train",), max_id=4)
+    message = conversion_error(source, tmp_path / "out")
     assert message.startswith("23 of 23 samples cannot be used:")
     assert message.count("contains id 3 (9 pixels), id 4 (9 pixels)") == 20
     assert "and 3 more" in message
@@ -191,14 +191,18 @@ def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
 def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
     source = make_source(tmp_path / "source")
     names = Classes.from_names(["void", *NAMES.names])
-    assert "4 class names (ids 0..3) but the largest id in the masks is 2" in refused(source, tmp_path / "out", names)
-    assert converted(source, tmp_path / "out", names, absent_ok=True).split("val").class_pixels[3] == 0
+    assert "4 class names (ids 0..3) but the largest id in the masks is 2" in conversion_error(
+        source, tmp_path / "out", names
+    )
+    assert convert(source, tmp_path / "out", names, absent_ok=True).split("val").class_pixels[3] == 0
 
 
 def test_an_ignored_id_that_is_a_class_is_refused(tmp_path):
     source = make_source(tmp_path / "source")
     for classes in (NAMES, None):
-        assert "--ignore-id 1 is also the id of a class" in refused(source, tmp_path / "out", classes, ignore_ids=[1])
+        assert "--ignore-id 1 is also the id of a class" in conversion_error(
+            source, tmp_path / "out", classes, ignore_ids=[1]
+        )
 
 
 def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
@@ -206,19 +210,21 @@ def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
     for index in range(2):
         save_mask(source, "train", index, (np.eye(HEIGHT, WIDTH) * 255).astype(np.uint8))
     for classes, options in ((None, {}), (Classes.from_names(["a", "b"]), {"absent_ok": True})):
-        assert "store a foreground of 255 as 1" in refused(source, tmp_path / "out", classes, **options)
+        assert "store a foreground of 255 as 1" in conversion_error(source, tmp_path / "out", classes, **options)
 
 
 def test_ids_beyond_a_byte_ask_for_names(tmp_path):
     source = make_source(tmp_path / "source")
     save_mask(source, "train", 0, np.full((HEIGHT, WIDTH), 24_013, np.uint16))
-    assert "hold ids up to 24013; without class names" in refused(source, tmp_path / "out", None)
+    assert "contain ids up to 24013; expected at most 254 without class names" in conversion_error(
+        source, tmp_path / "out", None
+    )
 
 
 def test_unreadable_masks_are_named_without_class_names_too(tmp_path):
     source = make_source(tmp_path / "source", rows=1, splits=("train",))
     (source / "masks" / "train" / "00.png").write_bytes(b"no image")
-    message = refused(source, tmp_path / "out", None)
+    message = conversion_error(source, tmp_path / "out", None)
     assert f"{source}/masks/train/00.png cannot be read" in message
 
 
@@ -227,27 +233,27 @@ def test_an_output_that_is_not_free_is_left_as_it_is(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").touch()
-    for place, said in ((out, "is not empty"), (out / "mine", "is a file")):
-        with pytest.raises(DataError, match=f"output {place} {said}"):
-            converted(source, place)
+    for place, message in ((out, "is not empty"), (out / "mine", "is a file")):
+        with pytest.raises(DataError, match=f"output {place} {message}"):
+            convert(source, place)
     assert [path.name for path in out.iterdir()] == ["mine"]
     (out / "mine").unlink()
-    assert converted(source, out) == read_manifest(str(out))
+    assert convert(source, out) == read_manifest(str(out))
     with pytest.raises(DataError, match=f"output {out} contains a dataset"):
-        converted(source, out)
+        convert(source, out)
 
 
 def test_an_output_that_cannot_be_made_is_an_error(tmp_path):
     source = make_source(tmp_path / "source", rows=1)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/out cannot be"):
-        converted(source, tmp_path / "file" / "out")
+        convert(source, tmp_path / "file" / "out")
 
 
 def test_a_relative_output_is_meant_from_the_drivers_folder(tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", rows=1)
     monkeypatch.chdir(tmp_path)
-    converted(source, Path("out"))
+    convert(source, Path("out"))
     assert read_manifest(str(tmp_path / "out")).split("val").rows == 1
 
 
@@ -261,8 +267,8 @@ def test_the_demo_converts(tmp_path):
 
 @pytest.mark.skipif("SEGRAY_CAMVID" not in os.environ, reason="SEGRAY_CAMVID does not name CamVid's folder")
 def test_camvid_converts(tmp_path):
-    found = folder.list_samples(os.environ["SEGRAY_CAMVID"])
-    manifest = convert_dataset(found, str(tmp_path / "out"), ignore_ids=[11])
+    result = folder.list_samples(os.environ["SEGRAY_CAMVID"])
+    manifest = convert_dataset(result, str(tmp_path / "out"), ignore_ids=[11])
     assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 367, "val": 101, "test": 233}
     assert manifest.classes.num_classes == 11
     assert all(all(split.class_pixels) for split in manifest.splits.values())
@@ -278,5 +284,5 @@ def test_large_images_get_small_row_groups(tmp_path):
         pixels = np.random.default_rng(index).integers(0, 256, (700, 900, 3), np.uint8)
         Image.fromarray(pixels).save(source / "images" / "train" / f"{index:02d}.png")
         save_mask(source, "train", index, (np.arange(700 * 900).reshape(700, 900) % 3).astype(np.uint8))
-    groups = [size for shard in converted(source, tmp_path / "out").split("train").shards for size in shard.row_groups]
+    groups = [size for shard in convert(source, tmp_path / "out").split("train").shards for size in shard.row_groups]
     assert set(groups) <= {1, 2, 3}

@@ -10,13 +10,13 @@ from segray.data.convert.labels import apply_class_map, build_label_map, read_cl
 CLASSES = Classes.from_names(["sky", "car", "van", "tree"])
 
 
-def known(labels):
+def class_lookup(labels):
     return {index: target for index, target in labels.lookup.items() if target is not None}
 
 
 def test_without_a_lookup_an_id_is_its_classs():
     labels = build_label_map(CLASSES, None, [7])
-    assert known(labels) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert class_lookup(labels) == {0: 0, 1: 1, 2: 2, 3: 3}
     assert {index for index, target in labels.lookup.items() if target is None} == {7, 255, 65535}
     assert (labels.num_classes, labels.ignore_id, labels.expected_ids) == (4, 255, "0..3 or 7 or 255")
 
@@ -36,26 +36,26 @@ def test_an_ignored_id_must_be_none_of_a_class():
 
 def test_classes_are_merged_dropped_and_renamed_in_the_order_of_their_first():
     labels = build_label_map(CLASSES, {10: 0, 11: 1, 12: 2, 13: 3, 0: None})
-    classes, made = apply_class_map(CLASSES, labels, {"van": "vehicle", "car": "vehicle", "sky": None})
+    classes, mapped = apply_class_map(CLASSES, labels, {"van": "vehicle", "car": "vehicle", "sky": None})
     assert classes.names == ("vehicle", "tree")
     assert classes.palette == (CLASSES.palette[1], CLASSES.palette[3])
-    assert known(made) == {11: 0, 12: 0, 13: 1}
-    assert {index for index, target in made.lookup.items() if target is None} == {0, 10, 255, 65535}
+    assert class_lookup(mapped) == {11: 0, 12: 0, 13: 1}
+    assert {index for index, target in mapped.lookup.items() if target is None} == {0, 10, 255, 65535}
 
 
 @pytest.mark.parametrize(("others", "names"), [(None, ("car", "tree")), ("rest", ("rest", "car", "tree"))])
 def test_a_star_is_all_others(others, names):
     labels = build_label_map(CLASSES, None)
-    classes, made = apply_class_map(CLASSES, labels, {"car": "car", "tree": "tree", "*": others})
+    classes, mapped = apply_class_map(CLASSES, labels, {"car": "car", "tree": "tree", "*": others})
     assert classes.names == names
-    assert made.lookup[0] == made.lookup[2] == (None if others is None else 0)
+    assert mapped.lookup[0] == mapped.lookup[2] == (None if others is None else 0)
 
 
 def test_300_classes_made_few_have_255_to_ignore():
     many = Classes.from_names([f"c{number}" for number in range(300)])
-    classes, made = apply_class_map(many, build_label_map(many, None), {"c0": "a", "c255": "b", "*": None})
-    assert (classes.ignore_id, made.ignore_id) == (255, 255)
-    assert known(made) == {0: 0, 255: 1}
+    classes, mapped = apply_class_map(many, build_label_map(many, None), {"c0": "a", "c255": "b", "*": None})
+    assert (classes.ignore_id, mapped.ignore_id) == (255, 255)
+    assert class_lookup(mapped) == {0: 0, 255: 1}
 
 
 def test_unknown_names_and_too_few_classes_are_refused():
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_renaming_is_refused(tmp_path, text):
 def test_expected_ids_are_told_in_runs():
     labels = build_label_map(CLASSES, {0: 0, 1: 1, 2: 2, 9: 3, 34: None})
     assert labels.expected_ids == "0..2 or 9 or 34 or 255"
-    assert np.array_equal(sorted(known(labels)), [0, 1, 2, 9])
+    assert np.array_equal(sorted(class_lookup(labels)), [0, 1, 2, 9])
 
 
 @pytest.mark.parametrize("name", ["", "  ", "\ud800"])

@@ -16,31 +16,31 @@ SAMPLES = tuple(SourceSample("val", f"val/cam0/{name}", "", "", 1, bytes, bytes)
 
 def test_rows_are_found_by_id_with_and_without_the_split(tmp_path):
     (tmp_path / "facts.csv").write_text('id,city,lens\nval/cam0/a,Ulm,wide\ncam0/b,"Aachen, West",\n', "utf-8-sig")
-    found = add_columns(SAMPLES, tmp_path / "facts.csv")
-    assert [dict(one.columns) for one in found] == [{"city": "Ulm", "lens": "wide"}, {"city": "Aachen, West"}, {}]
-    assert column_names(found) == ("city", "lens")
+    result = add_columns(SAMPLES, tmp_path / "facts.csv")
+    assert [dict(one.columns) for one in result] == [{"city": "Ulm", "lens": "wide"}, {"city": "Aachen, West"}, {}]
+    assert column_names(result) == ("city", "lens")
     assert column_names(SAMPLES) == ()
-    known = (replace(SAMPLES[0], columns={"city": "Bonn", "day": "1"}), *SAMPLES[1:])
-    assert add_columns(known, tmp_path / "facts.csv")[0].columns == {"city": "Ulm", "lens": "wide", "day": "1"}
+    samples = (replace(SAMPLES[0], columns={"city": "Bonn", "day": "1"}), *SAMPLES[1:])
+    assert add_columns(samples, tmp_path / "facts.csv")[0].columns == {"city": "Ulm", "lens": "wide", "day": "1"}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "has no rows, no column id or no other column"),
         ("name,city\na,Ulm\n", "has no rows, no column id"),
         ("id\nval/cam0/a\n", "has no rows, no column id or no other column"),
         ("id,mask\nval/cam0/a,x\n", "has the column 'mask'; expected an identifier other than"),
-        ("id,my city\nval/cam0/a,x\n", "has a column 'my city'"),
+        ("id,my city\nval/cam0/a,x\n", "has the column 'my city'"),
         ("id,city\nval/cam0/a,x\nval/cam0/a,y\n", "has 1 duplicate ids:\n  val/cam0/a"),
         ("id,city\nval/cam0/z,x\n", "has 1 unknown ids:\n  val/cam0/z"),
         ("id,city\nval/cam0/a,x,y\n", "has a row with more cells than columns"),
         ('id,city\nval/cam0/a,"x\n', "cannot be read"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(tmp_path, text, said):
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
     (tmp_path / "facts.csv").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         add_columns(SAMPLES, tmp_path / "facts.csv")
 
 

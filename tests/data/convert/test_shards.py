@@ -172,16 +172,16 @@ def test_a_row_group_and_a_shard_end_once_they_are_large_enough(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda made: replace(made, labels=LabelMap(4, made.labels.lookup | {9: None})),
-        lambda made: replace(made, bounds=replace(made.bounds, group_rows=3)),
-        lambda made: replace(made, samples=(replace(made.samples[0], version="2"),)),
-        lambda made: replace(made, path="part-00001.parquet"),
+        lambda original: replace(original, labels=LabelMap(4, original.labels.lookup | {9: None})),
+        lambda original: replace(original, bounds=replace(original.bounds, group_rows=3)),
+        lambda original: replace(original, samples=(replace(original.samples[0], version="2"),)),
+        lambda original: replace(original, path="part-00001.parquet"),
     ],
 )
 def test_a_jobs_digest_changes_with_all_that_decides_what_is_written(tmp_path, change):
-    made = job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))])
-    assert change(made).digest != made.digest
-    assert replace(made, root="elsewhere").digest == made.digest
+    original = job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))])
+    assert change(original).digest != original.digest
+    assert replace(original, root="elsewhere").digest == original.digest
 
 
 def test_further_columns_are_text_or_nothing_in_every_shard(tmp_path):

@@ -32,22 +32,22 @@ def test_other_fractions_are_refused(text):
 @given(st.integers(10, 300), st.randoms())
 def test_every_sample_is_in_one_split_whatever_the_order(count, order):
     samples = frames(1, count)
-    found = assign_splits(samples, SHARES)
-    assert sorted(one.id.split("/")[1] for one in found) == sorted(one.id.split("/")[1] for one in samples)
-    assert all(one.id.startswith(f"{one.split}/") for one in found)
+    result = assign_splits(samples, SHARES)
+    assert sorted(one.id.split("/")[1] for one in result) == sorted(one.id.split("/")[1] for one in samples)
+    assert all(one.id.startswith(f"{one.split}/") for one in result)
     for name, share in SHARES.items():
-        assert abs(len([one for one in found if one.split == name]) - share * count) <= 1
+        assert abs(len([one for one in result if one.split == name]) - share * count) <= 1
     order.shuffle(samples)
-    assert assign_splits(samples, SHARES) == found
+    assert assign_splits(samples, SHARES) == result
 
 
 def test_frames_of_a_video_stay_together():
     samples = frames(20, 10)
     random.Random(0).shuffle(samples)
-    found = assign_splits(samples, SHARES, r"video(\d+)_")
-    of_video = {video: {one.split for one in found if f"/video{video}_" in one.id} for video in range(20)}
+    result = assign_splits(samples, SHARES, r"video(\d+)_")
+    of_video = {video: {one.split for one in result if f"/video{video}_" in one.id} for video in range(20)}
     assert all(len(splits) == 1 for splits in of_video.values())
-    assert {name: len([one for one in found if one.split == name]) for name in SHARES} == {
+    assert {name: len([one for one in result if one.split == name]) for name in SHARES} == {
         "train": 160,
         "val": 20,
         "test": 20,
@@ -61,17 +61,17 @@ def test_frames_of_a_video_stay_together_whatever_splits_they_were_in():
         SourceSample("val", one.id.replace("all", "val").replace("_00", "_01"), "", "", 1, bytes, bytes)
         for one in frames(20, 5)
     ]
-    found = assign_splits(samples, SHARES, r"^(.*)_\d+$")
+    result = assign_splits(samples, SHARES, r"^(.*)_\d+$")
     for video in range(20):
-        assert len({one.split for one in found if f"/video{video}_" in one.id}) == 1
-    assert len({one.id for one in found}) == 200
+        assert len({one.split for one in result if f"/video{video}_" in one.id}) == 1
+    assert len({one.id for one in result}) == 200
 
 
 def test_the_old_splits_stay_in_the_ids_where_there_were_several():
     samples = frames(1, 10, "left") + frames(1, 10, "right")
-    found = assign_splits(samples, {"train": 0.5, "val": 0.5})
-    assert len({one.id for one in found}) == 20
-    assert {one.id.split("/")[1] for one in found} == {"left", "right"}
+    result = assign_splits(samples, {"train": 0.5, "val": 0.5})
+    assert len({one.id for one in result}) == 20
+    assert {one.id.split("/")[1] for one in result} == {"left", "right"}
 
 
 def test_what_cannot_be_split_is_refused():

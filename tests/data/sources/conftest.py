@@ -1,4 +1,4 @@
-"""What the tests of the sources share: small pictures, and a conversion of what a source finds."""
+"""Fixtures of the source tests: small images and masks, and a conversion."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ SIZE = (4, 6)
 
 
 @pytest.fixture
-def picture():
-    """Writes an RGB image of 6x4 pixels."""
+def write_image():
+    """Function that writes an RGB image of 6x4 pixels."""
 
     def write(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,8 +26,8 @@ def picture():
 
 
 @pytest.fixture
-def drawing():
-    """Writes a mask: ids (H, W), or colours (H, W, 3), or ids with a palette."""
+def write_mask():
+    """Function that writes a mask: ids (H, W), or colours (H, W, 3), or ids with a palette."""
 
     def write(path: Path, pixels, palette=None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ def drawing():
 
 
 @pytest.fixture
-def converted(ray_cluster, tmp_path):
-    """Converts what was found and returns the classes' names and the ids (H, W) of each row."""
+def convert(ray_cluster, tmp_path):
+    """Function that converts a listing and returns the class names and the ids (H, W) of each row."""
     del ray_cluster
 
-    def run(found, **options):
-        manifest = convert_dataset(found, str(tmp_path / "out"), **options)
+    def run(listing, **options):
+        manifest = convert_dataset(listing, str(tmp_path / "out"), **options)
         shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
         rows = [row for path in shards for row in pq.read_table(tmp_path / "out" / path).to_pylist()]
         return manifest.classes.names, {row["id"]: decode_mask(row["mask"]).tolist() for row in rows}

@@ -17,38 +17,38 @@ KNOWN = [[255 if index == 11 else index for index in row] for row in IDS]
 
 
 @pytest.fixture
-def tutorial(tmp_path, picture, drawing):
+def tutorial(tmp_path, write_image, write_mask):
     root = tmp_path / "CamVid"
     for split, stem in (("train", "0001TP_006690"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000")):
-        picture(root / split / f"{stem}.png")
-        drawing(root / f"{split}annot" / f"{stem}.png", IDS)
+        write_image(root / split / f"{stem}.png")
+        write_mask(root / f"{split}annot" / f"{stem}.png", IDS)
         place = "/SegNet/CamVid"
         (root / f"{split}.txt").write_text(f"{place}/{split}/{stem}.png {place}/{split}annot/{stem}.png\n")
     return root
 
 
-def test_the_tutorials_eleven_classes_and_splits(tutorial, converted):
-    names, rows = converted(SOURCES["camvid"](str(tutorial)))
+def test_the_tutorials_eleven_classes_and_splits(tutorial, convert):
+    names, rows = convert(SOURCES["camvid"](str(tutorial)))
     assert (len(names), names[0], names[10]) == (11, "sky", "bicyclist")
     assert rows == dict.fromkeys(("train/0001TP_006690", "val/0016E5_07959", "test/Seq05VD_f00000"), KNOWN)
 
 
 @pytest.fixture
-def published(tmp_path, picture, drawing):
+def published(tmp_path, write_image, write_mask):
     root = tmp_path / "CamVid"
     colours = [(64, 128, 64), (192, 0, 128), (0, 0, 0), (0, 128, 192)]
     for stem in ("0001TP_006690", "0001TP_006720", "0016E5_07959", "0016E5_07961"):
-        picture(root / "701_StillsRaw_full" / f"{stem}.png")
-        drawing(root / "LabeledApproved_full" / f"{stem}_L.png", [[*colours, colours[0], colours[3]]] * 4)
+        write_image(root / "701_StillsRaw_full" / f"{stem}.png")
+        write_mask(root / "LabeledApproved_full" / f"{stem}_L.png", [[*colours, colours[0], colours[3]]] * 4)
     (root / "label_colors.txt").write_text("64 128 64\tAnimal\n192 0 128\t\tArchway\n0 128 192 Bicyclist\n0 0 0 Void\n")
     return root
 
 
-def test_the_published_colours_are_classes_and_void_is_not_counted(published, converted):
-    found = SOURCES["camvid"](str(published))
-    names, rows = converted(found)
+def test_the_published_colours_are_classes_and_void_is_not_counted(published, convert):
+    result = SOURCES["camvid"](str(published))
+    names, rows = convert(result)
     assert names == ("Animal", "Archway", "Bicyclist")
-    assert found.classes.palette[2] == (0, 128, 192)
+    assert result.classes.palette[2] == (0, 128, 192)
     assert set(rows) == {f"all/{stem}" for stem in ("0001TP_006690", "0001TP_006720", "0016E5_07959", "0016E5_07961")}
     assert all(ids == [[0, 1, 255, 2, 0, 2]] * 4 for ids in rows.values())
 
@@ -70,8 +70,8 @@ def test_the_real_class_shares_are_those_of_a_direct_count(tmp_path, ray_cluster
         lines = [f"/SegNet/CamVid/{split}/{one.name} /SegNet/CamVid/{split}annot/{one.stem}.png\n" for one in images]
         (root / f"{split}.txt").write_text("".join(lines))
     manifest = convert_dataset(SOURCES["camvid"](str(root)), str(tmp_path / "out"))
-    for split, known in manifest.splits.items():
+    for split, entry in manifest.splits.items():
         masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (root / f"{split}annot").iterdir()]
         counts = sum(np.bincount(mask.reshape(-1), minlength=12) for mask in masks)
-        assert known.class_pixels == tuple(counts[:11].tolist())
-        assert known.rows == len(masks)
+        assert entry.class_pixels == tuple(counts[:11].tolist())
+        assert entry.rows == len(masks)

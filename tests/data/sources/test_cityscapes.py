@@ -23,21 +23,21 @@ FRAMES = {
 
 
 @pytest.fixture
-def root(tmp_path, picture, drawing):
+def root(tmp_path, write_image, write_mask):
     for split, frames in FRAMES.items():
         for frame in frames:
-            picture(tmp_path / "city" / "leftImg8bit" / split / f"{frame}_leftImg8bit.png")
+            write_image(tmp_path / "city" / "leftImg8bit" / split / f"{frame}_leftImg8bit.png")
             fine = tmp_path / "city" / "gtFine" / split
-            drawing(fine / f"{frame}_gtFine_labelIds.png", LABEL_IDS)
-            drawing(fine / f"{frame}_gtFine_color.png", np.zeros((4, 6, 4)))
-            drawing(fine / f"{frame}_gtFine_instanceIds.png", LABEL_IDS)
+            write_mask(fine / f"{frame}_gtFine_labelIds.png", LABEL_IDS)
+            write_mask(fine / f"{frame}_gtFine_color.png", np.zeros((4, 6, 4)))
+            write_mask(fine / f"{frame}_gtFine_instanceIds.png", LABEL_IDS)
             (fine / f"{frame}_gtFine_polygons.json").write_text("{}")
-    picture(tmp_path / "city" / "leftImg8bit" / "test" / "berlin/berlin_000000_000019_leftImg8bit.png")
+    write_image(tmp_path / "city" / "leftImg8bit" / "test" / "berlin/berlin_000000_000019_leftImg8bit.png")
     return tmp_path / "city"
 
 
-def test_label_ids_become_the_19_train_ids(root, converted):
-    names, rows = converted(SOURCES["cityscapes"](str(root)))
+def test_label_ids_become_the_19_train_ids(root, convert):
+    names, rows = convert(SOURCES["cityscapes"](str(root)))
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
     assert list(rows) == [f"{split}/{frame}" for split, frames in FRAMES.items() for frame in frames]
     assert all(ids == TRAIN_IDS for ids in rows.values())
@@ -45,11 +45,11 @@ def test_label_ids_become_the_19_train_ids(root, converted):
     assert cities == ["aachen", "zurich", "lindau"]
 
 
-def test_train_ids_are_taken_where_there_are_no_label_ids(root, drawing, converted):
+def test_train_ids_are_taken_where_there_are_no_label_ids(root, write_mask, convert):
     for path in root.glob("gtFine/*/*/*_labelIds.png"):
         path.unlink()
-        drawing(path.with_name(path.name.replace("labelIds", "labelTrainIds")), TRAIN_IDS)
-    _, rows = converted(SOURCES["cityscapes"](str(root)))
+        write_mask(path.with_name(path.name.replace("labelIds", "labelTrainIds")), TRAIN_IDS)
+    _, rows = convert(SOURCES["cityscapes"](str(root)))
     assert all(ids == TRAIN_IDS for ids in rows.values())
 
 
@@ -57,10 +57,10 @@ def test_images_without_masks_are_all_listed(root):
     for path in root.glob("gtFine/*/*/*_labelIds.png"):
         if "aachen" not in path.name:
             path.unlink()
-    found = SOURCES["cityscapes"](str(root))
-    assert len(found.problems) == 2
-    assert "image without a mask; expected" in found.problems[0]
-    assert found.problems[0].endswith("zurich_000001_000019_gtFine_labelIds.png")
+    result = SOURCES["cityscapes"](str(root))
+    assert len(result.problems) == 2
+    assert "image without a mask; expected" in result.problems[0]
+    assert result.problems[0].endswith("zurich_000001_000019_gtFine_labelIds.png")
 
 
 def test_a_mask_without_an_image_is_listed_and_splits_without_masks_are_left_alone(root):
@@ -70,9 +70,9 @@ def test_a_mask_without_an_image_is_listed_and_splits_without_masks_are_left_alo
     extra.mkdir(parents=True)
     (extra / "augsburg_000000_000000_leftImg8bit.png").touch()
     (root / "leftImg8bit/extra").mkdir()
-    found = SOURCES["cityscapes"](str(root))
-    assert [line.split(": ")[1].split(";")[0] for line in found.problems] == [
-        "a split without masks",
+    result = SOURCES["cityscapes"](str(root))
+    assert [line.split(": ")[1].split(";")[0] for line in result.problems] == [
+        "split without masks",
         "mask without an image",
     ]
 

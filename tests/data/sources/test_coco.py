@@ -14,10 +14,10 @@ HEIGHT, WIDTH = 4, 6
 
 
 @pytest.fixture
-def root(tmp_path, picture):
+def root(tmp_path, write_image):
     root = tmp_path / "coco"
     for split, stem in (("train", "000000000009"), ("train", "000000000025"), ("val", "000000000139")):
-        picture(root / f"{split}2017" / f"{stem}.jpg")
+        write_image(root / f"{split}2017" / f"{stem}.jpg")
     return root
 
 
@@ -40,21 +40,21 @@ def annotate(root):
 IDS = ("train/000000000009", "train/000000000025", "val/000000000139")
 
 
-def test_panoptic_segments_become_their_categories(root, annotate, drawing, converted):
+def test_panoptic_segments_become_their_categories(root, annotate, write_mask, convert):
     segments = np.array([[0, 7, 300, 300, 70_000, 7]] * HEIGHT)
     colours = np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1)
-    known = [{"id": 7, "category_id": 92}, {"id": 300, "category_id": 1}, {"id": 70_000, "category_id": 18}]
+    segments = [{"id": 7, "category_id": 92}, {"id": 300, "category_id": 1}, {"id": 70_000, "category_id": 18}]
 
     def make(number, split):
         name = f"{number:012d}.png"
-        drawing(root / "annotations" / f"panoptic_{split}2017" / name, colours)
-        yield {"image_id": number, "file_name": name, "segments_info": known}
+        write_mask(root / "annotations" / f"panoptic_{split}2017" / name, colours)
+        yield {"image_id": number, "file_name": name, "segments_info": segments}
 
     annotate("panoptic", make)
-    names, rows = converted(SOURCES["coco-panoptic"](str(root)))
+    names, rows = convert(SOURCES["coco-panoptic"](str(root)))
     assert names == ("person", "dog", "banner")
     assert rows == dict.fromkeys(IDS, [[255, 2, 0, 0, 1, 2]] * HEIGHT)
-    drawing(root / "annotations/panoptic_val2017/000000000139.png", colours + np.array([1, 0, 0]))
+    write_mask(root / "annotations/panoptic_val2017/000000000139.png", colours + np.array([1, 0, 0]))
     with pytest.raises(DataError, match="000000000139.png contains the segment 1, which its JSON file does not list"):
         SOURCES["coco-panoptic"](str(root)).samples[-1].read_mask()
 
@@ -63,7 +63,7 @@ def rectangle(left, top, right, bottom):
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_counted(root, annotate, converted):
+def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_counted(root, annotate, convert):
     def make(number, _split):
         large = {"segmentation": [rectangle(1, 0, 6, 4)], "area": 20, "category_id": 1, "iscrowd": 0}
         small = {"segmentation": [rectangle(2, 1, 3, 3)], "area": 2, "category_id": 18, "iscrowd": 0}
@@ -73,13 +73,13 @@ def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_cou
             yield one | {"image_id": number}
 
     annotate("instances", make)
-    names, rows = converted(SOURCES["coco-instances"](str(root)))
+    names, rows = convert(SOURCES["coco-instances"](str(root)))
     assert names == ("background", "person", "dog", "banner")
     expected = [[0, 1, 1, 1, 1, 1], [0, 1, 2, 1, 1, 1], [0, 1, 2, 1, 1, 1], [0, 1, 1, 1, 255, 255]]
     assert rows == dict.fromkeys(IDS, expected)
 
 
-def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, converted):
+def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, convert):
     categories = [{"id": 0, "name": "person"}, {"id": 1000, "name": "dog"}]
     shapes = [(rectangle(0, 0, 3, 4), 0), (rectangle(3, 0, 5, 4), 1000)]
     annotate(
@@ -87,7 +87,7 @@ def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, conver
         lambda number, _: [{"segmentation": [one], "category_id": key, "image_id": number} for one, key in shapes],
         categories,
     )
-    names, rows = converted(SOURCES["coco-instances"](str(root)))
+    names, rows = convert(SOURCES["coco-instances"](str(root)))
     assert names == ("background", "person", "dog")
     assert rows == dict.fromkeys(IDS, [[1, 1, 1, 2, 2, 0]] * HEIGHT)
     annotate("instances", lambda *_: [], [{"id": 65534, "name": "person"}])
@@ -95,23 +95,23 @@ def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, conver
         SOURCES["coco-instances"](str(root))
 
 
-def test_images_in_folders_of_equal_names_differ_and_none_leaves_the_source(root, annotate, picture):
+def test_images_in_folders_of_equal_names_differ_and_none_leaves_the_source(root, annotate, write_image):
     annotate("instances", lambda *_: [])
     file = root / "annotations/instances_val2017.json"
     sizes = {"height": HEIGHT, "width": WIDTH}
     images = [{"id": number, "file_name": f"{number}/a.jpg", **sizes} for number in (1, 2)]
     for image in images:
-        picture(root / "val2017" / image["file_name"])
+        write_image(root / "val2017" / image["file_name"])
     file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
     assert [sample.id for sample in SOURCES["coco-instances"](str(root)).samples[-2:]] == ["val/1/a", "val/2/a"]
-    picture(root.parent / "elsewhere.jpg")
+    write_image(root.parent / "elsewhere.jpg")
     images[0]["file_name"] = "../../elsewhere.jpg"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"images": images}))
     (line,) = SOURCES["coco-instances"](str(root)).problems
     assert "elsewhere.jpg: outside the source (" in line
 
 
-def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotate, converted):
+def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotate, convert):
     from pycocotools import mask
 
     inside = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -125,7 +125,7 @@ def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotat
         yield {"image_id": number, "segmentation": other, "area": 4, "category_id": 18, "iscrowd": 0}
 
     annotate("stuff", make)
-    names, rows = converted(SOURCES["coco-stuff"](str(root)))
+    names, rows = convert(SOURCES["coco-stuff"](str(root)))
     assert names == ("person", "dog", "banner")
     expected = [[1, 255, 255, 255, 255, 255], *[[1, 255, 2, 2, 2, 2]] * 3]
     assert rows == dict.fromkeys(IDS, expected)
@@ -168,9 +168,9 @@ def test_an_image_without_annotations_is_background_or_not_counted(root, annotat
     annotate("instances", lambda *_: [])
     annotate("stuff", lambda *_: [])
     for kind, expected in (("instances", 0), ("stuff", None)):
-        found = SOURCES[f"coco-{kind}"](str(root))
-        (value,) = np.unique(found.samples[0].read_mask()).tolist()
-        assert found.lookup[value] == expected
+        result = SOURCES[f"coco-{kind}"](str(root))
+        (value,) = np.unique(result.samples[0].read_mask()).tolist()
+        assert result.lookup[value] == expected
 
 
 FAR = [1.0, 1.0, 1e8, 1.0, 1.0, 3.0]

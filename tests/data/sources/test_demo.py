@@ -49,7 +49,7 @@ def test_the_source_takes_no_folder():
 @pytest.fixture(scope="module")
 def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Pixel features (N, 5), colour and position, and ids (N,) of all of val and every fourth row of train."""
-    found = {}
+    result = {}
     for split, every in (("train", 4), ("val", 1)):
         samples = [sample for sample in demo.demo_samples() if sample.split == split][::every]
         images = np.stack([decode_image(sample.read_image()) for sample in samples])
@@ -57,8 +57,8 @@ def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         rows, columns = np.indices(masks.shape)[1:]
         features = np.concatenate([images, rows[..., None], columns[..., None]], axis=-1, dtype=np.float32)
         counted = masks != IGNORE
-        found[split] = features[counted], masks[counted]
-    return found
+        result[split] = features[counted], masks[counted]
+    return result
 
 
 def miou(predicted: np.ndarray, truth: np.ndarray) -> float:

@@ -81,9 +81,9 @@ def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a", "b"], "val": ["c"]})
     (tmp_path / "masks" / "train" / "b.png").unlink()
     (tmp_path / "images" / "val" / "c.jpg").unlink()
-    said = problems(tmp_path)
-    assert f"{tmp_path}/images/train/b.jpg: image without a mask; expected {tmp_path}/masks/train/b.png" in said
-    assert f"{tmp_path}/masks/val/c.png: mask without an image" in said
+    message = problems(tmp_path)
+    assert f"{tmp_path}/images/train/b.jpg: image without a mask; expected {tmp_path}/masks/train/b.png" in message
+    assert f"{tmp_path}/masks/val/c.png: mask without an image" in message
 
 
 @pytest.mark.parametrize("side", ["images", "masks"])
@@ -97,8 +97,8 @@ def test_an_empty_split_is_named(tmp_path, side):
 def test_a_split_on_one_side_only_is_named(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"], "val": ["b"]})
     (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "valid")
-    assert f"{tmp_path}/masks/val: folder is missing" in problems(tmp_path)
-    assert f"{tmp_path}/images/valid: folder is missing" in problems(tmp_path)
+    assert f"{tmp_path}/masks/val: missing folder" in problems(tmp_path)
+    assert f"{tmp_path}/images/valid: missing folder" in problems(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
     (tmp_path / "val.txt").write_text("b\na\nd\nb\n")
     for part in (
         "a is also in train.txt; expected it once",
-        "b is in val.txt already",
+        "b is also in val.txt",
         "images/d.jpg: missing",
         "masks/d.png: missing",
     ):

@@ -55,8 +55,8 @@ def hub(tmp_path):
     return tmp_path / "hub"
 
 
-def test_parquet_as_on_the_hub(hub, converted):
-    names, rows = converted(SOURCES["huggingface"](str(hub)))
+def test_parquet_as_on_the_hub(hub, convert):
+    names, rows = convert(SOURCES["huggingface"](str(hub)))
     assert names == ("wall", "floor", "lamp")
     assert rows == EXPECTED
 
@@ -64,19 +64,19 @@ def test_parquet_as_on_the_hub(hub, converted):
 def test_other_columns_come_along_as_text(hub):
     more = table("train", 3).append_column("day", pa.array([True, None, False])).append_column("size", [[1, 2, 3]])
     pq.write_table(more, hub / "data" / "test-00000.parquet", row_group_size=2)
-    found = [dict(one.columns) for one in SOURCES["huggingface"](str(hub)).samples if one.split == "test"]
+    result = [dict(one.columns) for one in SOURCES["huggingface"](str(hub)).samples if one.split == "test"]
     days = ({"day": "true"}, {}, {"day": "false"})
-    assert found == [{"scene": f"scene {row}", **day} for row, day in enumerate(days)]
+    assert result == [{"scene": f"scene {row}", **day} for row, day in enumerate(days)]
 
 
-def test_a_folder_that_datasets_saved(tmp_path, converted):
+def test_a_folder_that_datasets_saved(tmp_path, convert):
     for split, rows in ROWS.items():
         folder = tmp_path / "saved" / split
         folder.mkdir(parents=True)
         saved = table(split, rows, ("pixel_values", "label"))
         with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", saved.schema) as writer:
             writer.write_table(saved, max_chunksize=2)
-    names, rows = converted(SOURCES["huggingface"](str(tmp_path / "saved")))
+    names, rows = convert(SOURCES["huggingface"](str(tmp_path / "saved")))
     assert names == ("class_0", "class_1", "class_2")
     assert rows == EXPECTED
 
@@ -86,21 +86,19 @@ def test_bytes_that_are_missing_lie_beside_the_file(tmp_path):
     labels = [{"bytes": png(ids("train", row)), "path": None} for row in range(3)]
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet")
     (tmp_path / "a.png").write_bytes(b"pixels")
-    found = SOURCES["huggingface"](str(tmp_path))
-    assert [sample.read_image() for sample in found.samples] == [b"pixels"]
-    assert "train/0000001: " in found.problems[0]
-    assert (
-        "train.parquet, row 1, column image holds no bytes, and 'b.png' beside it cannot be read" in found.problems[0]
-    )
-    assert "train.parquet, row 2, column image is empty" in found.problems[1]
+    result = SOURCES["huggingface"](str(tmp_path))
+    assert [sample.read_image() for sample in result.samples] == [b"pixels"]
+    assert "train/0000001: " in result.problems[0]
+    assert "train.parquet, row 1, column image has no bytes, and its file 'b.png' cannot be read" in result.problems[0]
+    assert "train.parquet, row 2, column image is empty" in result.problems[1]
     (tmp_path / "a.png").write_bytes(b"others")
     with pytest.raises(DataError, match="a.png has changed since the conversion started"):
-        found.samples[0].read_image()
-    assert SOURCES["huggingface"](str(tmp_path)).samples[0].version != found.samples[0].version
+        result.samples[0].read_image()
+    assert SOURCES["huggingface"](str(tmp_path)).samples[0].version != result.samples[0].version
     (tmp_path / "a.png").unlink()
     (tmp_path / "a.png").symlink_to("/etc/hostname")
     (line, *_) = SOURCES["huggingface"](str(tmp_path)).problems
-    assert "row 0, column image holds no bytes, and its path 'a.png' leaves the folder" in line
+    assert "row 0, column image has no bytes, and its path 'a.png' is outside the folder" in line
 
 
 def test_a_configuration_is_a_folder_of_splits_and_of_several_one_is_to_be_named(hub):
@@ -109,8 +107,8 @@ def test_a_configuration_is_a_folder_of_splits_and_of_several_one_is_to_be_named
     for path in sorted((hub / "data").iterdir()):
         path.rename(hub / "scene_parsing" / path.name)
     (hub / "data").rmdir()
-    found = SOURCES["huggingface"](str(hub))
-    assert {name: sum(one.split == name for one in found.samples) for name in ("train", "val")} == {
+    result = SOURCES["huggingface"](str(hub))
+    assert {name: sum(one.split == name for one in result.samples) for name in ("train", "val")} == {
         "train": 5,
         "val": 2,
     }
@@ -152,11 +150,11 @@ def test_bytes_that_are_empty_are_told_when_they_are_read_and_a_damaged_table_is
     (hub / "data" / "._train.parquet").touch()
     cells = {"image": [{"bytes": b"", "path": "x.png"}], "label": [{"bytes": png(ids("train", 0)), "path": None}]}
     pq.write_table(pa.table(cells), hub / "data" / "test.parquet")
-    found = SOURCES["huggingface"](str(hub))
-    (line,) = found.problems
+    result = SOURCES["huggingface"](str(hub))
+    (line,) = result.problems
     assert "train-00001-of-00002.parquet cannot be read" in line
     with pytest.raises(DataError, match="test.parquet, row 0, column image is empty"):
-        next(one for one in found.samples if one.split == "test").read_image()
+        next(one for one in result.samples if one.split == "test").read_image()
 
 
 def test_other_columns_and_damaged_files_are_refused(tmp_path):

@@ -18,54 +18,54 @@ def shape(label, points, kind="polygon"):
 
 
 @pytest.fixture
-def annotate(tmp_path, picture):
+def annotate(tmp_path, write_image):
     """Writes an image of 6x4 pixels and its JSON."""
 
     def write(name, *shapes):
         file = tmp_path / f"{name}.json"
-        picture(file.with_suffix(".jpg"))
+        write_image(file.with_suffix(".jpg"))
         content = {"version": "5.5.0", "imagePath": f"{file.stem}.jpg", "imageData": None, "shapes": shapes}
         file.write_text(json.dumps(content | {"imageHeight": 4, "imageWidth": 6}))
 
     return write
 
 
-def test_shapes_of_every_kind_are_drawn_in_order(tmp_path, annotate, converted):
+def test_shapes_of_every_kind_are_drawn_in_order(tmp_path, annotate, convert):
     annotate("train/a", shape("road", [[0, 2], [5, 2], [5, 3], [0, 3]]), shape("car", [[4, 3], [1, 2]], "rectangle"))
     annotate("train/b", shape("car", [[2, 1], [3, 1]], "circle"), shape("__ignore__", [[5, 0]], "point"))
     annotate("val/c", shape("road", [[0, 0], [5, 0]], "line"), shape("car", [[0, 3], [2, 3], [2, 1]], "linestrip"))
-    names, rows = converted(SOURCES["labelme"](str(tmp_path)))
+    names, rows = convert(SOURCES["labelme"](str(tmp_path)))
     assert names == ("_background_", "car", "road")
     assert rows["train/a"] == [[0] * 6, [0] * 6, [2, 1, 1, 1, 1, 2], [2, 1, 1, 1, 1, 2]]
     assert rows["train/b"] == [[0, 0, 1, 0, 0, 255], [0, 1, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0], [0] * 6]
     assert rows["val/c"] == [[2] * 6, [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
 
 
-def test_a_mask_lies_between_two_corners(tmp_path, annotate, converted):
+def test_a_mask_lies_between_two_corners(tmp_path, annotate, convert):
     buffer = io.BytesIO()
     Image.fromarray(np.array([[True, False], [True, True]])).save(buffer, "PNG")
     mask = shape("car", [[3, 1], [4, 2]], "mask") | {"mask": b64encode(buffer.getvalue()).decode()}
     annotate("train/a", shape("road", [[0, 0], [5, 3]], "rectangle"), mask)
     annotate("train/b", mask | {"mask": "no base64"})
     annotate("train/c", mask | {"mask": None})
-    found = SOURCES["labelme"](str(tmp_path))
-    for sample, said in zip(
-        found.samples[1:], ("b.json has a mask that is not in base64", "c.json, a mask in it"), strict=True
+    result = SOURCES["labelme"](str(tmp_path))
+    for sample, message in zip(
+        result.samples[1:], ("b.json has a mask that is not valid base64", r"c.json \(embedded mask\)"), strict=True
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             sample.read_mask()
-    _, rows = converted(replace(found, samples=found.samples[:1]))
+    _, rows = convert(replace(result, samples=result.samples[:1]))
     assert rows["train/a"] == [[2] * 6, [2, 2, 2, 1, 2, 2], [2, 2, 2, 1, 1, 2], [2] * 6]
 
 
-def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_path, annotate, picture):
+def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_path, annotate, write_image):
     annotate("set/train/a")
     file = tmp_path / "set/train/a.json"
-    picture(tmp_path / "set/images/a.jpg")
+    write_image(tmp_path / "set/images/a.jpg")
     file.write_text(file.read_text().replace('"a.jpg"', '"..\\\\images\\\\a.jpg"'))
     (sample,) = SOURCES["labelme"](str(tmp_path / "set")).samples
     assert sample.read_image() == (tmp_path / "set/images/a.jpg").read_bytes()
-    picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     file.write_text(file.read_text().replace("images", ".."))
     (line,) = SOURCES["labelme"](str(tmp_path / "set")).problems
     assert "a.jpg: outside the source" in line
@@ -74,12 +74,12 @@ def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_pa
 def test_labels_txt_says_the_order_and_other_labels_are_named(tmp_path, annotate):
     annotate("train/a", shape("road", [[0, 0], [5, 0], [5, 3]]), shape("tree", [[0, 0], [1, 1], [0, 1]]))
     (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\ncar\n")
-    found = SOURCES["labelme"](str(tmp_path))
-    assert found.classes.names == ("_background_", "road", "car")
+    result = SOURCES["labelme"](str(tmp_path))
+    assert result.classes.names == ("_background_", "road", "car")
     with pytest.raises(
         DataError, match=r"train/a.json has the label 'tree', which is not a class; add it to labels.txt"
     ):
-        found.samples[0].read_mask()
+        result.samples[0].read_mask()
 
 
 def test_one_folder_without_splits_is_not_split(tmp_path, annotate):
@@ -90,9 +90,9 @@ def test_one_folder_without_splits_is_not_split(tmp_path, annotate):
 def test_files_beside_the_folders_of_the_splits_are_told(tmp_path, annotate):
     for name in ("a", "train/b", "train/._c"):
         annotate(name)
-    found = SOURCES["labelme"](str(tmp_path))
-    assert [sample.id for sample in found.samples] == ["train/b"]
-    (line,) = found.problems
+    result = SOURCES["labelme"](str(tmp_path))
+    assert [sample.id for sample in result.samples] == ["train/b"]
+    (line,) = result.problems
     assert "a.json: not in the folder of a split" in line
 
 
@@ -108,9 +108,9 @@ def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, ann
         '{"imageHeight": 1, "imageWidth": 1, "shapes": [], "imagePath": "' + "x" * 5000 + '"}'
     )
     (tmp_path / "train/g.json").write_text("[" * 100_000)
-    found = SOURCES["labelme"](str(tmp_path))
-    assert [sample.id for sample in found.samples] == ["train/d"]
-    assert found.classes.names == ("_background_", "5", "['a list']")
+    result = SOURCES["labelme"](str(tmp_path))
+    assert [sample.id for sample in result.samples] == ["train/d"]
+    assert result.classes.names == ("_background_", "5", "['a list']")
     for name, line in zip(
         (
             "a.json: not a L",
@@ -120,7 +120,7 @@ def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, ann
             "c.jpg: miss",
             "cannot be accessed",
         ),
-        found.problems,
+        result.problems,
         strict=True,
     ):
         assert name in line

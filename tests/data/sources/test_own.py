@@ -23,12 +23,12 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("my_format")
 
 
-def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, picture, drawing, converted):
+def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, write_image, write_mask, convert):
     root = tmp_path / "mine"
-    picture(root / "rgb" / "a.jpg")
-    drawing(root / "ids" / "a.png", [[0, 1, 2] * 2] * 4)
+    write_image(root / "rgb" / "a.jpg")
+    write_mask(root / "ids" / "a.png", [[0, 1, 2] * 2] * 4)
     (root / "list.txt").write_text("train a\n")
-    names, rows = converted(prepare._source(f"{module}:find")(str(root)))
+    names, rows = convert(prepare._source(f"{module}:find")(str(root)))
     assert names == ("road", "car")
     assert rows == {"train/a": [[255, 0, 1] * 2] * 4}
 

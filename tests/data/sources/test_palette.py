@@ -11,36 +11,36 @@ MASK = [[COLOURS["road"], COLOURS["car"], COLOURS["Void"]] * 2] * 4
 
 
 @pytest.fixture
-def root(tmp_path, picture, drawing):
+def root(tmp_path, write_image, write_mask):
     root = tmp_path / "mine"
     for split in ("train", "val"):
-        picture(root / "images" / split / "a.png")
-        drawing(root / "masks" / split / "a.png", MASK)
+        write_image(root / "images" / split / "a.png")
+        write_mask(root / "masks" / split / "a.png", MASK)
     lines = [f"{red} {green}, {blue}\t{name}" for name, (red, green, blue) in COLOURS.items()]
     (root / "palette.txt").write_text("\n".join(lines) + "\n")
     return root
 
 
-def test_colours_become_ids_and_void_is_not_counted(root, converted):
-    names, rows = converted(SOURCES["palette"](str(root)))
+def test_colours_become_ids_and_void_is_not_counted(root, convert):
+    names, rows = convert(SOURCES["palette"](str(root)))
     assert names == ("road", "car")
     assert rows == {"train/a": [[0, 1, 255] * 2] * 4, "val/a": [[0, 1, 255] * 2] * 4}
 
 
-def test_an_unknown_colour_is_named_with_file_and_pixel(root, drawing, converted):
+def test_an_unknown_colour_is_named_with_file_and_pixel(root, write_mask, convert):
     mask = np.array(MASK)
     mask[2, 4] = (1, 2, 3)
     mask[3, 0] = (128, 64, 129)
-    drawing(root / "masks" / "val" / "a.png", mask)
+    write_mask(root / "masks" / "val" / "a.png", mask)
     with pytest.raises(DataError) as raised:
-        converted(SOURCES["palette"](str(root)))
+        convert(SOURCES["palette"](str(root)))
     file = f"{root}/masks/val/a.png"
     expected = f"{file} contains the unknown colour (1, 2, 3), first at pixel (4, 2), and 2 pixels of unknown colours"
     assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("1 2 road", "line 4 is '1 2 road'; expected `R G B name`"),
         ("1 2 256 tree", "each 0 to 255"),
@@ -48,8 +48,8 @@ def test_an_unknown_colour_is_named_with_file_and_pixel(root, drawing, converted
         ("0 0 142 tree", "its name or colour is a duplicate"),
     ],
 )
-def test_a_palette_that_is_none_is_refused(root, line, said):
+def test_a_palette_that_is_none_is_refused(root, line, message):
     with (root / "palette.txt").open("a") as file:
         file.write(line)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         SOURCES["palette"](str(root))

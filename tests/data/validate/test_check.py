@@ -1,4 +1,4 @@
-"""The check of a dataset: planted faults are all found in one pass, and a healthy set has none."""
+"""Validation reports every error of a damaged dataset in one pass, and none for an intact dataset."""
 
 import io
 import shutil
@@ -31,7 +31,7 @@ ROWS = {"train": 32, "val": 4, "test": 16}
 
 @pytest.fixture(scope="module")
 def healthy(ray_cluster, tmp_path_factory):
-    """A dataset of two rows a shard, a row group each."""
+    """A dataset with two rows per shard and one row per row group."""
     root = tmp_path_factory.mktemp("check")
     rng = np.random.default_rng(0)
     for split, rows in ROWS.items():
@@ -42,25 +42,27 @@ def healthy(ray_cluster, tmp_path_factory):
             image.save(root / "source" / "images" / split / f"{index:02d}.png")
             mask = Image.fromarray(rng.integers(0, 3, SIZE, np.uint8))
             mask.save(root / "source" / "masks" / split / f"{index:02d}.png")
-    found = SourceListing(folder.list_samples(str(root / "source")).samples, Classes.from_names(["sky", "road", "car"]))
-    convert_dataset(found, str(root / "made"), bounds=ShardLimits(group_rows=1, shard_bytes=4000))
+    result = SourceListing(
+        folder.list_samples(str(root / "source")).samples, Classes.from_names(["sky", "road", "car"])
+    )
+    convert_dataset(result, str(root / "made"), bounds=ShardLimits(group_rows=1, shard_bytes=4000))
     return root / "made"
 
 
-def test_a_healthy_set_has_no_fault_and_its_counts_are_the_manifests(healthy):
+def test_an_intact_dataset_has_no_errors_and_the_statistics_of_its_manifest(healthy):
     progress = []
-    found = validate_dataset(str(healthy), lambda *step: progress.append(step))
-    assert (found.errors, found.warnings) == ([], [])
-    assert {name: one.rows for name, one in found.splits.items()} == ROWS
+    result = validate_dataset(str(healthy), lambda *step: progress.append(step))
+    assert (result.errors, result.warnings) == ([], [])
+    assert {name: one.rows for name, one in result.splits.items()} == ROWS
     for name, split in read_manifest(str(healthy)).splits.items():
-        assert found.splits[name].class_pixels == list(split.class_pixels)
-        assert found.splits[name].sizes == {SIZE[::-1]: ROWS[name]}
-        assert found.splits[name].bytes == sum(shard.bytes for shard in split.shards)
+        assert result.splits[name].class_pixels == list(split.class_pixels)
+        assert result.splits[name].sizes == {SIZE[::-1]: ROWS[name]}
+        assert result.splits[name].bytes == sum(shard.bytes for shard in split.shards)
     assert progress[-1] == ("validating", 52, 52)
 
 
-class Planting:
-    """A copy of a dataset, to be spoilt."""
+class DatasetCopy:
+    """A copy of a dataset that a test damages."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -70,7 +72,7 @@ class Planting:
         return self.root / self.manifest.splits[split].shards[number].path
 
     def rows(self, number: int, change, split: str = "train", group_rows: int = 1) -> None:
-        """Changes the rows of a shard; its manifest knows of nothing but the new size and row digests."""
+        """Changes the rows of a shard; only the size and the digest in the manifest are updated."""
         path = self.shard(number, split)
         rows = pq.read_table(path).to_pylist()
         change(rows)
@@ -83,7 +85,7 @@ class Planting:
         self.change(split, shards=tuple(shards))
 
     def change(self, split: str, **values) -> None:
-        """Changes what the manifest says of a split."""
+        """Changes the manifest entry of a split."""
         changed = self.manifest.splits[split].model_copy(update=values)
         self.manifest = self.manifest.model_copy(update={"splits": self.manifest.splits | {split: changed}})
 
@@ -91,78 +93,80 @@ class Planting:
         (self.root / MANIFEST).write_text(manifest.model_dump_json())
 
 
-def digested(row):
+def update_digest(row):
     row["digest"] = content_hash(row["image"], row["mask"])
 
 
-def image(row, encoded):
+def set_image(row, encoded):
     row["image"] = encoded
-    digested(row)
+    update_digest(row)
 
 
-def mask(row, encoded):
+def set_mask(row, encoded):
     row["mask"] = encoded
-    digested(row)
+    update_digest(row)
 
 
-def png(image_, **options):
+def png(picture, **options):
     buffer = io.BytesIO()
-    image_.save(buffer, "PNG", **options)
+    picture.save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 
-def odd_id(row):
+def set_unknown_id(row):
     ids = decode_mask(row["mask"]).copy()
     ids[0, 0] = 7
-    mask(row, encode_mask(ids))
+    set_mask(row, encode_mask(ids))
 
 
-def swapped(rows):
+def swap_images(rows):
     rows[0]["image"], rows[1]["image"] = rows[1]["image"], rows[0]["image"]
 
 
-def first(function):
+def on_first_row(function):
     return lambda rows: function(rows[0])
 
 
-def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
-    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
-    train = [row for number in range(16) for row in pq.read_table(planting.shard(number)).to_pylist()]
+def test_every_error_is_reported_in_one_pass(healthy, tmp_path):
+    dataset = DatasetCopy(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    train = [row for number in range(16) for row in pq.read_table(dataset.shard(number)).to_pylist()]
     deep = Image.fromarray(np.arange(768, dtype=np.uint16).reshape(SIZE) * 80)
-    planting.rows(0, first(lambda row: image(row, b"no image")))
-    planting.rows(1, first(lambda row: mask(row, b"no mask")))
-    planting.rows(2, first(odd_id))
-    planting.rows(3, first(lambda row: mask(row, encode_mask(np.zeros((20, 32), np.uint8)))))
-    planting.rows(4, first(lambda row: row.update(height=32, width=24)))
-    planting.rows(5, first(lambda row: row.update(class_pixels=[768, 0, 0])))
-    planting.rows(6, swapped)
-    planting.rows(7, first(lambda row: row.update(id="train/20")))
-    planting.rows(8, first(lambda row: row.update(id="val/99")))
-    planting.rows(9, first(lambda row: image(row, png(deep))))
-    planting.rows(10, lambda rows: None, group_rows=2)
-    planting.rows(11, first(lambda row: image(row, train[30]["image"])))
-    planting.rows(0, first(lambda row: image(row, train[31]["image"])), "test")
-    planting.rows(1, lambda rows: rows.pop(), "test")
-    with planting.shard(12).open("r+b") as file:
-        file.truncate(planting.shard(12).stat().st_size - 9)
-    damaged = bytearray(planting.shard(13).read_bytes())
+    dataset.rows(0, on_first_row(lambda row: set_image(row, b"no image")))
+    dataset.rows(1, on_first_row(lambda row: set_mask(row, b"no mask")))
+    dataset.rows(2, on_first_row(set_unknown_id))
+    dataset.rows(3, on_first_row(lambda row: set_mask(row, encode_mask(np.zeros((20, 32), np.uint8)))))
+    dataset.rows(4, on_first_row(lambda row: row.update(height=32, width=24)))
+    dataset.rows(5, on_first_row(lambda row: row.update(class_pixels=[768, 0, 0])))
+    dataset.rows(6, swap_images)
+    dataset.rows(7, on_first_row(lambda row: row.update(id="train/20")))
+    dataset.rows(8, on_first_row(lambda row: row.update(id="val/99")))
+    dataset.rows(9, on_first_row(lambda row: set_image(row, png(deep))))
+    dataset.rows(10, lambda rows: None, group_rows=2)
+    dataset.rows(11, on_first_row(lambda row: set_image(row, train[30]["image"])))
+    dataset.rows(0, on_first_row(lambda row: set_image(row, train[31]["image"])), "test")
+    dataset.rows(1, lambda rows: rows.pop(), "test")
+    with dataset.shard(12).open("r+b") as file:
+        file.truncate(dataset.shard(12).stat().st_size - 9)
+    damaged = bytearray(dataset.shard(13).read_bytes())
     damaged[damaged.index(train[26]["image"]) + 60] ^= 1
-    planting.shard(13).write_bytes(damaged)
-    planting.shard(14).unlink()
-    planting.change("val", class_pixels=(1, 2, 3), mean_width=9.0)
-    (planting.root / "train" / "notes.txt").touch()
-    (planting.root / ".unfinished").mkdir()
-    planting.rows(2, first(lambda row: mask(row, encode_mask(decode_mask(row["mask"]).astype(np.uint16)))), "test")
-    planting.rows(3, first(lambda row: row.update(id="test/")), "test")
-    (planting.root / "test" / "part-00004.parquet").rename(tmp_path / "outside.parquet")
-    shards = list(planting.manifest.splits["test"].shards)
+    dataset.shard(13).write_bytes(damaged)
+    dataset.shard(14).unlink()
+    dataset.change("val", class_pixels=(1, 2, 3), mean_width=9.0)
+    (dataset.root / "train" / "notes.txt").touch()
+    (dataset.root / ".unfinished").mkdir()
+    dataset.rows(
+        2, on_first_row(lambda row: set_mask(row, encode_mask(decode_mask(row["mask"]).astype(np.uint16)))), "test"
+    )
+    dataset.rows(3, on_first_row(lambda row: row.update(id="test/")), "test")
+    (dataset.root / "test" / "part-00004.parquet").rename(tmp_path / "outside.parquet")
+    shards = list(dataset.manifest.splits["test"].shards)
     shards[4] = shards[4].model_copy(update={"path": "../outside.parquet"})
     shards[5] = shards[5].model_copy(update={"rows": 7})
-    planting.change("test", shards=tuple(shards))
-    planting.manifest = planting.manifest.model_copy(update={"left_out": 2, "normalised": ("val/no: alpha",)})
-    (planting.root / "left_out.txt").write_text("train/a: no image\n")
-    planting.write(planting.manifest)  # its digest is the old one
-    found = validate_dataset(str(planting.root))
+    dataset.change("test", shards=tuple(shards))
+    dataset.manifest = dataset.manifest.model_copy(update={"left_out": 2, "normalised": ("val/no: alpha",)})
+    (dataset.root / "left_out.txt").write_text("train/a: no image\n")
+    dataset.write(dataset.manifest)  # its digest is the old one
+    result = validate_dataset(str(dataset.root))
     expected = {
         "dataset.json: does not match its digest",
         "split val has class_pixels [1, 2, 3]; its masks have",
@@ -198,76 +202,84 @@ def test_every_planted_fault_is_found_in_one_pass(healthy, tmp_path):
         "train/31, test/00: the same image in test and train",
     }
     for line in expected:
-        assert any(line in fault for fault in found.errors), line
-    unexpected = [fault for fault in found.errors if not any(line in fault for line in expected)]
+        assert any(line in fault for fault in result.errors), line
+    unexpected = [fault for fault in result.errors if not any(line in fault for line in expected)]
     assert unexpected == []
-    assert found.warnings == ["train/22, train/30: the same image"]
-    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png", per_split=40)
+    assert result.warnings == ["train/22, train/30: the same image"]
+    contact_sheet.save_contact_sheet(str(dataset.root), result.manifest, tmp_path / "sheet.png", per_split=40)
 
 
-def test_classes_that_hardly_occur_are_doubted(healthy, tmp_path):
-    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "rare")))
+def test_rare_classes_are_warnings(healthy, tmp_path):
+    dataset = DatasetCopy(Path(shutil.copytree(healthy, tmp_path / "rare")))
     names = Classes.from_names(["sky", "road", "car", "moose"])
 
     def widen(rows):
         for row in rows:
             row["class_pixels"].append(0)
 
-    for split, found in planting.manifest.splits.items():
-        for number in range(len(found.shards)):
-            planting.rows(number, widen, split)
-        planting.change(split, class_pixels=(*planting.manifest.splits[split].class_pixels, 0))
-    planting.write(planting.manifest.model_copy(update={"classes": names}).with_digest())
-    found = validate_dataset(str(planting.root))
-    assert found.errors == []
-    assert found.warnings == ["class moose: only 0 pixels in 0 images of train"]
+    for split, entry in dataset.manifest.splits.items():
+        for number in range(len(entry.shards)):
+            dataset.rows(number, widen, split)
+        dataset.change(split, class_pixels=(*dataset.manifest.splits[split].class_pixels, 0))
+    dataset.write(dataset.manifest.model_copy(update={"classes": names}).with_digest())
+    result = validate_dataset(str(dataset.root))
+    assert result.errors == []
+    assert result.warnings == ["class moose: only 0 pixels in 0 images of train"]
 
 
-def test_the_sheet_shows_every_split_and_the_page_says_everything(healthy, tmp_path):
-    found = validate_dataset(str(healthy))
+def test_the_contact_sheet_and_the_report(healthy, tmp_path):
+    result = validate_dataset(str(healthy))
     file = tmp_path / "sheet.png"
-    contact_sheet.save_contact_sheet(str(healthy), found.manifest, file)
+    contact_sheet.save_contact_sheet(str(healthy), result.manifest, file)
     picture = np.asarray(Image.open(file))
     assert picture.shape[1] == contact_sheet.COLUMNS * contact_sheet.CELL[0]
-    for colour in found.manifest.classes.palette:
+    for colour in result.manifest.classes.palette:
         assert (picture == colour).all(-1).any()  # in the legend
     row = pq.read_table(healthy / "train" / "part-00000.parquet").to_pylist()[0]
-    laid = draw_overlay(decode_image(row["image"]), decode_mask(row["mask"]), found.manifest.classes)
+    overlay = draw_overlay(decode_image(row["image"]), decode_mask(row["mask"]), result.manifest.classes)
     shown = picture[LINE : LINE + contact_sheet.CELL[1] - 2, 2 : contact_sheet.CELL[0] - 2]
-    expected = np.asarray(ImageOps.pad(Image.fromarray(laid), shown.shape[1::-1], color=BACK))
+    expected = np.asarray(ImageOps.pad(Image.fromarray(overlay), shown.shape[1::-1], color=BACK))
     assert np.array_equal(shown, expected)
-    text = report.render_report("<made>", found, "sheet.png")
-    for part in ("&lt;made&gt;", "No errors.", "No warnings.", found.manifest.digest, "32 x 24", "sheet.png", *ROWS):
-        assert part in text
-    found.errors.append("a <fault>")
-    assert "<li>a &lt;fault&gt;</li>" in report.render_report("made", found, "sheet.png")
+    text = report.render_report("<made>", result, "sheet.png")
+    for fragment in (
+        "&lt;made&gt;",
+        "No errors.",
+        "No warnings.",
+        result.manifest.digest,
+        "32 x 24",
+        "sheet.png",
+        *ROWS,
+    ):
+        assert fragment in text
+    result.errors.append("a <fault>")
+    assert "<li>a &lt;fault&gt;</li>" in report.render_report("made", result, "sheet.png")
 
 
-def test_a_sheet_of_damaged_shards_says_so(healthy, tmp_path):
-    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
-    planting.shard(0).write_bytes(b"nothing")
-    planting.rows(1, first(lambda row: image(row, b"no image")))
-    contact_sheet.save_contact_sheet(str(planting.root), planting.manifest, tmp_path / "sheet.png", per_split=40)
+def test_the_contact_sheet_has_placeholders_for_damaged_rows(healthy, tmp_path):
+    dataset = DatasetCopy(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    dataset.shard(0).write_bytes(b"nothing")
+    dataset.rows(1, on_first_row(lambda row: set_image(row, b"no image")))
+    contact_sheet.save_contact_sheet(str(dataset.root), dataset.manifest, tmp_path / "sheet.png", per_split=40)
     assert Image.open(tmp_path / "sheet.png").height > 7 * contact_sheet.CELL[1]
 
 
-def test_columns_of_another_name_and_no_split_are_faults(healthy, tmp_path):
-    planting = Planting(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
-    for path in (planting.shard(0, "val"), planting.shard(1, "val")):
+def test_wrong_columns_and_missing_splits_are_errors(healthy, tmp_path):
+    dataset = DatasetCopy(Path(shutil.copytree(healthy, tmp_path / "spoilt")))
+    for path in (dataset.shard(0, "val"), dataset.shard(1, "val")):
         names = {"val/part-00000.parquet": ("id", "name"), "val/part-00001.parquet": ("mask", "label")}
-        old, new = names[str(path.relative_to(planting.root))]
+        old, new = names[str(path.relative_to(dataset.root))]
         whole = pq.read_table(path)
         pq.write_table(whole.rename_columns([new if name == old else name for name in whole.column_names]), path)
-    found = validate_dataset(str(planting.root))
-    assert sum("columns " in fault for fault in found.errors) == 2
-    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
-    planting.write(planting.manifest.model_copy(update={"splits": {}}).with_digest())
-    found = validate_dataset(str(planting.root))
-    assert found.errors[0].endswith("dataset.json: no split")
-    contact_sheet.save_contact_sheet(str(planting.root), found.manifest, tmp_path / "sheet.png")
+    result = validate_dataset(str(dataset.root))
+    assert sum("columns " in fault for fault in result.errors) == 2
+    contact_sheet.save_contact_sheet(str(dataset.root), result.manifest, tmp_path / "sheet.png")
+    dataset.write(dataset.manifest.model_copy(update={"splits": {}}).with_digest())
+    result = validate_dataset(str(dataset.root))
+    assert result.errors[0].endswith("dataset.json: no split")
+    contact_sheet.save_contact_sheet(str(dataset.root), result.manifest, tmp_path / "sheet.png")
 
 
-def test_no_dataset_and_one_that_is_not_finished_are_told(tmp_path):
+def test_missing_and_unfinished_datasets_are_errors(tmp_path):
     with pytest.raises(DataError, match="contains no dataset"):
         validate_dataset(str(tmp_path))
     (tmp_path / ".unfinished").mkdir()
