@@ -75,14 +75,14 @@ class SweepResult:
     version: str | None = None
 
 
-def finalize_sweep(sweep: PreparedSweep, ended: str | None, say: Callable[[str], None]) -> SweepResult:
+def finalize_sweep(sweep: PreparedSweep, end_reason: str | None, say: Callable[[str], None]) -> SweepResult:
     """Writes the results of a sweep and returns them.
 
     Trains the best settings with other seeds, queues the best checkpoint for registration and writes the report.
 
     Args:
         sweep: sweep to finalize.
-        ended: reason for an early end of the sweep; `None` if all trials were over.
+        end_reason: reason for an early end of the sweep; `None` if all trials were over.
         say: callable that receives messages for the user.
 
     Raises:
@@ -92,14 +92,15 @@ def finalize_sweep(sweep: PreparedSweep, ended: str | None, say: Callable[[str],
     best = results.best_trial(trials)
     if best is None:
         raise TrainingError(
-            f"sweep {config.name} ended ({ended}) before a trial was validated; resume it with --resume {sweep.folder}."
+            f"sweep {config.name} ended before a trial was validated ({end_reason}); resume it with "
+            f"--resume {sweep.folder}."
         )
     best_config = _write_best_config(sweep, best)
     seed_runs = (_train_with_seed(sweep, best, number, say) for number in range(1, config.tune.seeds + 1))
     runs = [run for run in seed_runs if run is not None]
     scores = [saved.score if saved.score is not None else nan for saved in map(_best_checkpoint, runs)]
     registered = _queue_best_checkpoint(sweep, best, runs, scores)
-    cost = results.sweep_cost(trials, config.train.steps, config.train.workers, ended)
+    cost = results.sweep_cost(trials, config.train.steps, config.train.workers, end_reason)
     page = write_sweep_report(config, trials, best, scores, cost, sweep.folder / REPORT)
     for file in sorted(page.parent.iterdir()):
         sweep.record.journal.write("image", file=f"{REPORT}/{file.name}", place=REPORT)
@@ -118,7 +119,7 @@ def finalize_sweep(sweep: PreparedSweep, ended: str | None, say: Callable[[str],
         checkpoint=str(registered),
         report=str(page),
         cost=cost,
-        ended=ended,
+        ended=end_reason,
         tracking_uri=paths.redact(sweep.tracking_uri),
         model=config.tracking.model,
     )

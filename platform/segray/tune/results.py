@@ -73,16 +73,16 @@ class SweepCost:
         return self.worker_hours * self.spared / self.steps if self.steps else 0.0
 
 
-def sweep_cost(trials: Sequence[Trial], last_step: int, workers: int, ended: str | None = None) -> SweepCost:
+def sweep_cost(trials: Sequence[Trial], last_step: int, workers: int, end_reason: str | None = None) -> SweepCost:
     """Computes the cost of trials.
 
     Args:
         trials: all trials of the sweep.
         last_step: last step of a trial.
         workers: number of workers of a trial.
-        ended: reason for an early end of the sweep; trials stopped for it do not count as saved steps.
+        end_reason: reason for an early end of the sweep; trials stopped for it do not count as saved steps.
     """
-    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.reason != ended]
+    stopped = [trial for trial in trials if trial.state is State.STOPPED and trial.reason != end_reason]
     return SweepCost(
         steps=sum(trial.step for trial in trials),
         whole=len(trials) * last_step,

@@ -82,16 +82,16 @@ def run_sweep(
         RunStoppedError: the sweep was interrupted; it can be resumed.
     """
     sweep = prepare_sweep(config, resume, load_prior_trials, say)
-    with sweep.lock, _uploading_journals(sweep, say) as uploader, _explaining_resume(sweep):
-        ended = _run_trials(sweep, say, watch)
-        result = finalize.finalize_sweep(sweep, ended, say)
-        sweep.record.journal.write("end", status="FINISHED", cut_short=ended)
+    with sweep.lock, _upload_journals(sweep, say) as uploader, _add_resume_hint(sweep):
+        end_reason = _run_trials(sweep, say, watch)
+        result = finalize.finalize_sweep(sweep, end_reason, say)
+        sweep.record.journal.write("end", status="FINISHED", cut_short=end_reason)
     return finalize.with_registered_version(result, uploader)
 
 
 @contextmanager
-def _explaining_resume(sweep: PreparedSweep) -> Iterator[None]:
-    """Converts an interrupt into a RunStoppedError with the option that resumes the sweep."""
+def _add_resume_hint(sweep: PreparedSweep) -> Iterator[None]:
+    """Converts an interrupt into a RunStoppedError whose message has the option that resumes the sweep."""
     try:
         yield
     except (KeyboardInterrupt, RunStoppedError) as error:
@@ -101,7 +101,7 @@ def _explaining_resume(sweep: PreparedSweep) -> Iterator[None]:
 
 
 @contextmanager
-def _uploading_journals(sweep: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
+def _upload_journals(sweep: PreparedSweep, say: Callable[[str], None]) -> Iterator[SweepUploader]:
     """Uploads the journals during the sweep, and writes an end record to its own journal if it fails."""
     uploader = SweepUploader(sweep.folder, sweep.tracking_uri, say)
     thread = UploadThread(uploader, say)
@@ -121,7 +121,7 @@ def _uploading_journals(sweep: PreparedSweep, say: Callable[[str], None]) -> Ite
 def _run_trials(sweep: PreparedSweep, say: Callable[[str], None], watch: Callable[[SweepView], None]) -> str | None:
     """Runs the trials and returns the reason for an early end, or `None` if all trials are over."""
     config, record = sweep.config, sweep.record
-    started = monotonic()
+    start = monotonic()
     controller = SweepController(
         build_scheduler(config),
         build_search(config, sweep.prior_trials),
@@ -130,16 +130,16 @@ def _run_trials(sweep: PreparedSweep, say: Callable[[str], None], watch: Callabl
         sweep.trials,
         record.log_suggestion,
     )
-    manager, ended, failed_before = TrialManager(sweep, controller), None, _num_failed(sweep.trials)
+    manager, end_reason, failed_before = TrialManager(sweep, controller), None, _num_failed(sweep.trials)
     try:
         if not controller.is_over:
             estimate = estimate_sweep(config, sweep.manifest, sweep.slots)
-            view = SweepView(config, sweep.folder, estimate, controller, lambda: sweep.spent_s + monotonic() - started)
+            view = SweepView(config, sweep.folder, estimate, controller, lambda: sweep.spent_s + monotonic() - start)
             watch(view)
             runners = manager.trial_runners(say)
-            ended = run_tune(controller, runners, sweep.folder, lambda: exhausted_budget(view, failed_before))
-        controller.close(ended or "not among the best")
-        if ended is None:  # otherwise the sweep can resume these trials with a larger budget
+            end_reason = run_tune(controller, runners, sweep.folder, lambda: exhausted_budget(view, failed_before))
+        controller.close(end_reason or "not among the best")
+        if end_reason is None:  # otherwise the sweep can resume these trials with a larger budget
             for trial in controller.trials:
                 record.log_state(trial)
     finally:
@@ -149,7 +149,7 @@ def _run_trials(sweep: PreparedSweep, say: Callable[[str], None], watch: Callabl
     if num_failed and results.best_trial(controller.trials) is None:
         count = f"all {num_trials}" if num_failed == num_trials else f"{num_failed} of {num_trials}"
         raise TrainingError(f"{count} trials failed:{results.failure_reasons(controller.trials)}")
-    return ended
+    return end_reason
 
 
 def _num_failed(trials: Sequence[Trial]) -> int:
