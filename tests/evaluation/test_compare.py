@@ -35,7 +35,7 @@ def test_a_model_is_no_better_than_itself():
     assert tuple(found.miou.interval) == (0, 0)
     assert (found.improved, found.regressed) == ((), ())
     assert not found.miou.is_significant
-    assert found.summary_line("a", "b").startswith("no difference between a and b can be told: mIoU 0.")
+    assert found.summary_line("a", "b").startswith("no significant difference between a and b: mIoU 0.")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_chance_alone_is_rarely_told():
 
 def test_the_intervals_are_those_of_a_plain_loop():
     ours, theirs = counts(range(12), 0.6), counts(range(12), 0.5, seed=3)
-    found = compare(ours, theirs, NAMES, IDS, count=50)
+    found = compare(ours, theirs, NAMES, IDS, num_resamples=50)
     (weights,) = _weights(12, 50, 0)
     gains = []
     for times in weights:
@@ -86,7 +86,7 @@ def test_few_images_tell_nothing():
     few = compare(counts(range(9), 0.9), counts(range(9), 0.1, seed=5), NAMES, IDS)
     assert few.miou.interval.low > 0
     assert not few.miou.is_significant
-    assert "no difference" in few.summary_line("a", "b")
+    assert "no significant difference" in few.summary_line("a", "b")
 
 
 def test_a_class_of_few_images_is_not_told():
@@ -109,7 +109,7 @@ def test_groups_are_drawn_as_one():
     assert grouped.miou.delta == alone.miou.delta
     assert (alone.miou.num_samples, grouped.miou.num_samples) == (60, 15)
     assert grouped.image_miou.candidate == alone.image_miou.candidate
-    assert grouped.summary_line("a", "b").endswith("95% over 15 groups in pairs")
+    assert grouped.summary_line("a", "b").endswith("(paired bootstrap over 15 groups)")
     same = dict.fromkeys(range(60), "all")
     assert compare(ours, theirs, NAMES, IDS, groups=same).miou.interval == pytest.approx([alone.miou.delta] * 2)
 

@@ -8,12 +8,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray import config
-from segray.config import EvalConfig
 from segray.core.classes import Classes
-from segray.core.errors import DataError
+from segray.core.errors import ConfigError, DataError
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
-from segray.evaluation.evaluate import evaluate, evaluation_to_dict, flat_metrics, slice_labels
+from segray.evaluation.evaluate import EvaluationRequest, evaluate, evaluation_to_dict, flat_metrics
+from segray.evaluation.slices import slice_labels
 from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.tracking import evaluations
@@ -22,13 +22,13 @@ from segray.tracking.registry import register_checkpoint
 
 @pytest.fixture(scope="module")
 def plain(folder, streets):
-    return evaluate(folder, str(streets), "val", slices={"size": None, "last": r"(\d)$"})
+    return evaluate(folder, EvaluationRequest(str(streets), "val", slices={"size": None, "last": r"(\d)$"}))
 
 
 def test_everything_said_is_of_the_same_counts(plain, streets):
     counts = plain.counts
     assert (plain.split, plain.rows, plain.step, plain.bad_rows) == ("val", 7, 7, ())
-    assert plain.settings.align == 64
+    assert plain.settings.size_multiple == 64
     total = sum(image.dense(plain.classes.num_classes) for image in counts.images.values())
     assert np.array_equal(total[:, 0], np.diag(counts.confusion))
     assert np.array_equal(total[:, 1], counts.confusion.sum(1))
@@ -50,9 +50,9 @@ def test_the_summary_is_json_and_metrics_are_numbers(plain):
 
 
 def test_settings_that_are_given_are_laid_over_the_models_own(folder, streets, plain):
-    asked = EvalConfig(mode="slide", crop=64, stride=32, calibration=True, boundary=(2,), trimap=(3,))
-    found = evaluate(folder, str(streets), "val", workers=2, asked=asked)
-    assert (found.settings.align, found.settings.mode) == (64, "slide")
+    overrides = {"mode": "slide", "crop": 64, "stride": 32, "calibration": True, "boundary": (2,), "trimap": (3,)}
+    found = evaluate(folder, EvaluationRequest(str(streets), "val", workers=2, overrides=overrides))
+    assert (found.settings.size_multiple, found.settings.mode) == (64, "slide")
     assert found.counts.confusion.sum() == plain.counts.confusion.sum() == found.counts.bins[:, 0].sum()
     assert not np.array_equal(found.counts.confusion, plain.counts.confusion)
     assert found.results.calibration is not None
@@ -63,11 +63,11 @@ def test_settings_that_are_given_are_laid_over_the_models_own(folder, streets, p
 
 
 def test_rows_that_cannot_be_read_are_left_out_and_listed(folder, spoilt, streets):
-    found = evaluate(folder, str(spoilt), "train", workers=2)
+    found = evaluate(folder, EvaluationRequest(str(spoilt), "train", workers=2))
     assert found.rows == 39
     assert len(found.bad_rows) == 2
     assert all("part-" in line for line in found.bad_rows)
-    whole = evaluate(folder, str(streets), "train")
+    whole = evaluate(folder, EvaluationRequest(str(streets), "train"))
     expected = set(range(41)) - {5, 30}
     assert set(found.counts.images) == expected
     for row in expected:
@@ -77,12 +77,12 @@ def test_rows_that_cannot_be_read_are_left_out_and_listed(folder, spoilt, street
 
 def test_a_split_a_column_or_classes_that_are_not_there_are_named(folder, streets, tmp_path):
     with pytest.raises(DataError, match="train, val, test"):
-        evaluate(folder, str(streets), "nowhere")
+        evaluate(folder, EvaluationRequest(str(streets), "nowhere"))
     source = SplitReader(str(streets), read_manifest(str(streets)).split("val"))
     for slices, said in (
         ({"camera": None}, "camera"),
-        ({"a": "("}, "no regular expression"),
-        ({"a": "xyz"}, "does not"),
+        ({"a": "("}, "not a valid regular expression"),
+        ({"a": "xyz"}, "does not match the id"),
     ):
         with pytest.raises(DataError, match=said):
             slice_labels(source, slices)
@@ -91,8 +91,8 @@ def test_a_split_a_column_or_classes_that_are_not_there_are_named(folder, street
     settings = config.build({})
     (tmp_path / "other").mkdir()
     checkpoint.snapshot(build_model(settings, other), {}, settings, other, meta).write(tmp_path / "other")
-    with pytest.raises(DataError, match="the model knows 2 classes and .* they differ in .*moose"):
-        evaluate(tmp_path / "other", str(streets), "val")
+    with pytest.raises(DataError, match="the model has 2 classes and .* they differ in .*moose"):
+        evaluate(tmp_path / "other", EvaluationRequest(str(streets), "val"))
 
 
 def test_it_is_logged_below_the_models_training(plain, folder, empty_store, tmp_path):
@@ -118,3 +118,21 @@ def test_it_is_logged_below_the_models_training(plain, folder, empty_store, tmp_
     (folder.parent / "uploaded.json").write_text(json.dumps({"uri": "elsewhere", "run_id": parent}))
     assert evaluations.log_evaluation(entry, str(folder), folder, uri) is None
     (folder.parent / "uploaded.json").unlink()
+
+
+def test_settings_of_a_wrong_name_or_value_are_refused(folder):
+    trained = checkpoint.load_config(folder)
+    for overrides in ({"mod": "slide"}, {"mode": "windows"}, {"crop": 65}):
+        with pytest.raises(ConfigError, match=next(iter(overrides))):
+            trained.with_eval_overrides(overrides)
+
+
+def test_a_rebuilt_config_keeps_the_models_own_settings(folder):
+    trained = checkpoint.load_config(folder)
+    rebuilt = config.build(trained.model_dump(mode="json"))
+    assert rebuilt.with_eval_overrides({"flip": True}).eval == trained.eval.model_copy(update={"flip": True})
+
+
+def test_groups_of_rows_are_resampled_together(folder, streets):
+    found = evaluate(folder, EvaluationRequest(str(streets), "val", group_by=("half", r"([0-3])$|.")))
+    assert set(found.groups) == set(range(7))

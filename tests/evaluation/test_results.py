@@ -39,7 +39,7 @@ IDS = {row: f"val/{row:02d}" for row in range(12)}
 
 
 def test_images_are_listed_worst_first_and_those_without_pixels_are_not(matrices, counts):
-    found = compute_results(counts, NAMES, IDS, count=50)
+    found = compute_results(counts, NAMES, IDS, num_resamples=50)
     expected = {IDS[row]: scores_from_confusion(matrix, NAMES) for row, matrix in enumerate(matrices) if matrix.any()}
     assert {image.id: (image.miou, image.aacc) for image in found.images} == {
         name: (pytest.approx(one.miou), pytest.approx(one.aacc)) for name, one in expected.items()
@@ -50,7 +50,7 @@ def test_images_are_listed_worst_first_and_those_without_pixels_are_not(matrices
 
 def test_slices_are_scores_of_their_images(matrices, counts):
     of_row = {row: "day" if row % 3 else "night" for row in range(12)}
-    found = compute_results(counts, NAMES, IDS, {"light": of_row}, count=50)
+    found = compute_results(counts, NAMES, IDS, {"light": of_row}, num_resamples=50)
     for value in ("day", "night"):
         rows = [row for row in range(12) if of_row[row] == value]
         expected = scores_from_confusion(matrices[rows].sum(0), NAMES)
@@ -76,13 +76,14 @@ def test_intervals_hold_the_scores_and_absent_classes_have_none(counts):
 def test_absent_classes_and_beta_are_heeded_everywhere(counts):
     of_row = dict.fromkeys(range(12), "all")
     skip, zero = (
-        compute_results(counts, NAMES, IDS, {"light": of_row}, absent=absent, count=50) for absent in ("skip", "zero")
+        compute_results(counts, NAMES, IDS, {"light": of_row}, absent=absent, num_resamples=50)
+        for absent in ("skip", "zero")
     )
     assert zero.scores.miou == pytest.approx(skip.scores.miou * 2 / 3)
     assert zero.miou_interval == pytest.approx([end * 2 / 3 for end in skip.miou_interval])
     assert zero.slices["light"]["all"].miou == pytest.approx(skip.slices["light"]["all"].miou * 2 / 3)
     assert zero.boundary[2].miou == pytest.approx(skip.boundary[2].miou * 2 / 3)
-    double = compute_results(counts, NAMES, IDS, {"light": of_row}, beta=2.0, count=50)
+    double = compute_results(counts, NAMES, IDS, {"light": of_row}, beta=2.0, num_resamples=50)
     for before, after in ((skip.scores, double.scores), (skip.boundary[2], double.boundary[2])):
         assert before.mfscore == pytest.approx(before.mdice)
         assert after.mfscore != pytest.approx(after.mdice)
@@ -100,16 +101,18 @@ def test_groups_are_drawn_as_one(counts):
 
 
 def test_bands_and_calibration_are_told_where_they_were_counted(counts):
-    found = compute_results(counts, NAMES, IDS, count=50)
+    found = compute_results(counts, NAMES, IDS, num_resamples=50)
     assert found.boundary[2].iou == {"road": 0.2, "car": 1.0, "ghost": None}
     assert found.trimap[3].pixels == 0
     assert found.calibration.ece == 0.5
     counts.bins[:] = 0
-    assert compute_results(counts, NAMES, IDS, count=50).calibration is None
+    assert compute_results(counts, NAMES, IDS, num_resamples=50).calibration is None
 
 
 def test_json_holds_no_nan(counts):
-    text = json.dumps(results_to_dict(compute_results(counts, NAMES, IDS, absent="nan", count=50)), allow_nan=False)
+    text = json.dumps(
+        results_to_dict(compute_results(counts, NAMES, IDS, absent="nan", num_resamples=50)), allow_nan=False
+    )
     found = json.loads(text)
     assert found["scores"]["miou"] is None
     assert found["images"][-1] == {"row": 7, "id": "val/07", "miou": 1.0, "aacc": 1.0}

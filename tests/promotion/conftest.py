@@ -11,7 +11,7 @@ from segray.promotion import aliases
 WRITES = (
     *("create_registered_model", "delete_registered_model", "set_registered_model_alias", "set_model_version_tag"),
     *("delete_registered_model_alias", "update_model_version", "create_run", "log_batch", "log_dict", "set_tag"),
-    "set_terminated",
+    *("set_terminated", "set_registered_model_tag"),
 )
 
 

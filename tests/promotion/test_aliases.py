@@ -1,5 +1,6 @@
 """Aliases move together or not at all: by one of several at once, and to the end wherever its process died."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,19 +13,20 @@ from mlflow.tracking import MlflowClient
 
 from segray.core.errors import PromotionError, RegistryError
 from segray.promotion.aliases import (
-    MOVED_TAG,
-    _claims,
-    _move,
-    _remove,
+    AliasChange,
+    _create_lock,
+    _move_aliases,
+    _remove_lock,
     apply_change,
     get_aliases,
     pending_change,
     plan_promotion,
     plan_rollback,
+    promotion_lock,
     recover,
     time,
 )
-from segray.tracking.registry import LOCK
+from segray.tracking.tags import LOCK_SUFFIX, MOVED_TAG
 from tests.promotion.conftest import Dying, Killed
 
 
@@ -66,7 +68,7 @@ def test_a_rollback_undoes_a_promotion_once(store, served):
 
 
 def test_a_champion_is_not_promoted_again(store):
-    with pytest.raises(RegistryError, match="version 2 of streets is champion already"):
+    with pytest.raises(RegistryError, match="version 2 of streets is already the champion"):
         planned(store.client, "2")
 
 
@@ -118,7 +120,7 @@ def test_a_process_that_really_dies_between_two_aliases_leaves_a_plan_that_other
     assert died.returncode == 9
     assert get_aliases(store.client, "streets")["previous"] == "2"
     assert get_aliases(store.client, "streets")["champion"] == "2"
-    assert recover(store.client, "streets", 0).wanted["champion"] == "3"
+    assert recover(store.client, "streets", 0).after["champion"] == "3"
     assert served(store.client) == ("2", "3", None)
 
 
@@ -149,7 +151,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(store, served):
     for thread in threads:
         thread.join(60)
     assert len(told) == 1
-    assert "look at it again and repeat" in told[0]
+    assert "check its aliases and repeat" in told[0]
     previous, champion, _ = served(store.client)
     assert (previous, champion) in {("2", "3"), ("2", "4")}
 
@@ -165,7 +167,7 @@ def test_who_is_late_by_a_whole_promotion_is_told_what_moved(store, served):
 def test_who_finds_somebody_at_it_is_told_and_moves_nothing(store):
     _half_moved(store)
     found = get_aliases(store.client, "streets")
-    with pytest.raises(PromotionError, match="by somebody else"):
+    with pytest.raises(PromotionError, match="another process is promoting"):
         apply_change(store.client, planned(store.client, "3"))
     assert get_aliases(store.client, "streets") == found
     assert pending_change(store.client, "streets") is not None
@@ -173,46 +175,46 @@ def test_who_finds_somebody_at_it_is_told_and_moves_nothing(store):
 
 def test_somebody_at_work_is_waited_for(store, served, monkeypatch):
     plan = planned(store.client)
-    _claims(store.client, plan)
-    monkeypatch.setattr(time, "sleep", lambda _: _move(store.client, plan))
+    _create_lock(store.client, plan)
+    monkeypatch.setattr(time, "sleep", lambda _: _move_aliases(store.client, plan))
     assert recover(store.client, "streets", 60) is None
     assert served(store.client) == ("2", "3", None)
 
 
 def test_somebody_who_takes_over_meanwhile_is_left_at_it(store, monkeypatch):
     first = planned(store.client)
-    _claims(store.client, first)
+    _create_lock(store.client, first)
 
     def taken(_):
-        _remove(store.client, first)
+        _remove_lock(store.client, first)
         store.client.set_registered_model_alias("streets", "champion", "1")
-        _claims(store.client, planned(store.client))
+        _create_lock(store.client, planned(store.client))
 
     monkeypatch.setattr(time, "sleep", taken)
-    with pytest.raises(PromotionError, match="by somebody else"):
+    with pytest.raises(PromotionError, match="another process is promoting"):
         recover(store.client, "streets", 60)
     assert pending_change(store.client, "streets") is not None
 
 
 def test_who_was_taken_for_dead_moves_nothing_when_it_wakes(store, served):
     asleep = planned(store.client)
-    _claims(store.client, asleep)
+    _create_lock(store.client, asleep)
     recover(store.client, "streets", 0)
     apply_change(store.client, planned_back(store.client))
-    with pytest.raises(PromotionError, match="by somebody else"):
-        _move(store.client, asleep)
+    with pytest.raises(PromotionError, match="another process is promoting"):
+        _move_aliases(store.client, asleep)
     assert served(store.client) == (None, "2", None)
 
 
 def test_the_lock_of_another_is_not_given_back(store):
     held = planned(store.client)
-    _claims(store.client, held)
-    _remove(store.client, replace(held, key="another"))
+    _create_lock(store.client, held)
+    _remove_lock(store.client, replace(held, key="another"))
     assert pending_change(store.client, "streets") == held
 
 
 def test_a_plan_that_the_aliases_have_left_behind_is_dropped(store, served):
-    _claims(store.client, planned(store.client))
+    _create_lock(store.client, planned(store.client))
     store.client.set_registered_model_alias("streets", "champion", "1")
     assert recover(store.client, "streets", 0) is None
     assert served(store.client) == ("1", "1", "3")
@@ -237,9 +239,50 @@ def test_an_audit_is_told_before_the_lock_is_given_back_and_a_deleted_one_is_no_
 
 
 def test_a_model_of_somebodys_that_bears_the_locks_name_is_left_alone(store):
-    store.client.create_registered_model(f"streets{LOCK}")
-    with pytest.raises(RegistryError, match="streets.promotion is a model of its own"):
+    store.client.create_registered_model(f"streets{LOCK_SUFFIX}")
+    with pytest.raises(RegistryError, match="streets.promotion is an ordinary registered model"):
         recover(store.client, "streets", 0)
     with pytest.raises(PromotionError):
         apply_change(store.client, planned(store.client))
-    assert store.client.get_registered_model(f"streets{LOCK}")
+    assert store.client.get_registered_model(f"streets{LOCK_SUFFIX}")
+
+
+def test_a_lock_that_records_a_decision_moves_nothing_and_keeps_others_out(store, served):
+    plan = planned(store.client)
+    with promotion_lock(store.client, plan):
+        with pytest.raises(PromotionError, match="another process is promoting"):
+            apply_change(store.client, planned(store.client, "1"))
+        assert not pending_change(store.client, "streets").moves_aliases
+        apply_change(store.client, plan)
+    assert served(store.client) == ("2", "3", None)
+
+
+def test_a_lock_whose_process_died_while_it_recorded_is_dropped(store, served):
+    with pytest.raises(Killed), promotion_lock(store.client, planned(store.client)):
+        raise Killed
+    assert pending_change(store.client, "streets") is not None
+    assert recover(store.client, "streets", 0) is None
+    assert served(store.client) == ("1", "2", "3")
+
+
+def test_a_lock_is_removed_when_recording_fails_and_kept_when_moving_fails(store, served, monkeypatch):
+    plan = planned(store.client)
+    with pytest.raises(OSError, match="full"), promotion_lock(store.client, plan):
+        raise OSError("full")
+    assert served(store.client) == ("1", "2", "3")
+    monkeypatch.setattr(store.client, "set_registered_model_alias", interrupted)
+    with pytest.raises(KeyboardInterrupt), promotion_lock(store.client, plan):
+        apply_change(store.client, plan)
+    monkeypatch.undo()
+    assert recover(store.client, "streets", 0) == plan
+    assert served(store.client) == ("2", "3", None)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_plan_has_the_keys_of_earlier_releases(store):
+    plan = planned(store.client)
+    assert json.loads(plan.to_json()).keys() == {"what", "model", "found", "wanted", "audit", "key"}
+    assert AliasChange.from_json(plan.to_json()) == plan

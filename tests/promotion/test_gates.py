@@ -73,12 +73,16 @@ def test_a_gain_that_chance_may_have_made_is_no_gain():
     ],
 )
 def test_no_class_may_lose_more_than_was_allowed(gains, is_passed):
-    assert refused_by({"max_class_iou_drop": 0.0625}, comparison=compared(**gains)) == ([] if is_passed else ["class IoU drop"])
+    assert refused_by({"max_class_iou_drop": 0.0625}, comparison=compared(**gains)) == (
+        [] if is_passed else ["class IoU drop"]
+    )
 
 
 def test_every_class_that_lost_is_named_worst_first():
     decision = evaluate_gates(PromoteConfig(), NEW, OLD, compared(road=-0.1, sky=-0.3))
-    assert decision.reasons == ["class IoU drop: sky -0.3000, road -0.1000; expected a drop of at most 0.05 in every class"]
+    assert decision.reasons == [
+        "class IoU drop: sky -0.3000, road -0.1000; expected a drop of at most 0.05 in every class"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_of_many_classes_below_ten_are_named_and_the_others_counted():
 
 
 @pytest.mark.parametrize(
-    ("gates", "max_latency_ms", "max_size_mib", "refused"),
+    ("gates", "latency_ms", "size_mib", "refused"),
     [
         ({}, 20.0, 14.0, []),
         ({}, 20.1, 14.0, ["relative latency"]),
@@ -155,7 +159,9 @@ def test_other_classes_are_refused_unless_all_that_differ_are_named(names, chang
 
 def test_what_is_not_stored_as_it_was_trained_is_refused_with_what_differs():
     decision = evaluate_gates(PromoteConfig(), replace(NEW, mismatch="its weights are others"), OLD, compared())
-    assert decision.reasons == ["package integrity: its weights are others; expected files and masks of the registered checkpoint"]
+    assert decision.reasons == [
+        "package integrity: its weights are others; expected files and masks of the registered checkpoint"
+    ]
 
 
 def test_without_a_champion_only_the_challengers_own_gates_are_asked():

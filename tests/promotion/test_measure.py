@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segray import config
 from segray.core.errors import DataError
 from segray.data.images import decode_image
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
+from segray.evaluation.evaluate import EvaluationRequest
 from segray.models import checkpoint
 from segray.promotion import measure as evidence
 from segray.promotion.measure import (
@@ -46,13 +46,13 @@ def images(streets):
 
 def test_both_are_counted_on_the_same_rows_and_a_twin_gains_nothing(candidate, streets, monkeypatch):
     monkeypatch.setattr(evidence, "NUM_TIMED_IMAGES", 4)
-    found = measure_candidates(candidate, replace(candidate, version="1"), config.build({}), str(streets), "val")
+    found = measure_candidates(candidate, replace(candidate, version="1"), EvaluationRequest(str(streets), "val"))
     assert (found.challenger.version, found.champion.version) == ("2", "1")
     assert found.challenger.miou == found.champion.miou == found.evaluation.results.scores.miou
     assert found.challenger.classes == checkpoint.load_classes(candidate.folder).names
     assert tuple(found.comparison.miou.interval) == (0, 0)
     assert found.comparison.miou.num_samples == 7
-    assert found.challenger.differs == ""
+    assert found.challenger.mismatch == ""
     assert found.challenger.size_mib == (candidate.folder / checkpoint.WEIGHTS).stat().st_size / 2**20
     assert 0.2 < found.challenger.latency_ms / found.champion.latency_ms < 5
 
@@ -62,7 +62,7 @@ def test_a_champion_of_other_classes_is_timed_and_not_counted(candidate, copy, s
     names = [f"other {name}" for name in checkpoint.load_classes(copy.folder).names]
     classes = checkpoint.load_classes(copy.folder).model_copy(update={"names": tuple(names)})
     (copy.folder / checkpoint.CLASSES).write_text(classes.model_dump_json())
-    found = measure_candidates(candidate, copy, config.build({}), str(streets), "val")
+    found = measure_candidates(candidate, copy, EvaluationRequest(str(streets), "val"))
     assert (found.comparison, found.champion_evaluation, found.champion.miou) == (None, None, None)
     assert found.champion.classes == tuple(names)
     assert found.champion.latency_ms > 0
@@ -79,16 +79,17 @@ def test_images_come_from_all_over_the_split_and_each_is_one(streets, spoilt, im
     assert len(list(_images(str(streets), "test"))) == 5
 
 
-def test_a_slower_model_is_told_from_a_faster_one(candidate, images):
+def test_a_slower_model_is_told_from_a_faster_one(candidate, images, streets):
     pixels = [decode_image(one) for one in images[:3]]
-    twice = config.build({"eval.scales": [1, 1, 1]})
-    fast = latencies_ms([candidate], pixels, config.build({}))
+    request = EvaluationRequest(str(streets), "val")
+    twice = replace(request, overrides={"scales": [1, 1, 1]})
+    fast = latencies_ms([candidate], pixels, request)
     assert latencies_ms([candidate], pixels, twice)[0] > 1.5 * fast[0]
 
 
 def test_no_image_is_nothing_to_be_timed_with(candidate):
     with pytest.raises(DataError, match="no image of the split can be decoded"):
-        latencies_ms([candidate], [], config.build({}))
+        latencies_ms([candidate], [], EvaluationRequest("", "val"))
 
 
 def test_what_is_stored_as_it_was_trained_differs_in_nothing(candidate, images):
@@ -100,21 +101,25 @@ def test_other_files_than_those_registered_are_told(copy, images, part):
     content = bytearray((copy.folder / part).read_bytes())
     content[-1] ^= 1
     (copy.folder / part).write_bytes(content)
-    assert "its files are not those that were registered: digest" in verify_package(copy, images[:1])
+    assert "the files differ from the registered files: digest" in verify_package(copy, images[:1])
 
 
 def test_a_version_whose_digest_nobody_kept_cannot_be_told_to_be_the_same(candidate, images):
-    assert "no digest of its files was kept" in verify_package(replace(candidate, digest=None), images[:1])
+    assert "did not record a digest of the files" in verify_package(replace(candidate, digest=None), images[:1])
 
 
 @pytest.mark.parametrize(
     ("was", "spoilt", "said"),
     [
-        ("self._predictor(decode_image(image))", "self._predictor(decode_image(image)[::-1])", "gives other masks: "),
+        (
+            "self._predictor(decode_image(image))",
+            "self._predictor(decode_image(image)[::-1])",
+            "masks of the MLflow model differ in ",
+        ),
         (
             'context.artifacts["checkpoint"]',
             '"nowhere"',
-            "MLflow cannot load or run it \\(CheckpointError: checkpoint no",
+            "MLflow cannot load or run the version \\(CheckpointError: checkpoint no",
         ),
     ],
 )

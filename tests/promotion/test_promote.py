@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +21,13 @@ from segray.core.classes import Classes
 from segray.core.errors import PromotionError, RegistryError
 from segray.evaluation.compare import compare
 from segray.evaluation.counter import Counts, ImageCounts
-from segray.evaluation.evaluate import Evaluation
+from segray.evaluation.evaluate import Evaluation, EvaluationRequest
 from segray.evaluation.metrics.calibration import NUM_BINS
 from segray.evaluation.results import compute_results
 from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.promotion import promote
-from segray.promotion.aliases import _claims, apply_change, get_aliases, plan_promotion
+from segray.promotion.aliases import _create_lock, apply_change, get_aliases, plan_promotion
 from segray.promotion.audit import PromotionOptions
 from segray.promotion.gates import ModelMeasurements
 from segray.promotion.measure import Measurements
@@ -86,7 +89,7 @@ def evaluation(version, split):
     found, ids = counts(RIGHT[version], int(version)), {row: f"{split}/{row}" for row in range(ROWS)}
     return Evaluation(
         counts=found,
-        results=compute_results(found, CLASSES.names, ids, count=100),
+        results=compute_results(found, CLASSES.names, ids, num_resamples=100),
         ids=ids,
         classes=CLASSES,
         split=split,
@@ -103,12 +106,13 @@ def evidence(version, found):
     return ModelMeasurements(version, CLASSES.names, found.results.scores.miou, found.results.scores.iou, 10.0, 14.0)
 
 
-def measured(challenger, champion, _config, _root, split, _workers):
+def measured(challenger, champion, request):
+    split = request.split
     ours = evaluation(challenger.version, split)
     if champion is None:
         return Measurements(evidence(challenger.version, ours), None, None, ours, None)
     theirs = evaluation(champion.version, split)
-    comparison = compare(ours.counts, theirs.counts, CLASSES.names, ours.ids, count=100)
+    comparison = compare(ours.counts, theirs.counts, CLASSES.names, ours.ids, num_resamples=100)
     return Measurements(
         evidence(challenger.version, ours), evidence(champion.version, theirs), comparison, ours, theirs
     )
@@ -117,16 +121,15 @@ def measured(challenger, champion, _config, _root, split, _workers):
 def promoted(store, version=None, said=None, **told):
     wish = PromotionRequest(
         version,
-        "/data/streets",
-        "test",
+        EvaluationRequest("/data/streets", "test"),
         PromotionOptions(store.config.promote, **told),
         dry_run=store.config.name == "dry",
     )
-    return promote.promote(store.config, wish, (said if said is not None else []).append, patience_s=0)
+    return promote.promote(store.config, wish, (said if said is not None else []).append, timeout_s=0)
 
 
 def back(store, said=None, **more):
-    return rollback(store.config, (said if said is not None else []).append, patience_s=0, **more)
+    return rollback(store.config, (said if said is not None else []).append, timeout_s=0, **more)
 
 
 def aliases(store):
@@ -150,9 +153,9 @@ def test_a_better_challenger_is_served_and_why_is_kept(store):
     assert expected.items() <= tags.items()
     run = store.client.get_run(outcome.audit)
     assert run.data.params["champion"] == "2"
-    assert run.data.params["promote.miou_drop"] == "0.01"
-    assert run.data.metrics["test/miou"] == outcome.measured.challenger.miou
-    assert run.data.metrics["champion/test/miou"] == outcome.measured.champion.miou
+    assert run.data.params["promote.max_miou_drop"] == "0.01"
+    assert run.data.metrics["test/miou"] == outcome.measurements.challenger.miou
+    assert run.data.metrics["champion/test/miou"] == outcome.measurements.champion.miou
     assert run.data.metrics["gain/miou_low"] > 0
     document = json.loads(
         Path(store.client.download_artifacts(outcome.audit, "decision.json", str(store.database.parent))).read_text()
@@ -166,8 +169,8 @@ def test_the_version_bears_its_decision_and_its_card_the_figures_with_intervals(
     version = store.client.get_model_version("streets", "3")
     noted = json.loads(version.tags["segray.promotion"])
     assert (noted["verdict"], noted["champion"], noted["audit"]) == ("passed", "2", outcome.audit)
-    assert [check["gate"] for check in noted["checks"]][-2:] == ["mean IoU", "every class"]
-    found = outcome.measured.evaluation.results
+    assert [check["gate"] for check in noted["checks"]][-2:] == ["mean IoU", "class IoU drop"]
+    found = outcome.measurements.evaluation.results
     low, high = found.miou_interval
     assert f"| test | 30 | {found.scores.miou:.4f} | [{low:.4f}, {high:.4f}] |" in version.description
     assert "`t3st`" in version.description
@@ -182,7 +185,7 @@ def test_a_worse_one_is_refused_and_that_is_kept_too(store):
     assert {"segray.decision": "refused", "segray.moved": "no", "status": "FINISHED"}.items() <= tags.items()
     noted = json.loads(store.client.get_model_version("streets", "1").tags["segray.promotion"])
     assert noted["verdict"] == "refused"
-    assert any("gain -" in check["found"] for check in noted["checks"])
+    assert any("difference -" in check["found"] for check in noted["checks"])
 
 
 def test_a_worse_one_that_is_forced_is_served_and_the_reason_kept(store):
@@ -203,7 +206,7 @@ def test_a_dry_run_decides_and_writes_nothing(store, version):
     outcome = promoted(store, version)
     assert outcome.decision.is_passed == (version == "3") == (outcome.plan is not None)
     assert (outcome.audit, outcome.is_moved) == (None, False)
-    assert back(store, is_dry=True).plan.wanted["champion"] == "1"
+    assert back(store, dry_run=True).plan.after["champion"] == "1"
     assert dump(store) == before
 
 
@@ -213,11 +216,11 @@ def dump(store):
 
 
 def test_a_dry_run_leaves_an_interrupted_promotion_to_others(store):
-    _claims(store.client, plan_promotion("streets", get_aliases(store.client, "streets"), "3"))
+    _create_lock(store.client, plan_promotion("streets", get_aliases(store.client, "streets"), "3"))
     before, said = dump(store), []
     store.config = store.config.model_copy(update={"name": "dry"})
     promoted(store, said=said)
-    assert "the next one without --dry-run looks after it" in said[0]
+    assert "a command without --dry-run completes it" in said[0]
     assert dump(store) == before
 
 
@@ -226,7 +229,7 @@ def test_the_first_version_is_served_by_its_own_gates_alone(store):
         store.client.delete_registered_model_alias("streets", alias)
     outcome = promoted(store)
     assert aliases(store) == (None, "3", None)
-    assert [check.gate for check in outcome.decision.checks] == ["stored as trained"]
+    assert [check.gate for check in outcome.decision.checks] == ["package integrity"]
 
 
 def test_a_rollback_serves_again_what_was_served_byte_for_byte(store):
@@ -261,9 +264,9 @@ def test_a_rollback_killed_at_any_write_and_repeated_goes_back_once(store, monke
 
 def _killed_everywhere(store, monkeypatch, command, after, verdict):
     """Kills the command at each of its writes in turn, repeats it, and returns how many there were."""
-    keep = lru_cache(promote._candidate)  # what was fetched once need not be again
+    keep = lru_cache(promote._download_candidate)  # what was fetched once need not be again
     real = store.client
-    monkeypatch.setattr(promote, "_candidate", lambda _, *which: keep(real, *which))
+    monkeypatch.setattr(promote, "_download_candidate", lambda _, *which: keep(real, *which))
     start, client, last, is_over = store.database.read_bytes(), store.client, 0, False
     while not is_over:
         last += 1
@@ -281,6 +284,7 @@ def _killed_everywhere(store, monkeypatch, command, after, verdict):
         assert aliases(store) == after, last
         moved = [tags["segray.decision"] for tags in audits(store) if tags["segray.moved"] == "yes"]
         assert moved == [verdict], last
+        assert {tags["status"] for tags in audits(store)} <= {"FINISHED", "KILLED"}, last
     return last
 
 
@@ -293,6 +297,57 @@ def _repeat(command, is_done):
         assert any(said in str(error) for said in ("has no challenger", "has no version previous"))  # noqa: PT017
 
 
+def test_an_audit_whose_process_dies_is_ended_by_the_next_promotion_or_rollback(store):
+    for command in (lambda: promoted(store, "1"), lambda: back(store)):
+        died = subprocess.Popen([sys.executable, "-c", DIE_IN_AUDIT, store.uri], cwd=Path(__file__).parents[2])
+        assert died.wait(120) == -signal.SIGKILL
+        assert audits(store)[-1]["status"] == "RUNNING"
+        command()
+        *_, ended, complete = audits(store)
+        assert (ended["status"], ended["segray.moved"]) == ("KILLED", "no")
+        assert "stopped before the record was complete" in ended["segray.interrupted"]
+        assert (complete["status"], "segray.interrupted" in complete) == ("FINISHED", False)
+
+
+DIE_IN_AUDIT = """
+import os, signal, sys
+from mlflow.tracking import MlflowClient
+from segray.promotion import aliases, audit
+
+class Client(MlflowClient):
+    def log_dict(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client = Client(sys.argv[1], sys.argv[1])
+plan = aliases.plan_promotion("streets", aliases.get_aliases(client, "streets"), "3")
+with aliases.promotion_lock(client, plan):
+    run_id = client.get_model_version("streets", "3").run_id
+    audit.write_audit_run(client, audit.AuditEntry("streets", "3", run_id, "passed", {}, {}, 0, {}))
+"""
+
+
+def test_audits_of_other_models_and_complete_ones_are_left_alone(store):
+    tags = {"segray.kind": "promotion", "segray.model": "lanes"}
+    run_id = store.client.create_run("1", tags=tags).info.run_id
+    promoted(store, "1")
+    before = audits(store)[-1]
+    promoted(store)
+    assert store.client.get_run(run_id).info.status == "RUNNING"
+    assert before in audits(store)
+
+
+def test_an_audit_that_the_store_refuses_fails_and_says_why(store, monkeypatch):
+    def refused(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MlflowClient, "log_dict", refused)
+    with pytest.raises(RegistryError, match="disk full"):
+        promoted(store)
+    (tags,) = audits(store)
+    assert (tags["status"], tags["segray.interrupted"], tags["segray.moved"]) == ("FAILED", "disk full", "no")
+    assert aliases(store) == ("1", "2", "3")  # and there is no lock
+
+
 def test_what_was_interrupted_is_carried_out_and_not_measured_again(store, monkeypatch):
     plan = plan_promotion("streets", get_aliases(store.client, "streets"), "3")
     with pytest.raises(Killed):
@@ -301,7 +356,7 @@ def test_what_was_interrupted_is_carried_out_and_not_measured_again(store, monke
     said = []
     outcome = promoted(store, said=said)
     assert (outcome.was_recovered, outcome.is_moved) == (True, True)
-    assert said[1] == "the interrupted promotion was carried out: champion is 3, previous 2."
+    assert said[1] == "completed the interrupted promotion: champion is 3, previous is 2."
     assert aliases(store) == ("2", "3", None)
 
 
@@ -320,10 +375,14 @@ def test_a_promotion_that_others_overtake_is_told_and_kept_as_not_moved(store, m
 @pytest.mark.parametrize(
     ("model", "version", "said"),
     [
-        ("lanes", None, r"there is no model lanes \(registered there: streets\)"),
+        ("lanes", None, r"model lanes does not exist \(registered models: streets\)"),
         ("streets", "9", r"models:/streets/9 .* \(streets has versions 1, 2, 3; aliases: challenger is 3, champion is"),
-        ("streets", "2", "version 2 of streets is champion already; name another with --version"),
-        ("streets", None, r"streets has no challenger; name a version \(streets has versions 1, 2, 3; aliases: champ"),
+        ("streets", "2", "version 2 of streets is already the champion; choose another with --version"),
+        (
+            "streets",
+            None,
+            r"streets has no challenger; choose a version with --version \(streets has versions 1, 2, 3; aliases: ",
+        ),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(store, model, version, said):
@@ -337,7 +396,9 @@ def test_what_is_not_there_is_told_with_what_is(store, model, version, said):
 
 def test_a_version_without_files_is_not_gone_back_to(store, monkeypatch):
     monkeypatch.setattr(checkpoint, "META", "deleted.json")
-    with pytest.raises(RegistryError, match="models:/streets/1 cannot be fetched: .* holds no whole checkpoint"):
+    with pytest.raises(
+        RegistryError, match="models:/streets/1 cannot be loaded: .* does not contain a complete segray checkpoint"
+    ):
         back(store)
     assert aliases(store) == ("1", "2", "3")
 
@@ -347,7 +408,7 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
         raise OSError("disk I/O error")
 
     monkeypatch.setattr(promote, "record_decision", failing)
-    with pytest.raises(RegistryError, match="does not answer as it should: disk I/O error; repeat the command"):
+    with pytest.raises(RegistryError, match="failed: disk I/O error; repeat the command"):
         promoted(store)
 
 
@@ -360,9 +421,9 @@ def test_a_champion_whose_files_are_gone_is_replaced_only_by_force(store, monkey
         return fetch(reference, uri)
 
     monkeypatch.setattr(promote, "download_checkpoint", fetched)
-    with pytest.raises(RegistryError, match=r"cannot be compared with: its files are gone\. --force promotes without"):
+    with pytest.raises(RegistryError, match=r"cannot be loaded: its files are gone\. --force promotes without it"):
         promoted(store)
     assert aliases(store) == ("1", "2", "3")
     promoted(store, said=said, is_forced=True, reason="it is all there is")
-    assert said == ["the champion cannot be compared with: its files are gone."]
+    assert said == ["the champion cannot be loaded; promoting without a comparison: its files are gone."]
     assert aliases(store) == ("2", "3", None)

@@ -40,7 +40,7 @@ def test_runs_that_are_named(uri):
 def test_what_is_not_there_is_told(uri, tmp_path):
     with pytest.raises(DataError, match="has no run secnd; did you mean 'second'"):
         load_curves(uri, "streets", ["secnd"])
-    with pytest.raises(DataError, match="there is no experiment roads; there are .*streets"):
+    with pytest.raises(DataError, match="experiment roads does not exist; expected one of .*streets"):
         load_curves(uri, "roads", [])
     with pytest.raises(DataError, match="no run of experiment streets has train/loss or val/miou"):
         load_curves(uri, "streets", ["empty"])

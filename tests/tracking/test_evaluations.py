@@ -13,4 +13,4 @@ from segray.tracking.uploader import STATE_FILE
 )
 def test_the_run_of_a_checkpoint_is_known_where_it_was_uploaded_to(uri, run_id, tmp_path):
     (tmp_path / STATE_FILE).write_text(json.dumps({"uri": "http://me:***@host", "run_id": "r"}))
-    assert evaluations._training_run(uri, "results/run/step-000001", tmp_path / "step-000001") == run_id
+    assert evaluations._training_run_id(uri, "results/run/step-000001", tmp_path / "step-000001") == run_id

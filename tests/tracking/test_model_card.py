@@ -35,13 +35,13 @@ def facts():
 
 def test_it_says_what_the_version_is_of(facts):
     card = render_card(facts)
-    assert card.startswith("# streets\n\nSegFormer-B2: ")
+    assert card.startswith("# streets\n\nSemantic segmentation with SegFormer-B2: ")
     for said in (
         "one of 3 classes",
         "split `train` of `camvid`, digest `d1g`",
         "step 4000 of",
         "256 px",
-        "rate 0.0003",
+        "learning rate 0.0003",
     ):
         assert said in card
     for said in ("| run | run-7 |", "| commit | abc123 |", "short side of 480 px", "torch 2.13", "cross_entropy x 1"):
@@ -49,33 +49,33 @@ def test_it_says_what_the_version_is_of(facts):
 
 
 def test_figures_stand_with_their_intervals_and_without_where_none_was_counted(facts):
-    card = render_card(replace(facts, scored=[*facts.scored, TEST]))
+    card = render_card(replace(facts, scores=[*facts.scores, TEST]))
     assert "| val |  | 0.5000 | - | 0.6000 | 0.7500 | `d1g` |" in card
     assert "| test | 40 | 0.2500 | [0.1250, 0.3750] | 0.5000 | 0.6250 | `t3st` |" in card
     assert "| IoU | val | test |" in card
     assert "| road | 0.6250 | 0.3000 [0.2000, 0.4000] |" in card
     assert "| car | 0.3750 | - |" in card
     assert "| a\\|b | - | 0.2000 |" in card
-    assert "Where there is none, none was counted" in card
+    assert "Scores without an interval come from the validation" in card
 
 
 def test_an_interval_of_the_validation_is_told_if_it_was_counted(facts):
     meta = META.model_copy(update={"metrics": METRICS | {"val/miou_low": 0.25, "val/miou_high": 0.75}})
-    card = render_card(replace(facts, meta=meta, scored=[validation_scores(meta, CONFIG, CLASSES)]))
+    card = render_card(replace(facts, meta=meta, scores=[validation_scores(meta, CONFIG, CLASSES)]))
     assert "| 0.5000 | [0.2500, 0.7500] |" in card
-    assert "none was counted" not in card
+    assert "without an interval" not in card
 
 
 def test_limits_name_what_nothing_is_known_of_and_code_of_ones_own(facts):
-    assert "Nothing is known of how well it finds a|b:" in render_card(facts)
-    assert "Nothing is known" not in render_card(replace(facts, scored=[*facts.scored, TEST]))
+    assert "The quality is unknown for a|b:" in render_card(facts)
+    assert "quality is unknown" not in render_card(replace(facts, scores=[*facts.scores, TEST]))
     own = config.build({"model.head": "mine:Head"})
-    assert "needs code of its own to load: mine:Head" in render_card(replace(facts, config=own))
+    assert "Loading requires additional code: mine:Head" in render_card(replace(facts, config=own))
 
 
 def test_a_card_of_many_classes_fits_where_a_database_keeps_it(facts):
     many = Classes.from_names([f"a class with a long name {number}" for number in range(150)])
     scored = replace(TEST, classes=dict.fromkeys(many.names, 0.3), intervals=dict.fromkeys(many.names, TEST.interval))
-    card = render_card(replace(facts, classes=many, scored=[scored, scored]))
+    card = render_card(replace(facts, classes=many, scores=[scored, scored]))
     assert f"and {150 - MAX_CLASSES} more" in card
     assert len(card) < 5000

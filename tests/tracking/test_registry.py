@@ -33,7 +33,8 @@ from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.tracking import model_card, package
 from segray.tracking.client import connect_mlflow, with_retries
-from segray.tracking.registry import LOCK, download_checkpoint, register_checkpoint
+from segray.tracking.registry import available_hint, download_checkpoint, register_checkpoint
+from segray.tracking.tags import LOCK_SUFFIX
 
 CLASSES = Classes.from_names(["road", "car", "sky"])
 
@@ -77,13 +78,13 @@ def test_every_kind_of_reference_finds_the_checkpoint(store, reference):
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ("models:/nothing@challenger", r"\(registered there: streets\)\.$"),
+        ("models:/nothing@challenger", r"\(registered models: streets\)\.$"),
         ("models:/streets@champion", r"champion.* \(streets has versions 1; aliases: challenger is 1\)\.$"),
         ("models:/streets/9", r"9.* \(streets has versions 1; aliases: challenger is 1\)\.$"),
         ("models:/streets/new", r"new.* \(streets has versions 1; "),
-        ("models:/streets", r"names no version.* \(streets has versions 1; "),
-        ("models:/nothing", r"names no version.* \(registered there: streets"),
-        ("runs:/0123456789abcdef/model", "cannot be fetched"),
+        ("models:/streets", r"does not name a version.* \(streets has versions 1; "),
+        ("models:/nothing", r"does not name a version.* \(registered models: streets"),
+        ("runs:/0123456789abcdef/model", "cannot be loaded"),
     ],
 )
 def test_a_reference_to_nothing_says_what_there_is(store, reference, said):
@@ -93,12 +94,28 @@ def test_a_reference_to_nothing_says_what_there_is(store, reference, said):
 
 def test_a_lock_is_no_model(store):
     uri, client, *_ = store
-    client.create_registered_model(f"streets{LOCK}")
+    client.create_registered_model(f"streets{LOCK_SUFFIX}")
     try:
-        with pytest.raises(RegistryError, match=r"registered there: streets\)"):
+        with pytest.raises(RegistryError, match=r"registered models: streets\)"):
             download_checkpoint("models:/nothing/1", uri)
     finally:
-        client.delete_registered_model(f"streets{LOCK}")
+        client.delete_registered_model(f"streets{LOCK_SUFFIX}")
+
+
+def test_of_more_models_than_a_page_holds_all_are_named(empty_store, tmp_path):
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+    client = MlflowClient(uri, uri)
+    for number in range(102):  # a page has 100
+        client.create_registered_model(f"m{number:03d}")
+    hint = available_hint(client, "models:/nothing/1")
+    assert all(f"m{number:03d}" in hint for number in range(102))
+    assert available_hint(client, "models:/m101/1") == " (m101 has versions none; aliases: none)."
+
+
+def test_names_of_tags_and_aliases_load_no_mlflow():
+    code = "import sys, segray.tracking.tags; print({'mlflow', 'sqlalchemy', 'requests'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_version_says_what_it_was_made_of(store):
@@ -137,7 +154,7 @@ def test_a_version_whose_files_were_deleted_says_so_and_what_else_there_is(store
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     try:
         with pytest.raises(
-            RegistryError, match=f"/{version} cannot be fetched: .*choose another .*streets has versions 1"
+            RegistryError, match=f"/{version} cannot be loaded: .*choose another version .*streets has versions 1"
         ):
             download_checkpoint(f"models:/streets/{version}", uri)
     finally:
@@ -145,8 +162,8 @@ def test_a_version_whose_files_were_deleted_says_so_and_what_else_there_is(store
 
 
 def test_a_store_that_is_away_is_asked_again_and_then_named():
-    with pytest.raises(RegistryError, match=r"http://127.0.0.1:1 does not answer .*; tried 3 times; start it"):
-        connect_mlflow("http://127.0.0.1:1", "model models:/streets@champion", waits_s=(0, 0))
+    with pytest.raises(RegistryError, match=r"http://127.0.0.1:1 does not respond after 3 attempts .*; start MLflow"):
+        connect_mlflow("http://127.0.0.1:1", "model models:/streets@champion", delays_s=(0, 0))
 
 
 def test_a_store_that_comes_back_answers():

@@ -96,7 +96,7 @@ def test_an_earlier_sweep_is_known_by_name_and_by_id(sweep, uri):
     family.flush()
     for name in ("sweep", family.run_id):
         found = sorted(warm(uri, warm_start=name), key=lambda one: one.values["optim.lr"])
-        assert [(one.values, one.found) for one in found] == [
+        assert [(one.values, one.metrics) for one in found] == [
             ({"optim.lr": 1e-3, "loss.terms": ["ohem"]}, {"val/miou": 0.5}),
             ({"optim.lr": 1e-2, "loss.terms": ["ohem"]}, {"val/miou": 0.7}),
         ]
@@ -128,7 +128,7 @@ def test_what_was_stopped_is_known_with_what_it_would_have_ended_at(sweep, uri):
         journal.write("metrics", step=step, values={"val/miou": 0.8 * (1 - 2.718281828 ** (-step / 40))})
     SweepUploader(sweep, uri).flush()
     (slow,) = [one for one in warm(uri) if one.values["optim.lr"] == 1e-4]
-    assert slow.found["val/miou"] == pytest.approx(0.8 * (1 - 2.718281828 ** (-100 / 40)), abs=0.03)
+    assert slow.metrics["val/miou"] == pytest.approx(0.8 * (1 - 2.718281828 ** (-100 / 40)), abs=0.03)
 
 
 def test_a_choice_may_be_spelt_otherwise(sweep, uri):

@@ -9,9 +9,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray.core.errors import RegistryError
+from segray.tracking import metrics
 from segray.tracking import uploader as module
 from segray.tracking.journal import JOURNAL, Journal, JournalReader
-from segray.tracking.uploader import MAX_METRICS, RunUploader, UploadThread, batch_records
+from segray.tracking.metrics import MAX_METRICS
+from segray.tracking.uploader import RunUploader, UploadThread, batch_records
 
 DOUBLE = "val/iou/door_ double"  # MLflow knows no semicolons
 RUN = {
@@ -78,7 +80,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
     upload.flush()
     process.end()
     journal.write("metrics", step=4, values={"train/loss": 0.25})
-    uploading = UploadThread(upload, said.append, every_s=0.05)
+    uploading = UploadThread(upload, said.append, interval_s=0.05)
     uploading.start()
     deadline = time.monotonic() + 60
     while not said:
@@ -88,7 +90,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(tmp_path, j
     assert not uploading.close()
     assert len(said) == 1
     assert uri in said[0]
-    with pytest.raises(RegistryError, match="does not take records"):
+    with pytest.raises(RegistryError, match="upload to MLflow at .* failed"):
         upload.flush()
     serve()
     later = RunUploader(tmp_path, uri)
@@ -152,21 +154,21 @@ def test_what_the_store_refuses_is_left_out_and_said_and_the_rest_arrives(tmp_pa
     upload.flush()
     assert history(store, upload.run_id)[3:] == [(4, 0.25), (5, 0.2)]
     assert [line.partition(";")[0].partition(":")[0] for line in said] == [
-        f"{tmp_path}/predictions/step-000003.png is not there",
-        f"{tmp_path}/step-000003 is not there",
-        "MLflow refuses a record of tag",
+        f"{tmp_path}/predictions/step-000003.png does not exist",
+        f"{tmp_path}/step-000003 does not exist",
+        "MLflow rejected a record of kind tag",
     ]
 
 
 def test_one_refused_record_among_metrics_costs_itself_alone(tmp_path, journal, store, monkeypatch):
-    monkeypatch.setattr(module, "_key", lambda name: name)  # names as they come: MLflow refuses the semicolon
+    monkeypatch.setattr(metrics, "_valid_name", lambda name: name)  # names as they come: MLflow refuses the semicolon
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     said = []
     upload = RunUploader(tmp_path, store, said.append)
     upload.flush()
     assert history(store, upload.run_id) == [(4, 0.25)]
     assert len(said) == 3
-    assert all("MLflow refuses a record of metrics: " in line for line in said)
+    assert all("MLflow rejected a record of kind metrics: " in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["car/", "..", "a//b", "a+b", "a*b", "x" * 300, "/", "."])
@@ -223,7 +225,7 @@ def test_a_record_of_what_is_uploaded_that_cannot_be_read_costs_nothing_but_time
 
 def test_a_journal_without_its_run_is_refused(tmp_path, store):
     Journal(tmp_path).write("metrics", step=1, values={"train/loss": 1.0})
-    with pytest.raises(RegistryError, match="does not begin with the record of its run"):
+    with pytest.raises(RegistryError, match="does not start with a record of kind run"):
         RunUploader(tmp_path, store).flush()
 
 
@@ -237,7 +239,7 @@ def test_a_journal_without_its_run_is_refused(tmp_path, store):
     ],
 )
 def test_artifacts_of_a_database_lie_in_an_absolute_place(uri, place):
-    assert module._artifacts(uri, Path("/runs/mine")) == place
+    assert module._artifact_location(uri, Path("/runs/mine")) == place
 
 
 def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
@@ -254,14 +256,16 @@ def test_a_password_is_neither_said_nor_kept(tmp_path, journal):
 def test_whatever_goes_wrong_the_thread_goes_on(tmp_path, journal, store, monkeypatch):
     upload, said = RunUploader(tmp_path, store), []
     monkeypatch.setattr(upload, "flush", lambda: 1 / 0)
-    uploading = UploadThread(upload, said.append, every_s=0.01)
+    uploading = UploadThread(upload, said.append, interval_s=0.01)
     uploading.start()
     deadline = time.monotonic() + 30
     while not said and time.monotonic() < deadline:
         time.sleep(0.01)
     assert uploading.is_alive()
     assert not uploading.close()
-    assert said == ["MLflow: ZeroDivisionError: division by zero; training goes on and keeps its records."]
+    assert said == [
+        "MLflow: ZeroDivisionError: division by zero; training continues, and its records stay in the journal."
+    ]
 
 
 def test_a_database_that_is_gone_is_said_in_a_line(tmp_path, journal, capfd):
@@ -271,6 +275,6 @@ def test_a_database_that_is_gone_is_said_in_a_line(tmp_path, journal, capfd):
     shutil.rmtree(tmp_path / "db")
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     capfd.readouterr()
-    with pytest.raises(RegistryError, match=r"does not take records: \(sqlite3.OperationalError\) [^\n]+$"):
+    with pytest.raises(RegistryError, match=r"upload to MLflow at \S+ failed: \(sqlite3.OperationalError\) [^\n]+$"):
         upload.flush()
     assert capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
 """Evaluation of models: counts, scores and reports.
 
-Import order: report, evaluate, results and compare, counter, metrics.
+Import order: report, evaluate, results, compare and slices, counter, metrics.
 """

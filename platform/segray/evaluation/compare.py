@@ -6,7 +6,6 @@ from math import isnan, nan
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segray.core.errors import DataError
 from segray.evaluation.counter import Counts
@@ -54,8 +53,8 @@ class MetricDelta:
 
     def as_json(self) -> dict[str, float | None]:
         """Returns a JSON-compatible dict; nan becomes `None`."""
-        named = {"ours": self.candidate, "theirs": self.baseline, "gain": self.delta, **self.interval._asdict()}
-        return {name: None if isnan(value) else value for name, value in named.items()}
+        values = {"ours": self.candidate, "theirs": self.baseline, "gain": self.delta, **self.interval._asdict()}
+        return {name: None if isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -109,95 +108,100 @@ class Comparison:
         """Returns a JSON-compatible dict; nan becomes `None`."""
         return {
             "miou": self.miou.as_json(),
-            "iou": {name: one.as_json() for name, one in self.iou.items()},
+            "iou": {name: metric.as_json() for name, metric in self.iou.items()},
             "image_miou": self.image_miou.as_json(),
             "images": [
-                {"id": one.id, "ours": one.candidate, "theirs": one.baseline, "gain": one.delta} for one in self.images
+                {"id": image.id, "ours": image.candidate, "theirs": image.baseline, "gain": image.delta}
+                for image in self.images
             ],
         }
 
-    def summary_line(self, ours: str, theirs: str) -> str:
-        """Returns a summary of the comparison in one line."""
+    def summary_line(self, candidate: str, baseline: str) -> str:
+        """Returns a summary of the comparison in one line.
+
+        Args:
+            candidate: name of the candidate.
+            baseline: name of the baseline.
+        """
         if not self.miou.is_significant:
-            said = f"no difference between {ours} and {theirs} can be told"
+            verdict = f"no significant difference between {candidate} and {baseline}"
         else:
-            said = f"{ours} is {'better' if self.miou.delta > 0 else 'worse'} than {theirs}"
-        low, high = self.miou.interval
-        drawn = "images" if self.miou.num_samples == len(self.images) else "groups"
+            verdict = f"{candidate} is {'better' if self.miou.delta > 0 else 'worse'} than {baseline}"
+        miou, (low, high) = self.miou, self.miou.interval
+        units = "images" if self.miou.num_samples == len(self.images) else "groups"
         return (
-            f"{said}: mIoU {self.miou.candidate:.4f} against {self.miou.baseline:.4f}, {self.miou.delta:+.4f} "
-            f"[{low:+.4f}, {high:+.4f}], 95% over {self.miou.num_samples} {drawn} in pairs"
+            f"{verdict}: mIoU {miou.candidate:.4f} vs. {miou.baseline:.4f}, difference {miou.delta:+.4f}, "
+            f"95% interval [{low:+.4f}, {high:+.4f}] (paired bootstrap over {miou.num_samples} {units})"
         )
 
 
 def compare(
-    ours: Counts,
-    theirs: Counts,
+    candidate: Counts,
+    baseline: Counts,
     names: Sequence[str],
     ids: Mapping[int, str],
     *,
     groups: Mapping[int, str] | None = None,
     absent: AbsentPolicy = "skip",
-    count: int = NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> Comparison:
     """Compares a candidate model with a baseline model.
 
     Args:
-        ours: counts of the candidate, including the counts of each image.
-        theirs: counts of the baseline on the same rows.
+        candidate: counts of the candidate, including the counts of each image.
+        baseline: counts of the baseline on the same rows.
         names: names of the classes.
         ids: ids of the rows.
         groups: groups of the rows, resampled as a unit; defaults to resampling single images.
         absent: policy for absent classes in the means.
-        count: number of bootstrap resamples.
+        num_resamples: number of bootstrap resamples.
 
     Raises:
         DataError: the models were evaluated on different rows.
     """
-    rows = sorted(ours.images)
-    if not rows or rows != sorted(theirs.images):
-        raise DataError("the two models were not evaluated on the same images; evaluate both on one split.")
-    pair = [np.stack([counts.images[row].dense(len(names)) for row in rows]) for counts in (ours, theirs)]
-    images = [miou(tables) for tables in pair]
-    counted = np.asarray(pair[0][..., TARGET].any(axis=1))
-    gains = np.stack([np.where(counted, images[0] - images[1], 0.0), counted], axis=1)
-    drawn = [sum_by_group(tables, rows, groups) for tables in pair]
+    rows = sorted(candidate.images)
+    if not rows or rows != sorted(baseline.images):
+        raise DataError("the models were not evaluated on the same images; evaluate both on the same split.")
+    pair = [np.stack([counts.images[row].dense(len(names)) for row in rows]) for counts in (candidate, baseline)]
+    image_mious = [miou(tables) for tables in pair]
+    has_truth = np.asarray(pair[0][..., TARGET].any(axis=1))
+    deltas = np.stack([np.where(has_truth, image_mious[0] - image_mious[1], 0.0), has_truth], axis=1)
+    grouped = [sum_by_group(tables, rows, groups) for tables in pair]
+    valid_mious = [values[has_truth] for values in image_mious]
+    valid_rows = [row for row, is_valid in zip(rows, has_truth, strict=True) if is_valid]
     return Comparison(
-        *_differences(drawn, names, absent, count),
-        image_miou=_mean_difference([one[counted] for one in images], sum_by_group(gains, rows, groups), count),
-        images=_images(
-            [row for row, is_counted in zip(rows, counted, strict=True) if is_counted], images, ids, counted
-        ),
+        *_metric_deltas(grouped, names, absent, num_resamples),
+        image_miou=_image_miou_delta(valid_mious, sum_by_group(deltas, rows, groups), num_resamples),
+        images=_image_deltas(valid_rows, valid_mious, ids),
     )
 
 
-def _differences(
-    pair: Sequence[ClassCounts], names: Sequence[str], absent: AbsentPolicy, count: int
+def _metric_deltas(
+    pair: Sequence[ClassCounts], names: Sequence[str], absent: AbsentPolicy, num_resamples: int
 ) -> tuple[MetricDelta, dict[str, MetricDelta]]:
     """Returns the differences of the mean IoU and of each class IoU, from the tables (N, K, 3) that are resampled."""
-    whole = [miou_and_ious(tables.sum(axis=0), absent).tolist() for tables in pair]
-    samples = [bootstrap(tables, lambda table: miou_and_ious(table, absent), count) for tables in pair]
-    there = (pair[0] + pair[1]).any(axis=2).sum(axis=0).tolist()  # number of samples in which a class occurs
-    figures = zip(*whole, (samples[0] - samples[1]).T, [len(pair[0]), *there], strict=True)
-    miou_, *by_class = [
-        MetricDelta(our, their, percentile_interval(gains), support) for our, their, gains, support in figures
+    totals = [miou_and_ious(tables.sum(axis=0), absent).tolist() for tables in pair]
+    samples = [bootstrap(tables, lambda table: miou_and_ious(table, absent), num_resamples) for tables in pair]
+    class_samples = (pair[0] + pair[1]).any(axis=2).sum(axis=0).tolist()  # number of samples in which a class occurs
+    columns = zip(*totals, (samples[0] - samples[1]).T, [len(pair[0]), *class_samples], strict=True)
+    miou_delta, *class_deltas = [
+        MetricDelta(candidate, baseline, percentile_interval(deltas), num_samples)
+        for candidate, baseline, deltas, num_samples in columns
     ]
-    return miou_, dict(zip(names, by_class, strict=True))
+    return miou_delta, dict(zip(names, class_deltas, strict=True))
 
 
-def _mean_difference(images: Sequence[Ratios], gains: Ratios, count: int) -> MetricDelta:
+def _image_miou_delta(image_mious: Sequence[Ratios], deltas: Ratios, num_resamples: int) -> MetricDelta:
     """Returns the difference of the means of the per-image scores (N,).
 
-    `gains` (G, 2) contains, for each resampled unit, the sum of the differences and the number of images.
+    `deltas` (G, 2) contains, for each resampled unit, the sum of the differences and the number of images.
     """
-    drawn = bootstrap(gains, lambda total: total[:, 0] / np.maximum(total[:, 1], 1), count)
-    ours, theirs = (float(one.mean()) if len(one) else nan for one in images)
-    return MetricDelta(ours, theirs, percentile_interval(drawn), len(gains))
+    samples = bootstrap(deltas, lambda total: total[:, 0] / np.maximum(total[:, 1], 1), num_resamples)
+    candidate, baseline = (float(values.mean()) if len(values) else nan for values in image_mious)
+    return MetricDelta(candidate, baseline, percentile_interval(samples), len(deltas))
 
 
-def _images(
-    rows: Sequence[int], images: Sequence[Ratios], ids: Mapping[int, str], counted: NDArray[np.bool_]
-) -> tuple[ImageDelta, ...]:
-    pairs = zip(rows, *(one[counted].tolist() for one in images), strict=True)
-    found = [ImageDelta(row, ids[row], ours, theirs) for row, ours, theirs in pairs]
-    return tuple(sorted(found, key=lambda image: (-image.delta, image.id)))
+def _image_deltas(rows: Sequence[int], image_mious: Sequence[Ratios], ids: Mapping[int, str]) -> tuple[ImageDelta, ...]:
+    triples = zip(rows, *(values.tolist() for values in image_mious), strict=True)
+    images = [ImageDelta(row, ids[row], candidate, baseline) for row, candidate, baseline in triples]
+    return tuple(sorted(images, key=lambda image: (-image.delta, image.id)))

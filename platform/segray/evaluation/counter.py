@@ -52,9 +52,9 @@ class ImageCounts:
     @classmethod
     def from_confusion(cls, counts: Confusion) -> "ImageCounts":
         """Returns the counts of the confusion matrix (K, K) of one image."""
-        whole = class_counts(counts)
-        classes = np.flatnonzero(whole.any(axis=1))
-        return cls(classes, whole[classes])
+        table = class_counts(counts)
+        classes = np.flatnonzero(table.any(axis=1))
+        return cls(classes, table[classes])
 
     def dense(self, num_classes: int) -> ClassCounts:
         """Returns the table (K, 3) of all classes."""
@@ -81,30 +81,30 @@ class Counts:
     images: dict[int, ImageCounts] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, wanted: CountSpec) -> "Counts":
+    def zeros(cls, spec: CountSpec) -> "Counts":
         """Returns the counts of zero images."""
-        classes = wanted.num_classes
+        num_classes = spec.num_classes
         return cls(
-            confusion=np.zeros((classes, classes), np.int64),
+            confusion=np.zeros((num_classes, num_classes), np.int64),
             bins=np.zeros((NUM_BINS, 3), np.int64),
-            boundary={width: np.zeros((classes, 3), np.int64) for width in wanted.boundary},
-            trimap={width: np.zeros((classes, 3), np.int64) for width in wanted.trimap},
+            boundary={width: np.zeros((num_classes, 3), np.int64) for width in spec.boundary},
+            trimap={width: np.zeros((num_classes, 3), np.int64) for width in spec.trimap},
         )
 
     def merge(self, other: "Counts") -> None:
         """Adds the counts of other images."""
         self.confusion += other.confusion
         self.bins += other.bins
-        for own, theirs in ((self.boundary, other.boundary), (self.trimap, other.trimap)):
-            for width, table in theirs.items():
-                own[width] += table
+        for tables, other_tables in ((self.boundary, other.boundary), (self.trimap, other.trimap)):
+            for width, table in other_tables.items():
+                tables[width] += table
         self.images |= other.images
 
 
 def accumulate_counts(
     model: nn.Module,
     rows: Iterable[dict[str, Tensor]],
-    wanted: CountSpec,
+    spec: CountSpec,
     threads: int,
     mode: InferenceConfig = WHOLE_IMAGE,
 ) -> Counts:
@@ -117,42 +117,42 @@ def accumulate_counts(
         model: model on its device; it is set to eval mode and stays in it.
         rows: rows with `image` (1, 3, H', W') uint8 at the model's input size, `mask` (1, H, W) at the original size
             and `row` (1,), the row number.
-        wanted: specification of the counts.
+        spec: specification of the counts.
         threads: number of concurrent images on a CPU.
         mode: inference settings.
     """
     model.eval()
     device = next(model.parameters()).device
-    total = Counts.zeros(wanted)
-    before = torch.get_num_threads()
+    total = Counts.zeros(spec)
+    num_threads = torch.get_num_threads()
     workers = threads if device.type == "cpu" else 1
 
-    def count_one(row: dict[str, Tensor]) -> Counts:
-        return _count(model, {name: value.to(device) for name, value in row.items()}, wanted, mode)
+    def count_image(row: dict[str, Tensor]) -> Counts:
+        return _count_image(model, {name: value.to(device) for name, value in row.items()}, spec, mode)
 
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for counts in map_ordered(pool, count_one, rows, workers * 2):
+            for counts in map_ordered(pool, count_image, rows, workers * 2):
                 total.merge(counts)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
     return total
 
 
 @torch.inference_mode()
-def _count(model: nn.Module, row: dict[str, Tensor], wanted: CountSpec, mode: InferenceConfig) -> Counts:
+def _count_image(model: nn.Module, row: dict[str, Tensor], spec: CountSpec, mode: InferenceConfig) -> Counts:
     mask = row["mask"][0]
     size = (mask.shape[0], mask.shape[1])
-    counts = Counts.zeros(wanted)
-    if wanted.calibration:
-        ids, sure = (found[0] for found in segment_with_confidence(model, row["image"], size, mode))
-        counts.bins = calibration_bins(ids, sure, mask, wanted.ignore_id).cpu().numpy()
+    counts = Counts.zeros(spec)
+    if spec.calibration:
+        ids, confidence = (output[0] for output in segment_with_confidence(model, row["image"], size, mode))
+        counts.bins = calibration_bins(ids, confidence, mask, spec.ignore_id).cpu().numpy()
     else:
         ids = segment(model, row["image"], size, mode)[0]
-    truth = (ids, mask, wanted.num_classes, wanted.ignore_id)
-    counts.confusion = confusion_matrix(*truth).cpu().numpy()
-    counts.boundary = {width: boundary_counts(*truth, width).cpu().numpy() for width in wanted.boundary}
-    counts.trimap = {width: trimap_counts(*truth, width).cpu().numpy() for width in wanted.trimap}
-    if wanted.images:
+    args = (ids, mask, spec.num_classes, spec.ignore_id)
+    counts.confusion = confusion_matrix(*args).cpu().numpy()
+    counts.boundary = {width: boundary_counts(*args, width).cpu().numpy() for width in spec.boundary}
+    counts.trimap = {width: trimap_counts(*args, width).cpu().numpy() for width in spec.trimap}
+    if spec.images:
         counts.images = {int(row["row"]): ImageCounts.from_confusion(counts.confusion)}
     return counts

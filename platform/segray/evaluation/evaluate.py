@@ -1,8 +1,7 @@
 """Distributed evaluation of a model on a split. All available nodes share the rows, and each row is counted once."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
-from segray.cluster import resources
 from segray.cluster.connect import connect
 from segray.cluster.exceptions import root_cause
 from segray.cluster.nodes import potential_nodes
-from segray.cluster.resources import WorkerResources
+from segray.cluster.resources import WorkerResources, allocate_workers, default_num_workers
 from segray.config import Config, EvalConfig, paths
 from segray.core.classes import Classes
 from segray.core.errors import ConfigError, DataError, SegrayError
@@ -27,13 +25,34 @@ from segray.data.sampler import rank_rows
 from segray.evaluation.compare import Comparison, compare
 from segray.evaluation.counter import Counts, CountSpec, accumulate_counts
 from segray.evaluation.results import EvaluationResults, compute_results, results_to_dict
+from segray.evaluation.slices import Slice, slice_labels
 from segray.inference.segment import InferenceConfig
 from segray.models import checkpoint
 from segray.models.build import build_model
 
-SIZE_SLICE = "size"
-UNKNOWN = "-"
-"""Slice value of rows without a value in the column."""
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Request to evaluate models.
+
+    Attributes:
+        root: dataset folder or URI.
+        split: name of the split.
+        workers: number of tasks that share the rows; defaults to one per GPU, or one per node.
+        device: "cpu", "cuda" or "auto".
+        overrides: settings of the section `eval` by name, which override those of the training run's validation.
+        slices: columns or regular expressions on ids that define additional scores by value, by slice name.
+        group_by: slice whose values define groups of rows, which the bootstrap resamples as a unit; `None` resamples
+            single images.
+    """
+
+    root: str
+    split: str
+    workers: int | None = None
+    device: str = "auto"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    slices: Mapping[str, str | None] = field(default_factory=dict)
+    group_by: Slice | None = None
 
 
 @dataclass(frozen=True)
@@ -69,27 +88,12 @@ class Evaluation:
     groups: dict[int, str] | None = None
 
 
-def evaluate(
-    folder: Path,
-    root: str,
-    split: str,
-    workers: int | None = None,
-    device: str = "auto",
-    asked: EvalConfig | None = None,
-    slices: Mapping[str, str | None] | None = None,
-    groups: Mapping[str, str | None] | None = None,
-) -> Evaluation:
+def evaluate(folder: Path, request: EvaluationRequest) -> Evaluation:
     """Evaluates a checkpoint on a split.
 
     Args:
         folder: checkpoint folder.
-        root: dataset folder or URI.
-        split: name of the split.
-        workers: number of tasks that share the rows; defaults to one per GPU, or one per node.
-        device: "cpu", "cuda" or "auto".
-        asked: settings that override those of the training run's validation.
-        slices: columns or regular expressions on ids that define additional scores by value, by slice name.
-        groups: a column or a regular expression as in `slices`, by which the bootstrap groups rows.
+        request: split, settings and resources of the evaluation.
 
     Raises:
         CheckpointError: the folder is not a complete checkpoint.
@@ -97,25 +101,29 @@ def evaluate(
         CapacityError: the cluster has not enough resources for the workers.
         ConfigError: `workers` is less than 1, or the settings are inconsistent.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"--workers is {workers}; expected at least 1.")
-    meta = checkpoint.load_meta(folder)
-    config, classes = checkpoint.load_config(folder).with_eval_overrides(asked), checkpoint.load_classes(folder)
-    manifest = read_manifest(paths.absolute_path("data.root", root))
-    source = SplitReader(paths.absolute_path("data.root", root), manifest.split(split))
-    _check(source.root, split, source, classes, manifest.classes)
-    ids, sliced = slice_labels(source, slices or {})
-    grouping = next(iter(slice_labels(source, groups or {})[1].values()), None)
+    if request.workers is not None and request.workers < 1:
+        raise ConfigError(f"--workers is {request.workers}; expected at least 1.")
+    meta, classes = checkpoint.load_meta(folder), checkpoint.load_classes(folder)
+    config = checkpoint.load_config(folder).with_eval_overrides(request.overrides)
+    settings, split = config.eval, request.split
+    root = paths.absolute_path("data.root", request.root)
+    manifest = read_manifest(root)
+    source = SplitReader(root, manifest.split(split))
+    _check(source, split, classes, manifest.classes)
+    ids, slices = slice_labels(source, request.slices)
+    group_by = dict([request.group_by]) if request.group_by else {}
+    groups = next(iter(slice_labels(source, group_by)[1].values()), None)
     weights = checkpoint.load_model(folder).state_dict()
-    counts, bad_rows = _count(_EvaluationTask(config, classes, weights, source, _placed(workers, device)))
+    resources = _allocate(request.workers, request.device)
+    counts, bad_rows = _count(_EvaluationTask(config, classes, weights, source, resources))
     if len(bad_rows) == source.split.rows:
-        raise DataError(f"no row of split '{split}' of {source.root} can be read, the first because: {bad_rows[0]}")
-    settings = config.eval
+        raise DataError(f"no row of split '{split}' of {source.root} can be read; first error: {bad_rows[0]}")
+    results = compute_results(
+        counts, classes.names, ids, slices, groups=groups, absent=settings.absent_classes, beta=settings.beta
+    )
     return Evaluation(
         counts=counts,
-        results=compute_results(
-            counts, classes.names, ids, sliced, groups=grouping, absent=settings.absent, beta=settings.beta
-        ),
+        results=results,
         ids=ids,
         classes=classes,
         split=split,
@@ -125,28 +133,33 @@ def evaluate(
         dataset_digest=manifest.digest,
         step=meta.step,
         settings=settings,
-        groups=grouping,
+        groups=groups,
     )
 
 
-def _placed(workers: int | None, device: str) -> WorkerResources:
+def _allocate(workers: int | None, device: str) -> WorkerResources:
     connect()
     nodes = potential_nodes()
-    return resources.allocate_workers(
-        nodes, workers or resources.default_num_workers(nodes, device), device, "--workers"
-    )
+    workers = workers or default_num_workers(nodes, device)
+    return allocate_workers(nodes, workers, device, "--workers")
 
 
-def compare_evaluations(ours: Evaluation, theirs: Evaluation) -> Comparison:
+def compare_evaluations(candidate: Evaluation, baseline: Evaluation) -> Comparison:
     """Compares the evaluations of a candidate and a baseline model.
 
     Raises:
         DataError: the models were not evaluated on the same rows.
     """
-    names, absent = ours.classes.names, ours.settings.absent
-    if (ours.dataset_digest, ours.split) != (theirs.dataset_digest, theirs.split):
-        raise DataError("the two models were evaluated on different data; expected one split of one dataset.")
-    return compare(ours.counts, theirs.counts, names, ours.ids, groups=ours.groups, absent=absent)
+    if (candidate.dataset_digest, candidate.split) != (baseline.dataset_digest, baseline.split):
+        raise DataError("the models were evaluated on different data; expected the same split of the same dataset.")
+    return compare(
+        candidate.counts,
+        baseline.counts,
+        candidate.classes.names,
+        candidate.ids,
+        groups=candidate.groups,
+        absent=candidate.settings.absent_classes,
+    )
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -166,70 +179,26 @@ def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Returns all defined scores by metric name, e.g. `test/miou`."""
-    found, split = evaluation.results, evaluation.split
-    named = found.scores.all_named(split)
-    named |= {f"{split}/miou_low": found.miou_interval.low, f"{split}/miou_high": found.miou_interval.high}
-    if found.calibration:
-        named |= {f"{split}/ece": found.calibration.ece, f"{split}/mce": found.calibration.mce}
-    for kind, bands in (("boundary", found.boundary), ("trimap", found.trimap)):
-        named |= {f"{split}/{kind}_{width}/miou": band.miou for width, band in bands.items()}
-    for name, values in found.slices.items():
-        named |= {f"{split}/{name}/{value}/miou": scores.miou for value, scores in values.items()}
-    return {name: value for name, value in named.items() if isfinite(value)}
+    results, split = evaluation.results, evaluation.split
+    metrics = results.scores.all_named(split)
+    metrics |= {f"{split}/miou_low": results.miou_interval.low, f"{split}/miou_high": results.miou_interval.high}
+    if results.calibration:
+        metrics |= {f"{split}/ece": results.calibration.ece, f"{split}/mce": results.calibration.mce}
+    for kind, bands in (("boundary", results.boundary), ("trimap", results.trimap)):
+        metrics |= {f"{split}/{kind}_{width}/miou": band.miou for width, band in bands.items()}
+    for name, values in results.slices.items():
+        metrics |= {f"{split}/{name}/{value}/miou": scores.miou for value, scores in values.items()}
+    return {name: value for name, value in metrics.items() if isfinite(value)}
 
 
-def slice_labels(
-    source: SplitReader, slices: Mapping[str, str | None]
-) -> tuple[dict[int, str], dict[str, dict[int, str]]]:
-    """Returns the ids of all rows by row number, and the value of each row for each slice.
-
-    Args:
-        source: reader of the split.
-        slices: regular expressions by slice name. The value is the first group of the match in the id, or the complete
-            match. `None` selects the column of that name, or `size`, width x height.
-
-    Raises:
-        DataError: the column does not exist, the expression is invalid, or it does not match an id.
-    """
-    source.require_label_columns([name for name in slices if _is_column(name, slices)])
-    table = source.read_columns(["id", "height", "width", *(name for name in slices if _is_column(name, slices))])
-    ids = dict(enumerate(table["id"].to_pylist()))
-    values = {}
-    for name, pattern in slices.items():
-        if pattern is not None:
-            values[name] = {row: _in_id(name, pattern, text) for row, text in ids.items()}
-        elif name == SIZE_SLICE:
-            sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-            values[name] = {row: f"{width}x{height}" for row, (width, height) in enumerate(sizes)}
-        else:
-            values[name] = {
-                row: UNKNOWN if value is None else str(value) for row, value in enumerate(table[name].to_pylist())
-            }
-    return ids, values
-
-
-def _is_column(name: str, slices: Mapping[str, str | None]) -> bool:
-    return slices[name] is None and name != SIZE_SLICE
-
-
-def _in_id(name: str, pattern: str, text: str) -> str:
-    try:
-        match = re.search(pattern, text)
-    except re.error as error:
-        raise DataError(f"slice {name} is {pattern}, which is no regular expression ({error}).") from error
-    if match is None:
-        raise DataError(f"slice {name}: {pattern} does not occur in the id {text}.")
-    return str(match[1] if match.re.groups else match[0])
-
-
-def _check(root: str, split: str, source: SplitReader, ours: Classes, theirs: Classes) -> None:
+def _check(source: SplitReader, split: str, model_classes: Classes, dataset_classes: Classes) -> None:
     if source.split.rows == 0:
-        raise DataError(f"split '{split}' of {root} is empty; expected at least one row.")
-    if ours.names != theirs.names:
-        only = sorted(set(ours.names) ^ set(theirs.names))
+        raise DataError(f"split '{split}' of {source.root} is empty; expected at least one row.")
+    if model_classes.names != dataset_classes.names:
+        differences = sorted(set(model_classes.names) ^ set(dataset_classes.names))
         raise DataError(
-            f"the model knows {ours.num_classes} classes and {root} has {theirs.num_classes}; they differ in "
-            f"{', '.join(only) or 'their order'}; evaluate on a dataset with the model's classes."
+            f"the model has {model_classes.num_classes} classes and {source.root} has {dataset_classes.num_classes}; "
+            f"they differ in {', '.join(differences) or 'their order'}; evaluate on a dataset with the same classes."
         )
 
 
@@ -239,10 +208,10 @@ class _EvaluationTask:
     classes: Classes
     weights: dict[str, Tensor]
     source: SplitReader
-    placement: WorkerResources
+    resources: WorkerResources
 
     @property
-    def wanted(self) -> CountSpec:
+    def count_spec(self) -> CountSpec:
         """Specification of the counts."""
         settings = self.config.eval
         return CountSpec(
@@ -255,34 +224,34 @@ class _EvaluationTask:
         )
 
 
-def _count(job: _EvaluationTask) -> tuple[Counts, list[str]]:
-    placement = job.placement
+def _count(task: _EvaluationTask) -> tuple[Counts, list[str]]:
+    resources = task.resources
     # The task contains the weights, because other nodes may not have access to the checkpoint folder.
-    shared = ray.put(job)
-    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus, scheduling_strategy="SPREAD")(_count_share)
+    shared = ray.put(task)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "scheduling_strategy": "SPREAD"}
+    remote_count = ray.remote(**options)(_count_share)
     try:
-        parts = ray.get([task.remote(shared, rank) for rank in range(placement.workers)])
+        parts = ray.get([remote_count.remote(shared, rank) for rank in range(resources.workers)])
     except RayError as error:
         raise root_cause(error) or SegrayError(f"evaluation failed: {error}") from error
-    total = Counts.zeros(job.wanted)
+    total = Counts.zeros(task.count_spec)
     for counts, _ in parts:
         total.merge(counts)
     return total, [line for _, lines in parts for line in lines]
 
 
-def _count_share(job: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
-    placement, bad_rows = job.placement, list[str]()
-    model = build_model(job.config, job.classes)
-    model.load_state_dict(job.weights)
+def _count_share(task: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
+    resources, bad_rows = task.resources, list[str]()
+    model = build_model(task.config, task.classes)
+    model.load_state_dict(task.weights)
     rows = evaluation_rows(
-        job.source,
-        rank_rows(rank, placement.workers, job.source.split.rows),
-        job.config.data.short_side,
-        job.config.eval.align,
-        LoaderResources(placement.read_cpus, placement.threads),
+        task.source,
+        rank_rows(rank, resources.workers, task.source.split.rows),
+        task.config.data.short_side,
+        task.config.eval.size_multiple,
+        LoaderResources(resources.read_cpus, resources.threads),
         lambda error: bad_rows.append(str(error)),
     )
-    model = model.to(torch.device(placement.device))
-    return accumulate_counts(
-        model, rows, job.wanted, placement.threads, InferenceConfig.from_config(job.config)
-    ), bad_rows
+    model = model.to(torch.device(resources.device))
+    inference = InferenceConfig.from_config(task.config)
+    return accumulate_counts(model, rows, task.count_spec, resources.threads, inference), bad_rows

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from segray.core.numbers import nan_to_none
 from segray.evaluation.counter import Counts
 from segray.evaluation.metrics.bootstrap import (
     NUM_RESAMPLES,
@@ -79,7 +80,7 @@ def compute_results(
     groups: Mapping[int, str] | None = None,
     absent: AbsentPolicy = "skip",
     beta: float = 1.0,
-    count: int = NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> EvaluationResults:
     """Computes the results from counts.
 
@@ -91,53 +92,44 @@ def compute_results(
         groups: groups of the rows, resampled as a unit; defaults to resampling single images.
         absent: policy for absent classes in the means.
         beta: weight of recall in the F-score.
-        count: number of bootstrap resamples.
+        num_resamples: number of bootstrap resamples.
     """
     rows = sorted(counts.images)
     tables = np.stack([counts.images[row].dense(len(names)) for row in rows])
-    drawn = bootstrap(sum_by_group(tables, rows, groups), lambda table: miou_and_ious(table, absent), count)
-    whole = scores_from_confusion(counts.confusion, names, absent, beta)
+    grouped = sum_by_group(tables, rows, groups)
+    samples = bootstrap(grouped, lambda table: miou_and_ious(table, absent), num_resamples)
+    scores = scores_from_confusion(counts.confusion, names, absent, beta)
     return EvaluationResults(
-        scores=whole,
-        miou_interval=percentile_interval(drawn[:, 0]),
+        scores=scores,
+        miou_interval=percentile_interval(samples[:, 0]),
         iou_intervals={
-            name: None if whole.iou[name] is None else percentile_interval(drawn[:, index + 1])
+            name: None if scores.iou[name] is None else percentile_interval(samples[:, index + 1])
             for index, name in enumerate(names)
         },
         boundary={width: scores_from_counts(table, names, absent, beta) for width, table in counts.boundary.items()},
         trimap={width: scores_from_counts(table, names, absent, beta) for width, table in counts.trimap.items()},
         calibration=compute_calibration(counts.bins) if counts.bins.any() else None,
-        images=_images(rows, tables, ids),
+        images=_image_scores(rows, tables, ids),
         slices={
             name: {
                 value: scores_from_counts(table, names, absent, beta)
-                for value, table in group_counts(list(tables), [of_row[row] for row in rows]).items()
+                for value, table in group_counts(list(tables), [values[row] for row in rows]).items()
             }
-            for name, of_row in (slices or {}).items()
+            for name, values in (slices or {}).items()
         },
     )
 
 
-def _images(rows: Sequence[int], tables: ClassCounts, ids: Mapping[int, str]) -> tuple[ImageScore, ...]:
-    means = miou(tables)
-    rights = aacc(tables)
-    found = [
-        ImageScore(row, ids[row], float(one), float(right))
-        for row, one, right, table in zip(rows, means, rights, tables, strict=True)
+def _image_scores(rows: Sequence[int], tables: ClassCounts, ids: Mapping[int, str]) -> tuple[ImageScore, ...]:
+    images = [
+        ImageScore(row, ids[row], float(image_miou), float(image_aacc))
+        for row, image_miou, image_aacc, table in zip(rows, miou(tables), aacc(tables), tables, strict=True)
         if table[:, TARGET].any()
     ]
-    return tuple(sorted(found, key=lambda image: (image.miou, image.id)))
+    return tuple(sorted(images, key=lambda image: (image.miou, image.id)))
 
 
-def results_to_dict(found: EvaluationResults) -> dict[str, Any]:
+def results_to_dict(results: EvaluationResults) -> dict[str, Any]:
     """Returns the results as a JSON-compatible dict; nan becomes `None`."""
-    written: dict[str, Any] = _plain(asdict(found))
-    return written
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
+    values: dict[str, Any] = nan_to_none(asdict(results))
+    return values

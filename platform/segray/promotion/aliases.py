@@ -3,12 +3,16 @@
 MLflow moves one alias at a time and has no transactions. This module therefore stores a plan before it moves any alias.
 The plan is a tag of an additional registered model, which serves as a lock: only one process can create it. If the
 process dies, the next process that finds the plan carries it out and removes it.
+
+The lock is held while the decision is recorded, too. A process that dies then leaves a plan without any change, which
+the next process removes.
 """
 
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -16,21 +20,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from segray.core.errors import PromotionError, RegistryError
-from segray.tracking.registry import CHALLENGER, LOCK, NOT_FOUND
+from segray.tracking.client import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE
+from segray.tracking.tags import CHALLENGER, CHAMPION, LOCK_SUFFIX, MOVED_TAG, PLAN_TAG, PREVIOUS, SERVING_ALIASES
 
-CHAMPION, PREVIOUS = "champion", "previous"
-SERVING_ALIASES = (PREVIOUS, CHAMPION)
-"""Aliases in the order of their update. At every moment there is a champion and a known version to roll back to."""
-PLAN_TAG, MOVED_TAG = "segray.plan", "segray.moved"
-PATIENCE_S, POLL_S = 30.0, 0.5
-"""Seconds after which the plan of another process counts as abandoned, and seconds between two polls.
+LOCK_TIMEOUT_S, POLL_S = 30.0, 0.5
+"""Seconds after which the plan of another process counts as abandoned, and seconds between two polls."""
+MISSING_RUN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow returns both for a deleted run
 
-An update takes a few seconds.
-"""
-MISSING_RUN_CODES = (
-    "RESOURCE_DOES_NOT_EXIST",
-    "INVALID_PARAMETER_VALUE",
-)  # MLflow also returns these for a deleted run
+TAG_KEYS = {"kind": "what", "before": "found", "after": "wanted"}
+"""Keys of the plan's tag that differ from the names of the attributes."""
 
 Aliases = Mapping[str, str | None]
 
@@ -40,49 +38,66 @@ class AliasChange:
     """Plan for an update of the serving aliases.
 
     Attributes:
-        what: kind of the update.
+        kind: kind of the update.
         model: name of the registered model.
-        found: champion and previous version at the time of the decision; `None` for an alias that was not set.
-        wanted: champion and previous version after the update. The new champion loses the challenger alias.
+        before: champion and previous version at the time of the decision; `None` for an alias that was not set.
+        after: champion and previous version after the update. The new champion loses the challenger alias.
         audit: id of the MLflow run that is tagged when the update is complete; `None` tags no run.
         key: unique key of this plan.
     """
 
-    what: Literal["promotion", "rollback"]
+    kind: Literal["promotion", "rollback"]
     model: str
-    found: Aliases
-    wanted: Aliases
+    before: Aliases
+    after: Aliases
     audit: str | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
-    def stages(self) -> tuple[Aliases, ...]:
+    def steps(self) -> tuple[Aliases, ...]:
         """Alias states before, during and after the update."""
-        return self.found, {**self.found, PREVIOUS: self.wanted[PREVIOUS]}, self.wanted
+        return self.before, {**self.before, PREVIOUS: self.after[PREVIOUS]}, self.after
+
+    @property
+    def moves_aliases(self) -> bool:
+        """Whether any alias moves. None does while the decision is being recorded."""
+        return self.after != self.before
+
+    def to_json(self) -> str:
+        """Returns the value of the tag of the lock."""
+        values = asdict(self)
+        return json.dumps({TAG_KEYS.get(name, name): value for name, value in values.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "AliasChange":
+        """Returns the plan in the tag of a lock."""
+        values = json.loads(text)
+        return cls(**{name: values.pop(key) for name, key in TAG_KEYS.items()}, **values)
 
 
-def plan_promotion(model: str, found: Aliases, version: str) -> AliasChange:
+def plan_promotion(model: str, current: Aliases, version: str) -> AliasChange:
     """Returns the plan that makes a version the champion and keeps the current champion as the previous version.
 
     Raises:
         RegistryError: the version is the champion already.
     """
-    if found[CHAMPION] == version:
-        raise RegistryError(f"version {version} of {model} is {CHAMPION} already; name another with --version.")
-    return AliasChange(
-        "promotion", model, _served(found), {PREVIOUS: found[CHAMPION] or found[PREVIOUS], CHAMPION: version}
-    )
+    if current[CHAMPION] == version:
+        raise RegistryError(f"version {version} of {model} is already the {CHAMPION}; choose another with --version.")
+    after = {PREVIOUS: current[CHAMPION] or current[PREVIOUS], CHAMPION: version}
+    return AliasChange("promotion", model, _serving_aliases(current), after)
 
 
-def plan_rollback(model: str, found: Aliases) -> AliasChange:
+def plan_rollback(model: str, current: Aliases) -> AliasChange:
     """Returns the plan that makes the previous version the champion again.
 
     Raises:
         RegistryError: the model has no previous version.
     """
-    if found[PREVIOUS] is None:
-        raise RegistryError(f"{model} has no version {PREVIOUS}: nothing was promoted over another, or it was undone.")
-    return AliasChange("rollback", model, _served(found), {PREVIOUS: None, CHAMPION: found[PREVIOUS]})
+    if current[PREVIOUS] is None:
+        raise RegistryError(
+            f"{model} has no version {PREVIOUS}: no champion was replaced, or its replacement was rolled back already."
+        )
+    return AliasChange("rollback", model, _serving_aliases(current), {PREVIOUS: None, CHAMPION: current[PREVIOUS]})
 
 
 def get_aliases(client: MlflowClient, model: str) -> dict[str, str | None]:
@@ -91,27 +106,48 @@ def get_aliases(client: MlflowClient, model: str) -> dict[str, str | None]:
     Raises:
         MlflowException: the model does not exist, or the store does not respond.
     """
-    known = client.get_registered_model(model).aliases
-    return {alias: None if alias not in known else str(known[alias]) for alias in (*SERVING_ALIASES, CHALLENGER)}
+    versions = client.get_registered_model(model).aliases
+    return {alias: str(versions[alias]) if alias in versions else None for alias in (*SERVING_ALIASES, CHALLENGER)}
+
+
+@contextmanager
+def promotion_lock(client: MlflowClient, plan: AliasChange) -> Iterator[None]:
+    """Holds the lock of a plan, while its decision is recorded and carried out.
+
+    Raises:
+        PromotionError: another process updates the aliases.
+        MlflowException: the store does not respond.
+    """
+    recording = replace(plan, after=plan.before)
+    if not _create_lock(client, recording):
+        raise _locked_error(plan.model)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        with suppress(*UNAVAILABLE):  # the next process removes a lock that remains
+            if pending_change(client, plan.model) == recording:  # the next process completes an interrupted move
+                _remove_lock(client, plan)
+        raise
+    _remove_lock(client, plan)
 
 
 def apply_change(client: MlflowClient, plan: AliasChange) -> None:
-    """Carries out a plan.
+    """Carries out a plan. The caller may hold its lock.
 
     Raises:
         PromotionError: the aliases changed after the plan was made, or another process updates them.
         MlflowException: the store does not respond.
     """
-    if not _claims(client, plan):
-        raise _taken(plan.model)
-    found = _served(get_aliases(client, plan.model))
-    if found != plan.found:
-        _remove(client, plan)
+    if not _update_lock(client, plan) and not _create_lock(client, plan):
+        raise _locked_error(plan.model)
+    current = _serving_aliases(get_aliases(client, plan.model))
+    if current != plan.before:
+        _remove_lock(client, plan)
         raise PromotionError(
-            f"aliases of {plan.model} moved meanwhile: {_told(plan.found)} before, {_told(found)} now; nothing was "
-            "moved; look at it again and repeat."
+            f"the aliases of {plan.model} changed in the meantime: {_format_aliases(plan.before)} before, "
+            f"{_format_aliases(current)} now; no alias was moved; check the new champion and repeat the command."
         )
-    _move(client, plan)
+    _move_aliases(client, plan)
 
 
 def pending_change(client: MlflowClient, model: str) -> AliasChange | None:
@@ -121,71 +157,89 @@ def pending_change(client: MlflowClient, model: str) -> AliasChange | None:
         RegistryError: an ordinary registered model has the name of the lock.
     """
     try:
-        tags = client.get_registered_model(_name(model)).tags
+        tags = client.get_registered_model(_lock_name(model)).tags
     except MlflowException as error:
         if error.error_code != NOT_FOUND:
             raise
         return None
     if PLAN_TAG not in tags:
-        raise RegistryError(f"{_name(model)} is a model of its own, and the lock of {model} needs its name; rename it.")
-    return AliasChange(**json.loads(tags[PLAN_TAG]))
+        raise RegistryError(
+            f"{_lock_name(model)} is an ordinary registered model, but the lock of {model} needs this name; rename it."
+        )
+    return AliasChange.from_json(tags[PLAN_TAG])
 
 
-def recover(client: MlflowClient, model: str, patience_s: float = PATIENCE_S) -> AliasChange | None:
+def recover(client: MlflowClient, model: str, timeout_s: float = LOCK_TIMEOUT_S) -> AliasChange | None:
     """Carries out an interrupted plan and returns it, or returns `None` if there is no plan to carry out.
 
     Args:
         client: client of the store.
         model: name of the registered model.
-        patience_s: seconds to wait for a process that may still carry out the plan.
+        timeout_s: seconds to wait for a process that may still carry out the plan.
 
     Raises:
         PromotionError: another process updates the aliases.
         MlflowException: the store does not respond.
     """
-    plan = still = pending_change(client, model)
-    until = time.monotonic() + patience_s
-    while still is not None and still == plan and time.monotonic() < until:
+    plan = latest = pending_change(client, model)
+    deadline = time.monotonic() + timeout_s
+    while latest is not None and latest == plan and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        still = pending_change(client, model)
-    if plan is None or still is None:
+        latest = pending_change(client, model)
+    if plan is None or latest is None:
         return None
-    if still != plan:
-        raise _taken(model)
-    if _served(get_aliases(client, model)) not in plan.stages:  # its process died before it detected the conflict
-        _remove(client, plan)
+    if latest != plan:
+        raise _locked_error(model)
+    # The process died while it recorded the decision, or before it detected that the aliases had changed.
+    if not plan.moves_aliases or _serving_aliases(get_aliases(client, model)) not in plan.steps:
+        _remove_lock(client, plan)
         return None
-    if not _is_there(client, model, str(plan.wanted[CHAMPION])):
-        _move(client, replace(plan, wanted=plan.found, audit=None))
+    if not _version_exists(client, model, str(plan.after[CHAMPION])):
+        _move_aliases(client, replace(plan, after=plan.before, audit=None))
         return None
-    _move(client, plan)
+    _move_aliases(client, plan)
     return plan
 
 
-def _served(aliases: Aliases) -> dict[str, str | None]:
+def _serving_aliases(aliases: Aliases) -> dict[str, str | None]:
     return {alias: aliases[alias] for alias in SERVING_ALIASES}
 
 
-def _name(model: str) -> str:
-    return f"{model}{LOCK}"
+def _lock_name(model: str) -> str:
+    return f"{model}{LOCK_SUFFIX}"
 
 
-def _taken(model: str) -> PromotionError:
-    return PromotionError(f"{model} is being promoted by somebody else; look at it again and repeat.")
+def _locked_error(model: str) -> PromotionError:
+    return PromotionError(f"another process is promoting {model}; check its aliases and repeat the command.")
 
 
-def _claims(client: MlflowClient, plan: AliasChange) -> bool:
+def _create_lock(client: MlflowClient, plan: AliasChange) -> bool:
     """Creates the lock of a plan. Returns False if a lock exists: a store never has two models of the same name."""
     try:
-        client.create_registered_model(_name(plan.model), {PLAN_TAG: json.dumps(asdict(plan))})
+        client.create_registered_model(_lock_name(plan.model), {PLAN_TAG: plan.to_json()})
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != ALREADY_EXISTS:
             raise
         return False
     return True
 
 
-def _is_there(client: MlflowClient, model: str, version: str) -> bool:
+def _update_lock(client: MlflowClient, plan: AliasChange) -> bool:
+    """Replaces the plan in the lock. Returns False if the lock is not that of the plan."""
+    if not _is_locked_by(client, plan):
+        return False
+    client.set_registered_model_tag(_lock_name(plan.model), PLAN_TAG, plan.to_json())
+    return True
+
+
+def _is_locked_by(client: MlflowClient, plan: AliasChange) -> bool:
+    with suppress(RegistryError):  # an ordinary registered model has the name of the lock
+        pending = pending_change(client, plan.model)
+        return pending is not None and pending.key == plan.key
+    return False
+
+
+def _version_exists(client: MlflowClient, model: str, version: str) -> bool:
     try:
         client.get_model_version(model, version)
     except MlflowException as error:
@@ -195,51 +249,45 @@ def _is_there(client: MlflowClient, model: str, version: str) -> bool:
     return True
 
 
-def _move(client: MlflowClient, plan: AliasChange) -> None:
+def _move_aliases(client: MlflowClient, plan: AliasChange) -> None:
     for alias in SERVING_ALIASES:
-        _check_held(client, plan)
-        _set(client, plan.model, alias, plan.wanted[alias])
-    if plan.wanted != plan.found and get_aliases(client, plan.model)[CHALLENGER] == plan.wanted[CHAMPION]:
-        _set(client, plan.model, CHALLENGER, None)
+        # Another process may have taken the plan for abandoned, carried it out and removed its lock.
+        if not _is_locked_by(client, plan):
+            raise _locked_error(plan.model)
+        _set_alias(client, plan.model, alias, plan.after[alias])
+    if plan.moves_aliases and get_aliases(client, plan.model)[CHALLENGER] == plan.after[CHAMPION]:
+        _set_alias(client, plan.model, CHALLENGER, None)
     if plan.audit is not None:
-        _tell(client, plan.audit)
-    _remove(client, plan)
+        _tag_audit(client, plan.audit)
+    _remove_lock(client, plan)
 
 
-def _check_held(client: MlflowClient, plan: AliasChange) -> None:
-    """Raises a PromotionError if another process took the plan for abandoned, carried it out and removed its lock."""
-    held = pending_change(client, plan.model)
-    if held is None or held.key != plan.key:
-        raise _taken(plan.model)
-
-
-def _set(client: MlflowClient, model: str, alias: str, version: str | None) -> None:
+def _set_alias(client: MlflowClient, model: str, alias: str, version: str | None) -> None:
     if version is not None:
         client.set_registered_model_alias(model, alias, version)
     elif get_aliases(client, model)[alias] is not None:
         client.delete_registered_model_alias(model, alias)
 
 
-def _tell(client: MlflowClient, audit: str) -> None:
+def _tag_audit(client: MlflowClient, run_id: str) -> None:
     """Tags the audit run with the completed update. A deleted audit run is ignored."""
     try:
-        client.set_tag(audit, MOVED_TAG, "yes")
+        client.set_tag(run_id, MOVED_TAG, "yes")
     except MlflowException as error:
         if error.error_code not in MISSING_RUN_CODES:
             raise
 
 
-def _remove(client: MlflowClient, plan: AliasChange) -> None:
+def _remove_lock(client: MlflowClient, plan: AliasChange) -> None:
     """Removes the lock, unless it was removed already or belongs to another plan."""
-    held = pending_change(client, plan.model)
-    if held is None or held.key != plan.key:
+    if not _is_locked_by(client, plan):
         return
     try:
-        client.delete_registered_model(_name(plan.model))
+        client.delete_registered_model(_lock_name(plan.model))
     except MlflowException as error:
         if error.error_code != NOT_FOUND:
             raise
 
 
-def _told(aliases: Aliases) -> str:
+def _format_aliases(aliases: Aliases) -> str:
     return ", ".join(f"{alias} {version or 'none'}" for alias, version in aliases.items())

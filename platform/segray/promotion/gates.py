@@ -25,7 +25,7 @@ class ModelMeasurements:
         iou: IoU of each class; `None` for a class that occurs in neither labels nor predictions.
         latency_ms: median time for an image, in milliseconds.
         size_mib: size of the weights, in MiB.
-        differs: difference between the stored files and the registered checkpoint; empty if there is none.
+        mismatch: difference between the stored files and the registered checkpoint; empty if there is none.
     """
 
     version: str
@@ -34,7 +34,7 @@ class ModelMeasurements:
     iou: Mapping[str, float | None]
     latency_ms: float
     size_mib: float
-    differs: str = ""
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,23 @@ class GateResult:
     Attributes:
         gate: name of the gate.
         is_passed: True if the challenger passed the gate.
-        found: measured values, as text.
+        observed: measured values, as text.
         expected: required values, as text.
     """
 
     gate: str
     is_passed: bool
-    found: str
+    observed: str
     expected: str
+
+    def as_json(self) -> dict[str, str | bool]:
+        """Returns a JSON-compatible dict."""
+        return {
+            "gate": self.gate,
+            "is_passed": self.is_passed,
+            "found": self.observed,
+            "expected": self.expected,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,8 @@ class Decision:
     @property
     def reasons(self) -> list[str]:
         """Reasons for a refusal, one line per failed gate."""
-        return [
-            f"{check.gate}: {check.found}; expected {check.expected}" for check in self.checks if not check.is_passed
-        ]
+        failed = [check for check in self.checks if not check.is_passed]
+        return [f"{check.gate}: {check.observed}; expected {check.expected}" for check in failed]
 
 
 def evaluate_gates(
@@ -98,97 +106,102 @@ def evaluate_gates(
     Returns:
         Decision with the result of each gate.
     """
-    checks = [_parity(challenger), *_floors(gates, challenger), *_budgets(gates, challenger)]
+    checks = [_package_gate(challenger), *_class_iou_gate(gates, challenger), *_budget_gates(gates, challenger)]
     if champion is not None:
-        checks += [_classes(gates, challenger, champion), *_latency(gates, challenger, champion)]
+        checks += [_classes_gate(gates, challenger, champion), *_relative_latency_gate(gates, challenger, champion)]
     if comparison is not None:
-        checks += [_miou(gates, comparison), _no_class(gates, comparison)]
+        checks += [_mean_iou_gate(gates, comparison), _class_iou_drop_gate(gates, comparison)]
     return Decision(challenger.version, champion.version if champion else None, tuple(checks))
 
 
-def _parity(challenger: ModelMeasurements) -> GateResult:
-    found = challenger.differs or "the same files, and the same masks"
-    return GateResult("stored as trained", not challenger.differs, found, "what was registered")
+def _package_gate(challenger: ModelMeasurements) -> GateResult:
+    observed = challenger.mismatch or "files and masks are identical"
+    return GateResult(
+        "package integrity", not challenger.mismatch, observed, "files and masks of the registered checkpoint"
+    )
 
 
-def _floors(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
-    floors = gates.class_floor
-    if not floors:
+def _class_iou_gate(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
+    minima = gates.min_class_iou
+    if not minima:
         return
-    if not isinstance(floors, Mapping):
-        expected, floors = f"at least {floors:g} of every class", dict.fromkeys(challenger.classes, floors)
+    if not isinstance(minima, Mapping):
+        expected, minima = f"at least {minima:g} for every class", dict.fromkeys(challenger.classes, minima)
     else:
-        expected = "at least " + _listed([f"{floor:g} of {name}" for name, floor in floors.items()])
-    above = {name: _above(challenger.iou.get(name), floor) for name, floor in floors.items()}
-    closest = sorted(above, key=lambda name: above[name])
-    below = [name for name in closest if above[name] < 0]
-    found = _listed([f"{name} {_iou(challenger, name)}" for name in below or closest[:1]])
-    yield GateResult("IoU of each class", not below, found, expected)
+        expected = "at least " + _format_names([f"{minimum:g} for {name}" for name, minimum in minima.items()])
+    margins = {name: _margin(challenger.iou.get(name), minimum) for name, minimum in minima.items()}
+    ascending = sorted(margins, key=lambda name: margins[name])
+    failed = [name for name in ascending if margins[name] < 0]
+    observed = _format_names([_format_iou(challenger, name) for name in failed or ascending[:1]])
+    yield GateResult("class IoU", not failed, observed, expected)
 
 
-def _above(iou: float | None, floor: float) -> float:
-    return -inf if iou is None else iou - floor
+def _margin(iou: float | None, minimum: float) -> float:
+    return -inf if iou is None else iou - minimum
 
 
-def _iou(challenger: ModelMeasurements, name: str) -> str:
+def _format_iou(challenger: ModelMeasurements, name: str) -> str:
     if name not in challenger.classes:
-        return "is no class of the model"
+        return f"{name} is not a class of the model"
     iou = challenger.iou.get(name)
-    return "was not seen" if iou is None else f"{iou:.4f}"
+    return f"{name} is absent" if iou is None else f"{name} {iou:.4f}"
 
 
-def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-    return ", ".join(found[:MAX_NAMED]) + more
+def _format_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
-def _budgets(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
-    if gates.latency_ms is not None:
-        is_fast = challenger.latency_ms <= gates.latency_ms
-        yield GateResult("latency", is_fast, f"{challenger.latency_ms:.1f} ms", f"at most {gates.latency_ms:g} ms")
-    if gates.size_mib is not None:
-        is_small = challenger.size_mib <= gates.size_mib
-        yield GateResult("size", is_small, f"{challenger.size_mib:.1f} MiB", f"at most {gates.size_mib:g} MiB")
+def _budget_gates(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:
+    if gates.max_latency_ms is not None:
+        is_fast = challenger.latency_ms <= gates.max_latency_ms
+        yield GateResult("latency", is_fast, f"{challenger.latency_ms:.1f} ms", f"at most {gates.max_latency_ms:g} ms")
+    if gates.max_size_mib is not None:
+        is_small = challenger.size_mib <= gates.max_size_mib
+        yield GateResult("size", is_small, f"{challenger.size_mib:.1f} MiB", f"at most {gates.max_size_mib:g} MiB")
 
 
-def _classes(gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements) -> GateResult:
-    gone = sorted(set(champion.classes) - set(challenger.classes))
-    new = sorted(set(challenger.classes) - set(champion.classes))
-    is_moved = not gone and not new and challenger.classes != champion.classes
-    told = [f"{word} {_listed(names)}" for word, names in (("without", gone), ("with", new)) if names]
-    found = "in another order" if is_moved else ", ".join(told) or "the same"
-    named = set(gates.changed_classes)
-    is_passed = not is_moved and {*gone, *new} <= named
-    expected = "the champion's" + (", in its order" if is_moved else "")
-    if not is_passed and not is_moved:
-        expected += f", or promote.changed_classes '[{', '.join([*gone, *new])}]'"
-    return GateResult("classes", is_passed, found, expected)
+def _classes_gate(gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements) -> GateResult:
+    if challenger.classes == champion.classes:
+        return GateResult("classes", True, "identical", "the classes of the champion")
+    missing = sorted(set(champion.classes) - set(challenger.classes))
+    additional = sorted(set(challenger.classes) - set(champion.classes))
+    changes = [*missing, *additional]
+    if not changes:
+        return GateResult("classes", False, "different order", "the classes of the champion in the same order")
+    labelled = (("missing", missing), ("additional", additional))
+    observed = "; ".join(f"{label}: {_format_names(names)}" for label, names in labelled if names)
+    is_passed = set(changes) <= set(gates.allowed_class_changes)
+    hint = "" if is_passed else f", or promote.allowed_class_changes '[{', '.join(changes)}]'"
+    return GateResult("classes", is_passed, observed, f"the classes of the champion{hint}")
 
 
-def _latency(gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements) -> Iterator[GateResult]:
-    if gates.slower is not None:
+def _relative_latency_gate(
+    gates: PromoteConfig, challenger: ModelMeasurements, champion: ModelMeasurements
+) -> Iterator[GateResult]:
+    limit = gates.max_latency_ratio
+    if limit is not None:
         ratio = challenger.latency_ms / champion.latency_ms
-        found = (
-            f"{ratio:.2f} times the champion's ({challenger.latency_ms:.1f} ms against {champion.latency_ms:.1f} ms)"
-        )
-        yield GateResult("time for an image", ratio <= gates.slower, found, f"at most {gates.slower:g} times")
+        observed = f"{ratio:.2f} ({challenger.latency_ms:.1f} ms, champion {champion.latency_ms:.1f} ms)"
+        yield GateResult("relative latency", ratio <= limit, observed, f"at most {limit:g}")
 
 
-def _miou(gates: PromoteConfig, comparison: Comparison) -> GateResult:
-    gained = comparison.miou
-    low, high = gained.interval
-    found = f"{gained.candidate:.4f} against {gained.baseline:.4f}, gain {gained.delta:+.4f} [{low:+.4f}, {high:+.4f}]"
-    is_told = gained.num_samples >= MIN_SAMPLES
-    expected = f"a gain above {-gates.miou_drop:+g} with 95% confidence"
-    if not is_told:
-        found, expected = f"{found} of {gained.num_samples} images", f"{expected}, and {MIN_SAMPLES} images or more"
-    return GateResult("mean IoU", is_told and low > -gates.miou_drop, found, expected)
+def _mean_iou_gate(gates: PromoteConfig, comparison: Comparison) -> GateResult:
+    miou = comparison.miou
+    low, high = miou.interval
+    observed = f"{miou.candidate:.4f} (champion {miou.baseline:.4f}), difference {miou.delta:+.4f} "
+    observed += f"[{low:+.4f}, {high:+.4f}]"
+    expected = f"95% interval of the difference above {-gates.max_miou_drop:+g}"
+    has_enough_images = miou.num_samples >= MIN_SAMPLES
+    if not has_enough_images:
+        observed, expected = f"{observed}, {miou.num_samples} images", f"{expected}, at least {MIN_SAMPLES} images"
+    return GateResult("mean IoU", has_enough_images and low > -gates.max_miou_drop, observed, expected)
 
 
-def _no_class(gates: PromoteConfig, comparison: Comparison) -> GateResult:
-    gains = {name: one.delta for name, one in comparison.iou.items() if isfinite(one.delta)}
-    worse = {name: gain for name, gain in gains.items() if gain < -gates.class_drop}
-    lost = sorted(worse or gains, key=lambda name: gains[name])[: max(1, len(worse))]
-    found = _listed([f"{name} {gains[name]:+.4f}" for name in lost]) or "no class can be compared"
-    expected = f"no class to lose more than {gates.class_drop:g}"
-    return GateResult("every class", bool(gains) and not worse, found, expected)
+def _class_iou_drop_gate(gates: PromoteConfig, comparison: Comparison) -> GateResult:
+    deltas = {name: metric.delta for name, metric in comparison.iou.items() if isfinite(metric.delta)}
+    failed = {name: delta for name, delta in deltas.items() if delta < -gates.max_class_iou_drop}
+    lowest = sorted(failed or deltas, key=lambda name: deltas[name])[: max(1, len(failed))]
+    observed = _format_names([f"{name} {deltas[name]:+.4f}" for name in lowest]) or "no class can be compared"
+    expected = f"a drop of at most {gates.max_class_iou_drop:g} in every class"
+    return GateResult("class IoU drop", bool(deltas) and not failed, observed, expected)

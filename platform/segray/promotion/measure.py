@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from segray.config import Config
-from segray.core.errors import DataError
+from segray.core.errors import DataError, first_line
+from segray.core.numbers import MIB
 from segray.data.images import Pixels, decode_image, decode_mask
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
 from segray.evaluation.compare import Comparison
-from segray.evaluation.evaluate import Evaluation, compare_evaluations, evaluate
+from segray.evaluation.evaluate import Evaluation, EvaluationRequest, compare_evaluations, evaluate
 from segray.inference.predictor import Predictor
 from segray.inference.timing import time_interleaved
 from segray.models import checkpoint
@@ -26,7 +26,6 @@ from segray.tracking.package import package_digest
 
 NUM_TIMED_IMAGES, NUM_PARITY_IMAGES = 16, 3
 """Number of timed images, and number of those whose masks are compared with the masks of the MLflow model."""
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ class Measurements:
     champion_evaluation: Evaluation | None
 
 
-def measure_candidates(
-    challenger: Candidate, champion: Candidate | None, config: Config, root: str, split: str, workers: int | None = None
-) -> Measurements:
+def measure_candidates(challenger: Candidate, champion: Candidate | None, request: EvaluationRequest) -> Measurements:
     """Measures challenger and champion.
 
     The champion is evaluated and compared only if its classes equal those of the challenger.
@@ -75,62 +72,58 @@ def measure_candidates(
     Args:
         challenger: candidate to measure.
         champion: version that is served; `None` if there is none.
-        config: settings with the device and the overrides of the evaluation settings.
-        root: root folder of the dataset.
-        split: name of the split.
-        workers: number of evaluation tasks; defaults to one per GPU, or one per node without GPUs.
+        request: split, settings and resources of the evaluation.
 
     Raises:
         UserError: a candidate cannot be evaluated on the split.
     """
-
-    def evaluated(one: Candidate) -> Evaluation:
-        return evaluate(one.folder, root, split, workers, config.train.device, config.eval)
-
-    evaluation = evaluated(challenger)
-    is_comparable = champion is not None and _names(champion) == _names(challenger)
-    other = evaluated(champion) if champion is not None and is_comparable else None
-    encoded = list(_images(evaluation.root, split))
-    both = [one for one in (challenger, champion) if one is not None]
-    times = latencies_ms(both, [decode_image(one) for one in encoded], config)
-    differs = verify_package(challenger, encoded[:NUM_PARITY_IMAGES])
+    evaluation = evaluate(challenger.folder, request)
+    is_comparable = champion is not None and _class_names(champion) == _class_names(challenger)
+    champion_evaluation = evaluate(champion.folder, request) if champion is not None and is_comparable else None
+    images = list(_images(evaluation.root, request.split))
+    candidates = [challenger] if champion is None else [challenger, champion]
+    latencies = latencies_ms(candidates, [decode_image(image) for image in images], request)
+    mismatch = verify_package(challenger, images[:NUM_PARITY_IMAGES])
     return Measurements(
-        challenger=_evidence(challenger, evaluation, times[0], differs),
-        champion=None if champion is None else _evidence(champion, other, times[1]),
-        comparison=None if other is None else compare_evaluations(evaluation, other),
+        challenger=_measurements(challenger, evaluation, latencies[0], mismatch),
+        champion=None if champion is None else _measurements(champion, champion_evaluation, latencies[1]),
+        comparison=None if champion_evaluation is None else compare_evaluations(evaluation, champion_evaluation),
         evaluation=evaluation,
-        champion_evaluation=other,
+        champion_evaluation=champion_evaluation,
     )
 
 
-def _names(one: Candidate) -> tuple[str, ...]:
-    return checkpoint.load_classes(one.folder).names
+def _class_names(candidate: Candidate) -> tuple[str, ...]:
+    return checkpoint.load_classes(candidate.folder).names
 
 
-def _evidence(one: Candidate, evaluation: Evaluation | None, latency_ms: float, differs: str = "") -> ModelMeasurements:
+def _measurements(
+    candidate: Candidate, evaluation: Evaluation | None, latency_ms: float, mismatch: str = ""
+) -> ModelMeasurements:
     scores = None if evaluation is None else evaluation.results.scores
     return ModelMeasurements(
-        version=one.version,
-        classes=_names(one),
+        version=candidate.version,
+        classes=_class_names(candidate),
         miou=None if scores is None else scores.miou,
         iou={} if scores is None else scores.iou,
         latency_ms=latency_ms,
-        size_mib=(one.folder / checkpoint.WEIGHTS).stat().st_size / MIB,
-        differs=differs,
+        size_mib=(candidate.folder / checkpoint.WEIGHTS).stat().st_size / MIB,
+        mismatch=mismatch,
     )
 
 
 def _images(root: str, split: str) -> Iterator[bytes]:
     """Yields encoded images that can be decoded, spread evenly over a split."""
-    source = SplitReader(root, read_manifest(root).split(split))
-    rows = set(np.linspace(0, source.split.rows - 1, min(NUM_TIMED_IMAGES, source.split.rows)).astype(int).tolist())
-    table = source.read(sorted(set(source.groups_of_rows(sorted(rows)).tolist())))
+    reader = SplitReader(root, read_manifest(root).split(split))
+    num_rows = reader.split.rows
+    rows = set(np.linspace(0, num_rows - 1, min(NUM_TIMED_IMAGES, num_rows)).astype(int).tolist())
+    table = reader.read(sorted(set(reader.groups_of_rows(sorted(rows)).tolist())))
     for row, image in zip(table["row"].to_pylist(), table["image"], strict=True):
-        if row in rows and _is_image(image.as_py()):
+        if row in rows and _is_decodable(image.as_py()):
             yield image.as_py()
 
 
-def _is_image(encoded: bytes) -> bool:
+def _is_decodable(encoded: bytes) -> bool:
     try:
         decode_image(encoded)
     except DataError:
@@ -138,29 +131,34 @@ def _is_image(encoded: bytes) -> bool:
     return True
 
 
-def latencies_ms(candidates: Sequence[Candidate], images: Sequence[Pixels], config: Config) -> list[float]:
+def latencies_ms(candidates: Sequence[Candidate], images: Sequence[Pixels], request: EvaluationRequest) -> list[float]:
     """Returns each candidate's median time (ms) for an image on this machine, from pixels to mask.
 
     The candidates alternate after each image, so a temporary slowdown of the machine affects all of them.
+
+    Args:
+        candidates: candidates to time.
+        images: images to segment.
+        request: evaluation request, of which the device and the settings apply.
 
     Raises:
         DataError: there is no image.
     """
     if not images:
-        raise DataError("no image of the split can be decoded; there is nothing to time a model with.")
+        raise DataError("no image of the split can be decoded; the latency cannot be measured.")
+    tasks = [_TimedPredictor(_load_predictor(candidate, request), cycle(images)) for candidate in candidates]
+    # The masks are on the CPU.
+    seconds = time_interleaved(tasks, len(images), torch.device("cpu"))
+    return [median(series) * 1000 for series in seconds]
 
-    def predicting(one: Candidate) -> "_Turn":
-        looked_at = checkpoint.load_config(one.folder).with_eval_overrides(config.eval)
-        return _Turn(Predictor(one.folder, config.train.device, looked_at), cycle(images))
 
-    rounds = time_interleaved(
-        [predicting(one) for one in candidates], len(images), torch.device("cpu")
-    )  # the masks are on the CPU
-    return [median(series) * 1000 for series in rounds]
+def _load_predictor(candidate: Candidate, request: EvaluationRequest) -> Predictor:
+    config = checkpoint.load_config(candidate.folder).with_eval_overrides(request.overrides)
+    return Predictor(candidate.folder, request.device, config)
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _TimedPredictor:
     predictor: Predictor
     images: Iterator[Pixels]
 
@@ -168,27 +166,27 @@ class _Turn:
         self.predictor(next(self.images))
 
 
-def verify_package(one: Candidate, images: Sequence[bytes]) -> str:
+def verify_package(candidate: Candidate, images: Sequence[bytes]) -> str:
     """Compares the stored files of a version with the registered checkpoint.
 
     Args:
-        one: candidate to check.
+        candidate: candidate to check.
         images: encoded images, for which the MLflow model must return exactly the masks of the predictor.
 
     Returns:
         Description of the difference, or an empty string if there is none.
     """
-    found = package_digest(one.folder)
-    if one.digest is None:
-        return "no digest of its files was kept when it was registered"
-    if found != one.digest:
-        return f"its files are not those that were registered: digest {found[:12]}, and {one.digest[:12]} then"
+    digest = package_digest(candidate.folder)
+    if candidate.digest is None:
+        return "the registration did not record a digest of the files"
+    if digest != candidate.digest:
+        return f"the files differ from the registered files: digest {digest[:12]}, registered {candidate.digest[:12]}"
     try:
-        loaded = mlflow.pyfunc.load_model(str(one.folder.parents[1]))
-        answer = loaded.predict(pd.DataFrame({"image": list(images)}))
-        theirs = [decode_mask(mask) for mask in answer["mask"]]
+        model = mlflow.pyfunc.load_model(str(candidate.folder.parents[1]))
+        predictions = model.predict(pd.DataFrame({"image": list(images)}))
+        mlflow_masks = [decode_mask(mask) for mask in predictions["mask"]]
     except Exception as error:  # this runs the code of the version, which may raise anything
-        return f"MLflow cannot load or run it ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
-    ours = [Predictor(one.folder)(decode_image(image)) for image in images]
-    wrong = sum(int((mask != their).sum()) for mask, their in zip(ours, theirs, strict=True))
-    return f"what MLflow loads gives other masks: {wrong} pixels of {len(images)} images" if wrong else ""
+        return f"MLflow cannot load or run the version ({type(error).__name__}: {first_line(error)})"
+    masks = [Predictor(candidate.folder)(decode_image(image)) for image in images]
+    differing = sum(int((mask != other).sum()) for mask, other in zip(masks, mlflow_masks, strict=True))
+    return f"the masks of the MLflow model differ in {differing} pixels of {len(images)} images" if differing else ""

@@ -15,7 +15,7 @@ from segray.core.errors import DataError, RegistryError, did_you_mean
 from segray.core.logging import silence_libraries
 from segray.tracking.client import error_summary, require_store
 
-METRICS = {"train/loss": "training loss", "val/miou": "mean IoU of the validation"}
+METRICS = {"train/loss": "training loss", "val/miou": "validation mean IoU"}
 SMOOTHING = 0.6
 """Smoothing factor of the loss: weight of the previous running mean at each point, 0 to 1."""
 DPI = 130
@@ -39,60 +39,63 @@ def load_curves(uri: str, experiment: str, runs: Sequence[str]) -> list[Curve]:
         runs: names or ids of the runs. An empty sequence selects all training runs of the experiment.
 
     Raises:
-        RegistryError: the store does not answer.
+        RegistryError: the store does not respond.
         DataError: the experiment or a run does not exist, or no run has values.
     """
     silence_libraries()
     require_store(uri, "runs")
     try:
         client = MlflowClient(uri, uri)
-        found = [_curve(client, run) for run in _runs(client, experiment, runs)]
+        curves = [_load_curve(client, run) for run in _find_runs(client, experiment, runs)]
     except MlflowException as error:
         raise RegistryError(f"MLflow at {paths.redact(uri)} cannot be read: {error_summary(error)}") from error
-    there = [curve for curve in found if curve.points]
-    if not there:
+    curves = [curve for curve in curves if curve.points]
+    if not curves:
         raise DataError(f"no run of experiment {experiment} has {' or '.join(METRICS)}.")
-    return there
+    return curves
 
 
-def _runs(client: MlflowClient, experiment: str, wanted: Sequence[str]) -> list[Run]:
-    known = client.get_experiment_by_name(experiment)
-    if known is None:
-        names = ", ".join(one.name for one in client.search_experiments())
-        raise DataError(f"there is no experiment {experiment}; there are {names}; name one with --tracking.experiment.")
-    runs = client.search_runs([known.experiment_id], max_results=MAX_RUNS, order_by=["attribute.start_time ASC"])
-    if not wanted:
+def _find_runs(client: MlflowClient, name: str, selected: Sequence[str]) -> list[Run]:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        names = ", ".join(experiment.name for experiment in client.search_experiments())
+        raise DataError(
+            f"experiment {name} does not exist; expected one of {names}; choose one with --tracking.experiment."
+        )
+    order = ["attribute.start_time ASC"]
+    runs = client.search_runs([experiment.experiment_id], max_results=MAX_RUNS, order_by=order)
+    if not selected:
         return list(runs)
     by_name = {str(run.info.run_name): run for run in runs} | {str(run.info.run_id): run for run in runs}
-    missing = [name for name in wanted if name not in by_name]
+    missing = [run for run in selected if run not in by_name]
     if missing:
-        raise DataError(f"experiment {experiment} has no run {missing[0]}{did_you_mean(missing[0], by_name) or '.'}")
-    return [by_name[name] for name in wanted]
+        raise DataError(f"experiment {name} has no run {missing[0]}{did_you_mean(missing[0], by_name) or '.'}")
+    return [by_name[run] for run in selected]
 
 
-def _curve(client: MlflowClient, run: Run) -> Curve:
+def _load_curve(client: MlflowClient, run: Run) -> Curve:
     points = {}
     for metric in METRICS:
         if metric in run.data.metrics:
-            history = sorted(client.get_metric_history(run.info.run_id, metric), key=lambda one: one.step)
-            points[metric] = ([one.step for one in history], [one.value for one in history])
+            history = sorted(client.get_metric_history(run.info.run_id, metric), key=lambda point: point.step)
+            points[metric] = ([point.step for point in history], [point.value for point in history])
     return Curve(str(run.info.run_name), points)
 
 
-def plot_training_curves(found: Sequence[Curve], file: Path) -> None:
+def plot_training_curves(curves: Sequence[Curve], file: Path) -> None:
     """Writes a figure with the loss on the left and the mIoU on the right.
 
     The loss is drawn twice: raw values as a faint line and their running mean as a strong line.
     """
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (metric, title) in enumerate(METRICS.items(), 1):
-        axes = figure.add_subplot(1, 2, place)
+    for position, (metric, title) in enumerate(METRICS.items(), 1):
+        axes = figure.add_subplot(1, 2, position)
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#eceff2")
-        for index, curve in enumerate(found):
+        for index, curve in enumerate(curves):
             if metric not in curve.points:
                 continue
             steps, values = curve.points[metric]
@@ -106,10 +109,11 @@ def plot_training_curves(found: Sequence[Curve], file: Path) -> None:
     figure.savefig(file, dpi=DPI, facecolor="white")
 
 
-def running_mean(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
+def running_mean(values: Sequence[float], smoothing: float = SMOOTHING) -> list[float]:
     """Computes the exponential running mean of values, with bias correction for the first values."""
-    found, total, weight = [], 0.0, 0.0
+    means, total, weight = [], 0.0, 0.0
     for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(total / weight)
-    return found
+        total = smoothing * total + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
+        means.append(total / weight)
+    return means

@@ -7,20 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from mlflow.utils.time import get_current_time_millis
 
 from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
 from segray.tracking.client import UNAVAILABLE, error_summary
+from segray.tracking.metrics import log_metrics_and_params
 from segray.tracking.registry import resolve_version
-from segray.tracking.uploader import MAX_METRICS, STATE_FILE, mlflow_metric_names
-
-KIND_TAG = "segray.kind"
-EVALUATION = "evaluation"
+from segray.tracking.tags import EVALUATION, KIND_TAG
+from segray.tracking.uploader import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,12 @@ def log_evaluation(entry: EvaluationEntry, reference: str, folder: Path, uri: st
         uri: URI of the MLflow store.
 
     Raises:
-        RegistryError: the store does not answer.
+        RegistryError: the store does not respond.
     """
     silence_libraries()
     run_id = None
     try:
-        parent = _training_run(uri, reference, folder)
+        parent = _training_run_id(uri, reference, folder)
         if parent is None:
             return None
         client = MlflowClient(uri, uri)
@@ -74,19 +71,18 @@ def log_evaluation(entry: EvaluationEntry, reference: str, folder: Path, uri: st
         if run_id is not None:
             with suppress(*UNAVAILABLE):  # the server itself may be unavailable
                 client.set_terminated(run_id, "FAILED")
-        raise RegistryError(
-            f"MLflow at {paths.redact(uri)} does not take the evaluation: {error_summary(error)}"
-        ) from error
+        message = f"the evaluation cannot be logged to MLflow at {paths.redact(uri)}: {error_summary(error)}"
+        raise RegistryError(message) from error
     return run_id
 
 
-def _training_run(uri: str, reference: str, folder: Path) -> str | None:
+def _training_run_id(uri: str, reference: str, folder: Path) -> str | None:
     if reference.startswith("models:/"):
         return str(resolve_version(MlflowClient(uri, uri), reference).run_id) or None
     if reference.startswith("runs:/"):
         return reference.removeprefix("runs:/").split("/")[0]
-    file = folder.parent / STATE_FILE
-    state = json.loads(file.read_text()) if file.exists() else {}
+    path = folder.parent / STATE_FILE
+    state = json.loads(path.read_text()) if path.exists() else {}
     return state.get("run_id") if state.get("uri") == paths.redact(uri) else None
 
 
@@ -95,15 +91,3 @@ def _write(client: MlflowClient, run_id: str, entry: EvaluationEntry) -> None:
     client.log_dict(run_id, dict(entry.summary), "evaluation.json")
     for file in entry.files:
         client.log_artifact(run_id, str(file), "report")
-
-
-def log_metrics_and_params(
-    client: MlflowClient, run_id: str, step: int, metrics: Mapping[str, float], params: Mapping[str, str]
-) -> None:
-    """Logs the metrics and params of a run. Metrics are sent in batches of the size that MLflow accepts."""
-    now = get_current_time_millis()
-    named = zip(mlflow_metric_names(list(metrics)), metrics.values(), strict=True)
-    entities = [Metric(key, value, now, step) for key, value in named]
-    for first in range(0, len(entities), MAX_METRICS):
-        client.log_batch(run_id, metrics=entities[first : first + MAX_METRICS])
-    client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()])

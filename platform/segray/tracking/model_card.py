@@ -14,8 +14,8 @@ from segray.models.checkpoint import Meta
 
 MAX_CLASSES = 30
 """Maximum number of classes in the table. A database may limit a card to 5,000 characters."""
-FEW = 10
-NONE = "-"
+MAX_LISTED_CLASSES = 9
+NO_VALUE = "-"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CardData:
         run: name of the training run.
         dataset: name of the training dataset.
         commit: git commit of the code, or `None` if unknown.
-        scored: scores of each evaluated split.
+        scores: scores of each evaluated split.
     """
 
     model: str
@@ -63,75 +63,85 @@ class CardData:
     run: str
     dataset: str
     commit: str | None
-    scored: Sequence[SplitScores]
+    scores: Sequence[SplitScores]
 
 
 def validation_scores(meta: Meta, config: Config, classes: Classes) -> SplitScores:
     """Returns the scores of the validation that selected the checkpoint."""
-    found = meta.metrics
-    named = {name: found[f"val/{name}"] for name in ("miou", "macc", "aacc") if f"val/{name}" in found}
-    ends = [found.get(f"val/miou_{end}") for end in Interval._fields]
-    interval = None if None in ends else Interval(*(float(end) for end in ends if end is not None))
-    by_class = {name: found.get(f"val/iou/{name}") for name in classes.names}
-    return SplitScores(config.data.val_split, meta.dataset_digest, named, interval, by_class)
+    metrics = meta.metrics
+    means = {name: metrics[f"val/{name}"] for name in ("miou", "macc", "aacc") if f"val/{name}" in metrics}
+    bounds = [metrics.get(f"val/miou_{bound}") for bound in Interval._fields]
+    interval = None if None in bounds else Interval(*(float(bound) for bound in bounds if bound is not None))
+    iou = {name: metrics.get(f"val/iou/{name}") for name in classes.names}
+    return SplitScores(config.data.val_split, meta.dataset_digest, means, interval, iou)
 
 
-def render_card(facts: CardData) -> str:
+def render_card(card: CardData) -> str:
     """Renders the model card as Markdown."""
-    parts = (_head(facts), _data(facts), _metrics(facts), _training(facts), _limits(facts))
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    sections = (_heading(card), _data(card), _metrics(card), _training(card), _limitations(card))
+    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def _head(facts: CardData) -> Iterator[str]:
-    names = facts.classes.names
-    yield f"# {facts.model}"
+def _heading(card: CardData) -> Iterator[str]:
+    yield f"# {card.model}"
     yield ""
     yield (
-        f"SegFormer-{facts.config.model.variant.upper()}: an image in, for each of its pixels one of "
-        f"{len(names)} classes out."
+        f"Semantic segmentation with SegFormer-{card.config.model.variant.upper()}: assigns one of "
+        f"{len(card.classes.names)} classes to each pixel of an image."
     )
 
 
-def _data(facts: CardData) -> Iterator[str]:
-    data = facts.config.data
+def _data(card: CardData) -> Iterator[str]:
+    data = card.config.data
     yield "## Data"
     yield ""
-    yield f"Trained on split `{data.train_split}` of `{facts.dataset}`, digest `{facts.meta.dataset_digest}`."
-    yield f"Its checkpoint was chosen by the mean IoU on split `{data.val_split}`, whose figures flatter it for that."
+    yield f"Trained on split `{data.train_split}` of `{card.dataset}`, digest `{card.meta.dataset_digest}`."
+    yield (
+        f"The checkpoint has the best mean IoU of its run on split `{data.val_split}`, so the scores on this split are "
+        "optimistic."
+    )
 
 
-def _metrics(facts: CardData) -> Iterator[str]:
+def _metrics(card: CardData) -> Iterator[str]:
     yield "## Metrics"
     yield ""
-    yield "| split | images | mean IoU | 95% | mean accuracy | pixel accuracy | dataset |"
+    yield "| split | images | mean IoU | 95% interval | mean class accuracy | pixel accuracy | dataset |"
     yield "|---|---|---|---|---|---|---|"
-    for one in facts.scored:
-        means = [_number(one.means.get(name)) for name in ("miou", "macc", "aacc")]
-        cells = (one.split, one.rows or "", means[0], _span(one.interval), *means[1:], f"`{one.digest}`")
+    for scores in card.scores:
+        miou, macc, aacc = (_format_number(scores.means.get(name)) for name in ("miou", "macc", "aacc"))
+        interval = _format_interval(scores.interval) or NO_VALUE
+        cells = (scores.split, scores.rows or "", miou, interval, macc, aacc, f"`{scores.digest}`")
         yield f"| {' | '.join(str(cell) for cell in cells)} |"
     yield ""
-    yield f"| IoU | {' | '.join(one.split for one in facts.scored)} |"
-    yield f"|---{'|---' * len(facts.scored)}|"
-    for name in facts.classes.names[:MAX_CLASSES]:
-        found = [f"{_number(one.classes.get(name))} {_span(one.intervals.get(name), '')}" for one in facts.scored]
-        yield f"| {_cell(name)} | {' | '.join(cell.strip() for cell in found)} |"
-    if len(facts.classes.names) > MAX_CLASSES:
-        yield f"| and {len(facts.classes.names) - MAX_CLASSES} more {'| ' * len(facts.scored)}|"
+    yield f"| IoU | {' | '.join(scores.split for scores in card.scores)} |"
+    yield f"|---{'|---' * len(card.scores)}|"
+    for name in card.classes.names[:MAX_CLASSES]:
+        columns = [
+            f"{_format_number(scores.classes.get(name))} {_format_interval(scores.intervals.get(name))}".strip()
+            for scores in card.scores
+        ]
+        yield f"| {_escape(name)} | {' | '.join(columns)} |"
+    if len(card.classes.names) > MAX_CLASSES:
+        yield f"| and {len(card.classes.names) - MAX_CLASSES} more {'| ' * len(card.scores)}|"
     yield ""
-    yield "95%: of 2000 bootstrap samples of the images; with other images of the kind, not with another training."
-    if any(one.interval is None for one in facts.scored):
-        yield "Where there is none, none was counted; a promotion evaluates the version and adds its own."
+    yield (
+        "95% intervals are computed from 2000 bootstrap samples of the images. They describe the variation over other "
+        "images of the same kind, not over other training runs."
+    )
+    if any(scores.interval is None for scores in card.scores):
+        yield "Scores without an interval come from the validation during training."
 
 
-def _training(facts: CardData) -> Iterator[str]:
-    config, meta = facts.config, facts.meta
+def _training(card: CardData) -> Iterator[str]:
+    config, meta = card.config, card.meta
     rows = {
-        "run": facts.run,
-        "commit": facts.commit or "not known",
+        "run": card.run,
+        "commit": card.commit or "unknown",
         "checkpoint": f"step {meta.step} of {config.train.steps}",
-        "start": config.model.init or "random weights",
-        "crop, batch": f"{config.data.crop} px, {config.train.batch}",
-        "optimiser": f"AdamW, rate {config.optim.lr:g}, decay {config.optim.weight_decay:g}, {config.optim.schedule}",
+        "initial weights": config.model.init or "random",
+        "crop, batch size": f"{config.data.crop} px, {config.train.batch}",
+        "optimizer": f"AdamW, learning rate {config.optim.lr:g}, weight decay {config.optim.weight_decay:g}, "
+        f"{config.optim.schedule} schedule",
         "loss": ", ".join(f"{name} x {weight:g}" for name, weight in config.loss.weight_by_loss().items()),
         "precision, seed": f"{config.train.precision}, {config.train.seed}",
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(meta.versions.items())),
@@ -145,30 +155,31 @@ def _training(facts: CardData) -> Iterator[str]:
     yield "All settings are in `config.json`."
 
 
-def _limits(facts: CardData) -> Iterator[str]:
-    short = facts.config.data.short_side
-    seen = f"resized to a short side of {short} px" if short else "at its own size"
-    yield "## Limits"
+def _limitations(card: CardData) -> Iterator[str]:
+    short_side = card.config.data.short_side
+    size = f"resized to a short side of {short_side} px" if short_side else "not resized"
+    yield "## Limitations"
     yield ""
-    yield "- It knows the classes above and no others: every pixel is given one of them, whatever it shows."
-    yield f"- Figures are of images like those it was evaluated on; an image is seen {seen}. Others were not tried."
-    yield "- Its probabilities were not calibrated."
-    unseen = [name for name in facts.classes.names if all(one.classes.get(name) is None for one in facts.scored)]
-    if unseen:
-        told = ", ".join(unseen) if len(unseen) < FEW else f"{len(unseen)} of the classes"
-        yield f"- Nothing is known of how well it finds {told}: no figures of them are there."
-    plugins = [name for name in (facts.config.model.encoder, facts.config.model.head) if ":" in name]
+    yield "- Every pixel is assigned one of the classes above, even if the image shows something else."
+    yield f"- Images are {size}. The scores apply to images that are similar to those of the evaluated splits."
+    yield "- The probabilities are not calibrated."
+    absent = [name for name in card.classes.names if all(scores.classes.get(name) is None for scores in card.scores)]
+    if absent:
+        names = ", ".join(absent) if len(absent) <= MAX_LISTED_CLASSES else f"{len(absent)} of the classes"
+        yield f"- The quality is unknown for {names}: no evaluated split contains ground truth or predictions."
+    plugins = [name for name in (card.config.model.encoder, card.config.model.head) if ":" in name]
     if plugins:
-        yield f"- It needs code of its own to load: {', '.join(plugins)}."
+        yield f"- Loading requires additional code: {', '.join(plugins)}."
 
 
-def _cell(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+def _format_number(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{value:.4f}"
 
 
-def _span(found: Interval | None, otherwise: str = NONE) -> str:
-    return otherwise if found is None or isnan(found.low) else f"[{found.low:.4f}, {found.high:.4f}]"
+def _format_interval(interval: Interval | None) -> str:
+    """Returns the interval as text, or an empty string if it was not computed."""
+    return "" if interval is None or isnan(interval.low) else f"[{interval.low:.4f}, {interval.high:.4f}]"

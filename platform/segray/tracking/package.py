@@ -24,39 +24,39 @@ REQUIRED = ("segray", "torch", *IMPORTED)
 
 def build_package(folder: Path, temporary: Path) -> Path:
     """Builds an MLflow model folder from a checkpoint and returns its path below `temporary`."""
-    staged = temporary / "checkpoint"
-    staged.mkdir()
-    for part in CHECKPOINT_FILES:
-        shutil.copy(folder / part, staged / part)
-    packed = temporary / ARTIFACT_PATH
+    checkpoint_dir = temporary / "checkpoint"
+    checkpoint_dir.mkdir()
+    for name in CHECKPOINT_FILES:
+        shutil.copy(folder / name, checkpoint_dir / name)
+    package = temporary / ARTIFACT_PATH
     with warnings.catch_warnings():
         # An input example would add an image to every version. The signature holds the same information.
         warnings.filterwarnings("ignore", ".*input example.*")
         mlflow.pyfunc.save_model(
-            packed,
+            package,
             python_model=str(LOADER),
-            artifacts={"checkpoint": str(staged)},
+            artifacts={"checkpoint": str(checkpoint_dir)},
             signature=SIGNATURE,
             pip_requirements=requirements(),
         )
-    return packed
+    return package
 
 
 def requirements() -> list[str]:
     """Returns the pip requirements of a version, pinned to the installed versions."""
-    return [f"{name}=={found}" for name in REQUIRED if (found := _installed(name)) is not None]
+    return [f"{name}=={installed}" for name in REQUIRED if (installed := _installed_version(name)) is not None]
 
 
-def _installed(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:  # installed as another build, such as opencv-python, or as a source folder on the path
         return None
 
 
-def packaged_checkpoint(local: Path) -> Path:
+def packaged_checkpoint(package: Path) -> Path:
     """Returns the checkpoint folder inside an MLflow model folder."""
-    return local / "artifacts" / "checkpoint"
+    return package / "artifacts" / "checkpoint"
 
 
 def package_digest(folder: Path) -> str:
@@ -65,8 +65,8 @@ def package_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
     """
-    found = hashlib.sha256()
-    for part in CHECKPOINT_FILES:
-        with (folder / part).open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+    digest = hashlib.sha256()
+    for name in CHECKPOINT_FILES:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

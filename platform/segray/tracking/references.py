@@ -16,7 +16,7 @@ def resolve_checkpoint(model: str, config: Config) -> Path:
         config: configuration, which contains the URI of the MLflow store for `models:/` and `runs:/` references.
 
     Raises:
-        RegistryError: the model, alias, version or run does not exist, or the store does not answer.
+        RegistryError: the model, alias, version or run does not exist, or the store does not respond.
     """
     if not model.startswith(REGISTRY_SCHEMES):
         return Path(model)

@@ -14,15 +14,9 @@ from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.models import checkpoint
 from segray.tracking import model_card
-from segray.tracking.client import UNAVAILABLE, connect_mlflow, error_summary
+from segray.tracking.client import ALREADY_EXISTS, UNAVAILABLE, all_pages, connect_mlflow, error_summary
 from segray.tracking.package import ARTIFACT_PATH, build_package, package_digest, packaged_checkpoint
-
-CHALLENGER = "challenger"
-LOCK = ".promotion"
-"""Suffix of the lock name of a model. See segray.promotion.aliases."""
-RUN_TAG, DATASET_TAG, COMMIT_TAG, DIGEST_TAG = "segray.run", "segray.dataset", "segray.git", "segray.checkpoint"
-
-NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
+from segray.tracking.tags import COMMIT_TAG, DATASET_TAG, DIGEST_TAG, LOCK_SUFFIX, RUN_TAG
 
 
 def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: str, aliases: list[str]) -> str:
@@ -30,29 +24,28 @@ def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: s
 
     Each run registers one version. Further calls return the existing version.
     """
-    version = _version_of(client, run_id, name)
+    version = _registered_version(client, run_id, name)
     if version is None:
         with tempfile.TemporaryDirectory() as temporary:
-            packed = build_package(folder, Path(temporary))
-            client.log_artifacts(run_id, str(packed), ARTIFACT_PATH)
+            package = build_package(folder, Path(temporary))
+            client.log_artifacts(run_id, str(package), ARTIFACT_PATH)
         _ensure_model(client, name)
-        facts = card_data(client, run_id, folder, name)
         # One request creates the version, card and tags, so that a crash leaves no version without them.
-        made = client.create_model_version(
+        created = client.create_model_version(
             name,
             f"runs:/{run_id}/{ARTIFACT_PATH}",
             run_id,
-            _tags(client, run_id, folder),
-            description=model_card.render_card(facts),
+            _version_tags(client, run_id, folder),
+            description=model_card.render_card(card_data(client, run_id, folder, name)),
         )
-        version = str(made.version)
+        version = str(created.version)
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return version
 
 
 def card_data(
-    client: MlflowClient, run_id: str, folder: Path, name: str, scored: Sequence[model_card.SplitScores] = ()
+    client: MlflowClient, run_id: str, folder: Path, name: str, scores: Sequence[model_card.SplitScores] = ()
 ) -> model_card.CardData:
     """Collects the data of a model card.
 
@@ -61,56 +54,56 @@ def card_data(
         run_id: id of the training run.
         folder: folder of the checkpoint.
         name: name of the registered model.
-        scored: scores of further splits, in addition to the training's validation.
+        scores: scores of further splits, in addition to the training's validation.
     """
     run, meta = client.get_run(run_id), checkpoint.load_meta(folder)
     config, classes = checkpoint.load_config(folder), checkpoint.load_classes(folder)
-    trained_on = [one.dataset.name for one in run.inputs.dataset_inputs] or [config.data.root]
+    datasets = [entry.dataset.name for entry in run.inputs.dataset_inputs] or [config.data.root]
     return model_card.CardData(
         model=name,
         config=config,
         classes=classes,
         meta=meta,
         run=run.data.tags.get(MLFLOW_RUN_NAME, run_id),
-        dataset=str(trained_on[0]),
+        dataset=str(datasets[0]),
         commit=run.data.tags.get(MLFLOW_GIT_COMMIT),
-        scored=(model_card.validation_scores(meta, config, classes), *scored),
+        scores=(model_card.validation_scores(meta, config, classes), *scores),
     )
 
 
-def _tags(client: MlflowClient, run_id: str, folder: Path) -> dict[str, str]:
-    run = client.get_run(run_id).data.tags
-    commit = run.get(MLFLOW_GIT_COMMIT)
+def _version_tags(client: MlflowClient, run_id: str, folder: Path) -> dict[str, str]:
+    run_tags = client.get_run(run_id).data.tags
+    commit = run_tags.get(MLFLOW_GIT_COMMIT)
     return {
-        RUN_TAG: run.get(RUN_TAG, run_id),
+        RUN_TAG: run_tags.get(RUN_TAG, run_id),
         DATASET_TAG: checkpoint.load_meta(folder).dataset_digest,
         DIGEST_TAG: package_digest(folder),
     } | ({COMMIT_TAG: commit} if commit else {})
 
 
-def _version_of(client: MlflowClient, run_id: str, name: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    return str(found[0].version) if found else None
+def _registered_version(client: MlflowClient, run_id: str, name: str) -> str | None:
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return str(versions[0].version) if versions else None
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != ALREADY_EXISTS:
             raise
 
 
-def download_checkpoint(reference: str, tracking_uri: str, into: Path | None = None) -> Path:
+def download_checkpoint(reference: str, tracking_uri: str, target: Path | None = None) -> Path:
     """Returns the local checkpoint folder of a model reference, and downloads it if necessary.
 
     Args:
         reference: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
         tracking_uri: URI of the MLflow store for `models:/` and `runs:/` references.
-        into: target folder of the download. With `None`, local files stay in place.
+        target: folder of the download. With `None`, local files stay in place.
 
     Raises:
-        RegistryError: the model, alias, version or run does not exist or has no files, or the store does not answer.
+        RegistryError: the model, alias, version or run does not exist or has no files, or the store does not respond.
     """
     if not reference.startswith(("models:/", "runs:/")):
         return Path(reference)
@@ -119,24 +112,25 @@ def download_checkpoint(reference: str, tracking_uri: str, into: Path | None = N
         source = _source(client, reference)
     except UNAVAILABLE as error:
         raise RegistryError(
-            f"model {reference} cannot be fetched from {paths.redact(tracking_uri)}: {error_summary(error)}"
+            f"model {reference} cannot be loaded from {paths.redact(tracking_uri)}: {error_summary(error)}"
             f"{available_hint(client, reference)}"
         ) from error
     try:
-        target = None if into is None else str(into)
-        local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri, dst_path=target)
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=source, tracking_uri=tracking_uri, dst_path=None if target is None else str(target)
+        )
     except UNAVAILABLE as error:
         raise RegistryError(
-            f"model {reference} cannot be fetched: its files are not at {paths.redact(source)}, or cannot be read "
-            f"({error_summary(error)}); choose another{available_hint(client, reference)}"
+            f"model {reference} cannot be loaded: its files at {paths.redact(source)} are missing or cannot be read "
+            f"({error_summary(error)}); choose another version{available_hint(client, reference)}"
         ) from error
-    folder = packaged_checkpoint(Path(local))
-    if not (folder / checkpoint.META).exists():
+    checkpoint_dir = packaged_checkpoint(Path(folder))
+    if not (checkpoint_dir / checkpoint.META).exists():
         raise RegistryError(
-            f"model {reference} cannot be fetched: {paths.redact(source)} holds no whole checkpoint, its files were "
-            f"deleted or it is no model of segray; choose another{available_hint(client, reference)}"
+            f"model {reference} cannot be loaded: {paths.redact(source)} does not contain a complete segray "
+            f"checkpoint; choose another version{available_hint(client, reference)}"
         )
-    return folder
+    return checkpoint_dir
 
 
 def _source(client: MlflowClient, reference: str) -> str:
@@ -153,36 +147,37 @@ def resolve_version(client: MlflowClient, reference: str) -> ModelVersion:
         MlflowException: the version does not exist.
         RegistryError: the reference has neither form.
     """
-    name, mark, which = _parts(reference)
-    if mark == "@":
-        return client.get_model_version_by_alias(name, which)
-    if mark == "/":
-        return client.get_model_version(name, which)
+    name, separator, version = _split_reference(reference)
+    if separator == "@":
+        return client.get_model_version_by_alias(name, version)
+    if separator == "/":
+        return client.get_model_version(name, version)
     raise RegistryError(
-        f"model {reference} names no version; expected models:/NAME@ALIAS or models:/NAME/VERSION"
+        f"model {reference} does not name a version; expected models:/NAME@ALIAS or models:/NAME/VERSION"
         f"{available_hint(client, reference)}"
     )
 
 
-def _parts(reference: str) -> tuple[str, str, str]:
+def _split_reference(reference: str) -> tuple[str, str, str]:
+    """Returns the name, the separator and the alias or version. The last two are empty if there is no version."""
     body = reference.removeprefix("models:/")
-    mark = "@" if "@" in body else "/"
-    name, found, which = body.rpartition(mark)
-    return (name, found, which) if found else (body, "", "")
+    name, separator, version = body.rpartition("@" if "@" in body else "/")
+    return (name, separator, version) if separator else (body, "", "")
 
 
 def available_hint(client: MlflowClient, reference: str) -> str:
     """Returns the suffix of an error message that lists the available versions and aliases, or the models."""
     if reference.startswith("runs:/"):
         return "."
-    name = _parts(reference)[0]
+    name = _split_reference(reference)[0]
     try:
-        models = {model.name: model for model in client.search_registered_models()}
+        models = {model.name: model for model in all_pages(client.search_registered_models)}
         if name not in models:
-            names = [one for one in models if not one.endswith(LOCK)]
-            return f" (registered there: {', '.join(names) or 'none'})."
-        versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
+            names = [model for model in models if not model.endswith(LOCK_SUFFIX)]
+            return f" (registered models: {', '.join(names) or 'none'})."
+        versions = all_pages(client.search_model_versions, f"name = '{name}'")
     except UNAVAILABLE:
         return "."
     aliases = ", ".join(f"{alias} is {version}" for alias, version in sorted(models[name].aliases.items()))
-    return f" ({name} has versions {', '.join(map(str, versions)) or 'none'}; aliases: {aliases or 'none'})."
+    numbers = ", ".join(map(str, sorted(int(version.version) for version in versions)))
+    return f" ({name} has versions {numbers or 'none'}; aliases: {aliases or 'none'})."

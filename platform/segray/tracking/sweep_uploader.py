@@ -14,12 +14,12 @@ class SweepUploader:
     Args:
         folder: folder of the sweep, which contains the folders of its trials.
         uri: URI of the MLflow store.
-        say: function that prints a message for each record that the store rejects.
+        log: function that prints a message for each record that the store rejects.
     """
 
-    def __init__(self, folder: Path, uri: str, say: Callable[[str], None] = print) -> None:
-        self._folder, self._uri, self._say = folder, uri, say
-        self._uploads: dict[Path, RunUploader] = {}
+    def __init__(self, folder: Path, uri: str, log: Callable[[str], None] = print) -> None:
+        self._folder, self._uri, self._log = folder, uri, log
+        self._uploaders: dict[Path, RunUploader] = {}
         self._sizes: dict[Path, int] = {}
         self.parent = self.uploader_for(folder)
 
@@ -30,17 +30,17 @@ class SweepUploader:
 
     def uploader_for(self, run: Path) -> RunUploader:
         """Returns the uploader of a run."""
-        if run not in self._uploads:
-            self._uploads[run] = RunUploader(run, self._uri, self._say)
-        return self._uploads[run]
+        if run not in self._uploaders:
+            self._uploaders[run] = RunUploader(run, self._uri, self._log)
+        return self._uploaders[run]
 
     def flush(self) -> None:
         """Uploads all records that were written since the last call.
 
         Raises:
-            RegistryError: the server does not answer. The remaining records stay in the journals.
+            RegistryError: the server does not respond. The remaining records stay in the journals.
         """
-        failed = None
+        last_error = None
         for run in [self._folder, *trial_dirs(self._folder)]:
             size = (run / JOURNAL).stat().st_size
             if size == self._sizes.get(run):
@@ -49,11 +49,11 @@ class SweepUploader:
                 self.uploader_for(run).flush()
                 self._sizes[run] = size
             except RegistryError as error:  # other runs may still succeed
-                failed = error
+                last_error = error
                 if run == self._folder:
                     break
-        if failed is not None:
-            raise failed
+        if last_error is not None:
+            raise last_error
 
 
 def trial_dirs(folder: Path) -> list[Path]:

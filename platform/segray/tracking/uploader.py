@@ -2,11 +2,9 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,19 +18,17 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
-from segray.tracking.client import UNAVAILABLE
+from segray.tracking.client import UNAVAILABLE, error_summary
 from segray.tracking.journal import JOURNAL, JournalReader, Record
-from segray.tracking.registry import RUN_TAG, register_checkpoint
+from segray.tracking.metrics import MAX_METRICS, mlflow_metric_names
+from segray.tracking.registry import register_checkpoint
+from segray.tracking.tags import RUN_TAG, TRIAL_TAG
 
 STATE_FILE = "uploaded.json"
-KEY_TAG = RUN_TAG
-NUMBER_TAG = "segray.trial"
-MAX_METRICS, MAX_PARAMS = 1000, 100
+MAX_PARAMS = 100
 MAX_VALUE = 6000
 
 BAD_REQUEST = 400  # status for a record that the store rejects permanently
-MAX_NAME_LENGTH = 250
-AUTOFLUSH = "(raised as a result of Query-invoked autoflush"  # SQLAlchemy puts this line before the reason
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -45,18 +41,18 @@ class RunUploader:
     Args:
         folder: folder of the run.
         uri: URI of the MLflow store. The upload state of other stores is ignored.
-        say: function that prints a message for each record that the store rejects. Such records are skipped.
+        log: function that prints a message for each record that the store rejects. Such records are skipped.
 
     Attributes:
         run_id: MLflow id of the run, or `None` before it is known.
         version: registered version of the model, or `None` before the registration.
     """
 
-    def __init__(self, folder: Path, uri: str, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, uri: str, log: Callable[[str], None] = print) -> None:
         silence_libraries()
         self._folder = folder
         self._uri = uri
-        self._say = say
+        self._log = log
         self._offset = 0
         self.run_id: str | None = None
         self.version: str | None = None
@@ -66,59 +62,64 @@ class RunUploader:
         """Uploads all records that were written since the last upload by this or another process.
 
         Raises:
-            RegistryError: the server does not answer. The remaining records stay in the journal.
+            RegistryError: the server does not respond. The remaining records stay in the journal.
         """
         try:
-            with _only_uploader(self._folder):
+            with _upload_lock(self._folder):
                 self._restore()
                 client = MlflowClient(self._uri, self._uri)
-                tail = JournalReader(self._folder / JOURNAL, self._offset)
-                for records, offset in batch_records(tail):
-                    self._send_or_leave_out(client, records)
+                reader = JournalReader(self._folder / JOURNAL, self._offset)
+                for records, offset in batch_records(reader):
+                    self._send_or_skip(client, records)
                     self._save(offset)
         except UNAVAILABLE as error:
-            raise RegistryError(
-                f"MLflow at {paths.redact(self._uri)} does not take records: {_reason(error)}"
-            ) from error
+            message = f"upload to MLflow at {paths.redact(self._uri)} failed: {error_summary(error)}"
+            raise RegistryError(message) from error
 
-    def _send_or_leave_out(self, client: MlflowClient, records: list[Record]) -> None:
+    def _send_or_skip(self, client: MlflowClient, records: list[Record]) -> None:
         try:
             self._send(client, records)
         except FileNotFoundError as error:
-            self._say(f"{error.filename} is not there; MLflow goes without it.")
+            self._log(f"{error.filename} does not exist; its upload is skipped.")
         except MlflowException as error:
             if error.get_http_status_code() != BAD_REQUEST or records[0]["kind"] == "run":
                 raise
             if len(records) > 1:
                 for record in records:
-                    self._send_or_leave_out(client, [record])
+                    self._send_or_skip(client, [record])
             else:
-                self._say(f"MLflow refuses a record of {records[0]['kind']}: {_reason(error)}; it goes without it.")
+                self._log(
+                    f"MLflow rejected a record of kind {records[0]['kind']}: {error_summary(error)}; it is skipped."
+                )
 
     def _send(self, client: MlflowClient, records: list[Record]) -> None:
         record = records[0]
         if record["kind"] == "run":
             self.run_id = _find_or_create_run(client, record, self._uri, self._folder)
         elif record["kind"] == "resumed":
-            client.update_run(self._run(), "RUNNING")
+            client.update_run(self._require_run_id(), "RUNNING")
         elif record["kind"] == "metrics":
             metrics = [metric for record in records for metric in _metrics(record)]
             for first in range(0, len(metrics), MAX_METRICS):
-                client.log_batch(self._run(), metrics=metrics[first : first + MAX_METRICS])
+                client.log_batch(self._require_run_id(), metrics=metrics[first : first + MAX_METRICS])
         elif record["kind"] == "text":
-            client.log_text(self._run(), record["text"], record["name"])
+            client.log_text(self._require_run_id(), record["text"], record["name"])
         elif record["kind"] == "image":
-            client.log_artifact(self._run(), self._held(record["file"]), record["place"])
+            client.log_artifact(self._require_run_id(), self._existing_path(record["file"]), record["place"])
         elif record["kind"] == "tag":
-            client.set_tag(self._run(), record["name"], record["value"])
+            client.set_tag(self._require_run_id(), record["name"], record["value"])
         elif record["kind"] == "model":
             self.version = register_checkpoint(
-                client, self._run(), Path(self._held(record["folder"])), record["name"], record["aliases"]
+                client,
+                self._require_run_id(),
+                Path(self._existing_path(record["folder"])),
+                record["name"],
+                record["aliases"],
             )
         elif record["kind"] == "end":
-            client.set_terminated(self._run(), record["status"], record["time_ms"])
+            client.set_terminated(self._require_run_id(), record["status"], record["time_ms"])
 
-    def _held(self, name: str) -> str:
+    def _existing_path(self, name: str) -> str:
         """Returns the path of a file in the current folder of the run.
 
         Raises:
@@ -129,9 +130,9 @@ class RunUploader:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return str(path)
 
-    def _run(self) -> str:
+    def _require_run_id(self) -> str:
         if self.run_id is None:
-            raise RegistryError(f"{self._folder / JOURNAL} does not begin with the record of its run.")
+            raise RegistryError(f"{self._folder / JOURNAL} does not start with a record of kind run.")
         return self.run_id
 
     def _restore(self) -> None:
@@ -151,30 +152,25 @@ class RunUploader:
 
 
 @contextmanager
-def _only_uploader(folder: Path) -> Iterator[None]:
+def _upload_lock(folder: Path) -> Iterator[None]:
     """Holds the upload lock of the run. Concurrent uploads would create two MLflow runs."""
     with (folder / f"{STATE_FILE}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _reason(error: Exception) -> str:
-    lines = [line for line in paths.redact(str(error)).strip().splitlines() if not line.startswith(AUTOFLUSH)]
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def _spelt(value: object) -> str:
+def _format_value(value: object) -> str:
     """Formats a configuration value like a command-line option."""
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: Path) -> str:
-    experiment = _experiment(client, record["experiment"], uri, folder)
-    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['key']}'", max_results=1)
-    tags = {**record["tags"], KEY_TAG: record["key"]} | _below(client, experiment, record)
-    run = found[0] if found else client.create_run(experiment, record["time_ms"], tags, record["name"])
+    experiment = _find_or_create_experiment(client, record["experiment"], uri, folder)
+    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record['key']}'", max_results=1)
+    tags = {**record["tags"], RUN_TAG: record["key"]} | _parent_tags(client, experiment, record)
+    run = runs[0] if runs else client.create_run(experiment, record["time_ms"], tags, record["name"])
     run_id = str(run.info.run_id)
-    params = [Param(key, _spelt(value)[:MAX_VALUE]) for key, value in record["params"].items()]
+    params = [Param(key, _format_value(value)[:MAX_VALUE]) for key, value in record["params"].items()]
     # An existing run also receives its params, because an earlier upload may be incomplete.
     for first in range(0, len(params), MAX_PARAMS):
         client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
@@ -184,7 +180,7 @@ def _find_or_create_run(client: MlflowClient, record: Record, uri: str, folder: 
     return run_id
 
 
-def _below(client: MlflowClient, experiment: str, record: Record) -> dict[str, str]:
+def _parent_tags(client: MlflowClient, experiment: str, record: Record) -> dict[str, str]:
     """Returns the tags that make the run of a trial a child of the sweep's run.
 
     Raises:
@@ -192,76 +188,58 @@ def _below(client: MlflowClient, experiment: str, record: Record) -> dict[str, s
     """
     if "parent" not in record:
         return {}
-    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{record['parent']}'", max_results=1)
-    if not found:
-        raise RegistryError(f"the run of the sweep that {record['name']} is part of is not there yet.")
-    return {MLFLOW_PARENT_RUN_ID: str(found[0].info.run_id), NUMBER_TAG: str(record["number"])}
+    parents = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record['parent']}'", max_results=1)
+    if not parents:
+        raise RegistryError(f"the sweep of {record['name']} has no MLflow run yet.")
+    return {MLFLOW_PARENT_RUN_ID: str(parents[0].info.run_id), TRIAL_TAG: str(record["number"])}
 
 
-def _experiment(client: MlflowClient, name: str, uri: str, folder: Path) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    return str(client.create_experiment(name, _artifacts(uri, folder)))
+def _find_or_create_experiment(client: MlflowClient, name: str, uri: str, folder: Path) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(name, _artifact_location(uri, folder)))
 
 
-def _artifacts(uri: str, folder: Path) -> str | None:
+def _artifact_location(uri: str, folder: Path) -> str | None:
     """Returns the artifact folder of an experiment, or `None` for a tracking server, which has its own.
 
     With a database store, MLflow would otherwise use the working directory of the process that creates the experiment.
     """
-    scheme, _, place = uri.partition("://")
-    kind = scheme.partition("+")[0]
-    if kind not in DATABASES:
+    scheme, _, path = uri.partition("://")
+    database = scheme.partition("+")[0]
+    if database not in DATABASES:
         return None
-    beside = Path(place.removeprefix("/")).absolute().parent if kind == "sqlite" else folder.parent
-    return f"{beside}/mlartifacts"
+    parent = Path(path.removeprefix("/")).absolute().parent if database == "sqlite" else folder.parent
+    return f"{parent}/mlartifacts"
 
 
-def batch_records(tail: JournalReader) -> Iterator[tuple[list[Record], int]]:
+def batch_records(reader: JournalReader) -> Iterator[tuple[list[Record], int]]:
     """Yields batches of new records, each with the journal offset after the batch.
 
     Consecutive metrics records form batches of the size that MLflow accepts. Other records are yielded one at a time.
     """
-    waiting: list[Record] = []
-    behind = tail.offset
-    for record in tail.read():
+    batch: list[Record] = []
+    num_values, offset = 0, reader.offset
+    for record in reader.read():
         is_metrics = record["kind"] == "metrics"
-        many = sum(len(one["values"]) for one in waiting) + (len(record["values"]) if is_metrics else 0)
-        if waiting and (not is_metrics or many > MAX_METRICS):
-            yield waiting, behind
-            waiting = []
-        behind = tail.offset
+        num_values += len(record["values"]) if is_metrics else 0
+        if batch and (not is_metrics or num_values > MAX_METRICS):
+            yield batch, offset
+            batch, num_values = [], len(record["values"]) if is_metrics else 0
+        offset = reader.offset
         if is_metrics:
-            waiting.append(record)
+            batch.append(record)
         else:
-            yield [record], behind
-    if waiting:
-        yield waiting, behind
+            yield [record], offset
+    if batch:
+        yield batch, offset
 
 
 def _metrics(record: Record) -> list[Metric]:
     keys = mlflow_metric_names(list(record["values"]))
     values = record["values"].values()
     return [Metric(key, value, record["time_ms"], record["step"]) for key, value in zip(keys, values, strict=True)]
-
-
-def mlflow_metric_names(names: list[str]) -> list[str]:
-    """Converts metric names to valid and distinct MLflow names. Class names may contain any character."""
-    keys = [_key(name) for name in names]
-    twice = {key for key, count in Counter(keys).items() if count > 1}
-    return [_marked(key, name) if key in twice and key != name else key for key, name in zip(keys, names, strict=True)]
-
-
-def _key(name: str) -> str:
-    letters = "".join(letter if letter.isalnum() or letter in "_-. :/" else "_" for letter in name)
-    key = "/".join("_" if part.strip(".") == "" else part for part in letters.split("/"))
-    return key if len(key) <= MAX_NAME_LENGTH else _marked(key, name)
-
-
-def _marked(key: str, name: str) -> str:
-    mark = f"-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return key[: MAX_NAME_LENGTH - len(mark)] + mark
 
 
 class Flushable(Protocol):
@@ -274,29 +252,26 @@ class Flushable(Protocol):
 class UploadThread(threading.Thread):
     """Background thread that uploads a journal every few seconds. Reports only the first upload failure."""
 
-    def __init__(self, upload: "Flushable", say: Callable[[str], None], every_s: float = 2.0) -> None:
+    def __init__(self, uploader: Flushable, log: Callable[[str], None], interval_s: float = 2.0) -> None:
         super().__init__(daemon=True, name="segray-upload")
-        self._upload, self._say, self._every_s = upload, say, every_s
+        self._uploader, self._log, self._interval_s = uploader, log, interval_s
         self._stopped = threading.Event()
-        self._complained = False
+        self._has_reported = False
 
     def run(self) -> None:
         """Uploads periodically until the thread is stopped."""
-        while not self._stopped.wait(self._every_s):
-            self._try()
+        while not self._stopped.wait(self._interval_s):
+            self._flush()
 
-    def _try(self) -> bool:
+    def _flush(self) -> bool:
         try:
-            self._upload.flush()
+            self._uploader.flush()
         except Exception as error:  # a tracking failure must not stop the training
-            if not self._complained:
-                self._complained = True
-                told = (
-                    str(error)
-                    if isinstance(error, RegistryError)
-                    else f"MLflow: {type(error).__name__}: {_reason(error)}"
-                )
-                self._say(f"{told}; training goes on and keeps its records.")
+            if not self._has_reported:
+                self._has_reported = True
+                is_known = isinstance(error, RegistryError)
+                message = str(error) if is_known else f"MLflow: {type(error).__name__}: {error_summary(error)}"
+                self._log(f"{message}; training continues, and its records stay in the journal.")
             return False
         return True
 
@@ -304,4 +279,4 @@ class UploadThread(threading.Thread):
         """Stops the thread, uploads the remaining records, and returns `True` if the upload succeeded."""
         self._stopped.set()
         self.join()
-        return self._try()
+        return self._flush()

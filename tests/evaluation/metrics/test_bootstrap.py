@@ -59,6 +59,6 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 def test_a_class_that_no_draw_holds_has_no_interval():
     found = tables(np.random.default_rng(0))
     found[:, 2] = 0
-    values = bootstrap(found, iou, count=20)
+    values = bootstrap(found, iou, num_resamples=20)
     assert np.isnan(percentile_interval(values[:, 2]).low)
     assert not np.isnan(percentile_interval(values[:, 1]).low)

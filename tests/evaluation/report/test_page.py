@@ -18,7 +18,7 @@ from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.evaluation.compare import compare
 from segray.evaluation.counter import Counts, ImageCounts
-from segray.evaluation.evaluate import Evaluation, evaluate
+from segray.evaluation.evaluate import Evaluation, EvaluationRequest, evaluate
 from segray.evaluation.metrics.bootstrap import bootstrap, miou, percentile_interval
 from segray.evaluation.metrics.calibration import NUM_BINS, calibration_bins
 from segray.evaluation.metrics.confusion import confusion_matrix
@@ -57,7 +57,7 @@ def evaluation(num_classes=4, seed=0):
     classes = Classes.from_names([f"<class> {number}" for number in range(num_classes)])
     ids = {row: f"val/image & {row}" for row in range(IMAGES)}
     slices = {"city": {row: "Ulm" if row < 4 else "Aachen" for row in ids}}
-    found = compute_results(counts, classes.names, ids, slices, count=200)
+    found = compute_results(counts, classes.names, ids, slices, num_resamples=200)
     return Evaluation(counts, found, ids, classes, "val", IMAGES, ("row 3: why",), "/data", "d1", 7, EvalConfig())
 
 
@@ -126,7 +126,7 @@ def one():
 @pytest.fixture(scope="module")
 def page(one):
     other = counted(4, seed=1)
-    against = Baseline("the other", compare(one.counts, other, one.classes.names, one.ids, count=200))
+    against = Baseline("the other", compare(one.counts, other, one.classes.names, one.ids, num_resamples=200))
     return Page(render_evaluation_page("models:/x@y", one, shown(one), {"torch": "2"}, against)), against.comparison
 
 
@@ -292,8 +292,8 @@ def console(page):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; tests/debian-packages.sh installs it")
 def test_a_browser_shows_the_whole_report_without_an_error(folder, streets, tmp_path):
-    asked = EvalConfig(calibration=True, boundary=(3,), trimap=(3,))
-    found = evaluate(folder, str(streets), "val", asked=asked, slices={"size": None})
+    overrides = {"calibration": True, "boundary": (3,), "trimap": (3,)}
+    found = evaluate(folder, EvaluationRequest(str(streets), "val", overrides=overrides, slices={"size": None}))
     written = write_report("the model", found, folder, tmp_path / "report")
     said, dom = console(written.page)
     assert said == []

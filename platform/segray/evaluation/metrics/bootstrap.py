@@ -38,50 +38,52 @@ def miou_and_ious(table: ClassCounts, absent: AbsentPolicy = "skip") -> Ratios:
     return np.concatenate([miou(table, absent)[..., None], iou(table)], axis=-1)
 
 
-def sum_by_group(figures: NDArray[Any], rows: Sequence[int], groups: Mapping[int, str] | None) -> NDArray[Any]:
+def sum_by_group(values: NDArray[Any], rows: Sequence[int], groups: Mapping[int, str] | None) -> NDArray[Any]:
     """Sums the values (N, ...) of images by group (G, ...), because e.g. frames of a video are not independent.
 
     Args:
-        figures: values of each image.
+        values: values of each image.
         rows: row numbers of the images.
         groups: group of each row; defaults to one group per image.
     """
     if groups is None:
-        return figures
+        return values
     names = sorted({groups[row] for row in rows})
-    place = {name: index for index, name in enumerate(names)}
-    total = np.zeros((len(names), *figures.shape[1:]), figures.dtype)
-    np.add.at(total, [place[groups[row]] for row in rows], figures)
+    index_of = {name: index for index, name in enumerate(names)}
+    total = np.zeros((len(names), *values.shape[1:]), values.dtype)
+    np.add.at(total, [index_of[groups[row]] for row in rows], values)
     return total
 
 
-def bootstrap(tables: ClassCounts | Ratios, statistic: Statistic, count: int = NUM_RESAMPLES, seed: int = 0) -> Ratios:
-    """Returns the values of a statistic for `count` resamples of the images, sampled with replacement.
+def bootstrap(
+    tables: ClassCounts | Ratios, statistic: Statistic, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Ratios:
+    """Returns the values of a statistic for `num_resamples` resamples of the images, sampled with replacement.
 
     Args:
         tables: tables (N, K, 3) of the images, or other additive values.
         statistic: function of the summed tables.
-        count: number of resamples.
-        seed: random seed; equal seeds sample the same images, as needed to compare two models in pairs.
+        num_resamples: number of resamples.
+        seed: random seed; equal seeds sample the same images, as needed for the paired comparison of two models.
     """
     flat = tables.reshape(len(tables), -1).astype(np.float64)
-    parts = [weights @ flat for weights in _weights(len(tables), count, seed)]
-    return statistic(np.concatenate(parts).reshape(count, *tables.shape[1:]))
+    parts = [weights @ flat for weights in _weights(len(tables), num_resamples, seed)]
+    return statistic(np.concatenate(parts).reshape(num_resamples, *tables.shape[1:]))
 
 
-def _weights(images: int, count: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def _weights(num_images: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Yields the number of times each image is sampled, (D, N), for batches of D resamples."""
     random = np.random.default_rng(seed)
-    step = max(1, RESAMPLE_BATCH // images)
-    for first in range(0, count, step):
-        some = min(step, count - first)
-        yield random.multinomial(images, np.full(images, 1 / images), size=some).astype(np.float64)
+    batch_size = max(1, RESAMPLE_BATCH // num_images)
+    for first in range(0, num_resamples, batch_size):
+        size = min(batch_size, num_resamples - first)
+        yield random.multinomial(num_images, np.full(num_images, 1 / num_images), size=size).astype(np.float64)
 
 
 def percentile_interval(values: Ratios, level: float = CONFIDENCE_LEVEL) -> Interval:
     """Returns the central interval that contains the fraction `level` of the resamples (D,). nan values are ignored."""
-    there = values[~np.isnan(values)]
-    if not len(there):
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(low, high)

@@ -15,18 +15,17 @@ def contour_band(ids: Tensor, width: int, *, edges: bool) -> Tensor:
         edges: whether the outside of the image counts as another id.
     """
     values = ids[None, None].float()
-    found = (_largest(values, width) != values) | (-_largest(-values, width) != values)
-    found = found[0, 0]
+    band = ((_window_max(values, width) != values) | (-_window_max(-values, width) != values))[0, 0]
     if edges:
-        for side in (found[:width], found[-width:], found[:, :width], found[:, -width:]):
+        for side in (band[:width], band[-width:], band[:, :width], band[:, -width:]):
             side.fill_(True)
-    return found
+    return band
 
 
-def _largest(values: Tensor, reach: int) -> Tensor:
+def _window_max(values: Tensor, radius: int) -> Tensor:
     """Returns the maximum of the square window around each pixel, computed separably along rows and columns."""
-    along = F.max_pool2d(values, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    return F.max_pool2d(along, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    row_max = F.max_pool2d(values, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return F.max_pool2d(row_max, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
 def boundary_counts(prediction: Tensor, mask: Tensor, num_classes: int, ignore_id: int, width: int) -> Tensor:
@@ -44,10 +43,10 @@ def boundary_counts(prediction: Tensor, mask: Tensor, num_classes: int, ignore_i
     See: Cheng et al., Boundary IoU, CVPR 2021.
     """
     valid = mask != ignore_id
-    found = prediction.long().where(valid, num_classes)
+    predicted = prediction.long().where(valid, num_classes)
     truth = mask.long().where(valid, num_classes)
-    true_band, found_band = (contour_band(ids, width, edges=True) & valid for ids in (truth, found))
-    return class_counts_of_pixels(found, truth, true_band, found_band, num_classes)
+    true_band, predicted_band = (contour_band(ids, width, edges=True) & valid for ids in (truth, predicted))
+    return class_counts_of_pixels(predicted, truth, true_band, predicted_band, num_classes)
 
 
 def trimap_counts(prediction: Tensor, mask: Tensor, num_classes: int, ignore_id: int, width: int) -> Tensor:
@@ -55,5 +54,5 @@ def trimap_counts(prediction: Tensor, mask: Tensor, num_classes: int, ignore_id:
 
     Contours of ignored regions are included.
     """
-    counted = contour_band(mask, width, edges=False) & (mask != ignore_id)
-    return class_counts_of_pixels(prediction, mask, counted, counted, num_classes)
+    band = contour_band(mask, width, edges=False) & (mask != ignore_id)
+    return class_counts_of_pixels(prediction, mask, band, band, num_classes)

@@ -15,22 +15,22 @@ Bins = NDArray[np.int64]
 """(NUM_BINS, 3): number of pixels, number of correct pixels, and sum of the pixels' confidence in units of 1/UNIT."""
 
 
-def calibration_bins(prediction: Tensor, sure: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
+def calibration_bins(prediction: Tensor, probability: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
     """Returns the confidence bins (NUM_BINS, 3) int64, of equal width, of a prediction.
 
     Args:
         prediction: class ids of any shape.
-        sure: probability of each predicted class, float of the same shape.
+        probability: probability of each predicted class, float of the same shape.
         mask: true class ids of the same shape.
         ignore_id: mask value of pixels that are not counted.
     """
     valid = mask != ignore_id
-    confidence = sure[valid].double()
+    confidence = probability[valid].double()
     units = (confidence * UNIT).round().long()
     bins = (confidence * NUM_BINS).long().clamp_max(NUM_BINS - 1)
-    right = prediction[valid].long() == mask[valid].long()
+    correct = prediction[valid].long() == mask[valid].long()
     # float64 represents integers exactly up to 2^53, which is sufficient for 10^11 pixels.
-    columns = [torch.ones_like(units), right.long(), units]
+    columns = [torch.ones_like(units), correct.long(), units]
     sums = [torch.bincount(bins, weights=column.double(), minlength=NUM_BINS) for column in columns]
     return torch.stack(sums, dim=-1).long()
 
@@ -55,16 +55,20 @@ class Calibration:
 
 def compute_calibration(bins: Bins) -> Calibration:
     """Computes the calibration metrics of bins (NUM_BINS, 3)."""
-    pixels, right, units = bins.T
-    whole = np.maximum(pixels, 1)
-    accuracy, confidence = right / whole, units / UNIT / whole
+    pixels, correct, units = bins.T
+    total = np.maximum(pixels, 1)
+    accuracy, confidence = correct / total, units / UNIT / total
     gaps = np.abs(accuracy - confidence) * (pixels > 0)
     share = pixels / max(int(pixels.sum()), 1)
-    there = (pixels > 0).tolist()
+    is_filled = (pixels > 0).tolist()
     return Calibration(
         ece=float(gaps @ share),
         mce=float(gaps.max()),
-        accuracy=tuple(value if one else None for value, one in zip(accuracy.tolist(), there, strict=True)),
-        confidence=tuple(value if one else None for value, one in zip(confidence.tolist(), there, strict=True)),
+        accuracy=_masked(accuracy, is_filled),
+        confidence=_masked(confidence, is_filled),
         share=tuple(share.tolist()),
     )
+
+
+def _masked(values: NDArray[np.float64], is_valid: list[bool]) -> tuple[float | None, ...]:
+    return tuple(value if valid else None for value, valid in zip(values.tolist(), is_valid, strict=True))

@@ -32,16 +32,19 @@ def class_counts(counts: Confusion) -> ClassCounts:
     return np.stack([np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)], axis=-1)
 
 
-def class_counts_of_pixels(prediction: Tensor, mask: Tensor, true: Tensor, found: Tensor, num_classes: int) -> Tensor:
+def class_counts_of_pixels(
+    prediction: Tensor, mask: Tensor, in_truth: Tensor, in_prediction: Tensor, num_classes: int
+) -> Tensor:
     """Returns the (K, 3) table of selected pixels of the truth and the prediction.
 
     Args:
         prediction: class ids 0..K-1.
-        mask: true class ids of the same shape; values where `true` is False are ignored.
-        true: bool of the same shape; pixels of the truth that are counted.
-        found: bool of the same shape; pixels of the prediction that are counted.
+        mask: true class ids of the same shape; values where `in_truth` is False are ignored.
+        in_truth: bool of the same shape; pixels of the truth that are counted.
+        in_prediction: bool of the same shape; pixels of the prediction that are counted.
         num_classes: K.
     """
-    right = true & found & (mask == prediction)
-    counts = [torch.bincount(ids.long(), minlength=num_classes) for ids in (mask[right], mask[true], prediction[found])]
+    correct = in_truth & in_prediction & (mask == prediction)
+    selected = (mask[correct], mask[in_truth], prediction[in_prediction])
+    counts = [torch.bincount(ids.long(), minlength=num_classes) for ids in selected]
     return torch.stack(counts, dim=-1)

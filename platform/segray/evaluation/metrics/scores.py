@@ -57,8 +57,8 @@ class Scores:
 
     def as_metrics(self, split: str) -> dict[str, float]:
         """Returns the usual scores by metric name, e.g. `val/miou` and `val/iou/car`."""
-        named = {f"{split}/miou": self.miou, f"{split}/macc": self.macc, f"{split}/aacc": self.aacc}
-        return named | {f"{split}/iou/{name}": iou for name, iou in self.iou.items() if iou is not None}
+        metrics = {f"{split}/miou": self.miou, f"{split}/macc": self.macc, f"{split}/aacc": self.aacc}
+        return metrics | {f"{split}/iou/{name}": iou for name, iou in self.iou.items() if iou is not None}
 
     def all_named(self, split: str) -> dict[str, float]:
         """Returns all scores by metric name."""
@@ -97,28 +97,28 @@ def scores_from_counts(
 ) -> Scores:
     """Computes the scores of a table (K, 3), like `scores_from_confusion`."""
     ratios = {metric: RATIOS[metric](table) for metric in PER_CLASS}
-    there = table.sum(axis=-1) > 0
-    means = {name: float(class_mean(ratio, there, absent)) for name, ratio in ratios.items()}
-    true = table[:, TARGET]
+    is_present = table.sum(axis=-1) > 0
+    means = {name: float(class_mean(ratio, is_present, absent)) for name, ratio in ratios.items()}
+    true_pixels = table[:, TARGET]
     return Scores(
-        **{metric: _named(ratio, names) for metric, ratio in ratios.items()},
+        **{metric: _by_class(ratio, names) for metric, ratio in ratios.items()},
         miou=means["iou"],
         mdice=means["dice"],
         mprecision=means["precision"],
         macc=means["recall"],
-        mfscore=float(class_mean(fscore(table, beta), there, absent)),
+        mfscore=float(class_mean(fscore(table, beta), is_present, absent)),
         aacc=float(aacc(table)),
-        fwiou=float(np.nansum(ratios["iou"] * true) / max(int(true.sum()), 1)),
+        fwiou=float(np.nansum(ratios["iou"] * true_pixels) / max(int(true_pixels.sum()), 1)),
         kappa=_kappa(table),
-        absent=tuple(name for name, is_there in zip(names, there, strict=True) if not is_there),
+        absent=tuple(name for name, present in zip(names, is_present, strict=True) if not present),
         without_truth=tuple(
-            name for name, pixels, is_there in zip(names, true, there, strict=True) if pixels == 0 and is_there
+            name for name, pixels, present in zip(names, true_pixels, is_present, strict=True) if present and not pixels
         ),
-        pixels=int(true.sum()),
+        pixels=int(true_pixels.sum()),
     )
 
 
-def _named(ratio: Ratios, names: Sequence[str]) -> dict[str, float | None]:
+def _by_class(ratio: Ratios, names: Sequence[str]) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else float(value) for name, value in zip(names, ratio, strict=True)}
 
 
@@ -156,25 +156,26 @@ def aacc(table: ClassCounts) -> Ratios:
     return np.nan_to_num(_ratio(table[..., CORRECT].sum(axis=-1), table[..., TARGET].sum(axis=-1)))
 
 
-def class_mean(ratio: Ratios, there: NDArray[np.bool_], absent: AbsentPolicy = "skip") -> Ratios:
+def class_mean(ratio: Ratios, is_present: NDArray[np.bool_], absent: AbsentPolicy = "skip") -> Ratios:
     """Returns the mean (...) over the classes (..., K) whose ratio is defined, or 0 if there are none.
 
     Args:
         ratio: ratio of each class.
-        there: whether each class is true or predicted anywhere.
+        is_present: whether each class is true or predicted anywhere.
         absent: policy for absent classes in the mean.
     """
     if absent == "zero":
-        ratio = np.where(there, ratio, 0.0)
+        ratio = np.where(is_present, ratio, 0.0)
     defined = ~np.isnan(ratio)
     means = np.where(defined, ratio, 0.0).sum(axis=-1) / np.maximum(defined.sum(axis=-1), 1)
     if absent == "nan":
-        means = np.where(there.all(axis=-1), means, np.nan)
+        means = np.where(is_present.all(axis=-1), means, np.nan)
     return np.asarray(means, np.float64)
 
 
-def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> Ratios:
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0))
+def _ratio(numerator: NDArray[np.number], denominator: NDArray[np.number]) -> Ratios:
+    out = np.full(np.shape(denominator), np.nan)
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))
 
 
 def _kappa(table: ClassCounts) -> float:
@@ -182,9 +183,9 @@ def _kappa(table: ClassCounts) -> float:
     pixels = float(table[:, TARGET].sum())
     if not pixels:
         return 0.0
-    agreed = table[:, CORRECT].sum() / pixels
+    agreement = table[:, CORRECT].sum() / pixels
     chance = float((table[:, TARGET] / pixels) @ (table[:, PREDICTED] / pixels))
-    return float((agreed - chance) / (1 - chance)) if chance < 1 else 0.0
+    return float((agreement - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def group_counts(tables: Sequence[ClassCounts], groups: Sequence[str]) -> Mapping[str, ClassCounts]:

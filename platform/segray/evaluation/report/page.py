@@ -28,8 +28,8 @@ MAX_LABELLED = 25
 """With more classes, the cells of the confusion matrix are too small for numbers."""
 MAX_CELLS = 60
 """With more classes, the confusion matrix is rendered as an image."""
-MAX_CONFUSED, MAX_IMAGES, MAX_CHANGED = 12, 15, 6
-RIGHT, WRONG = np.array([47, 111, 176]), np.array([220, 38, 38])
+MAX_CONFUSIONS, MAX_IMAGES, MAX_CHANGED = 12, 15, 6
+CORRECT, INCORRECT = np.array([47, 111, 176]), np.array([220, 38, 38])
 
 
 @dataclass(frozen=True)
@@ -43,43 +43,53 @@ class Baseline:
 def render_evaluation_page(
     model: str,
     evaluation: Evaluation,
-    shown: Sequence[Example],
-    about: Mapping[str, str],
-    against: Baseline | None = None,
+    examples: Sequence[Example],
+    metadata: Mapping[str, str],
+    baseline: Baseline | None = None,
 ) -> str:
     """Returns the HTML of the page.
 
     Args:
-        model: name of the evaluated model, as given by the user.
+        model: name of the evaluated model, as the user passed it.
         evaluation: evaluation with counts and results.
-        shown: example images.
-        about: further information by name, such as versions.
-        against: comparison with another model, if there is one.
+        examples: example images.
+        metadata: further information by name, such as versions of libraries.
+        baseline: comparison with another model, if there is one.
     """
-    found, classes = evaluation.results, evaluation.classes
+    results, classes = evaluation.results, evaluation.classes
     return render_page(
         TEMPLATE,
         model=model,
-        against=against,
-        most_changed=MAX_CHANGED,
-        widest=_widest(against),
+        baseline=baseline,
+        max_changed=MAX_CHANGED,
+        max_bound=_max_interval_bound(baseline),
         evaluation=evaluation,
-        found=found,
-        scores=found.scores,
-        about=about,
-        classes=_classes(evaluation),
+        results=results,
+        scores=results.scores,
+        metadata=metadata,
+        classes=_class_rows(evaluation),
         matrices=[
-            _matrix("Where the truth went", "a row: what the pixels of a class were taken for", evaluation, axis=1),
-            _matrix("What a prediction was", "a column: what the pixels taken for a class are", evaluation, axis=0),
+            _matrix(
+                "Confusion matrix, rows normalised",
+                "Each row sums to 100%; the diagonal is the recall.",
+                evaluation,
+                axis=1,
+            ),
+            _matrix(
+                "Confusion matrix, columns normalised",
+                "Each column sums to 100%; the diagonal is the precision.",
+                evaluation,
+                axis=0,
+            ),
         ],
         names=classes.names,
         is_labelled=classes.num_classes <= MAX_LABELLED,
         is_table=classes.num_classes <= MAX_CELLS,
-        confused=_confused(evaluation),
+        confusions=_confusions(evaluation),
         bins=_bins(evaluation),
-        histogram=_histogram([image.miou for image in found.images]),
-        worst=found.images[:MAX_IMAGES],
-        examples=[_example(one, classes) for one in shown],
+        histogram=_histogram([image.miou for image in results.images]),
+        worst=results.images[:MAX_IMAGES],
+        examples=[_example(example, classes) for example in examples],
         legend=[(name, css_color(colour)) for name, colour in zip(classes.names, classes.palette, strict=True)],
     )
 
@@ -89,57 +99,58 @@ def css_color(colour: Colour) -> str:
     return f"rgb({colour[0]},{colour[1]},{colour[2]})"
 
 
-def _widest(against: Baseline | None) -> float:
+def _max_interval_bound(baseline: Baseline | None) -> float:
     """Returns the largest absolute bound of the intervals of a comparison."""
-    found = [against.comparison.miou, *against.comparison.iou.values()] if against else []
-    ends = [abs(end) for one in found for end in one.interval]
-    return max((end for end in ends if isfinite(end)), default=0.0)
+    deltas = [baseline.comparison.miou, *baseline.comparison.iou.values()] if baseline else []
+    bounds = [abs(bound) for delta in deltas for bound in delta.interval]
+    return max((bound for bound in bounds if isfinite(bound)), default=0.0)
 
 
-def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Returns a table row for each class, sorted by score in descending order, with absent classes last."""
-    found, classes = evaluation.results, evaluation.classes
-    true = evaluation.counts.confusion.sum(axis=1)
-    lines = [
+    results, classes = evaluation.results, evaluation.classes
+    true_pixels = evaluation.counts.confusion.sum(axis=1)
+    rows = [
         {
             "name": name,
             "colour": css_color(colour),
-            "share": pixels / max(int(true.sum()), 1),
-            "interval": found.iou_intervals[name],
-            **{metric: getattr(found.scores, metric)[name] for metric in ("iou", "dice", "precision", "recall")},
+            "share": pixels / max(int(true_pixels.sum()), 1),
+            "interval": results.iou_intervals[name],
+            **{metric: getattr(results.scores, metric)[name] for metric in ("iou", "dice", "precision", "recall")},
         }
-        for name, colour, pixels in zip(classes.names, classes.palette, true.tolist(), strict=True)
+        for name, colour, pixels in zip(classes.names, classes.palette, true_pixels.tolist(), strict=True)
     ]
-    return sorted(lines, key=lambda line: (line["iou"] is None, -(line["iou"] or 0.0)))
+    return sorted(rows, key=lambda row: (row["iou"] is None, -(row["iou"] or 0.0)))
 
 
 def _matrix(heading: str, note: str, evaluation: Evaluation, *, axis: int) -> dict[str, Any]:
     """Returns the confusion matrix normalised by its rows (axis 1) or columns (axis 0), and an image of it."""
     counts: Confusion = evaluation.counts.confusion
     shares = counts / np.maximum(counts.sum(axis=axis, keepdims=True), 1)
-    return {"heading": heading, "note": note, "shares": shares.tolist(), "picture": _data(_heat(shares), lossless=True)}
+    picture = _data_uri(_heatmap(shares), lossless=True)
+    return {"heading": heading, "note": note, "shares": shares.tolist(), "picture": picture}
 
 
-def _heat(shares: NDArray[np.float64]) -> Pixels:
+def _heatmap(shares: NDArray[np.float64]) -> Pixels:
     """Returns the fractions (K, K) as colours (K, K, 3): blue for correct, red for incorrect; darker means larger."""
-    ink = np.where(np.eye(len(shares), dtype=bool)[..., None], RIGHT, WRONG)
+    colour = np.where(np.eye(len(shares), dtype=bool)[..., None], CORRECT, INCORRECT)
     strength = shares[..., None] ** 0.5
-    return np.asarray((255 * (1 - strength) + ink * strength).round(), np.uint8)
+    return np.asarray((255 * (1 - strength) + colour * strength).round(), np.uint8)
 
 
-def _confused(evaluation: Evaluation) -> list[dict[str, Any]]:
+def _confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Returns the largest confusions: true and predicted class, and the fraction of the true class's pixels."""
     counts, names = evaluation.counts.confusion.copy(), evaluation.classes.names
-    true = np.maximum(counts.sum(axis=1), 1)
+    true_pixels = np.maximum(counts.sum(axis=1), 1)
     np.fill_diagonal(counts, 0)
-    largest = np.argsort(counts, axis=None, kind="stable")[::-1][:MAX_CONFUSED]
+    largest = np.argsort(counts, axis=None, kind="stable")[::-1][:MAX_CONFUSIONS]
     pairs = [divmod(int(index), len(names)) for index in largest]
     return [
         {
-            "true": names[row],
-            "found": names[column],
+            "truth": names[row],
+            "prediction": names[column],
             "pixels": int(counts[row, column]),
-            "share": counts[row, column] / true[row],
+            "share": counts[row, column] / true_pixels[row],
         }
         for row, column in pairs
         if counts[row, column]
@@ -147,11 +158,11 @@ def _confused(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _bins(evaluation: Evaluation) -> list[dict[str, float]] | None:
-    """Returns the non-empty bins of the reliability plot."""
-    known = evaluation.results.calibration
-    if known is None:
+    """Returns the non-empty bins of the reliability diagram."""
+    calibration = evaluation.results.calibration
+    if calibration is None:
         return None
-    columns = zip(known.accuracy, known.confidence, known.share, strict=True)
+    columns = zip(calibration.accuracy, calibration.confidence, calibration.share, strict=True)
     return [
         {"left": index / NUM_BINS, "accuracy": accuracy, "confidence": confidence, "share": share}
         for index, (accuracy, confidence, share) in enumerate(columns)
@@ -168,20 +179,21 @@ def _histogram(values: Sequence[float], bins: int = 20) -> list[int]:
 def _example(example: Example, classes: Classes) -> dict[str, Any]:
     pictures = {
         "image": example.image,
-        "truth": colorize(example.truth, classes),
-        "prediction": colorize(example.found, classes),
+        "ground truth": colorize(example.truth, classes),
+        "prediction": colorize(example.prediction, classes),
         "errors": error_overlay(example, classes.ignore_id),
     }
     return {
         "kind": example.kind,
         "score": example.score,
         "pictures": {
-            name: _data(picture, lossless=name in {"truth", "prediction"}) for name, picture in pictures.items()
+            name: _data_uri(picture, lossless=name in {"ground truth", "prediction"})
+            for name, picture in pictures.items()
         },
     }
 
 
-def _data(picture: Pixels, *, lossless: bool) -> str:
+def _data_uri(picture: Pixels, *, lossless: bool) -> str:
     """Returns an image as a data URI, resized to `WIDTH`."""
     image = Image.fromarray(picture)
     height = max(1, round(image.height * WIDTH / image.width))

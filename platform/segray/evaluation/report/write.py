@@ -27,8 +27,8 @@ def prepare_output_dir(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         page = out / PAGE
-        is_ours = page.exists() and GENERATOR in page.read_text(encoding="utf-8", errors="replace")[:1000]
-        if any(out.iterdir()) and not is_ours:
+        is_report = page.exists() and GENERATOR in page.read_text(encoding="utf-8", errors="replace")[:1000]
+        if any(out.iterdir()) and not is_report:
             raise DataError(f"report {out} is not empty; choose another folder.")
         page.write_text(GENERATOR)  # detects a read-only or full file system early
     except OSError as error:
@@ -44,35 +44,35 @@ class ReportFiles:
 
 
 def write_report(
-    model: str, evaluation: Evaluation, folder: Path, out: Path, against: Baseline | None = None
+    model: str, evaluation: Evaluation, folder: Path, out: Path, baseline: Baseline | None = None
 ) -> ReportFiles:
     """Writes the page of an evaluation and its figures to a folder.
 
     Args:
-        model: name of the evaluated model, as given by the user.
+        model: name of the evaluated model, as the user passed it.
         evaluation: evaluation with counts and results.
         folder: checkpoint folder of the model.
         out: destination folder, created if missing.
-        against: comparison with another model, if there is one.
+        baseline: comparison with another model, if there is one.
 
     Raises:
         DataError: the report cannot be written.
     """
     source = SplitReader(evaluation.root, read_manifest(evaluation.root).split(evaluation.split))
     config = checkpoint.load_config(folder).model_copy(update={"eval": evaluation.settings})
-    shown = segment_examples(folder, config, source, evaluation.results.images)
-    about = {
-        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    examples = segment_examples(folder, config, source, evaluation.results.images)
+    metadata = {
+        "created": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "python": platform.python_version(),
         **checkpoint.library_versions(),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / PAGE).write_text(
-            render_evaluation_page(model, evaluation, shown, about, against),
+            render_evaluation_page(model, evaluation, examples, metadata, baseline),
             encoding="utf-8",
             errors="backslashreplace",
         )
-        return ReportFiles(out / PAGE, figures.save_figures(evaluation, shown, out))
+        return ReportFiles(out / PAGE, figures.save_figures(evaluation, examples, out))
     except OSError as error:
         raise DataError(f"report {out} cannot be written ({error}).") from error
