@@ -3,7 +3,7 @@
 python pipelines/analyse.py batches --data data/demo --out batches.png
 """
 
-from segray.cli.analyse import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("analyse")

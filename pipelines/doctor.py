@@ -4,7 +4,7 @@ python pipelines/doctor.py --config pipelines/configs/demo.yaml
 ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/doctor.py ...
 """
 
-from segray.cli.doctor import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("doctor")

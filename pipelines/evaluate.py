@@ -3,7 +3,7 @@
 python pipelines/evaluate.py --model models:/segray@challenger --data data/demo --split test
 """
 
-from segray.cli.evaluate import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("evaluate")

@@ -3,7 +3,7 @@
 python pipelines/predict.py --model models:/segray@challenger --source street.jpg --out masks
 """
 
-from segray.cli.predict import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("predict")

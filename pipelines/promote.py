@@ -3,7 +3,7 @@
 python pipelines/promote.py --name segray --data data/demo --split test --dry-run
 """
 
-from segray.cli.promote import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("promote")

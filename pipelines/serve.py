@@ -3,7 +3,7 @@
 python pipelines/serve.py --name segray --alias champion
 """
 
-from segray.cli.serve import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("serve")

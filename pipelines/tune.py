@@ -4,7 +4,7 @@ python pipelines/tune.py --config pipelines/configs/sweep_camvid.yaml
 ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/tune.py ...
 """
 
-from segray.cli.tune import main
+from segray.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run("tune")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segray.cli import evaluate as cli
+from segray.cli import main as cli
 from segray.evaluation import evaluate as evaluate_module
 from segray.models import checkpoint
 
@@ -68,7 +68,7 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         (["--split", "dev"], "the dataset has no split 'dev'; it has train, val, test"),
         (["--slice", "city"], "has no column city; it has id, image"),
         (["--slice", "mask"], "column mask of"),
-        (["--slice", "a=("], "which is no regular expression"),
+        (["--slice", "a=("], "which is not a valid regular expression"),
         (["--against", "nowhere"], "checkpoint nowhere is not a folder"),
         (["--report", "full"], "report full is not empty; choose another folder"),
         (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most a window's 512"),
@@ -82,7 +82,7 @@ def test_mistakes_are_told_before_anything_is_counted(folder, streets, tmp_path,
     monkeypatch.setattr(sys, "argv", command(folder, streets, *words)[1:])
     monkeypatch.setattr(evaluate_module, "_count", lambda _: pytest.fail("counted"))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.run("evaluate")
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -98,6 +98,6 @@ def test_other_classes_are_named(folder, streets, tmp_path, monkeypatch, capsys)
     (copy / "meta.json").write_text(json.dumps(meta))
     monkeypatch.setattr(sys, "argv", command(copy, streets)[1:])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.run("evaluate")
     assert ended.value.code == 2
     assert "they differ in lava, " in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.memory_monitor import monitor_memory
-from segray.cli import predict as cli
+from segray.cli import main as cli
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "predict.py"
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_one_line_and_2(folder, tmp_path, words, said, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", command(folder, "images", "out", *words)[1:])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.run("predict")
     assert ended.value.code == 2
     found = capsys.readouterr().err
     assert said in found

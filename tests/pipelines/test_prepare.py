@@ -129,9 +129,9 @@ def test_conversions_killed_at_ten_moments_are_the_one_that_was_not(source, envi
 WORKERS = """
 import sys
 import ray
-from segray.cli.prepare import main
+from segray.cli.main import run
 ray.init(address="local", num_cpus=int(sys.argv.pop(1)), log_to_driver=False)
-main()
+run("prepare")
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from segray.cli import promote as cli
+from segray.cli import main as cli
 from segray.core.classes import Classes
 from segray.models import checkpoint
 from segray.promotion import measure
@@ -41,7 +41,7 @@ def store(folder, streets, empty_store, tmp_path, monkeypatch):
     def run(*words):
         monkeypatch.setattr(sys, "argv", command(*words))
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.run("promote")
         return ended.value.code
 
     return SimpleNamespace(client=client, uri=uri, command=command, run=run, experiment=experiment)
@@ -117,7 +117,10 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
     register_checkpoint(store.client, run_id, other, "s", ["champion"])
     words = ["--version", 1, "--split", "val", "--promote.max_latency_ratio", "9", "--dry-run"]
     assert store.run(*words) == 1
-    said = f"classes: without lava, with {ours[0]}; expected the champion's, or promote.allowed_class_changes '[lava, "
+    said = (
+        f"classes: missing: lava; additional: {ours[0]}; expected the classes of the champion, or "
+        "promote.allowed_class_changes '[lava, "
+    )
     assert said in capsys.readouterr().err
     assert store.run(*words, "--promote.allowed_class_changes", f"[lava, {ours[0]}]") == 0
     assert "dry run: nothing was written; the aliases would move." in capsys.readouterr().out
@@ -135,7 +138,7 @@ def test_a_champion_of_other_classes_is_replaced_only_if_they_are_named(store, f
         (["--rollback"], "s has no version previous"),
         (["--workers", "0"], "--workers is 0"),
         (["--promote.min_class_iou", "2"], "promote.min_class_iou is 2; expected a number from 0 to 1"),
-        ([], "s has no challenger; name a version (s has versions 1, 2; aliases: none)"),
+        ([], "s has no challenger; choose a version with --version (s has versions 1, 2; aliases: none)"),
         (["--version", "new"], "argument --version: invalid int value: 'new'"),
         (["--version", "9"], "(s has versions 1, 2; aliases: none)"),
         (["--name", "lanes"], "model lanes does not exist (registered models: s)"),

@@ -12,7 +12,7 @@ from socket import create_server
 import pytest
 from mlflow.tracking import MlflowClient
 
-from segray.cli.serve import main
+from segray.cli.main import run
 from segray.tracking.registry import register_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(ray_cluster, store, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [*words()[1:], *more])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run("serve")
     told = capsys.readouterr()
     assert ended.value.code == 2
     assert said in told.err

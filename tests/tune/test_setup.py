@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.cli import tune
+from segray.cli import main as cli
 from segray.core.errors import CapacityError, ConfigError, DataError, RegistryError, ResumeError
 from segray.data.manifest import read_manifest
 from segray.models import checkpoint
@@ -234,7 +234,7 @@ def test_the_command_tells_a_mistake_in_one_line(settings, tmp_path, monkeypatch
     words = ["--config", str(file), "--tune.space.optim.lr", "{loguniform: [1e-3, 1e-5]}"]
     monkeypatch.setattr("sys.argv", ["tune", *words])
     with pytest.raises(SystemExit) as ended:
-        tune.main()
+        cli.run("tune")
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == "error: tune.space.optim.lr.loguniform is ['1e-3', '1e-5']; expected LOW < HIGH.\n"

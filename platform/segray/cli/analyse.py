@@ -1,26 +1,25 @@
 """Command `analyse SUBJECT`: shows the cost of a model, its training batches, or the curves of runs."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from segray.cli.command import CommandParser, make_console, run_command
+from segray.cli.command import CommandParser, make_console
 from segray.config import paths
 from segray.core.errors import ConfigError, DataError, did_you_mean
 
 MAX_SIDE = 16384
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_analyse)
+def run(argv: Sequence[str]) -> None:
+    """Runs the command.
 
-
-def _analyse() -> None:
-    subject = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    Args:
+        argv: subject, followed by its flags.
+    """
+    subject = argv[0] if argv else "--help"
     if subject in {"-h", "--help"}:
         lines = [f"  {name:<8} {description}" for name, (description, _) in SUBJECTS.items()]
         print("usage: analyse SUBJECT [--help] ...", *lines, sep="\n")
@@ -28,7 +27,7 @@ def _analyse() -> None:
     if subject not in SUBJECTS:
         hint = did_you_mean(subject, SUBJECTS) or "."
         raise ConfigError(f"unknown subject '{subject}'; expected {', '.join(SUBJECTS)}{hint}")
-    SUBJECTS[subject][1](sys.argv[2:])
+    SUBJECTS[subject][1](argv[1:])
 
 
 def _analyse_model(argv: Sequence[str]) -> None:

@@ -1,28 +1,23 @@
 """Command `doctor`: checks whether a run or sweep can work on a cluster with a given Config."""
 
+from argparse import Namespace
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segray.cli.command import CommandParser, make_console, run_command, write_json
+from segray.cli.command import make_console, write_json
 from segray.cluster.doctor.results import CheckResult, Severity, max_severity
+from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.training.diagnose import diagnose_cluster
 
 STYLES = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "red"}
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_doctor)
-
-
-def _doctor() -> None:
-    parser = CommandParser("doctor", "Checks whether a run or sweep with these settings can work on the cluster.")
-    parser.add_common("data", "json", "quiet")
-    flags, config = parser.parse()
+def run(flags: Namespace, config: Config) -> None:
+    """Checks the cluster, and prints and writes the results."""
     console = make_console()
     with console.status("") as status:
         results = diagnose_cluster(config, (lambda _line: None) if flags.quiet else status.update)

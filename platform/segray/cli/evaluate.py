@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command, write_json
+from segray.cli.command import make_console, write_json
 from segray.cli.tables import print_comparison, print_results
 from segray.config import Config, paths
 from segray.core.errors import DataError, RegistryError, SegrayError, format_list
@@ -25,13 +25,8 @@ from segray.tracking import evaluations
 from segray.tracking.references import resolve_checkpoint
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_evaluate)
-
-
-def _evaluate() -> None:
-    flags, config = _parser().parse()
+def run(flags: argparse.Namespace, config: Config) -> None:
+    """Evaluates the model, and prints, writes and logs the results."""
     request = _build_request(flags, config)
     folder, baseline_folder = (model and resolve_checkpoint(model, config) for model in (flags.model, flags.against))
     _check(flags, folder, baseline_folder)
@@ -78,21 +73,6 @@ def _check(flags: argparse.Namespace, folder: Path, baseline: Path | None) -> No
         raise DataError(
             f"{flags.against} has other classes than {flags.model}; expected a model with the same classes."
         )
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser("evaluate", "Evaluates a model on a split of a prepared dataset.")
-    parser.add_common("model", "data", "workers", "json")
-    parser.add_argument("--against", metavar="MODEL", help="baseline model to compare with on the same rows")
-    parser.add_argument("--split", default="val", help="split to evaluate on (default: val)")
-    slice_help = (
-        "additional scores by a column of the dataset, by `size`, or by a regular expression on ids; repeatable"
-    )
-    parser.add_argument("--slice", action="append", default=[], metavar="NAME[=REGEX]", help=slice_help)
-    group_help = "as --slice: the bootstrap resamples groups of dependent images, such as frames of one video"
-    parser.add_argument("--group-by", metavar="NAME[=REGEX]", help=group_help)
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report with figures to DIR")
-    return parser
 
 
 def _write_report(

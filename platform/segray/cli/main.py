@@ -2,9 +2,13 @@
 
 import sys
 from importlib import import_module
+from typing import NoReturn
+
+from segray.cli.command import run_command
+from segray.cli.flags import PARSERS
 
 COMMANDS = {
-    "prepare": "convert images and masks to a dataset of Parquet shards, or check a dataset",
+    "prepare": "convert images and masks to a dataset of Parquet shards, or validate a dataset",
     "train": "train a model and register the best checkpoint",
     "tune": "search hyperparameters and register the best model",
     "evaluate": "evaluate a model on a split of a dataset, or compare two models",
@@ -22,9 +26,23 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         sys.argv = [f"segray {name}", *sys.argv[2:]]
-        # Only the requested command is imported: importing the others takes seconds.
-        import_module(f"segray.cli.{name}").main()
-        return
+        run(name)
     lines = [f"  {command:<10} {description}" for command, description in COMMANDS.items()]
     print("usage: segray COMMAND [--help] ...", *lines, sep="\n")
     sys.exit(0 if name in ("-h", "--help") else 2)
+
+
+def run(name: str) -> NoReturn:
+    """Runs a command with the arguments of the process, and exits."""
+    run_command(lambda: _run(name))
+
+
+def _run(name: str) -> None:
+    """Parses the flags before the import of the command, which takes seconds."""
+    if name == "prepare" and any(argument.split("=")[0] == "--check" for argument in sys.argv):
+        name = "validate"
+    if name == "analyse":
+        import_module("segray.cli.analyse").run(sys.argv[1:])  # its subjects have flags of their own
+        return
+    flags, config = PARSERS[name]().parse()
+    import_module(f"segray.cli.{name}").run(flags, config)

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command
+from segray.cli.command import make_console
 from segray.cli.progress import progress_reporter
 from segray.config import Config, paths
 from segray.core.errors import ConfigError, SegrayError, format_list
 from segray.data.storage import content_hash
 from segray.inference.batch.inputs import Inputs
-from segray.inference.batch.outputs import FORMATS, Outputs
+from segray.inference.batch.outputs import Outputs
 from segray.inference.batch.progress import ChunkResult
 from segray.inference.batch.sources import open_inputs
 from segray.inference.batch.worker import BatchTask, segment_locally
@@ -22,13 +22,8 @@ from segray.models import checkpoint
 from segray.tracking.references import resolve_checkpoint
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_predict)
-
-
-def _predict() -> None:
-    flags, config = _parser().parse()
+def run(flags: argparse.Namespace, config: Config) -> None:
+    """Segments the images."""
     out, source = paths.absolute_path("--out", flags.out), paths.absolute_path("--source", flags.source)
     _check(flags, source, out)
     folder = resolve_checkpoint(flags.model, config)
@@ -48,24 +43,6 @@ def _predict() -> None:
     if result.problems:
         count, subject = len(result.problems), "image" if len(result.problems) == 1 else "images"
         raise SegrayError(f"{count} {subject} could not be segmented:{format_list(result.problems)}")
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "predict",
-        "Segments images and writes their masks, on Ray; a single image needs no cluster. The same command resumes an\n"
-        "interrupted job.",
-    )
-    parser.add_common("model", "workers")
-    source = "image, folder of images, video, parquet file or folder, or prepared dataset; also s3:// or gs://"
-    parser.add_argument("--source", required=True, metavar="PATH", help=source)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results; also s3:// or gs://")
-    parser.add_argument("--split", metavar="NAME", help="split of a prepared dataset (default: all splits)")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="format of the masks (default: png)")
-    parser.add_argument("--overlay", action="store_true", help="also write the images overlaid with their masks")
-    parser.add_argument("--probabilities", action="store_true", help="also write class probabilities (float16 .npy)")
-    parser.add_argument("--quiet", action="store_true", help="print only errors")
-    return parser
 
 
 def _check(flags: argparse.Namespace, source: str, out: str) -> None:

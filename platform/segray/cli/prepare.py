@@ -5,15 +5,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
-from segray.cli import validate
-from segray.cli.command import CommandParser, make_console, run_command
+from segray.cli.command import make_console
 from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
-from segray.config import paths
+from segray.config import Config, paths
 from segray.core.classes import Classes, read_class_names
 from segray.core.errors import DataError, SegrayError, did_you_mean
 from segray.core.imports import import_callable, is_import_path
@@ -28,14 +26,8 @@ from segray.data.sources.formats import SOURCES
 from segray.data.sources.sample import UNSPLIT, SourceListing
 
 
-def main() -> None:
-    """Runs the command, which converts a dataset, or validates one with --check."""
-    is_check = any(argument.split("=")[0] == "--check" for argument in sys.argv)
-    run_command(validate.run_validation if is_check else _prepare)
-
-
-def _prepare() -> None:
-    flags, _ = _parser().parse()
+def run(flags: argparse.Namespace, _config: Config) -> None:
+    """Converts the source to a dataset."""
     console = make_console(flags.quiet)
     if not 0 < flags.max_pixels <= PILLOW_MAX_PIXELS:
         raise DataError(f"--max-pixels is {flags.max_pixels}; expected 1 to {PILLOW_MAX_PIXELS}.")
@@ -55,35 +47,6 @@ def _prepare() -> None:
             on_progress=show,
         )
     _show(console, flags.out, manifest)
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "prepare",
-        "Converts images and masks to a dataset of Parquet shards, on Ray. The same command resumes an interrupted\n"
-        "conversion. With --check DIR it validates a dataset instead: see --check DIR --help.",
-    )
-    format_help = f"format of the source: {', '.join(SOURCES)}, or your own module:function (docs/formats.md)"
-    parser.add_argument("--format", required=True, metavar="NAME", help=format_help)
-    parser.add_argument("--source", metavar="DIR", help="folder to convert (not for format demo, which draws images)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="dataset to write: a folder, s3:// or gs://")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, in order of their ids")
-    map_help = "YAML: `class: class` merges or renames, `class: null` drops a class; `*` matches all other classes"
-    parser.add_argument("--map", type=Path, metavar="FILE", help=map_help)
-    ignore_help = "mask id of the source to ignore in training; 255, or 65535 with 256 or more classes, always is"
-    parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignore_help)
-    split_help = "fractions of train/val/test, or of train/val, e.g. 0.8/0.1/0.1; replaces the splits of the source"
-    parser.add_argument("--split", type=splits.parse_fractions, metavar="FRACTIONS", help=split_help)
-    group_help = "with --split: samples with the same first regex group in their ids share a split, e.g. '^(.*)_'"
-    parser.add_argument("--group-by", metavar="REGEX", help=group_help)
-    bad_help = "samples that cannot be used: fail with a list of them (default), or skip them and write the list"
-    parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help=bad_help)
-    columns_help = "CSV with additional columns by id, e.g. id,camera,city, for scores by slice"
-    parser.add_argument("--columns", type=Path, metavar="FILE", help=columns_help)
-    pixels_help = f"maximum pixels per image (default: {ShardLimits.image_pixels}, maximum: {PILLOW_MAX_PIXELS})"
-    parser.add_argument("--max-pixels", type=int, default=ShardLimits.image_pixels, metavar="N", help=pixels_help)
-    parser.add_argument("--quiet", action="store_true", help="print only errors")
-    return parser
 
 
 def _list_samples(flags: argparse.Namespace) -> SourceListing:

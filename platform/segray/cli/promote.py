@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command, write_json
+from segray.cli.command import make_console, write_json
 from segray.cli.tables import print_decision, print_paths
 from segray.config import Config, paths
 from segray.core.errors import ConfigError, PromotionError, format_list
@@ -18,13 +18,8 @@ from segray.promotion.promote import PromotionRequest, PromotionResult, promote,
 from segray.tracking.tags import CHAMPION, PREVIOUS
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_promote)
-
-
-def _promote() -> None:
-    flags, config = _parser().parse()
+def run(flags: argparse.Namespace, config: Config) -> None:
+    """Promotes or rolls back, and prints and writes the result."""
     _check(flags)
     console = make_console()
     result = _roll_back(flags, config, console) if flags.rollback else _promote_version(flags, config, console)
@@ -46,19 +41,6 @@ def _check(flags: argparse.Namespace) -> None:
         raise ConfigError("--reason is given without --force or --rollback; expected one of them.")
     if flags.rollback and (flags.force or flags.version is not None):
         raise ConfigError("--rollback is given with --force or --version; it always restores the previous version.")
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser("promote", "Promotes a registered model to champion if it passes the gates, or rolls back.")
-    parser.add_alias("--name", "tracking.model", metavar="NAME")
-    parser.add_argument("--version", type=int, metavar="N", help="version to promote (default: the challenger)")
-    parser.add_common("data", "workers", "json")
-    parser.add_argument("--split", default="test", help="split to evaluate on (default: test)")
-    parser.add_argument("--dry-run", action="store_true", help="evaluate the gates, and change nothing")
-    parser.add_argument("--force", action="store_true", help="promote even if a gate fails; requires --reason")
-    parser.add_argument("--reason", metavar="TEXT", help="reason for --force or --rollback, for the audit entry")
-    parser.add_argument("--rollback", action="store_true", help="restore the previous champion")
-    return parser
 
 
 def _options(flags: argparse.Namespace, config: Config) -> PromotionOptions:
@@ -112,6 +94,6 @@ def _to_dict(flags: argparse.Namespace, config: Config, result: PromotionResult)
         "audit": result.audit,
         "decision": None,
     }
-    if result.measured is not None and result.decision is not None:
-        fields["decision"] = audit.decision_to_dict(result.measured, result.decision, _options(flags, config))
+    if result.measurements is not None and result.decision is not None:
+        fields["decision"] = audit.decision_to_dict(result.measurements, result.decision, _options(flags, config))
     return fields

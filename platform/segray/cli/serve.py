@@ -1,22 +1,19 @@
 """Command `serve`: serves the version of a registered model that an alias names."""
 
+from argparse import Namespace
 from contextlib import suppress
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command
+from segray.cli.command import make_console
 from segray.cli.tables import print_paths
+from segray.config import Config
 from segray.serving.controller import ServingState
 from segray.serving.server import follow_state, running_server
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_serve)
-
-
-def _serve() -> None:
-    _, config = _parser().parse()
+def run(_flags: Namespace, config: Config) -> None:
+    """Serves until the process is interrupted."""
     console = make_console()
     with running_server(config, lambda line: console.print(line, highlight=False)) as server:
         rows = {
@@ -28,15 +25,6 @@ def _serve() -> None:
         with suppress(KeyboardInterrupt):  # Ctrl-C ends serving
             follow_state(StateLogger(console, server.version))
     console.print("the server has stopped.")
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser("serve", "Serves a registered model over HTTP.")
-    parser.add_alias("--name", "tracking.model", metavar="MODEL")
-    parser.add_alias("--alias", "serve.alias", metavar="ALIAS")
-    parser.add_alias("--canary", "serve.canary", metavar="FRACTION")
-    parser.add_alias("--shadow", "serve.shadow", metavar="FRACTION", nargs="?", const="1")
-    return parser
 
 
 class StateLogger:

@@ -1,28 +1,16 @@
 """Command `tracking sync`: uploads the records that a run could not send because MLflow was unavailable."""
 
-from pathlib import Path
+from argparse import Namespace
 
-from segray.cli.command import CommandParser, run_command
-from segray.config import paths
+from segray.config import Config, paths
 from segray.core.errors import DataError
 from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL
 from segray.tracking.sweep_uploader import SweepUploader
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_sync)
-
-
-def _sync() -> None:
-    parser = CommandParser(
-        "tracking", "Uploads the remaining records of a run, or of a sweep and its trials, to MLflow."
-    )
-    parser.add_argument("action", choices=["sync"], help="sync: upload the records that MLflow does not have yet")
-    parser.add_argument("run", type=Path, help="folder of the run or sweep, e.g. results/NAME")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: the store in the run's settings)")
-    flags, _ = parser.parse()
+def run(flags: Namespace, _config: Config) -> None:
+    """Uploads the records that MLflow does not have yet."""
     if not (flags.run / JOURNAL).exists():
         raise DataError(f"{flags.run} has no {JOURNAL}; expected the folder of a run or sweep.")
     stored = checkpoint.load_config(flags.run)

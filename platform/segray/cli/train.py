@@ -1,42 +1,25 @@
 """Command `train`: trains, validates and registers a model."""
 
 import shlex
+from argparse import Namespace
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command, write_json
-from segray.config import DataConfig
+from segray.cli.command import make_console, write_json
+from segray.cli.progress import TrainingProgress
+from segray.cli.tables import print_paths, print_scores
+from segray.config import Config, DataConfig
 from segray.core.errors import DataError
-
-if TYPE_CHECKING:
-    from segray.training.fit import TrainResult
+from segray.data.manifest import load_manifest_unverified
+from segray.training.fit import TrainResult, fit
 
 NEXT_COMMAND = ("python", "pipelines/evaluate.py")
 
 
-def main() -> None:
-    """Runs the command."""
-    run_command(_train)
-
-
-def _train() -> None:
-    parser = CommandParser("train", "Trains SegFormer on a prepared dataset and registers the best checkpoint.")
-    parser.add_common("data", "json", "quiet", "resume")
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="with --resume: a setting that may differ from the resumed run, or dataset, or classes",
-    )
-    flags, config = parser.parse()
+def run(flags: Namespace, config: Config) -> None:
+    """Trains, and prints and writes the result."""
     console, log = make_console(), make_console(flags.quiet)
-    # torch, Ray and MLflow take seconds to import; `--help` and flag errors do not need them.
-    from segray.cli.progress import TrainingProgress  # noqa: PLC0415
-    from segray.training.fit import fit  # noqa: PLC0415
-
     with TrainingProgress(log, config.train.steps) as progress:
         result = fit(
             config,
@@ -49,9 +32,7 @@ def _train() -> None:
     write_json(flags.json, asdict(result))
 
 
-def _show(console: Console, result: "TrainResult", data: DataConfig) -> None:
-    from segray.cli.tables import print_paths, print_scores  # noqa: PLC0415 as above
-
+def _show(console: Console, result: TrainResult, data: DataConfig) -> None:
     console.print()
     print_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
     model = f"{result.model} version {result.version}" if result.version else "not registered; see above"
@@ -73,8 +54,6 @@ def _show(console: Console, result: "TrainResult", data: DataConfig) -> None:
 
 def _evaluation_split(data: DataConfig) -> str:
     """Returns the split of the suggested next command: `test` if the dataset has it, else the validation split."""
-    from segray.data.manifest import load_manifest_unverified  # noqa: PLC0415 pyarrow as above
-
     try:
         return "test" if "test" in load_manifest_unverified(data.root).splits else data.val_split
     except DataError:

@@ -1,31 +1,22 @@
 """Command `tune`: searches a space of settings, registers the best model and writes a report."""
 
 import shlex
+from argparse import Namespace
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from segray.cli.command import CommandParser, make_console, run_command, write_json
-
-if TYPE_CHECKING:
-    from segray.tune.finalize import SweepResult
-
-
-def main() -> None:
-    """Runs the command."""
-    run_command(_tune)
+from segray.cli.command import make_console, write_json
+from segray.cli.sweep_view import SweepProgress, print_result
+from segray.cli.tables import print_paths
+from segray.config import Config
+from segray.tune.finalize import SweepResult
+from segray.tune.sweep import run_sweep
 
 
-def _tune() -> None:
-    parser = CommandParser("tune", "Searches settings, stops bad trials early, and registers the best model.")
-    parser.add_common("data", "json", "quiet", "resume")
-    flags, config = parser.parse()
+def run(flags: Namespace, config: Config) -> None:
+    """Runs the sweep, and prints and writes the result."""
     console, log = make_console(), make_console(flags.quiet)
-    # torch, Ray and MLflow take seconds to import; `--help` and flag errors do not need them.
-    from segray.cli.sweep_view import SweepProgress  # noqa: PLC0415
-    from segray.tune.sweep import run_sweep  # noqa: PLC0415
-
     with SweepProgress(log) as progress:
         result = run_sweep(
             config,
@@ -37,10 +28,7 @@ def _tune() -> None:
     write_json(flags.json, _to_dict(result))
 
 
-def _show(console: Console, result: "SweepResult") -> None:
-    from segray.cli.sweep_view import print_result  # noqa: PLC0415 as above
-    from segray.cli.tables import print_paths  # noqa: PLC0415
-
+def _show(console: Console, result: SweepResult) -> None:
     print_result(console, result)
     model = f"{result.model} version {result.version}" if result.version else "not registered; see above"
     console.print()
@@ -57,7 +45,7 @@ def _show(console: Console, result: "SweepResult") -> None:
     )
 
 
-def _to_dict(result: "SweepResult") -> dict[str, object]:
+def _to_dict(result: SweepResult) -> dict[str, object]:
     """Returns a result as a JSON-serializable dictionary."""
     trials = [
         {

@@ -1,11 +1,12 @@
 """Command `prepare --check`: reports all errors of a dataset and writes a page that describes it."""
 
+from argparse import Namespace
 from pathlib import Path
 
-from segray.cli.command import CommandParser, make_console
+from segray.cli.command import make_console
 from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
-from segray.config import paths
+from segray.config import Config, paths
 from segray.core.errors import DataError, format_list
 from segray.core.numbers import MIB
 from segray.data.storage import strip_credentials
@@ -15,17 +16,12 @@ from segray.data.validate.dataset import validate_dataset
 PAGE, SHEET = "index.html", "contact-sheet.png"
 
 
-def run_validation() -> None:
+def run(flags: Namespace, _config: Config) -> None:
     """Validates a dataset, writes the page and prints the result.
 
     Raises:
         DataError: the dataset has an error, or the output folder is in the dataset.
     """
-    parser = CommandParser("prepare", "Validates a dataset and describes it on a page. Exits with 2 if it has errors.")
-    parser.add_argument("--check", required=True, metavar="DIR", help="dataset to validate: folder, s3:// or gs://")
-    parser.add_argument("--out", metavar="DIR", help="folder of the page and the contact sheet (default: NAME-check)")
-    parser.add_argument("--quiet", action="store_true", help="print only errors")
-    flags, _ = parser.parse()
     console = make_console(flags.quiet)
     root = paths.absolute_path("--check", flags.check)
     dataset = Path(strip_credentials(root)).name

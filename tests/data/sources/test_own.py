@@ -28,7 +28,7 @@ def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, 
     write_image(root / "rgb" / "a.jpg")
     write_mask(root / "ids" / "a.png", [[0, 1, 2] * 2] * 4)
     (root / "list.txt").write_text("train a\n")
-    names, rows = convert(prepare._source(f"{module}:find")(str(root)))
+    names, rows = convert(prepare._find_source(f"{module}:find")(str(root)))
     assert names == ("road", "car")
     assert rows == {"train/a": [[255, 0, 1] * 2] * 4}
 
@@ -47,15 +47,15 @@ def test_what_a_format_of_ours_cannot_read_is_no_defect_and_what_one_of_theirs_c
 
     monkeypatch.setitem(SOURCES, "voc", broken)
     with pytest.raises(DataError, match=r"cannot be read as format voc \(KeyError: 'images'\)"):
-        prepare._listed("voc", str(tmp_path))
+        prepare._read_source("voc", str(tmp_path))
     sys.modules[module] = type(sys)(module)
     sys.modules[module].find = broken
     with pytest.raises(KeyError):
-        prepare._listed(f"{module}:find", str(tmp_path))
+        prepare._read_source(f"{module}:find", str(tmp_path))
 
 
 def test_one_that_is_not_there_is_told():
     with pytest.raises(DataError, match="--format is 'nowhere:find', which cannot be imported"):
-        prepare._source("nowhere:find")
+        prepare._find_source("nowhere:find")
     with pytest.raises(DataError, match="--format is cityscape; .*did you mean 'cityscapes'"):
-        prepare._source("cityscape")
+        prepare._find_source("cityscape")
