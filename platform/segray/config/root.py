@@ -6,6 +6,7 @@ checkpoint's `config.json` all name the same setting. A Config that validates ca
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -62,21 +63,23 @@ class Config(Settings):
     promote: PromoteConfig = PromoteConfig()
     serve: ServeConfig = ServeConfig()
 
-    def with_eval_overrides(self, asked: EvalConfig | None) -> Self:
-        """Returns the settings with the explicitly set evaluation settings replaced.
+    def with_eval_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """Returns the settings with some settings of the section `eval` replaced.
+
+        Args:
+            overrides: new values by name, such as {"mode": "slide"}.
 
         Raises:
-            ConfigError: the sliding windows are invalid.
+            ConfigError: a name or value is invalid, or the sliding windows are.
         """
-        if asked is None:
+        if not overrides:
             return self
-        given = {name: getattr(asked, name) for name in asked.model_fields_set}
-        laid = self.eval.model_copy(update=given)
         try:
-            laid.validate_windows(self.data.crop)
+            section = EvalConfig.model_validate(self.eval.model_dump() | dict(overrides))
+            section.validate_windows(self.data.crop)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return self.model_copy(update={"eval": laid})
+        return self.model_copy(update={"eval": section})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

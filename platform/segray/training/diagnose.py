@@ -109,7 +109,7 @@ def _unanswered(uri: str) -> str:
     if uri.startswith(paths.SQLITE) and not Path(uri.removeprefix(paths.SQLITE)).exists():
         return ""
     try:
-        connect_mlflow(uri, "the registry", waits_s=())
+        connect_mlflow(uri, "the registry", delays_s=())
     except RegistryError as error:
         return f"{paths.redact(uri)} does not answer ({type(error.__cause__).__name__})"
     return ""
