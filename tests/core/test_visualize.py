@@ -28,3 +28,9 @@ def test_rows_stand_below_each_other_and_columns_side_by_side(tmp_path):
     assert sheet[middle, WIDTH + 10].tolist() == sheet[middle, 2 * WIDTH + 10].tolist() == [10, 20, 30]
     assert sheet[middle, 2 * WIDTH - 10].tolist() == [200, 100, 0]
     assert sheet[middle + WIDTH // 2, 2 * WIDTH + 10].tolist() == [200, 100, 0]
+
+
+def test_a_very_wide_image_has_a_strip_of_one_pixel(tmp_path):
+    ids = np.zeros((1, 4 * WIDTH), np.int64)
+    visualize.save_previews([PreviewRow(np.zeros((1, 4 * WIDTH, 3), np.uint8), ids, ids)], CLASSES, tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size == (3 * WIDTH, HEADER + 1)

@@ -1,1 +1,1 @@
-"""Errors, class names, signals, logging, HTML and plots. All other packages may import this package."""
+"""Errors, class names, numbers, signals, logging, HTML and plots. All other packages may import this package."""

@@ -1,6 +1,7 @@
 """Classes of a dataset: names, colours and the ignored id."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -29,12 +30,11 @@ class Classes(BaseModel):
     def _check(self) -> Self:
         if not self.names:
             raise ValueError("a dataset needs at least one class")
-        strange = [name for name in self.names if not name.strip() or name.encode("utf-8", "replace").decode() != name]
-        if strange:
-            raise ValueError(f"a class is called {strange[0]!a}; expected text")
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        if twice:
-            raise ValueError(f"class names must be unique; {', '.join(twice)} stands there twice")
+        invalid = [name for name in self.names if not name.strip() or name.encode("utf-8", "replace").decode() != name]
+        if invalid:
+            raise ValueError(f"a class name is {invalid[0]!a}; expected text")
+        if duplicates := _duplicates(self.names):
+            raise ValueError(f"class names are repeated: {', '.join(duplicates)}; expected unique names")
         if len(self.palette) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.palette)} colours")
         return self
@@ -82,25 +82,28 @@ def read_class_names(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"classes file {path} cannot be read ({error}); expected one class name a line.") from error
+        raise DataError(f"classes file {path} cannot be read ({error}); expected one class name per line.") from error
     if text.lstrip().startswith(("[", "{")):
         names = _json_names(path, text)
     else:
         lines = [line.split("#")[0].strip() for line in text.splitlines()]
         names = [name for name in lines if name]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"classes file {path} holds {', '.join(twice)} more than once; expected names that differ.")
+    if duplicates := _duplicates(names):
+        raise DataError(f"classes file {path} repeats {', '.join(duplicates)}; expected unique names.")
     if not names:
-        raise DataError(f"classes file {path} names no class; expected one name a line, class id 0 first.")
+        raise DataError(f"classes file {path} is empty; expected one name per line, starting with class id 0.")
     return names
+
+
+def _duplicates(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _json_names(path: Path, text: str) -> list[str]:
     try:
         names = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"classes file {path} is no valid JSON list ({error}).") from error
+        raise DataError(f"classes file {path} is not a valid JSON list ({error}).") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f'classes file {path} is JSON, but no list of names; expected one such as ["road", "car"].')
+        raise DataError(f'classes file {path} is JSON, but not a list of names; expected e.g. ["road", "car"].')
     return list(names)

@@ -18,10 +18,10 @@ def map_ordered(pool: Executor, function: Callable[[In], Out], inputs: Iterable[
         inputs: inputs of the function.
         ahead: maximum number of calls that are submitted and not yet yielded.
     """
-    waiting: deque[Future[Out]] = deque()
-    for one in inputs:
-        waiting.append(pool.submit(function, one))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    pending: deque[Future[Out]] = deque()
+    for item in inputs:
+        pending.append(pool.submit(function, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -90,7 +90,7 @@ def format_list(lines: Sequence[str], max_lines: int = MAX_LISTED) -> str:
 def first_line(error: BaseException, max_length: int = MAX_LINE_LENGTH) -> str:
     """Returns the first line of an error's message, cut at `max_length`, or its class name if it has no message."""
     lines = str(error).strip().splitlines()
-    return lines[0][:max_length] if lines else type(error).__name__
+    return lines[0].rstrip()[:max_length] if lines else type(error).__name__
 
 
 def did_you_mean(name: str, valid_names: Iterable[str]) -> str:

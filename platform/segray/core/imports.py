@@ -25,12 +25,12 @@ def import_callable(setting: str, reference: str, error: type[UserError]) -> Cal
     """
     module_name, _, attribute = reference.partition(":")
     try:
-        found = getattr(import_module(module_name), attribute)
+        imported = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as cause:
         raise error(
             f"{setting} is {reference!r}, which cannot be imported ({cause}); expected module:attribute "
             "of a module on the Python path."
         ) from cause
-    if not callable(found):
-        raise error(f"{setting} is {reference!r}, a {type(found).__name__}; expected a class or a function.")
-    return found  # type: ignore[no-any-return]
+    if not callable(imported):
+        raise error(f"{setting} is {reference!r}, a {type(imported).__name__}; expected a class or a function.")
+    return imported  # type: ignore[no-any-return]

@@ -23,17 +23,17 @@ def handle_signals(*steps: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    left = list(steps)
+    remaining = list(steps)
 
-    def heed_one(*_: Any) -> None:
-        if not left:
+    def handle(*_: Any) -> None:
+        if not remaining:
             raise KeyboardInterrupt
-        left.pop(0)()
+        remaining.pop(0)()
 
-    before = {number: signal.signal(number, heed_one) for number in SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             if handler is not None:  # None: the handler was not installed from Python
                 signal.signal(number, handler)

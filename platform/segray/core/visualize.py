@@ -57,22 +57,22 @@ def colorize(ids: Ids, classes: Classes) -> Pixels:
     return colours[ids]
 
 
-def draw_overlay(image: Pixels, ids: Ids, classes: Classes, share: float = 0.5) -> Pixels:
+def draw_overlay(image: Pixels, ids: Ids, classes: Classes, opacity: float = 0.5) -> Pixels:
     """Returns an image blended with the colours of its ids.
 
     Args:
         image: image (H, W, 3).
         ids: class ids (H, W).
         classes: classes that define the colours.
-        share: opacity of the colours, 0..1.
+        opacity: opacity of the colours, 0..1.
     """
-    mixed = image * (1 - share) + colorize(ids, classes) * share
-    return np.round(mixed).astype(np.uint8)
+    blended = image * (1 - opacity) + colorize(ids, classes) * opacity
+    return np.round(blended).astype(np.uint8)
 
 
-def _strip(pictures: Iterable[Pixels]) -> Image.Image:
-    first, *others = (Image.fromarray(picture) for picture in pictures)
-    height = round(others[0].height * WIDTH / others[0].width)
+def _strip(images: Iterable[Pixels]) -> Image.Image:
+    first, *others = (Image.fromarray(image) for image in images)
+    height = max(1, round(others[0].height * WIDTH / others[0].width))
     strip = Image.new("RGB", (WIDTH * (1 + len(others)), height))
     strip.paste(first.resize((WIDTH, height)), (0, 0))
     for number, mask in enumerate(others, 1):
@@ -89,11 +89,11 @@ def draw_legend(classes: Classes, width: int) -> Image.Image:
     """
     column = 180
     across = width // column
-    names = [*zip(classes.names, classes.palette, strict=True), ("not counted", (255, 255, 255))]
+    names = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED)]
     legend = Image.new("RGB", (width, LINE * (2 + (len(names) - 1) // across)), BACK)
-    pen = ImageDraw.Draw(legend)
-    for number, (name, colour) in enumerate(names):
-        left, top = number % across * column, LINE // 2 + number // across * LINE
-        pen.rectangle((left + 4, top + 2, left + 14, top + 12), fill=colour)
-        pen.text((left + 20, top + 1), name[:24], TEXT)
+    draw = ImageDraw.Draw(legend)
+    for index, (name, colour) in enumerate(names):
+        left, top = index % across * column, LINE // 2 + index // across * LINE
+        draw.rectangle((left + 4, top + 2, left + 14, top + 12), fill=colour)
+        draw.text((left + 20, top + 1), name[:24], TEXT)
     return legend

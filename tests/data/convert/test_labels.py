@@ -89,5 +89,5 @@ def test_expected_ids_are_told_in_runs():
 
 @pytest.mark.parametrize("name", ["", "  ", "\ud800"])
 def test_a_class_has_a_name_that_can_be_written(name):
-    with pytest.raises(ValueError, match="a class is called .*; expected text"):
+    with pytest.raises(ValueError, match="a class name is .*; expected text"):
         Classes.from_names(["road", name])
