@@ -14,7 +14,7 @@ from segray.core.errors import CapacityError
 def test_an_address_that_is_no_drivers_is_told_with_what_takes_it(address, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(CapacityError, match=r"give this command to `ray job submit .*, or name .* HEAD:6379"):
+    with pytest.raises(CapacityError, match=r"submit this command with `ray job submit .*, or set .* HEAD:6379"):
         connect()
 
 
@@ -24,7 +24,9 @@ def test_a_head_that_is_not_there_is_told_in_seconds(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     began = time.monotonic()
-    with pytest.raises(CapacityError, match=f"127.0.0.1:{port} cannot be used: Connection refused; start its head"):
+    with pytest.raises(
+        CapacityError, match=f"connect to the Ray cluster at 127.0.0.1:{port}: Connection refused; start the"
+    ):
         connect()
     assert time.monotonic() - began < 10
 
@@ -34,8 +36,6 @@ def test_a_port_of_somebody_else_is_told_in_seconds(monkeypatch):
         monkeypatch.setattr(ray, "is_initialized", lambda: False)
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        with pytest.raises(
-            CapacityError, match="what listens there has not answered in 8 s, as a head would; start its"
-        ):
+        with pytest.raises(CapacityError, match="does not respond like a Ray head within 8 s; start the head"):
             connect()
     assert time.monotonic() - began < 15

@@ -142,7 +142,7 @@ def test_so_many_trials_at_once(nodes, workers, device, wanted, count):
             2,
             "cuda",
             5,
-            "the cluster can hold 4 such trials at once; use --tune.concurrent 4",
+            "the cluster can hold 4 such trials at once; use --tune.max_concurrent 4",
         ),
         ([NodeResources(2)], 1, "cuda", None, "use --train.device cpu, or a cluster with GPUs"),
     ],

@@ -255,7 +255,7 @@ def autoscaled(tmp_path_factory):
     for name in once:
         del head.shell[name]
     head.how = ()  # nodes on one machine share a job's working directory, and the first that goes removes it
-    done = head.run(sys.executable, ROOT / "clusters/report-groups.py", config, head.address)
+    done = head.run(sys.executable, ROOT / "clusters/report_node_types.py", config, head.address)
     assert done.returncode == 0, done.stderr
     yield head
     for process in head.started:

@@ -142,7 +142,7 @@ def none_to_be_had(head):
 
 
 def test_an_elastic_run_shrinks_and_grows(autoscaled, streets, mlflow_server, tmp_path):
-    more = ["--train.workers", WORKERS, "--train.min_workers", 1, "--train.grow_s", 2]
+    more = ["--train.workers", WORKERS, "--train.min_workers", 1, "--train.resize_interval_s", 2]
     run = Run(autoscaled, tmp_path, streets, mlflow_server, *more, steps=200)
     until(lambda: sizes(run)[-1:] == [WORKERS], "it has grown to all nodes", 240)
     grown_s = run.passed

@@ -106,9 +106,9 @@ def home(tmp_path):
     return Home(tmp_path / "home")
 
 
-def places(name, home):
+def environment_command(name, home):
     """The launcher's variables for the shell, with its storage in the home folder."""
-    return read(name)["metadata"]["places"].replace("/shared", str(home.shared))
+    return read(name)["metadata"]["environment"].replace("/shared", str(home.shared))
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -129,7 +129,7 @@ def test_every_file_that_a_command_names_is_copied_to_the_node(name):
     texts = [command for part in PARTS for command in config[part]]
     texts += [file.read_text() for file in (ROOT / "clusters").glob("*.sh")]
     named = {path for text in texts for path in re.findall(r"~/segray/([\w./-]+\w)", text)}
-    assert {"clusters/install.sh", "clusters/environment.sh", "clusters/places.sh"} <= named
+    assert {"clusters/install.sh", "clusters/environment.sh", "clusters/settings.sh"} <= named
     mounts = [there.removeprefix("~/segray/") for there in config["file_mounts"]]
     for path in named:
         assert (ROOT / path).is_file(), path
@@ -145,7 +145,7 @@ def started(name, home, part):
     home.record("bin", "notice")
     stand_in = 'exec "$HOME/bin/notice" "$RAY_HEAD_IP" "$@"\n'
     (home.folder / "segray" / "clusters" / "preemption-notice.sh").write_text(stand_in)
-    assert home.run(places(name, home)).returncode == 0
+    assert home.run(environment_command(name, home)).returncode == 0
     config = prepare_config(read(name))
     environment = {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": "i-1", "RAY_NODE_TYPE_NAME": "head"}
     if part.startswith("worker"):
@@ -194,7 +194,7 @@ def test_the_head_listens_where_it_may_and_leads_an_autoscaler_that_works(name, 
         assert begin["env"]["RAY_enable_autoscaler_v2"] == "0"
     else:
         assert begin["env"]["RAY_enable_autoscaler_v2"] == "1"
-        assert any("report-groups.py" in " ".join(call["args"]) for call in home.calls("python"))
+        assert any("report_node_types.py" in " ".join(call["args"]) for call in home.calls("python"))
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -237,15 +237,15 @@ def test_another_server_takes_mlflows_place(home):
 
 
 def test_the_settings_of_the_cluster_are_written_once_and_are_settings(home):
-    home.run(places("local", home))
+    home.run(environment_command("local", home))
     for _ in range(2):
-        done = home.run("bash ~/segray/clusters/places.sh")
+        done = home.run("bash ~/segray/clusters/settings.sh")
         assert done.returncode == 0, done.stderr
     (file,) = home.folder.rglob("segray.yaml")
     assert settings.load([file]).results == str(file.parent / "results")
     assert (file.parent / "results").is_dir()
     file.write_text("results: /elsewhere\n")
-    home.run("bash ~/segray/clusters/places.sh")
+    home.run("bash ~/segray/clusters/settings.sh")
     assert settings.load([file]).results == "/elsewhere"
 
 
@@ -261,7 +261,7 @@ def test_the_setup_installs_torch_first_at_the_pins_and_makes_nothing_twice(home
     home.record("bin", "python", "pip")
     (home.folder / "bin" / "python3.11").write_text(PYTHON)
     (home.folder / "bin" / "python3.11").chmod(0o755)
-    commands = [places("local", home), *read("local")["setup_commands"][1:]]
+    commands = [environment_command("local", home), *read("local")["setup_commands"][1:]]
     for _ in range(2):
         for command in commands:
             done = home.run(command)
@@ -283,7 +283,11 @@ def test_the_setup_really_installs_segray(home):
         name: value for name, value in os.environ.items() if name.startswith("PIP_") or name.lower().endswith("_proxy")
     }
     own.setdefault("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip"))
-    for command in [places("local", home), *read("local")["setup_commands"][1:], *read("local")["head_setup_commands"]]:
+    for command in [
+        environment_command("local", home),
+        *read("local")["setup_commands"][1:],
+        *read("local")["head_setup_commands"],
+    ]:
         done = home.run(command, timeout=1800, **own)
         assert done.returncode == 0, done.stdout + done.stderr
     look = "import ray, segray, torch; print(ray.__version__, torch.__version__.split('+')[0], segray.__file__)"
@@ -316,10 +320,10 @@ def test_the_cluster_hears_which_workers_it_may_have(name, most, expected, tmp_p
     file = tmp_path / "ray_bootstrap_config.yaml"
     settings = prepare_config(read(name) | ({} if most is None else {"max_workers": most}))
     file.write_text(json.dumps(settings))  # as Ray leaves it on the head
-    monkeypatch.setattr("ray._raylet.GcsClient", Client)
-    monkeypatch.setattr("sys.argv", ["report-groups.py", str(file)])
+    monkeypatch.setattr("segray.cluster.ray_internals.GcsClient", Client)
+    monkeypatch.setattr("sys.argv", ["report_node_types.py", str(file)])
     monkeypatch.setenv("RAY_HEAD_IP", "10.0.0.1")
-    runpy.run_path(str(ROOT / "clusters" / "report-groups.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "clusters" / "report_node_types.py"), run_name="__main__")
     assert told["address"] == "10.0.0.1:6379"
     found = {group.name: (dict(group.resources), group.max_count) for group in told["config"].node_group_configs}
     assert found == expected

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 def head(tmp_path_factory):
     """A head with segray installed, the repository as its working directory, and SEGRAY_CONFIG, like an image of it."""
     folder = tmp_path_factory.mktemp("c")
-    (folder / "places.yaml").touch()
-    shell = head_shell(folder, SEGRAY_CONFIG=str(folder / "places.yaml"))
+    (folder / "segray.yaml").touch()
+    shell = head_shell(folder, SEGRAY_CONFIG=str(folder / "segray.yaml"))
     found = start_head(folder, shell, "--num-cpus", 2, "--object-store-memory", 200_000_000)
     yield found
     end(found.process, 5)
@@ -58,7 +58,7 @@ def test_the_job_succeeds_and_another_shell_loads_what_it_registered(head, stree
     assert "(96, 96)" in loaded.stdout, loaded.stderr
 
 
-def test_the_bare_command_trains_with_the_places_of_the_cluster(head, streets, tmp_path):
+def test_the_bare_command_trains_with_the_settings_of_the_cluster(head, streets, tmp_path):
     places = {
         "results": str(tmp_path / "results"),
         "data": {"root": str(streets), "crop": 32},

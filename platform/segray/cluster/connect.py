@@ -9,11 +9,10 @@ import threading
 from typing import Any
 
 import ray
-from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import GcsClient  # type: ignore[attr-defined] # a compiled module
 from ray.exceptions import AuthenticationError, RayError
 
 from segray.cluster.nodes import autoscaler_nodes
+from segray.cluster.ray_internals import ping_head, require_token, start_ray_data_actors
 from segray.core.errors import CapacityError
 from segray.core.logging import silence_libraries
 
@@ -37,8 +36,8 @@ def connect(log_to_driver: bool = True) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address is not None and "://" in address:
         raise CapacityError(
-            f"RAY_ADDRESS is {address}, where jobs are given to; give this command to `ray job submit --address "
-            f"{address} ...`, or name the cluster's own address, such as HEAD:6379."
+            f"RAY_ADDRESS is {address}, the address of a job server; submit this command with `ray job submit "
+            f"--address {address} ...`, or set RAY_ADDRESS to the address of the cluster, such as HEAD:6379."
         )
     try:
         if address:
@@ -50,8 +49,8 @@ def connect(log_to_driver: bool = True) -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # the local machine is never preempted
             _init(address="local", num_cpus=available_cpus(), log_to_driver=log_to_driver)
     except (OSError, RayError, RuntimeError, ValueError) as error:
-        found = f"the Ray cluster at {address or 'this machine'} cannot be used: {_why(error)}"
-        raise CapacityError(f"{found}; {_fix(error, address)}.") from error
+        action = f"connect to the Ray cluster at {address}" if address else "start a Ray cluster on this machine"
+        raise CapacityError(f"cannot {action}: {_reason(error)}; {_suggest_fix(error, address)}.") from error
 
 
 def _probe(address: str) -> None:
@@ -64,46 +63,46 @@ def _probe(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host:  # for example "auto"
         return
-    ensure_token_if_auth_enabled({}, create_token_if_missing=False)  # without a token, GcsClient ends the process
+    require_token()
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    found: list[RayError | None] = []
-    thread = threading.Thread(target=lambda: found.append(_ping_head(address)), daemon=True, name="segray-knock")
+    results: list[RayError | None] = []
+    thread = threading.Thread(target=lambda: results.append(_ping_error(address)), daemon=True, name="segray-ping")
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
-    if not found:  # the port belongs to another program; Ray would retry for 40 seconds
-        raise TimeoutError(f"what listens there has not answered in {CONNECT_TIMEOUT_S} s, as a head would")
-    if found[0] is not None:
-        raise found[0]
+    if not results:  # the port belongs to another program; Ray would retry for 40 seconds
+        raise TimeoutError(f"the program at this port does not respond like a Ray head within {CONNECT_TIMEOUT_S} s")
+    if results[0] is not None:
+        raise results[0]
 
 
-def _ping_head(address: str) -> RayError | None:
+def _ping_error(address: str) -> RayError | None:
     """Returns the error of a request to the head, or None if the head responds."""
     try:
-        GcsClient(address=address).internal_kv_exists(b"segray", None, CONNECT_TIMEOUT_S)
+        ping_head(address, CONNECT_TIMEOUT_S)
     except RayError as error:
         return error
     return None
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, AuthenticationError):
-        return "this shell lacks its token"
-    told = error.strerror if isinstance(error, OSError) else None
-    return (told or str(error)).strip().rstrip(".")
+        return "this shell does not have the token of the cluster"
+    message = error.strerror if isinstance(error, OSError) else None
+    return (message or str(error)).strip().rstrip(".")
 
 
-def _fix(error: Exception, address: str | None) -> str:
+def _suggest_fix(error: Exception, address: str | None) -> str:
     """Returns the suggested fix for a failed connection or start."""
     if isinstance(error, AuthenticationError):
         return (
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to that of its head, or "
-            "RAY_AUTH_MODE=disabled if it has none"
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the token of the head, or "
+            "RAY_AUTH_MODE=disabled if the head has no token"
         )
     if "Version mismatch" in str(error):
         return "use the versions of the cluster, or install those of constraints.txt on its nodes"
     if address is None:
-        return "look into /tmp/ray/session_latest/logs"
-    return "start its head, or mend the address or the way there"
+        return "read the logs in /tmp/ray/session_latest/logs"
+    return "start the head, or correct RAY_ADDRESS or the network route to it"
 
 
 def _init(**settings: Any) -> None:
@@ -111,10 +110,10 @@ def _init(**settings: Any) -> None:
 
     Ray installs its own handler, which would end the process before resources are released.
     """
-    ours = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, **settings)
-    if ours is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ours)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _pin_ray_data_actors() -> None:
@@ -124,11 +123,7 @@ def _pin_ray_data_actors() -> None:
     worker, they would keep the node busy, so that the autoscaler would never remove it.
     """
     if autoscaler_nodes():
-        from ray.data._internal import stats  # noqa: PLC0415 takes two seconds to import; only needed here
-        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator  # noqa: PLC0415
-
-        stats.get_or_create_stats_actor()
-        coordinator.get_or_create_autoscaling_coordinator()
+        start_ray_data_actors()
 
 
 def _set_private_token() -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import state as ray_state
 
+from segray.cluster.ray_internals import read_cluster_config
 from segray.cluster.resources import NodeResources
 
 HEAD = "node:__internal_head__"  # resource with which Ray marks the head node
@@ -39,15 +39,25 @@ class NodeInfo:
 
 def list_nodes() -> list[NodeInfo]:
     """Returns the nodes that are alive, the node of this process first."""
-    own = ray.get_runtime_context().get_node_id()
-    found = [_member(node, own) for node in ray.nodes() if node["Alive"]]
-    return sorted(found, key=lambda one: not one.is_local)
+    own_id = ray.get_runtime_context().get_node_id()
+    nodes = [_node_info(node, own_id) for node in ray.nodes() if node["Alive"]]
+    return sorted(nodes, key=lambda node: not node.is_local)
 
 
-def _member(node: dict[str, Any], own: str) -> NodeInfo:
-    resources, address = node["Resources"], node["NodeManagerAddress"]
-    store = int(resources.get("object_store_memory", 0))
-    return NodeInfo(node["NodeID"], address, _node(resources), store, HEAD in resources, node["NodeID"] == own)
+def _node_info(node: dict[str, Any], own_id: str) -> NodeInfo:
+    node_id, resources = node["NodeID"], node["Resources"]
+    return NodeInfo(
+        id=node_id,
+        address=node["NodeManagerAddress"],
+        resources=_node_resources(resources),
+        object_store_bytes=int(resources.get("object_store_memory", 0)),
+        is_head=HEAD in resources,
+        is_local=node_id == own_id,
+    )
+
+
+def _node_resources(resources: dict[str, float]) -> NodeResources:
+    return NodeResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
 def potential_nodes() -> list[NodeResources]:
@@ -55,29 +65,24 @@ def potential_nodes() -> list[NodeResources]:
 
     Without an autoscaler, these are the nodes that are alive.
     """
-    alive, started = list_nodes(), autoscaler_nodes()
-    return [*(one.resources for one in alive if one.is_head or not started), *started]
+    alive, startable = list_nodes(), autoscaler_nodes()
+    return [*(node.resources for node in alive if node.is_head or not startable), *startable]
 
 
 def autoscaler_nodes() -> list[NodeResources]:
     """Returns the maximum set of nodes that the autoscaler can start, including those that already run."""
-    config = ray_state.get_cluster_config()
+    config = read_cluster_config()
     groups = [] if config is None else [group for group in config.node_group_configs if group.max_count > 0]
     # An autoscaler without a limit reports a very large maximum.
-    return [_node(dict(group.resources)) for group in groups for _ in range(min(group.max_count, MAX_NODES))]
+    return [_node_resources(dict(group.resources)) for group in groups for _ in range(min(group.max_count, MAX_NODES))]
 
 
 def is_multi_host() -> bool:
     """Returns True if the cluster has nodes on several machines, or its autoscaler can start nodes."""
-    return len({one.address for one in list_nodes()}) > 1 or bool(autoscaler_nodes())
-
-
-def _node(resources: dict[str, float]) -> NodeResources:
-    return NodeResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    return len({node.address for node in list_nodes()}) > 1 or bool(autoscaler_nodes())
 
 
 def is_preemptible() -> bool:
     """Returns True if the node of this process is labelled as a spot node, which can be preempted."""
-    own = ray.get_runtime_context().get_node_id()
-    labels: list[dict[str, str]] = [node["Labels"] for node in ray.nodes() if node["NodeID"] == own]
-    return any(found.get(SPOT_LABEL) == "spot" for found in labels)
+    own_id = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own_id and node["Labels"].get(SPOT_LABEL) == "spot" for node in ray.nodes())

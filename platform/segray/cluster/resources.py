@@ -124,8 +124,8 @@ def allocate_trials(nodes: Sequence[NodeResources], workers: int, device: str, w
     fits = (_by_gpu(nodes) if one.device == "cuda" else _by_cpu(nodes)) // workers
     if wanted is not None and wanted > fits:
         raise CapacityError(
-            f"tune.concurrent is {wanted}, with {workers} workers each; the cluster can hold {fits} such trials at "
-            f"once; use --tune.concurrent {fits}."
+            f"tune.max_concurrent is {wanted}, with {workers} workers each; the cluster can hold {fits} such trials at "
+            f"once; use --tune.max_concurrent {fits}."
         )
     count = fits if wanted is None else wanted
     return TrialSlots(count, replace(allocate_workers(nodes, count * workers, one.device), workers=workers))

@@ -131,7 +131,7 @@ def test_a_network_is_only_slow_where_a_step_waits_for_it():
             "once nodes are started: 1 x cuda worker",
         ),
         (
-            {"train.workers": 2, "tune.space": '{"optim.lr": {"choice": [1e-3]}}', "tune.concurrent": 2},
+            {"train.workers": 2, "tune.space": '{"optim.lr": {"choice": [1e-3]}}', "tune.max_concurrent": 2},
             [NodeResources(2)],
             [NodeResources(2)],
             FAIL,

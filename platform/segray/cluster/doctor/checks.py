@@ -46,7 +46,7 @@ def check_capacity(config: Config, alive: Sequence[NodeResources], possible: Seq
 
     def room(nodes: Sequence[NodeResources]) -> str:
         if is_sweep:
-            found = allocate_trials(nodes, wanted.workers, wanted.device, config.tune.concurrent)
+            found = allocate_trials(nodes, wanted.workers, wanted.device, config.tune.max_concurrent)
             return f"{found.num_concurrent} trials at once, each {found.placement}"
         return str(allocate_workers(nodes, wanted.workers, wanted.device, least=wanted.min_workers))
 
@@ -192,7 +192,7 @@ def check_bandwidth(nodes: int, backend: str, size: int, seconds: float, gradien
     step_s = gradients / size * seconds
     found = f"{rate / GIB * 8:.1f} Gbit/s by {backend} over {nodes} nodes; a step's gradients take {step_s:.2f} s"
     if rate < MIN_BYTES_PER_S and step_s > MAX_REDUCE_S:
-        fix = "use nodes of one zone with faster networks, or larger steps by --train.accumulate"
+        fix = "use nodes of one zone with faster networks, or larger steps by --train.accumulation_steps"
         return CheckResult("network", Severity.WARN, found, fix)
     return CheckResult("network", Severity.OK, found)
 
