@@ -20,6 +20,7 @@ from benchmarks.datasets import load_encoded
 from benchmarks.interleave import BenchmarkReport, rate_row, time_row
 from benchmarks.memory_monitor import is_supported, monitor_memory
 from segray.core.classes import Classes
+from segray.core.numbers import MIB
 from segray.data.convert.convert import convert_dataset
 from segray.data.manifest import Manifest, read_manifest
 from segray.data.sources import folder
@@ -28,7 +29,6 @@ from segray.data.storage import content_hash
 
 BARE_LOOP, COUNTING_LOOP = "bare_loop", "bare_loop, masks alone decoded"
 TENTH = "a tenth of the images"
-MIB = 2**20
 NUM_DISTINCT = 256  # images
 MIN_MONITORED = 10_000  # a tenth of fewer images is converted before the first memory sample
 

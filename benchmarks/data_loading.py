@@ -11,9 +11,9 @@ from benchmarks import machine
 from benchmarks.interleave import BenchmarkReport, Row, rate_row, time_row
 from benchmarks.loaders import LOADERS, LoaderTask, PassTiming, serve_turns
 from benchmarks.memory_monitor import PeakMemory, is_supported
+from segray.core.numbers import MIB
 
 OURS, DATALOADER, BARE_LOOP = LOADERS
-MIB = 2**20
 
 
 def run_benchmark(

@@ -18,6 +18,7 @@ from benchmarks import machine, memory
 from benchmarks.interleave import BenchmarkReport, Row, rate_row, time_row
 from benchmarks.peers import DTYPES, OURS, TRANSFORMERS, to_transformers
 from segray.core.errors import ModelError
+from segray.core.numbers import MIB
 from segray.inference.segment import InferenceConfig, segment
 from segray.inference.timing import time_interleaved
 from segray.models.segformer.model import MEAN, STD, build_segformer
@@ -102,7 +103,7 @@ def _rows(case: InferenceCase, turns: int, log: Callable[[str], None]) -> Iterat
     yield rate_row(f"{label}: images", TRANSFORMERS, rates[0], rates[1], "1/s")
     del candidates
     if memory.can_measure(device):
-        peaks = [[_peak_in_new_process(name, case) / 2**20] for name in (OURS, TRANSFORMERS)]
+        peaks = [[_peak_in_new_process(name, case) / MIB] for name in (OURS, TRANSFORMERS)]
         yield time_row(f"{label}: memory", TRANSFORMERS, peaks[0], peaks[1], "MiB")
 
 

@@ -14,6 +14,7 @@ from benchmarks.memory import can_measure, fresh_process, peak_added_bytes
 from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.errors import ModelError
+from segray.core.numbers import GIB
 from segray.models.build import build_model
 from segray.training.engine.train_state import build_train_state
 from segray.training.losses.build import build_loss
@@ -70,7 +71,7 @@ def run_benchmark(
 
     def fits(images: int) -> bool:
         peak = _try_batch(single, num_classes, images, device, budget)
-        log(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / 2**30:.2f} GiB"))
+        log(f"{images:>5} images: " + ("do not fit" if peak is None else f"{peak / GIB:.2f} GiB"))
         if peak is not None:
             peaks[images] = peak
         return peak is not None
@@ -78,7 +79,7 @@ def run_benchmark(
     too_many = smallest_failing(fits, max_images)
     if not peaks:
         raise ModelError(
-            f"a batch of one {config.data.crop}x{config.data.crop} image does not fit in {budget / 2**30:.1f} GiB; "
+            f"a batch of one {config.data.crop}x{config.data.crop} image does not fit in {budget / GIB:.1f} GiB; "
             f"use --model.activation_checkpointing true, a smaller data.crop or a smaller model.variant."
         )
     return MaxBatchReport(machine.describe_machine(device), _describe(config, num_classes), peaks, too_many, budget)

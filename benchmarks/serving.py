@@ -28,6 +28,7 @@ from benchmarks.memory_monitor import monitor_memory
 from segray.cluster.connect import available_cpus
 from segray.config import Config
 from segray.core.errors import ServingError
+from segray.core.numbers import MIB
 from segray.data.images import decode_image, encode_mask
 from segray.inference.predictor import Predictor
 from segray.serving.server import running_server
@@ -132,7 +133,7 @@ def _run_long(url: str, settings: ServingBenchmark, log: Callable[[str], None]) 
             load = pool.submit(
                 apply_load, LoadPlan(url, bodies, CLIENTS, 3600.0, max_requests=settings.requests // 10)
             ).result()
-        memory_mib.append(peak.memory // 2**20)
+        memory_mib.append(peak.memory // MIB)
         p95_ms.append(round(load.quantile_ms(0.95)))
         num_requests = (tenth + 1) * settings.requests // 10
         log(f"{num_requests} requests, {len(load.failed)} failed, p95 {p95_ms[-1]} ms, {memory_mib[-1]} MiB peak")

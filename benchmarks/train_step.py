@@ -20,6 +20,7 @@ from benchmarks.peers import (
     max_relative_difference,
 )
 from segray.core.errors import ModelError
+from segray.core.numbers import MIB
 from segray.inference.timing import time_interleaved
 
 # Number of products per matrix. A training step has three: forward, and the gradients of the input and the weights.
@@ -126,4 +127,4 @@ def _memory(
         return {}
     log("peak memory of a training step, in a separate process per candidate ...")
     threads = torch.get_num_threads()
-    return {"train_memory": [[memory.peak_bytes(spec, case, threads) / 2**20] for spec in specs]}
+    return {"train_memory": [[memory.peak_bytes(spec, case, threads) / MIB] for spec in specs]}

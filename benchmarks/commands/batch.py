@@ -10,6 +10,7 @@ from benchmarks.max_batch import MaxBatchReport
 from segray.cli.command import CommandParser
 from segray.config import Config
 from segray.core.errors import ConfigError
+from segray.core.numbers import GIB
 
 
 def run(argv: Sequence[str]) -> None:
@@ -39,7 +40,7 @@ def _device(config: Config) -> torch.device:
 
 
 def _print_report(report: MaxBatchReport, config: Config) -> None:
-    peak, budget = (f"{value / 2**30:.1f} GiB" for value in (report.peaks[report.largest], report.budget))
+    peak, budget = (f"{value / GIB:.1f} GiB" for value in (report.peaks[report.largest], report.budget))
     next_size = "larger batches were not tested" if report.too_many is None else f"{report.too_many} do not fit"
     print(f"largest batch per worker: {report.largest} images ({peak} of {budget}); {next_size}")
     train = config.train

@@ -9,10 +9,10 @@ from PIL import Image
 
 from segray.config import ServeConfig
 from segray.core.errors import SegrayError
+from segray.core.numbers import MIB
 
 IMAGE_TYPES = {"image/jpeg": ("JPEG", "MPO"), "image/png": ("PNG",), "image/webp": ("WEBP",)}
 """Accepted media types and their Pillow formats. MPO is a JPEG file with a second image, as smartphones write it."""
-MIB = 2**20
 
 Output = Literal["mask", "overlay", "json"]
 IncludeField = Literal["polygons", "rle", "mask", "colours"]
@@ -59,10 +59,10 @@ def validate_length(length: int, limits: ServeConfig) -> None:
         limits: serving configuration.
 
     Raises:
-        RequestError: the body is longer than `serve.most_mib` MiB (status 413).
+        RequestError: the body is longer than `serve.max_request_mib` MiB (status 413).
     """
-    if length > limits.most_mib * MIB:
-        raise RequestError(f"the request has more than {limits.most_mib:g} MiB; expected at most so many.", 413)
+    if length > limits.max_request_mib * MIB:
+        raise RequestError(f"the request is larger than the limit of {limits.max_request_mib:g} MiB.", 413)
 
 
 def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image") -> None:
@@ -73,16 +73,16 @@ def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image")
     Raises:
         RequestError: the image is unreadable (status 422), of another format (415) or too large (413).
     """
-    kind, width, height = _header(encoded, name)
-    if kind not in {one for known in IMAGE_TYPES.values() for one in known}:
-        raise RequestError(f"{name} is {kind}; expected {', '.join(IMAGE_TYPES)}.", 415)
-    if width * height > limits.most_pixels:
-        raise RequestError(f"{name} is {width}x{height}; expected at most {limits.most_pixels} pixels.", 413)
+    image_format, width, height = _read_header(encoded, name)
+    if not any(image_format in formats for formats in IMAGE_TYPES.values()):
+        raise RequestError(f"{name} has the format {image_format}; expected {', '.join(IMAGE_TYPES)}.", 415)
+    if width * height > limits.max_image_pixels:
+        raise RequestError(f"{name} is {width}x{height}; expected at most {limits.max_image_pixels} pixels.", 413)
 
 
-def _header(encoded: bytes, name: str) -> tuple[str, int, int]:
+def _read_header(encoded: bytes, name: str) -> tuple[str, int, int]:
     if not encoded:
-        raise RequestError(f"{name} has no bytes; expected a JPEG, PNG or WebP.")
+        raise RequestError(f"{name} is empty; expected a JPEG, PNG or WebP.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images; the limits here apply instead
@@ -90,5 +90,5 @@ def _header(encoded: bytes, name: str) -> tuple[str, int, int]:
     except Image.DecompressionBombError as error:
         raise RequestError(f"{name} has too many pixels.", 413) from error
     except Exception as error:  # Pillow raises many exception types on damaged data
-        raise RequestError(f"{name} cannot be read as an image; expected a whole JPEG, PNG or WebP.") from error
-    return image.format or "of no known format", image.width, image.height
+        raise RequestError(f"cannot read {name}; expected a complete JPEG, PNG or WebP.") from error
+    return image.format or "unknown", image.width, image.height

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from segray.core.errors import CheckpointError, TrainingError
+from segray.core.numbers import MIB
 from segray.models import checkpoint
 
 DIR_PATTERN = re.compile(r"step-(\d{6,})$")
@@ -57,7 +58,7 @@ def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None
             meta = checkpoint.load_meta(folder)
             checkpoint.verify_files(folder, meta)
         except CheckpointError as error:
-            warn(f"{error} It is passed over.")
+            warn(f"{error} It is skipped.")
             continue
         found.append(CheckpointInfo(meta.step, meta.metrics.get(SCORE_METRIC), folder))
     return sorted(found, key=lambda one: one.step)
@@ -151,7 +152,7 @@ class CheckpointWriter:
     def _complaint(self, step: int, error: Exception) -> str:
         found = list_checkpoints(self._run)
         why = getattr(error, "strerror", None) or error
-        room = shutil.disk_usage(self._run).free / 2**20  # torch does not report a full disk
+        room = shutil.disk_usage(self._run).free / MIB  # torch does not report a full disk
         last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
         return (
             f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {room:.0f} MiB are free "

@@ -8,7 +8,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from segray.config.paths import preview_path
-from segray.core.errors import RunStoppedError
+from segray.core.errors import RunStoppedError, first_line
 from segray.tracking.journal import Journal, Kind
 from segray.training.failure_policy import PreemptedError
 
@@ -75,8 +75,7 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
 def _told(rank: int, error: Exception) -> str:
     if isinstance(error, PreemptedError | RunStoppedError):
         return str(error)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"rank {rank} ended: {lines[0][:300]}"
+    return f"rank {rank} ended: {first_line(error)}"
 
 
 def aggregate_reports(reports: list[dict[str, Any]]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-GIB = 2**30
+from segray.core.numbers import GIB
 
 
 class SystemUsage:

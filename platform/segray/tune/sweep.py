@@ -10,6 +10,7 @@ import ray
 
 from segray.config import Config, paths
 from segray.core.errors import CheckpointError, RunStoppedError, TrainingError
+from segray.core.numbers import MIB
 from segray.data import prefetch
 from segray.data.manifest import Manifest
 from segray.data.prefetch import SharedSplit
@@ -276,8 +277,8 @@ def preload_splits(config: Config, manifest: Manifest, say: Callable[[str], None
     limit = MAX_STORE_FRACTION * min(capacities, default=0)
     if size > limit:
         say(
-            f"each trial reads the data from storage: it has {size / 2**20:.0f} MiB, and the limit for a node's object "
-            f"store is {limit / 2**20:.0f} MiB."
+            f"each trial reads the data from storage: it has {size / MIB:.0f} MiB, and the limit for a node's object "
+            f"store is {limit / MIB:.0f} MiB."
         )
         return {}
     return {name: prefetch.share_split(SplitReader(config.data.root, split)) for name, split in splits.items()}

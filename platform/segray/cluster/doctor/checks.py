@@ -8,8 +8,8 @@ from segray.cluster.doctor.results import MAX_NAMED, CheckResult, Severity, form
 from segray.cluster.resources import NodeResources, allocate_trials, allocate_workers
 from segray.config import Config
 from segray.core.errors import CapacityError
+from segray.core.numbers import GIB, MIB
 
-MIB, GIB = 2**20, 2**30
 CLOCK_S = 1.0
 CLOCK_MOST_S = 300.0  # S3 and TLS reject clocks that differ by minutes
 MIN_STORE = 128 * MIB  # several blocks of 32 MiB

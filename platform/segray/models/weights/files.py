@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from segray.core.errors import CheckpointError
+from segray.core.errors import CheckpointError, first_line
 
 # File names that are searched for in a folder, in order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -58,15 +58,13 @@ def _read_pickle(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"weights {file} contain more than tensors and plain values, and loading them could run code "
-            f"({reason}); expected a state dict; if you trust the file, save its tensors as .safetensors."
+            f"({first_line(error)}); expected a state dict; if you trust the file, save its tensors as .safetensors."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"weights {file} are damaged or not a PyTorch file ({reason}, {file.stat().st_size} bytes); "
+            f"weights {file} are damaged or not a PyTorch file ({first_line(error)}, {file.stat().st_size} bytes); "
             "download them again."
         ) from error
     for name in NESTED:
