@@ -1,4 +1,4 @@
-"""A planted landscape: what a trial would score, without training it."""
+"""Synthetic landscape: the score of a trial without training."""
 
 import json
 import math
@@ -22,7 +22,7 @@ SPACE = {
 
 
 def miou(values: dict[str, Any], step: int) -> float:
-    """Returns the score of settings after a step: larger models go further, but start slowly."""
+    """Returns the score of settings after a step: larger models reach higher scores, but start slowly."""
     v, lr = int(values["model.variant"][1]), values["optim.lr"]
     level = (
         0.60
@@ -41,18 +41,18 @@ OPTIMUM = max(
 )
 
 
-def settings(**over: Any) -> Config:
+def settings(**overrides: Any) -> Config:
     """Returns the settings of a sweep over the landscape, with a validation every ten steps."""
     base = {
         "train": {"steps": STEPS, "val_every": 10},
         "optim.warmup_steps": 1,
         "tune": {"space": SPACE, "trials": 64},
     }
-    return config.build(config.merge(base, over))
+    return config.build(config.merge(base, overrides))
 
 
-class Planted(Trainable):
-    """Tune's actor of a trial that costs nothing: it tells of a validation every ten steps."""
+class SyntheticTrainable(Trainable):
+    """Tune actor of a trial without training, which reports a validation every ten steps."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._task, self._seconds = json.loads(config[TASK]), 0.0

@@ -1,4 +1,4 @@
-"""What ends a sweep before all its trials are over."""
+"""Budgets and limits that end a sweep before all its trials are over."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from segray.tune.trial import State, Trial
 
 def view(budget, trials, hours=0.0):
     tune = {"space": {"optim.lr": {"choice": [1e-3, 1e-4]}}, "budget": budget}
-    made = config.build({"train.workers": 2, "tune": tune})
-    sweeping = SweepController(build_scheduler(made), build_search(made), 9, made.tune.metrics, trials)
-    return SweepView(made, Path(), SweepEstimate(9, 1, 9, 9, None, None), sweeping, lambda: hours * 3600)
+    settings = config.build({"train.workers": 2, "tune": tune})
+    controller = SweepController(build_scheduler(settings), build_search(settings), 9, settings.tune.metrics, trials)
+    return SweepView(settings, Path(), SweepEstimate(9, 1, 9, 9, None, None), controller, lambda: hours * 3600)
 
 
 def trials(**states):
@@ -28,7 +28,7 @@ def trials(**states):
 
 
 @pytest.mark.parametrize(
-    ("budget", "there", "hours", "told"),
+    ("budget", "sweep_trials", "hours", "expected"),
     [
         ({}, trials(finished=9), 99, None),
         ({"hours": 2}, [], 1.9, None),
@@ -41,10 +41,10 @@ def trials(**states):
         ({}, trials(failed=5, running=1), 0, None),
     ],
 )
-def test_it_is_told_when_it_is_spent(budget, there, hours, told):
-    assert exhausted_budget(view(budget, there, hours), 0) == told
+def test_an_exhausted_budget_is_described(budget, sweep_trials, hours, expected):
+    assert exhausted_budget(view(budget, sweep_trials, hours), 0) == expected
 
 
-def test_what_failed_at_an_earlier_start_may_be_mended():
+def test_trials_that_failed_before_a_resume_do_not_count():
     assert exhausted_budget(view({}, trials(failed=6)), 2) is None
     assert exhausted_budget(view({}, trials(failed=7)), 2) is not None

@@ -1,4 +1,4 @@
-"""A sweep that dies at any moment and goes on tries the same trials, each once, and ends."""
+"""A sweep that is interrupted at any moment and resumed has the same trials, each once, and ends."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ RUNGS = rung_steps(12, EVERY, STEPS)
 MODES = [("asha", "random"), ("asha", "optuna"), ("median", "grid"), ("none", "optuna"), ("pbt", "random")]
 
 
-def sweep_of(scheduler, search, trials=None):
-    made = config.build(
+def build_controller(scheduler, search, trials=None):
+    sweep_config = config.build(
         {
             "train": {"steps": STEPS, "val_every": EVERY},
             "optim.warmup_steps": 1,
@@ -32,15 +32,17 @@ def sweep_of(scheduler, search, trials=None):
             },
         }
     )
-    return SweepController(build_scheduler(made), build_search(made), 9, made.tune.metrics, trials or [])
+    return SweepController(
+        build_scheduler(sweep_config), build_search(sweep_config), 9, sweep_config.tune.metrics, trials or []
+    )
 
 
 def value(trial, step):
     return trial.values["data.flip_prob"] * (1 - np.exp(-step / 20)) + 0.001 * trial.number
 
 
-class Runs:
-    """The runs of a sweep's trials as their journals have them: they go on for a moment after they are to pause."""
+class RunSimulator:
+    """Simulates the journals of the trials' runs. A run may continue for a moment after its trial is paused."""
 
     def __init__(self, folder, random):
         self.record, self.random = SweepJournal(folder, ("val/miou",)), random
@@ -49,119 +51,121 @@ class Runs:
         trial_dir(self.record.folder, number).mkdir(exist_ok=True)
         return Journal(trial_dir(self.record.folder, number))
 
-    def begins(self, trial):
-        """Has a trial begin with its donor's checkpoint, if it is to copy one; returns what was judged last."""
+    def start_segment(self, trial):
+        """Starts a trial, from the checkpoint of its donor if it has one, and returns the last validated step."""
         self.record.log_state(trial)
         if trial.copy_from is None:
             return trial.step
         self.journal(trial.number).write("rewound", step=self.journal(trial.copy_from).last_step())
         return self.journal(trial.number).last_step()
 
-    def validates(self, trial, step):
-        found = {"val/miou": value(trial, step)}
-        if step > self.journal(trial.number).last_step():  # or it went on for a moment when it was to pause
-            self.journal(trial.number).write("metrics", step=step, values=found)
-        return found
+    def validate(self, trial, step):
+        metrics = {"val/miou": value(trial, step)}
+        if step > self.journal(trial.number).last_step():  # otherwise the run validated this step before its pause
+            self.journal(trial.number).write("metrics", step=step, values=metrics)
+        return metrics
 
-    def ends(self, trial, step):
+    def end_segment(self, trial, step):
         if trial.state is State.PAUSED and step < STEPS and self.random.random() < 0.3:
-            self.validates(trial, step + EVERY)
+            self.validate(trial, step + EVERY)
         self.record.log_state(trial)
 
 
-def run(sweeping, at_once, random, runs, events=None):
-    """Runs a sweep, for so many events at most; returns whether it came to its end."""
-    at_work = {}
-    while events is None or events > 0:
-        while len(at_work) < at_once and (trial := sweeping.next_trial()) is not None:
-            at_work[trial.number] = runs.begins(trial)
-        if not at_work:
-            assert sweeping.is_over
+def run(controller, max_concurrent, random, runs, max_events=None):
+    """Runs a sweep for at most `max_events` validations; returns True if the sweep is over."""
+    running = {}
+    while max_events is None or max_events > 0:
+        while len(running) < max_concurrent and (trial := controller.next_trial()) is not None:
+            running[trial.number] = runs.start_segment(trial)
+        if not running:
+            assert controller.is_over
             return True
-        number = sorted(at_work)[random.integers(len(at_work))]
-        trial = sweeping.trials[number]
-        step = at_work[number] = at_work[number] + EVERY
-        verdict = sweeping.on_result(trial, step, runs.validates(trial, step))
-        if verdict is not SchedulerDecision.CONTINUE or step >= STEPS:
-            del at_work[number]
-            if verdict is SchedulerDecision.CONTINUE:
-                sweeping.on_end(trial, State.FINISHED)
-            runs.ends(trial, step)
-        events = None if events is None else events - 1
+        number = sorted(running)[random.integers(len(running))]
+        trial = controller.trials[number]
+        step = running[number] = running[number] + EVERY
+        decision = controller.on_result(trial, step, runs.validate(trial, step))
+        if decision is not SchedulerDecision.CONTINUE or step >= STEPS:
+            del running[number]
+            if decision is SchedulerDecision.CONTINUE:
+                controller.on_end(trial, State.FINISHED)
+            runs.end_segment(trial, step)
+        max_events = None if max_events is None else max_events - 1
     return False
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(MODES), st.integers(1, 3), st.integers(0, 60), st.integers(0, 10**6))
-def test_a_sweep_that_goes_on_ends_with_the_same_trials(tmp_path_factory, mode, at_once, events, seed):
+def test_an_interrupted_and_resumed_sweep_has_the_same_trials(tmp_path_factory, mode, max_concurrent, max_events, seed):
     random = np.random.default_rng(seed)
-    runs = Runs(tmp_path_factory.mktemp("sweep"), random)
+    runs = RunSimulator(tmp_path_factory.mktemp("sweep"), random)
     while True:
-        sweeping = sweep_of(*mode, trials=runs.record.load_trials())
-        sweeping.on_suggested = runs.record.log_suggestion
-        if run(sweeping, at_once, random, runs, events):
+        controller = build_controller(*mode, trials=runs.record.load_trials())
+        controller.on_suggested = runs.record.log_suggestion
+        if run(controller, max_concurrent, random, runs, max_events):
             break
-        events += 20
-    sweeping.close("over")
-    assert [trial.number for trial in sweeping.trials] == list(range(9))
-    assert all(trial.state in (State.FINISHED, State.STOPPED) for trial in sweeping.trials)
-    assert any(trial.state is State.FINISHED for trial in sweeping.trials)
+        max_events += 20
+    controller.close("over")
+    assert [trial.number for trial in controller.trials] == list(range(9))
+    assert all(trial.state in (State.FINISHED, State.STOPPED) for trial in controller.trials)
+    assert any(trial.state is State.FINISHED for trial in controller.trials)
     if mode[0] == "asha":
-        assert sum(trial.step > RUNGS[0] for trial in sweeping.trials) <= 9 // 4 + at_once
-    if mode[1] != "optuna" and mode[0] != "pbt":  # TPE follows what was found by then, in whatever order that was
-        fresh = sweep_of(*mode)
+        assert sum(trial.step > RUNGS[0] for trial in controller.trials) <= 9 // 4 + max_concurrent
+    if mode[1] != "optuna" and mode[0] != "pbt":  # TPE depends on the order of the results
+        fresh = build_controller(*mode)
         values = [fresh.search.suggest(number, []) for number in range(9)]
-        assert [trial.values for trial in sweeping.trials] == values
+        assert [trial.values for trial in controller.trials] == values
 
 
-def test_a_copy_stands_where_its_donor_stood():
-    sweeping = sweep_of("pbt", "random")
-    trial = sweeping.next_trial()
+def test_a_copy_resumes_at_the_step_of_its_donor():
+    controller = build_controller("pbt", "random")
+    trial = controller.next_trial()
     for step in (10, 20, 30, 40):
-        sweeping.on_result(trial, step, {"val/miou": 0.04})
+        controller.on_result(trial, step, {"val/miou": 0.04})
     trial.copy_from = 1
-    sweeping.on_result(trial, 30, {"val/miou": 0.55})
+    controller.on_result(trial, 30, {"val/miou": 0.55})
     assert (trial.step, trial.value, trial.copy_from) == (30, 0.55, None)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_nobody_is_suggested_before_it_is_written_down(tmp_path, mode):
-    sweeping, written = sweep_of(*mode), []
-    sweeping.on_suggested = lambda trial: written.append((trial.number, len(sweeping.trials)))
-    run(sweeping, 2, np.random.default_rng(0), Runs(tmp_path, np.random.default_rng(0)))
+def test_each_trial_is_recorded_before_it_starts(tmp_path, mode):
+    controller, written = build_controller(*mode), []
+    controller.on_suggested = lambda trial: written.append((trial.number, len(controller.trials)))
+    run(controller, 2, np.random.default_rng(0), RunSimulator(tmp_path, np.random.default_rng(0)))
     assert written == [(number, number) for number in range(9)]
 
 
-def test_to_ask_whether_it_is_over_changes_nothing():
+def test_is_over_has_no_side_effects():
     paused = [Trial(number, {}, State.PAUSED, {20: (9 - number) / 10}) for number in range(9)]
-    sweeping = sweep_of("asha", "random", trials=paused)
-    for going_on in (0, 1):  # room for two of nine
-        assert [sweeping.is_over, sweeping.is_over] == [False, False]
-        assert sweeping.next_trial() is paused[going_on]
-    assert sweeping.next_trial() is None
+    controller = build_controller("asha", "random", trials=paused)
+    for number in (0, 1):  # room for two of nine
+        assert [controller.is_over, controller.is_over] == [False, False]
+        assert controller.next_trial() is paused[number]
+    assert controller.next_trial() is None
 
 
-def test_the_last_one_left_goes_to_the_end_without_a_stop():
+def test_the_last_remaining_trial_runs_to_the_end():
     paused = [Trial(number, {}, State.PAUSED, {20: 0.5}) for number in range(9)]
-    sweeping = sweep_of("asha", "random", trials=paused[:3])
-    sweeping.max_trials = 3
-    last = sweeping.next_trial()
-    verdicts = [sweeping.on_result(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
-    assert set(verdicts) == {SchedulerDecision.CONTINUE}
+    controller = build_controller("asha", "random", trials=paused[:3])
+    controller.max_trials = 3
+    last = controller.next_trial()
+    decisions = [controller.on_result(last, step, {"val/miou": 0.6}) for step in range(30, STEPS, EVERY)]
+    assert set(decisions) == {SchedulerDecision.CONTINUE}
 
 
-def test_a_trial_without_the_metric_is_worst():
-    sweeping = sweep_of("asha", "random")
-    trial = sweeping.next_trial()
-    sweeping.on_result(trial, 10, {"val/aacc": 0.9})
+def test_a_trial_without_the_metric_has_the_worst_value():
+    controller = build_controller("asha", "random")
+    trial = controller.next_trial()
+    controller.on_result(trial, 10, {"val/aacc": 0.9})
     assert trial.value == WORST
 
 
-def test_what_is_minimised_is_told_by_its_name():
-    made = config.build(
+def test_minimised_metrics_change_their_sign():
+    sweep_config = config.build(
         {"tune": {"space": {"data.flip_prob": {"choice": [0, 1]}}, "metrics": "[train/loss, cost/gmac]"}}
     )
-    sweeping = SweepController(build_scheduler(made), build_search(made), 2, made.tune.metrics)
-    trial = sweeping.next_trial()
-    sweeping.on_result(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
+    controller = SweepController(
+        build_scheduler(sweep_config), build_search(sweep_config), 2, sweep_config.tune.metrics
+    )
+    trial = controller.next_trial()
+    controller.on_result(trial, 10, {"train/loss": 2.5, "cost/gmac": 3.0})
     assert (trial.value, trial.other_metrics) == (-2.5, {"cost/gmac": 3.0})

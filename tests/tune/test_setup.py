@@ -1,4 +1,4 @@
-"""What cannot be swept is refused at once, and leaves nothing behind."""
+"""Validation of a sweep before it starts, and restoring its trials from the journals."""
 
 import json
 from pathlib import Path
@@ -23,11 +23,11 @@ def no_prior_trials(config, uri):
     return ()
 
 
-def begun(made, resume=None, said=None):
-    return prepare_sweep(made, resume, no_prior_trials, [].append if said is None else said.append)
+def prepare(sweep_config, resume=None, messages=None):
+    return prepare_sweep(sweep_config, resume, no_prior_trials, [].append if messages is None else messages.append)
 
 
-MOVING = {
+PBT = {
     "tune__scheduler": "pbt",
     "tune__search": "random",
     "tune__space": {"optim.lr": {"loguniform": [1e-5, 1e-3]}},
@@ -35,7 +35,7 @@ MOVING = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "told"),
+    ("changes", "kind", "expected"),
     [
         ({"tune__space": {"optim.lrr": {"choice": [1]}}}, ConfigError, "did you mean 'optim.lr'?"),
         (
@@ -71,13 +71,13 @@ MOVING = {
             "tune.grace_steps is 4; expected fewer than train.steps, 4",
         ),
         (
-            {**MOVING, "tune__perturbation_interval": 4},
+            {**PBT, "tune__perturbation_interval": 4},
             ConfigError,
             "tune.perturbation_interval is 4 and train.val_every is 2; "
             "tune.scheduler pbt expects both below train.steps, 4",
         ),
         (
-            {**MOVING, "train__val_every": 4},
+            {**PBT, "train__val_every": 4},
             ConfigError,
             "tune.perturbation_interval is 1 and train.val_every is 4; tune.scheduler pbt expects both below",
         ),
@@ -92,16 +92,16 @@ MOVING = {
         ),
     ],
 )
-def test_what_cannot_be_swept_is_refused_before_anything_starts(settings, tmp_path, changes, kind, told):
+def test_an_invalid_sweep_is_an_error_before_anything_starts(settings, tmp_path, changes, kind, expected):
     with pytest.raises(kind) as refused:
         run_sweep(settings(**changes), say=lambda _line: None)
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
     assert not (tmp_path / "results").exists() or not any((tmp_path / "results").iterdir())
 
 
-def test_a_folder_that_is_no_sweep_or_a_run_is_not_gone_on_with(settings, tmp_path):
+def test_only_the_folder_of_a_sweep_can_be_resumed(settings, tmp_path):
     with pytest.raises(ResumeError, match="which contains no sweep"):
-        begun(settings(), str(tmp_path))
+        prepare(settings(), str(tmp_path))
     run = tmp_path / "results" / "run"
     run.mkdir(parents=True)
     (run / checkpoint.CONFIG).write_text(
@@ -109,33 +109,35 @@ def test_a_folder_that_is_no_sweep_or_a_run_is_not_gone_on_with(settings, tmp_pa
     )
     Journal(run).write("run", key="k", dataset={"digest": "d"})
     with pytest.raises(ResumeError, match="the folder contains a run, not a sweep"):
-        begun(settings(), str(run))
+        prepare(settings(), str(run))
 
 
-def test_auto_goes_on_with_the_latest_of_the_same_settings_and_says_if_there_is_none(settings):
-    said = []
-    first = begun(settings(), "auto", said)
-    assert said == [f"{first.folder.parent} contains no unfinished sweep with these settings; starting a new sweep."]
+def test_auto_resumes_the_latest_sweep_with_the_same_settings_or_starts_a_new_one(settings):
+    messages = []
+    first = prepare(settings(), "auto", messages)
+    assert messages == [
+        f"{first.folder.parent} contains no unfinished sweep with these settings; starting a new sweep."
+    ]
     with pytest.raises(ResumeError, match="another process trains in"):
-        begun(settings(), str(first.folder))
+        prepare(settings(), str(first.folder))
     first.lock.close()
-    again = begun(settings(tune__trials=5, tune__budget={"hours": 9}, tune__seeds=1), "auto")
-    assert (again.folder, again.key) == (first.folder, first.key)
-    again.lock.close()
-    other = begun(settings(optim__weight_decay=0.5), "auto", said)
+    resumed = prepare(settings(tune__trials=5, tune__budget={"hours": 9}, tune__seeds=1), "auto")
+    assert (resumed.folder, resumed.key) == (first.folder, first.key)
+    resumed.lock.close()
+    other = prepare(settings(optim__weight_decay=0.5), "auto", messages)
     assert other.folder != first.folder
     other.lock.close()
 
 
-def test_a_sweep_is_no_run_that_train_goes_on_with(settings):
-    made = begun(settings())
-    made.lock.close()
+def test_train_does_not_resume_a_sweep(settings):
+    sweep_config = prepare(settings())
+    sweep_config.lock.close()
     with pytest.raises(ResumeError, match=r"which is a sweep; use pipelines/tune.py"):
-        resume.resolve_run(str(made.folder))
-    assert resume.find_latest_run(made.config, read_manifest(made.config.data.root).digest) is None
+        resume.resolve_run(str(sweep_config.folder))
+    assert resume.find_latest_run(sweep_config.config, read_manifest(sweep_config.config.data.root).digest) is None
 
 
-def test_the_record_brings_the_trials_back(tmp_path):
+def test_the_journal_restores_the_trials(tmp_path):
     record = SweepJournal(tmp_path, ("val/miou", "cost/gmac"))
     trials = [Trial(number, {"optim.lr": 0.1 * number}) for number in range(5)]
     for trial in trials:
@@ -155,22 +157,22 @@ def test_the_record_brings_the_trials_back(tmp_path):
     journal.write("rewound", step=2, donor="trial-001")
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"kind": "trial", "num')  # whose writer died
-    found = record.load_trials()
-    assert [trial.number for trial in found] == [0, 1, 2, 3, 4]
-    assert [trial.state for trial in found] == [
+    restored = record.load_trials()
+    assert [trial.number for trial in restored] == [0, 1, 2, 3, 4]
+    assert [trial.state for trial in restored] == [
         State.FINISHED,
         State.STOPPED,
         State.PAUSED,
         State.PENDING,
         State.PENDING,
     ]
-    assert [trial.curve for trial in found] == [{}, {}, {2: 0.2, 4: 0.4}, {2: 0.2}, {}]
-    assert found[0].values == {"optim.lr": 0.0}
-    assert found[2].seconds == 2.5
+    assert [trial.curve for trial in restored] == [{}, {}, {2: 0.2, 4: 0.4}, {2: 0.2}, {}]
+    assert restored[0].values == {"optim.lr": 0.0}
+    assert restored[2].seconds == 2.5
 
 
-def begun_trial(tmp_path, **changes):
-    """Returns a record of one trial that runs, the trial, and the journal of its run."""
+def create_running_trial(tmp_path, **changes):
+    """Returns the journal of a sweep with one running trial, the trial, and the journal of its run."""
     record, trial = SweepJournal(tmp_path, ("val/miou", "cost/gmac")), Trial(0, {}, State.RUNNING)
     record.log_suggestion(trial)
     for name, value in changes.items():
@@ -180,13 +182,13 @@ def begun_trial(tmp_path, **changes):
     return record, trial, Journal(tmp_path / "trial-000")
 
 
-def test_what_a_model_costs_is_known_again(tmp_path):
-    record, _, _ = begun_trial(tmp_path, other_metrics={"cost/gmac": 3.0, "val/aacc": 0.5})
+def test_the_costs_of_a_model_are_restored(tmp_path):
+    record, _, _ = create_running_trial(tmp_path, other_metrics={"cost/gmac": 3.0, "val/aacc": 0.5})
     assert record.load_trials()[0].other_metrics == {"cost/gmac": 3.0}  # the others are in the run's journal
 
 
-def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_path):
-    record, trial, journal = begun_trial(tmp_path)
+def test_validations_of_a_paused_trial_after_its_pause_are_ignored(tmp_path):
+    record, trial, journal = create_running_trial(tmp_path)
     journal.write("metrics", step=2, values={"val/miou": 0.2})
     trial.curve, trial.state = {2: 0.2}, State.PAUSED
     record.log_state(trial)
@@ -196,26 +198,26 @@ def test_what_a_paused_trial_validated_before_it_heard_of_it_is_not_judged(tmp_p
     assert (paused.state, paused.curve) == (State.PAUSED, {2: 0.2})
     trial.state = State.RUNNING
     record.log_state(trial)
-    (goes_on,) = record.load_trials()
-    assert (goes_on.state, goes_on.curve) == (State.FINISHED, {2: 0.2, 4: 0.4})
+    (resumed,) = record.load_trials()
+    assert (resumed.state, resumed.curve) == (State.FINISHED, {2: 0.2, 4: 0.4})
 
 
-def test_a_copy_that_was_made_is_not_made_again(tmp_path):
-    record, _, journal = begun_trial(tmp_path, copy_from=3)
+def test_a_completed_copy_is_not_repeated(tmp_path):
+    record, _, journal = create_running_trial(tmp_path, copy_from=3)
     assert record.load_trials()[0].copy_from == 3
     journal.write("rewound", step=2, donor="trial-003")
     assert record.load_trials()[0].copy_from is None
 
 
-def test_the_time_of_what_was_killed_is_spent(tmp_path, monkeypatch):
-    record, _, journal = begun_trial(tmp_path)
+def test_the_run_time_of_killed_runs_counts(tmp_path, monkeypatch):
+    record, _, journal = create_running_trial(tmp_path)
     for at, kind in [(0, "run"), (50, "metrics"), (90, "metrics"), (1000, "resumed"), (1040, "metrics"), (5000, "tag")]:
         monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
         journal.write(kind, step=0, values={})
     assert record.load_trials()[0].seconds == 90 + 40
 
 
-def test_a_run_that_finished_before_the_sweep_heard_of_it_is_finished(tmp_path):
+def test_a_trial_whose_run_finished_without_a_report_is_finished(tmp_path):
     record = SweepJournal(tmp_path, ("val/miou",))
     trial = Trial(0, {})
     record.log_suggestion(trial)
@@ -228,7 +230,7 @@ def test_a_run_that_finished_before_the_sweep_heard_of_it_is_finished(tmp_path):
     assert record.load_trials()[0].state is State.FINISHED
 
 
-def test_the_command_tells_a_mistake_in_one_line(settings, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_an_error_in_one_line(settings, tmp_path, monkeypatch, capsys):
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(settings().model_dump(mode="json", exclude={"tune"})))
     words = ["--config", str(file), "--tune.space.optim.lr", "{loguniform: [1e-3, 1e-5]}"]
@@ -236,6 +238,6 @@ def test_the_command_tells_a_mistake_in_one_line(settings, tmp_path, monkeypatch
     with pytest.raises(SystemExit) as ended:
         cli.run("tune")
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said == "error: tune.space.optim.lr.loguniform is ['1e-3', '1e-5']; expected LOW < HIGH.\n"
+    messages = capsys.readouterr().err
+    assert messages == "error: tune.space.optim.lr.loguniform is ['1e-3', '1e-5']; expected LOW < HIGH.\n"
     assert not Path(tmp_path / "results").exists()
