@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: one real sweep, and what MLflow has of one."""
+"""Fixtures of the tests of sweeps: settings of a small sweep, a real sweep, and the runs of a sweep in MLflow."""
 
 import shutil
 from pathlib import Path
@@ -12,27 +12,27 @@ from segray.tune.sweep import run_sweep
 
 
 @pytest.fixture(scope="session")
-def runs_of():
-    """Returns the run of the only sweep that a store has, and those of its trials by name."""
+def mlflow_runs():
+    """Function that returns the run of the only sweep in an MLflow store, and the runs of its trials by name."""
 
-    def found(uri):
+    def find_runs(uri):
         client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name("segray").experiment_id
         runs = client.search_runs([experiment], max_results=100)
         (parent,) = [run for run in runs if run.data.tags.get("segray.kind") == "sweep"]
-        below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        assert len({run.info.run_name for run in below}) == len(below)  # none twice
-        return parent, {run.info.run_name: run for run in below}
+        trial_runs = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert len({run.info.run_name for run in trial_runs}) == len(trial_runs)  # none twice
+        return parent, {run.info.run_name: run for run in trial_runs}
 
-    return found
+    return find_runs
 
 
 @pytest.fixture
 def settings(streets, tmp_path, empty_store):
-    """Settings of a small sweep, all its traces under the test's own folder."""
+    """Function that returns the settings of a small sweep, whose files are in the test's folder."""
     shutil.copy(empty_store, tmp_path)
 
-    def made(**changes):
+    def build(**changes):
         base: dict[str, Any] = {
             "results": str(tmp_path / "results"),
             "data": {"root": str(streets), "crop": 32},
@@ -43,16 +43,16 @@ def settings(streets, tmp_path, empty_store):
         base["tune"]["space"] = changes.pop("tune__space", base["tune"]["space"])
         return config.build(config.merge(base, {key.replace("__", "."): value for key, value in changes.items()}))
 
-    return made
+    return build
 
 
 @pytest.fixture(scope="session")
-def swept(ray_cluster, streets, tmp_path_factory, empty_store):
-    """A real sweep of three trials, of which successive halving lets one go to the end, and what it said."""
+def sweep_run(ray_cluster, streets, tmp_path_factory, empty_store):
+    """A real sweep of three trials, of which asha lets one finish: its result, its folder and its view."""
     folder = tmp_path_factory.mktemp("sweep")
     shutil.copy(empty_store, folder)
-    said, views = [], []
-    made = config.build(
+    messages, views = [], []
+    sweep_config = config.build(
         {
             "name": "three",
             "results": str(folder / "results"),
@@ -69,4 +69,4 @@ def swept(ray_cluster, streets, tmp_path_factory, empty_store):
             },
         }
     )
-    return run_sweep(made, say=said.append, watch=views.append), Path(folder), views[0]
+    return run_sweep(sweep_config, say=messages.append, watch=views.append), Path(folder), views[0]

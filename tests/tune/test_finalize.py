@@ -1,4 +1,4 @@
-"""What comes behind the search."""
+"""Runs with other seeds after the search."""
 
 from types import SimpleNamespace
 
@@ -11,11 +11,11 @@ from segray.tune import finalize
 
 
 @pytest.mark.parametrize("error", [RunStoppedError("run seed-1 was stopped."), TrainingError("run seed-1 failed.")])
-def test_who_stops_a_run_of_another_seed_stops_the_sweep(error, tmp_path, monkeypatch):
+def test_a_stop_during_a_run_with_another_seed_stops_the_sweep(error, tmp_path, monkeypatch):
     settings = config.build({"tune.seeds": 2})
     (tmp_path / "trial-000").mkdir()
     (tmp_path / "trial-000" / checkpoint.CONFIG).write_text(settings.model_dump_json())
-    begun = SimpleNamespace(
+    sweep = SimpleNamespace(
         folder=tmp_path, config=settings, key="k", trials=[1], tracking_uri="", slots=SimpleNamespace(placement=None)
     )
 
@@ -23,10 +23,10 @@ def test_who_stops_a_run_of_another_seed_stops_the_sweep(error, tmp_path, monkey
         raise error
 
     monkeypatch.setattr(finalize, "fit", fit)
-    said = []
+    messages = []
     if isinstance(error, RunStoppedError):
         with pytest.raises(RunStoppedError):
-            finalize._train_with_seed(begun, SimpleNamespace(number=0), 1, said.append)
+            finalize._train_with_seed(sweep, SimpleNamespace(number=0), 1, messages.append)
     else:
-        assert finalize._train_with_seed(begun, SimpleNamespace(number=0), 1, said.append) is None
-        assert "failed" in said[-1]
+        assert finalize._train_with_seed(sweep, SimpleNamespace(number=0), 1, messages.append) is None
+        assert "failed" in messages[-1]

@@ -1,4 +1,4 @@
-"""The search space: what it holds is what was written, and what cannot be trained is refused before anything starts."""
+"""The search space: its dimensions, and validation before a sweep starts."""
 
 import math
 
@@ -12,12 +12,14 @@ from segray.tune import space
 from segray.tune.space import Dimension
 
 
-def settings(of, **over):
-    return config.build({"tune.space": of} | {key.replace("__", "."): value for key, value in over.items()})
+def settings(search_space, **overrides):
+    return config.build(
+        {"tune.space": search_space} | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("definition", "message"),
     [
         (
             {"optim.lrr": {"uniform": [0, 1]}},
@@ -40,57 +42,59 @@ def settings(of, **over):
         ({}, "tune.space is empty"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_by_name(written, told):
+def test_an_invalid_space_is_an_error_that_names_the_setting(definition, message):
     with pytest.raises(ConfigError) as refused:
-        space.validate_space(settings(written))
-    assert told in str(refused.value)
+        space.validate_space(settings(definition))
+    assert message in str(refused.value)
 
 
-def test_combinations_that_cannot_be_trained_are_refused():
-    of = {"train.batch": {"choice": [2, 16]}, "train.accumulation_steps": {"choice": [1, 8]}}
+def test_invalid_combinations_are_an_error():
+    search_space = {"train.batch": {"choice": [2, 16]}, "train.accumulation_steps": {"choice": [1, 8]}}
     with pytest.raises(ConfigError, match=r"train.batch 2, train.accumulation_steps 8, which is invalid"):
-        space.validate_space(settings(of))
+        space.validate_space(settings(search_space))
 
 
-def test_what_can_be_trained_together_need_not_be_alone():
-    of = {"train.batch": {"choice": [32, 64]}, "train.accumulation_steps": {"choice": [1, 16]}}
-    space.validate_space(settings(of, train__batch=8))
+def test_only_complete_combinations_are_validated():
+    search_space = {"train.batch": {"choice": [32, 64]}, "train.accumulation_steps": {"choice": [1, 16]}}
+    space.validate_space(settings(search_space, train__batch=8))
     with pytest.raises(ConfigError, match=r"train.accumulation_steps is 16|train.accumulation_steps 16"):
-        space.validate_space(settings({"train.accumulation_steps": of["train.accumulation_steps"]}, train__batch=8))
+        space.validate_space(
+            settings({"train.accumulation_steps": search_space["train.accumulation_steps"]}, train__batch=8)
+        )
 
 
-def test_a_grid_that_explodes_is_counted():
-    of = {
+def test_a_grid_with_too_many_points_is_an_error():
+    search_space = {
         "model.variant": {"choice": ["b0", "b1", "b2"]},
         "data.crop": {"choice": [64, 96]},
         "train.seed": {"choice": [*range(9)]},
     }
     with pytest.raises(ConfigError, match=r"the grid has 54 points \(3 model.variant x 2 data.crop x 9 train.seed\)"):
-        space.validate_space(settings(of, tune__search="grid"))
-    space.validate_space(settings(of, tune__search="grid", tune__trials=54))
+        space.validate_space(settings(search_space, tune__search="grid"))
+    space.validate_space(settings(search_space, tune__search="grid", tune__trials=54))
 
 
-def test_a_grid_of_numbers_is_refused():
+def test_a_grid_with_ranges_is_an_error():
     with pytest.raises(
         ConfigError, match=r"tune.space.optim.lr is 0.1 to 1; expected choice: \[...\] for tune.search grid"
     ):
         space.validate_space(settings({"optim.lr": {"uniform": [0.1, 1]}}, tune__search="grid"))
 
 
-def test_the_file_of_the_readme_is_searched():
-    of = {
+def test_the_space_of_the_documents_is_valid():
+    search_space = {
         "optim": {"lr": {"loguniform": ["1e-5", "1e-3"]}},  # as YAML reads 1e-5
         "model.variant": {"choice": ["b0", "b5"]},
         "loss.terms": {"choice": [["cross_entropy"], ["ohem", {"dice": 0.5}]]},
     }
-    made = settings(of)
-    space.validate_space(made)
-    assert [str(one) for one in space.dimensions(made)] == [
+    sweep_config = settings(search_space)
+    space.validate_space(sweep_config)
+    assert [str(one) for one in space.dimensions(sweep_config)] == [
         "1e-05 to 0.001 (log)",
         "b0, b5",
         "['cross_entropy'], ['ohem', {'dice': 0.5}]",
     ]
-    trial = space.apply_values(made, {"optim.lr": 5e-4, "loss.terms": ["ohem", {"dice": 0.5}]})
+    trial = space.apply_values(sweep_config, {"optim.lr": 5e-4, "loss.terms": ["ohem", {"dice": 0.5}]})
     assert (trial.optim.lr, trial.loss.weight_by_loss(), trial.tune.space) == (5e-4, {"ohem": 1.0, "dice": 0.5}, {})
 
 
@@ -98,32 +102,34 @@ NUMBERS = st.floats(1e-6, 1e6, allow_nan=False)
 
 
 @given(st.sampled_from(["uniform", "loguniform", "int", "logint"]), NUMBERS, NUMBERS, st.floats(0, 1))
-def test_a_value_lies_within_and_is_found_again(kind, one, other, share):
+def test_values_are_within_the_bounds_and_have_their_position(kind, one, other, position):
     low, high = sorted((one, other))
     if kind.endswith("int"):
         low, high = max(1, math.floor(low)), math.ceil(high) + 1
     if not high > low * (1 + 1e-6):
         return
     dimension = Dimension("x", kind, (low, high))
-    value = dimension.from_unit(share)
+    value = dimension.from_unit(position)
     assert low <= value <= high
     assert dimension.contains(value)
     if not dimension.is_integer:
-        assert dimension.to_unit(value) == pytest.approx(share, abs=1e-5)
+        assert dimension.to_unit(value) == pytest.approx(position, abs=1e-5)
 
 
-def test_whole_numbers_are_all_as_likely():
+def test_all_integers_are_equally_likely():
     dimension = Dimension("x", "int", (1, 4))
-    drawn = [dimension.from_unit((place + 0.5) / 400) for place in range(400)]
-    assert {value: drawn.count(value) for value in (1, 2, 3, 4)} == {1: 100, 2: 100, 3: 100, 4: 100}
+    samples = [dimension.from_unit((place + 0.5) / 400) for place in range(400)]
+    assert {value: samples.count(value) for value in (1, 2, 3, 4)} == {1: 100, 2: 100, 3: 100, 4: 100}
 
 
-def test_what_is_drawn_is_decided_by_seed_and_number():
-    of = space.dimensions(settings({"optim.lr": {"loguniform": [1e-5, 1]}, "data.crop": {"choice": [32, 64, 96]}}))
-    drawn = [space.sample(of, 1, number) for number in range(50)]
-    assert drawn == [space.sample(of, 1, number) for number in range(50)]
-    assert drawn != [space.sample(of, 2, number) for number in range(50)]
-    assert len({values["optim.lr"] for values in drawn}) == 50
-    assert {values["data.crop"] for values in drawn} == {32, 64, 96}
-    below = sum(values["optim.lr"] < 10**-2.5 for values in drawn)
+def test_samples_depend_only_on_seed_and_number():
+    search_space = space.dimensions(
+        settings({"optim.lr": {"loguniform": [1e-5, 1]}, "data.crop": {"choice": [32, 64, 96]}})
+    )
+    samples = [space.sample(search_space, 1, number) for number in range(50)]
+    assert samples == [space.sample(search_space, 1, number) for number in range(50)]
+    assert samples != [space.sample(search_space, 2, number) for number in range(50)]
+    assert len({values["optim.lr"] for values in samples}) == 50
+    assert {values["data.crop"] for values in samples} == {32, 64, 96}
+    below = sum(values["optim.lr"] < 10**-2.5 for values in samples)
     assert 15 < below < 35  # half of the decades

@@ -1,4 +1,4 @@
-"""A trial's part where it takes up what was left: by its former part, or by somebody who was killed."""
+"""Segments of a trial that resume an existing run, and their reports."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ CONTEXT = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), "sqlite:
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run that made three validations and came to its end."""
+    """Folder of a finished run with three validations."""
     folder = tmp_path / "trial-000"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -37,7 +37,7 @@ def task(run, step):
     return TrialTask(0, step, config.build({"name": run.name, "results": str(run.parent)}))
 
 
-def test_a_run_that_came_to_its_end_before_it_was_to_pause_tells_the_rest(run):
+def test_a_run_that_finished_before_its_pause_reports_the_remaining_validations(run):
     segment = TrialRun(task(run, 2), CONTEXT, None)
     reports = [segment.next_report() for _ in range(3)]
     assert [(report.step, report.metrics["val/miou"]) for report in reports[:2]] == [(4, 0.4), (6, 0.6)]
@@ -72,7 +72,7 @@ def test_a_trial_stops_within_the_time_that_the_sweep_allows(run, wait_s, patien
     assert segment.stop.patience_s == patience_s
 
 
-def test_what_was_left_by_somebody_killed_in_its_first_moment_begins_anew(tmp_path):
+def test_a_folder_without_a_journal_is_removed(tmp_path):
     folder = tmp_path / "trial-000"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -81,7 +81,7 @@ def test_what_was_left_by_somebody_killed_in_its_first_moment_begins_anew(tmp_pa
     assert resumable_run(folder) is None
 
 
-def test_a_run_whose_former_part_still_ends_is_waited_for(run):
+def test_resuming_waits_for_the_lock_of_the_previous_segment(run):
     lock = lock_run(run)
     threading.Timer(0.5, lock.close).start()
     began = time.monotonic()
