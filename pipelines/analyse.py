@@ -1,4 +1,4 @@
-"""Shows what a model costs, what it is fed and how runs went.
+"""Shows the cost of a model, training batches, or the curves of runs.
 
 python pipelines/analyse.py batches --data data/demo --out batches.png
 """

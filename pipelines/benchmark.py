@@ -1,4 +1,4 @@
-"""Measures ours beside a peer's, in turns, in one run.
+"""Compares segray with a peer in alternating turns of one run.
 
 python pipelines/benchmark.py model --variant b0 --size 512 --batch 2
 """

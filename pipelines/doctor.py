@@ -1,4 +1,4 @@
-"""Looks into a cluster, and whether the run or sweep of a config would work there.
+"""Checks whether a run or sweep can work on a cluster.
 
 python pipelines/doctor.py --config pipelines/configs/demo.yaml
 ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python pipelines/doctor.py ...

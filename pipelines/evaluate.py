@@ -1,4 +1,4 @@
-"""Evaluates a model on a split.
+"""Evaluates a model on a split of a dataset, or compares two models.
 
 python pipelines/evaluate.py --model models:/segray@challenger --data data/demo --split test
 """

@@ -1,4 +1,4 @@
-"""Segments images.
+"""Segments images and writes the masks.
 
 python pipelines/predict.py --model models:/segray@challenger --source street.jpg --out masks
 """

@@ -1,4 +1,4 @@
-"""Writes images and masks as a dataset of parquet shards.
+"""Converts images and masks to a dataset of Parquet shards, or validates a dataset.
 
 python pipelines/prepare.py --format demo --out data/demo
 python pipelines/prepare.py --format folder --source DIR --out data/mine --classes classes.txt --ignore-id 11

@@ -1,4 +1,4 @@
-"""Has a registered model served, if it is good enough.
+"""Promotes a registered model to champion if it passes the gates, or rolls back.
 
 python pipelines/promote.py --name segray --data data/demo --split test --dry-run
 """
