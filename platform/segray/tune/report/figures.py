@@ -84,7 +84,7 @@ def plot_importance(importances: Sequence[Importance]) -> Figure:
         error_bar = max(0.0, bar.mean - bar.deviation), min(1.0, bar.mean + bar.deviation)
         axes.plot(error_bar, [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
     axes.set(xlim=(0, 1), xlabel="explained fraction of the variance")
-    axes.set_title("Hyperparameter importance (fANOVA; error bar: standard deviation over bootstrap samples)", **TITLE)
+    axes.set_title("Hyperparameter importance (fANOVA, mean and standard deviation)", **TITLE)
     return figure
 
 
