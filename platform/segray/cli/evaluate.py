@@ -26,7 +26,7 @@ from segray.tracking.references import resolve_checkpoint
 
 
 def run(flags: argparse.Namespace, config: Config) -> None:
-    """Evaluates the model, and prints, writes and logs the results."""
+    """Evaluates a model, and prints, writes and logs the results."""
     request = _build_request(flags, config)
     folder, baseline_folder = (model and resolve_checkpoint(model, config) for model in (flags.model, flags.against))
     _check(flags, folder, baseline_folder)
@@ -106,8 +106,8 @@ def _log_to_mlflow(
     except RegistryError as error:
         console.print(f"not logged: {error}")
         return
-    run = f"{paths.redact(uri)} run {run_id}" if run_id else "not logged: the store does not have the model's run"
-    console.print(f"mlflow  {run}", highlight=False, soft_wrap=True)
+    location = f"{paths.redact(uri)} run {run_id}" if run_id else "not logged: the store does not have the model's run"
+    console.print(f"mlflow  {location}", highlight=False, soft_wrap=True)
 
 
 def _parse_slice(text: str) -> tuple[str, str | None]:

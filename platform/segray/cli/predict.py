@@ -39,7 +39,7 @@ def run(flags: argparse.Namespace, config: Config) -> None:
     else:
         settings = _job_settings(flags, folder, step, predictor)
         result = _on_cluster(inputs, task, settings, flags.workers, config, console)
-    _show(console, inputs, result, out, monotonic() - start)
+    _print_result(console, inputs, result, out, monotonic() - start)
     if result.problems:
         count, subject = len(result.problems), "image" if len(result.problems) == 1 else "images"
         raise SegrayError(f"{count} {subject} could not be segmented:{format_list(result.problems)}")
@@ -77,7 +77,7 @@ def _on_cluster(
         return run_batch_job(inputs, task, settings, workers, config.train.device, show)
 
 
-def _show(console: Console, inputs: Inputs, result: ChunkResult, out: str, seconds: float) -> None:
+def _print_result(console: Console, inputs: Inputs, result: ChunkResult, out: str, seconds: float) -> None:
     if not inputs.is_single:
         console.print(f"{result.images} images in {seconds:.0f} s, including the start", highlight=False)
     if inputs.num_skipped:

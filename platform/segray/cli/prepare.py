@@ -46,7 +46,7 @@ def run(flags: argparse.Namespace, _config: Config) -> None:
             source={"format": flags.format, "source": flags.source or "", "command": shlex.join(sys.argv)},
             on_progress=show,
         )
-    _show(console, flags.out, manifest)
+    _print_result(console, flags.out, manifest)
 
 
 def _list_samples(flags: argparse.Namespace) -> SourceListing:
@@ -111,7 +111,7 @@ def _find_source(name: str) -> Callable[[str | None], SourceListing]:
     return SOURCES[name]
 
 
-def _show(console: Console, out: str, manifest: Manifest) -> None:
+def _print_result(console: Console, out: str, manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         console.print(
             f"{name:<8} {split.rows:>7} images in {len(split.shards)} shards, "

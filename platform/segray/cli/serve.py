@@ -37,14 +37,14 @@ class StateLogger:
     def __call__(self, state: ServingState) -> None:
         """Prints the changes since the previous state."""
         if state.version is not None and state.version != self._version:
-            self._say(f"now serving version {state.version} instead of {self._version}.")
+            self._print(f"now serving version {state.version} instead of {self._version}.")
             self._version = state.version
         for problem in state.problems:
             if problem not in self._problems:
-                self._say(problem)
+                self._print(problem)
         if self._problems and not state.problems:
-            self._say("all problems are resolved.")
+            self._print("all problems are resolved.")
         self._problems = state.problems
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

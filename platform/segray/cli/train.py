@@ -28,11 +28,11 @@ def run(flags: Namespace, config: Config) -> None:
             say=lambda line: log.print(line, highlight=False),
             watch=progress.follow,
         )
-    _show(console, result, config.data)
+    _print_result(console, result, config.data)
     write_json(flags.json, asdict(result))
 
 
-def _show(console: Console, result: TrainResult, data: DataConfig) -> None:
+def _print_result(console: Console, result: TrainResult, data: DataConfig) -> None:
     console.print()
     print_scores(console, f"validation of the best checkpoint, step {result.step}", result.scores)
     model = f"{result.model} version {result.version}" if result.version else "not registered; see above"

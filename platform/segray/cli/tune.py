@@ -24,11 +24,11 @@ def run(flags: Namespace, config: Config) -> None:
             say=lambda line: log.print(line, highlight=False),
             watch=progress.follow,
         )
-    _show(console, result)
+    _print_result(console, result)
     write_json(flags.json, _to_dict(result))
 
 
-def _show(console: Console, result: SweepResult) -> None:
+def _print_result(console: Console, result: SweepResult) -> None:
     print_result(console, result)
     model = f"{result.model} version {result.version}" if result.version else "not registered; see above"
     console.print()
