@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,9 @@ def validate_space(settings: Config) -> None:
     space = dimensions(settings)
     if not space:
         raise ConfigError("tune.space is empty; expected settings to vary, e.g. optim.lr: {loguniform: [1e-5, 1e-3]}.")
-    known = config.flatten(settings.model_copy(update={"tune": config.TuneConfig()}))
+    keys = config.flatten(settings.model_copy(update={"tune": config.TuneConfig()}))
     for dimension in space:
-        _check_key(dimension.key, known)
+        _check_key(dimension.key, keys)
     if settings.tune.search == "grid":
         _check_grid(space, settings.tune.trials)
     samples = (sample(space, settings.tune.seed, number) for number in range(NUM_SAMPLES))
@@ -146,11 +146,11 @@ def validate_space(settings: Config) -> None:
         _check_values(settings, values)
 
 
-def _check_key(key: str, known: Mapping[str, Any]) -> None:
-    if key not in known:
-        full_keys = {name.rsplit(".", 1)[-1]: name for name in known}
+def _check_key(key: str, valid_keys: Collection[str]) -> None:
+    if key not in valid_keys:
+        full_keys = {name.rsplit(".", 1)[-1]: name for name in valid_keys}
         last_part = key.rsplit(".", 1)[-1]
-        hint = did_you_mean(key, known)
+        hint = did_you_mean(key, valid_keys)
         if not hint and last_part in full_keys:
             hint = f"; did you mean '{full_keys[last_part]}'?"
         raise ConfigError(f"tune.space contains {key}, which is not a setting{hint or '.'}")
