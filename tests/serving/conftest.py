@@ -1,4 +1,4 @@
-"""A registry with versions to serve, and all that answers, without a cluster."""
+"""A registry with versions to serve, and controller, replica and gateway without a cluster."""
 
 import asyncio
 import io
@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from segray import config
-from segray.config import EvalConfig, ServeConfig
+from segray.config import ServeConfig
 from segray.data.images import decode_image
 from segray.data.sources import demo
 from segray.inference.predictor import Predictor
@@ -35,15 +35,15 @@ KNOWN = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {TOKEN}"}
 
 
 class Store:
-    """A registry of some versions, and what each of them makes of an image."""
+    """A registry with some versions, and the mask of each for an image."""
 
-    def __init__(self, place, empty_store):
-        place.mkdir(exist_ok=True)
-        database = place / "mlflow.db"
+    def __init__(self, folder, empty_store):
+        folder.mkdir(exist_ok=True)
+        database = folder / "mlflow.db"
         database.write_bytes(empty_store.read_bytes())
         self.uri = f"sqlite:///{database}"
-        self.client, self.place = MlflowClient(self.uri, self.uri), place
-        self._experiment = self.client.create_experiment("serving", str(place / "artifacts"))
+        self.client, self.folder = MlflowClient(self.uri, self.uri), folder
+        self._experiment = self.client.create_experiment("serving", str(folder / "artifacts"))
         self._predictors, self._folders = {}, {}
 
     def add(self, seed, *aliases):
@@ -51,7 +51,7 @@ class Store:
         torch.manual_seed(seed)
         settings, classes = config.build({"data.crop": 64}), demo.demo_classes()
         model = build_model(settings, classes)
-        folder = self.place / f"checkpoint-{len(self._predictors)}"
+        folder = self.folder / f"checkpoint-{len(self._predictors)}"
         folder.mkdir()
         meta = checkpoint.Meta(step=7, metrics={"val/miou": 0.5}, dataset_digest="d1", versions={})
         checkpoint.snapshot(model, {}, settings, classes, meta).write(folder)
@@ -64,35 +64,35 @@ class Store:
         self.client.set_registered_model_alias(MODEL, alias, number)
 
     def mask(self, number, encoded):
-        """What the Predictor of a version makes of an encoded image."""
+        """The mask of the Predictor of a version for an encoded image."""
         return self._predictors[number](decode_image(encoded))
 
-    def windowed(self, number, encoded):
-        """What it makes of it in windows."""
+    def sliding_mask(self, number, encoded):
+        """The mask with sliding windows."""
         folder = self._folders[number]
-        settings = checkpoint.load_config(folder).with_eval_overrides(EvalConfig(mode="slide"))
+        settings = checkpoint.load_config(folder).with_eval_overrides({"mode": "slide"})
         return Predictor(folder, config=settings)(decode_image(encoded))
 
     @property
     def artifacts(self):
-        return self.place / "artifacts"
+        return self.folder / "artifacts"
 
 
 @pytest.fixture(scope="session")
 def registered(tmp_path_factory, empty_store):
-    """A registry with two versions, for all who leave them as they are."""
-    made = Store(tmp_path_factory.mktemp("registry"), empty_store)
-    made.add(0)
-    made.add(1)
-    return made
+    """A registry with two versions, shared by all tests."""
+    registered = Store(tmp_path_factory.mktemp("registry"), empty_store)
+    registered.add(0)
+    registered.add(1)
+    return registered
 
 
 @pytest.fixture
 def store(registered):
-    """The registry, 1 the champion and 2 the challenger, and nothing kept of it."""
+    """The registry with champion 1, challenger 2 and an empty model cache."""
     registered.set("champion", "1")
     registered.set("challenger", "2")
-    shutil.rmtree(registered.place / "served", ignore_errors=True)
+    shutil.rmtree(registered.folder / "served", ignore_errors=True)
     return registered
 
 
@@ -104,54 +104,54 @@ def picture(height=48, width=80, seed=0, kind="JPEG"):
     return buffer.getvalue()
 
 
-class Served:
-    """A watcher, a replica and a desk in this process, and a client of them."""
+class LocalServing:
+    """A controller, a replica and a gateway in this process, and a client of them."""
 
     def __init__(self, store, settings, token=None):
         self.store, self.settings = store, settings
-        self.watcher = VersionController(settings, ModelCache(MODEL, store.uri, store.place / "served"))
-        self.replica = Replica(settings, "cpu", self.watcher, "r1")
-        self.desk = Gateway(settings, self.replica, self.watcher, token and sha256(token.encode()).digest(), "f1")
+        self.controller = VersionController(settings, ModelCache(MODEL, store.uri, store.folder / "served"))
+        self.replica = Replica(settings, "cpu", self.controller, "r1")
+        self.gateway = Gateway(settings, self.replica, self.controller, token and sha256(token.encode()).digest(), "f1")
 
     async def ready(self):
-        await self.watcher.start()
+        await self.controller.start()
         await self.replica.start()
-        self.desk.start()
+        self.gateway.start()
 
-    async def until(self, holds, seconds=10):
-        """Waits for something to hold of the state, and returns that."""
+    async def until(self, predicate, seconds=10):
+        """Waits until a predicate holds for the state, and returns the state."""
         async with asyncio.timeout(seconds):
-            while not holds(state := await self.watcher.state()):
+            while not predicate(state := await self.controller.state()):
                 await asyncio.sleep(0.02)
         return state
 
 
 @asynccontextmanager
 async def served(store, token=None, **settings):
-    """All of it, ready, with `client` to ask it."""
-    found = Served(store, ServeConfig(poll_s=0.05, **settings), token)
-    await found.ready()
-    transport = httpx.ASGITransport(build_app(found.desk), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://segray") as found.client:
+    """A ready LocalServing with `client`, an HTTP client."""
+    serving = LocalServing(store, ServeConfig(poll_s=0.05, **settings), token)
+    await serving.ready()
+    transport = httpx.ASGITransport(build_app(serving.gateway), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://segray") as serving.client:
         try:
-            yield found
+            yield serving
         finally:
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 
 
 @pytest.fixture(scope="module")
-def house(ray_cluster, tmp_path_factory, empty_store):
-    """A server of version 1 with two replicas, its registry, and what it said."""
-    place = tmp_path_factory.mktemp("house")
-    store = Store(place, empty_store)
+def server(ray_cluster, tmp_path_factory, empty_store):
+    """A server of version 1 with two replicas, its registry and its settings."""
+    folder = tmp_path_factory.mktemp("server")
+    store = Store(folder, empty_store)
     store.add(0, "champion")
     store.add(1)
-    (place / "token").write_text(TOKEN + "\n")
+    (folder / "token").write_text(TOKEN + "\n")
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve = {"port": port, "replicas": 2, "max_replicas": 2, "token_file": str(place / "token"), "poll_s": 0.2}
+    serve = {"port": port, "replicas": 2, "max_replicas": 2, "token_file": str(folder / "token"), "poll_s": 0.2}
     tracking = {"uri": store.uri, "model": MODEL}
-    settings = config.build({"results": str(place / "results"), "tracking": tracking, "serve": serve})
-    with running_server(settings, print) as served:
-        yield served, store, settings
+    settings = config.build({"results": str(folder / "results"), "tracking": tracking, "serve": serve})
+    with running_server(settings, print) as info:
+        yield info, store, settings

@@ -1,4 +1,4 @@
-"""Batches: of one kind, in order, no longer than allowed, and each gets its own result."""
+"""Batches have one key, the order of arrival and a maximum size, and every item gets its own result."""
 
 import asyncio
 import threading
@@ -9,66 +9,66 @@ from segray.serving.batcher import Batcher
 
 
 class Slow:
-    """Doubles numbers once it is let go; remembers what it was given together."""
+    """Doubles numbers once `go` is set, and records the batches."""
 
     def __init__(self):
         self.batches, self.go = [], threading.Event()
 
-    def __call__(self, kind, items):
+    def __call__(self, key, items):
         self.go.wait(5)
-        self.batches.append((kind, list(items)))
+        self.batches.append((key, list(items)))
         if any(item is None for item in items):
             raise ValueError("nothing")
         return [item * 2 for item in items]
 
 
-def ran(*asked, most=4):
-    """What came of items (kind, item, is_urgent) that were given while the first was computed, and the batches."""
+def run_batcher(*calls, max_batch_size=4):
+    """The results of items (key, item, is_urgent) that arrive while the first one is computed, and the batches."""
 
     async def run():
         slow = Slow()
-        batcher = Batcher(slow, lambda _kind: most)
+        batcher = Batcher(slow, lambda _key: max_batch_size)
         tasks = []
-        for one in asked:
-            tasks.append(asyncio.create_task(batcher(*one)))
+        for call in calls:
+            tasks.append(asyncio.create_task(batcher(*call)))
             await asyncio.sleep(0.005)
         slow.go.set()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         assert batcher.num_pending == 0
         assert batcher.batch_started_at is None
-        return found, slow.batches
+        return results, slow.batches
 
     return asyncio.run(run())
 
 
-def test_what_waited_shares_a_batch_with_its_own_kind_alone():
-    found, batches = ran(("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5))
+def test_queued_items_are_batched_by_key():
+    results, batches = run_batcher(("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5))
     assert batches == [("a", [1]), ("b", [2, 4]), ("a", [3, 5])]
-    assert [one.result for one in found] == [2, 4, 6, 8, 10]
-    assert [one.batch_size for one in found] == [1, 2, 2, 2, 2]
+    assert [item.result for item in results] == [2, 4, 6, 8, 10]
+    assert [item.batch_size for item in results] == [1, 2, 2, 2, 2]
 
 
-def test_no_batch_is_longer_than_allowed_and_the_kind_that_waited_longest_is_next():
-    _, batches = ran(("a", 0), *[("a", number) for number in range(1, 6)], ("b", 9), most=2)
+def test_batches_respect_the_limit_and_the_longest_waiting_key_is_next():
+    _, batches = run_batcher(("a", 0), *[("a", number) for number in range(1, 6)], ("b", 9), max_batch_size=2)
     assert batches == [("a", [0]), ("a", [1, 2]), ("a", [3, 4]), ("a", [5]), ("b", [9])]
 
 
-def test_what_is_not_urgent_waits_for_what_is():
-    _, batches = ran(("a", 0), ("late", 1, False), ("b", 2), ("c", 3))
+def test_items_that_are_not_urgent_wait_for_urgent_items():
+    _, batches = run_batcher(("a", 0), ("late", 1, False), ("b", 2), ("c", 3))
     assert batches == [("a", [0]), ("b", [2]), ("c", [3]), ("late", [1])]
 
 
-def test_one_that_fails_takes_nobody_with_it():
-    found, batches = ran(("a", 0), ("a", 1), ("a", None), ("a", 3))
-    assert isinstance(found[2], ValueError)
-    assert [one.result for one in (found[0], found[1], found[3])] == [0, 2, 6]
+def test_a_failing_item_does_not_fail_its_batch():
+    results, batches = run_batcher(("a", 0), ("a", 1), ("a", None), ("a", 3))
+    assert isinstance(results[2], ValueError)
+    assert [item.result for item in (results[0], results[1], results[3])] == [0, 2, 6]
     assert batches[1:] == [("a", [1, None, 3]), ("a", [1]), ("a", [None]), ("a", [3])]
 
 
-def test_who_gave_up_is_not_computed():
+def test_a_cancelled_item_is_not_computed():
     async def run():
         slow = Slow()
-        batcher = Batcher(slow, lambda _kind: 4)
+        batcher = Batcher(slow, lambda _key: 4)
         first = asyncio.create_task(batcher("a", 0))
         await asyncio.sleep(0.01)
         lost, kept = asyncio.create_task(batcher("a", 1)), asyncio.create_task(batcher("a", 2))
@@ -76,7 +76,7 @@ def test_who_gave_up_is_not_computed():
         lost.cancel()
         await asyncio.sleep(0)
         slow.go.set()
-        assert [(await one).result for one in (first, kept)] == [0, 4]
+        assert [(await task).result for task in (first, kept)] == [0, 4]
         with pytest.raises(asyncio.CancelledError):
             await lost
         return slow.batches
@@ -84,13 +84,13 @@ def test_who_gave_up_is_not_computed():
     assert asyncio.run(run()) == [("a", [0]), ("a", [2])]
 
 
-def test_it_works_again_after_a_pause():
+def test_the_batcher_restarts_after_a_pause():
     async def run():
-        batcher = Batcher(lambda _kind, items: [item + 1 for item in items], lambda _kind: 4)
-        found = []
+        batcher = Batcher(lambda _key, items: [item + 1 for item in items], lambda _key: 4)
+        results = []
         for number in range(3):
-            found.append((await batcher("a", number)).result)
+            results.append((await batcher("a", number)).result)
             await asyncio.sleep(0.01)
-        return found
+        return results
 
     assert asyncio.run(run()) == [1, 2, 3]

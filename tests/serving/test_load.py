@@ -31,9 +31,9 @@ def version(url):
 
 
 @pytest.mark.slow
-def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_nobody(house):
-    place, store, _ = house
-    url, bodies = f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES]
+def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_no_request(server):
+    info, store, _ = server
+    url, bodies = f"{info.url}/v1/segment", [(body, KNOWN) for body in BODIES]
     known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
     loaded(LoadPlan(url, bodies, 16, 4.0))
     saturated = loaded(LoadPlan(url, bodies, 16, 8.0)).rate
@@ -63,4 +63,4 @@ def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_nobody(house
     assert not load.failed, load.failed[0]
     assert {one.version for one in load.samples} == {"1", "2"}
     assert max(delays.values()) <= SOON_S
-    assert version(place.url) == "1"
+    assert version(info.url) == "1"

@@ -27,53 +27,53 @@ from .conftest import KNOWN, TOKEN, picture
 BODIES = [picture(48, 80, 0), picture(48, 80, 1), picture(64, 64, 2)]
 
 
-def asked(url, path):
+def get(url, path):
     request = urllib.request.Request(f"{url}{path}", headers={"Authorization": KNOWN["Authorization"]})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return answer.read()
 
 
-def loaded(house, seconds, meanwhile):
+def loaded(server, seconds, meanwhile):
     """What became of requests of mixed sizes while something was done, each answer compared with its version's mask."""
-    place, store, _ = house
+    info, store, _ = server
     known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
-    plan = LoadPlan(f"{place.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
+    plan = LoadPlan(f"{info.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(apply_load, plan, MaskChecker(known))
         told = meanwhile()
         return going.result(), told
 
 
-def until_answered_by(place, version, seconds=20):
+def until_answered_by(info, version, seconds=20):
     async def wait():
         async with asyncio.timeout(seconds):
-            while json.loads(asked(place.url, "/v1/model"))["version"] != version:
+            while json.loads(get(info.url, "/v1/model"))["version"] != version:
                 await asyncio.sleep(0.05)
 
     asyncio.run(wait())
 
 
-def test_a_promotion_and_a_rollback_under_load_are_seen_by_nobody(house):
-    place, store, _ = house
+def test_a_promotion_and_a_rollback_under_load_fail_no_request(server):
+    info, store, _ = server
 
     def promote():
         for version in ("2", "1"):
             store.set("champion", version)
-            until_answered_by(place, version)
+            until_answered_by(info, version)
 
-    load, _ = loaded(house, 12, promote)
+    load, _ = loaded(server, 12, promote)
     assert not load.failed, load.failed[0]
     assert {one.version for one in load.samples} == {"1", "2"}
     assert load.samples[-1].version == "1"
 
 
-def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
-    place, _, _ = house
+def test_a_replica_that_is_killed_under_load_fails_no_request(server):
+    info, _, _ = server
 
     def kill():
         time.sleep(2.0)  # until requests are in hand
         names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
-        replicas = [name for name in names if "#segmenter#" in name]
+        replicas = [name for name in names if "#replica#" in name]
         ray.kill(ray.get_actor(replicas[0], namespace="serve"))
         return replicas
 
@@ -83,13 +83,13 @@ def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
                 await asyncio.sleep(0.2)
 
     def is_whole():
-        return json.loads(asked(place.url, "/readyz"))["replicas"] == 2
+        return json.loads(get(info.url, "/readyz"))["replicas"] == 2
 
     def is_told():
-        return re.search(rb"segray_retries_total [1-9]", asked(place.url, "/metrics")) is not None
+        return re.search(rb"segray_retries_total [1-9]", get(info.url, "/metrics")) is not None
 
     for _ in range(4):  # on a fast machine the one that dies may have nothing in hand
-        load, replicas = loaded(house, 6, kill)
+        load, replicas = loaded(server, 6, kill)
         assert len(replicas) == 2
         assert not load.failed, load.failed[0]
         asyncio.run(until(is_whole, 90))
@@ -99,29 +99,29 @@ def test_a_replica_that_is_killed_under_load_is_noticed_by_nobody(house):
     assert is_told()
 
 
-def test_it_listens_where_it_was_told_to_and_wants_the_token(house):
-    place, _, settings = house
-    assert place.url == f"http://127.0.0.1:{settings.serve.port}"
+def test_the_server_listens_on_its_address_and_requires_the_token(server):
+    info, _, settings = server
+    assert info.url == f"http://127.0.0.1:{settings.serve.port}"
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{place.url}/v1/model", timeout=10)
-    assert json.loads(asked(place.url, "/readyz"))["replicas"] >= 1
+        urllib.request.urlopen(f"{info.url}/v1/model", timeout=10)
+    assert json.loads(get(info.url, "/readyz"))["replicas"] >= 1
 
 
-def test_a_second_server_is_refused_before_it_disturbs_the_first(house):
-    place, _, settings = house
+def test_a_second_server_is_refused_and_the_first_one_continues(server):
+    info, _, settings = server
     with pytest.raises(ConfigError, match=f"serve.port {settings.serve.port}"), running_server(settings, print):
         pass
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     other = settings.model_copy(update={"serve": settings.serve.model_copy(update={"port": port})})
-    with pytest.raises(ServingError, match="runs Ray Serve already"), running_server(other, print):
+    with pytest.raises(ServingError, match="Ray Serve is already running"), running_server(other, print):
         pass
-    assert json.loads(asked(place.url, "/readyz"))["ready"]
+    assert json.loads(get(info.url, "/readyz"))["ready"]
 
 
 @pytest.mark.parametrize("token", ["short", "two words of some length", ""])
-def test_a_token_that_is_none_is_refused(house, tmp_path, token):
-    _, _, settings = house
+def test_an_invalid_token_file_is_refused(server, tmp_path, token):
+    _, _, settings = server
     file = tmp_path / "token"
     file.write_text(token)
     serve = settings.serve.model_copy(update={"token_file": str(file)})
@@ -132,23 +132,23 @@ def test_a_token_that_is_none_is_refused(house, tmp_path, token):
         pass
 
 
-def test_the_masks_are_the_predictors_to_the_pixel(house):
-    place, store, _ = house
+def test_the_masks_of_the_server_equal_the_predictors(server):
+    info, store, _ = server
     for body in BODIES:
-        request = urllib.request.Request(f"{place.url}/v1/segment", data=body, headers=KNOWN)
+        request = urllib.request.Request(f"{info.url}/v1/segment", data=body, headers=KNOWN)
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert np.array_equal(decode_mask(answer.read()), store.mask("1", body))
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium here; tests/debian-packages.sh installs it")
-def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
-    place, store, _ = house
+def test_the_page_segments_an_image_and_blends_the_mask(server, tmp_path):
+    info, store, _ = server
     body = picture(96, 160, 5)
     (tmp_path / "street.jpg").write_bytes(body)
     pixels = "JSON.stringify([...document.querySelector('#canvas').getContext('2d').getImageData(0, 0, 160, 96).data])"
 
     async def visit():
-        async with browser.tab(place.url) as page:
+        async with browser.tab(info.url) as page:
             await page.until(
                 "document.readyState === 'complete' && document.querySelector('#token')?.style.display === 'block'"
             )
@@ -176,5 +176,5 @@ def test_a_person_drops_an_image_and_sees_the_mask_move(house, tmp_path):
     assert "160 \u00d7 96" in timing
     assert "ms" in timing
     assert np.array_equal(decode_mask(base64.b64decode(saved.partition("base64,")[2])), mask)
-    assert all(url.startswith((place.url, "data:", "blob:")) for url in fetched), fetched
+    assert all(url.startswith((info.url, "data:", "blob:")) for url in fetched), fetched
     assert [one for one in complaints if "401" not in str(one)] == []

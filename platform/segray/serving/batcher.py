@@ -28,40 +28,42 @@ class BatchResult(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[Item, Result]):
+class _QueuedItem(Generic[Item, Result]):
     """Queued item with its arrival time and future."""
 
-    since: float
+    queued_at: float
     item: Item
     future: asyncio.Future[BatchResult[Result]]
 
-    def told(self, found: BatchResult[Result] | Exception) -> None:
+    def resolve(self, result: BatchResult[Result] | Exception) -> None:
         if self.future.done():  # cancelled by the caller
             return
-        if isinstance(found, Exception):
-            self.future.set_exception(found)
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
         else:
-            self.future.set_result(found)
+            self.future.set_result(result)
 
 
 class Batcher(Generic[Item, Result]):
-    """Computes batches of items of the same kind, one batch at a time, in a separate thread.
+    """Computes batches of items with the same key, one batch at a time, in a separate thread.
 
-    The next batch has the kind of the item that has waited longest. Items that are not urgent are computed only when
+    The next batch has the key of the item that has waited longest. Items that are not urgent are computed only when
     no urgent item waits.
 
     Args:
-        compute: function that maps a kind and a list of items to their results in the same order.
-        most: function that returns the maximum batch size of a kind.
+        compute: function that maps a key and a list of items to their results in the same order.
+        max_batch_size: function that returns the maximum batch size of a key.
 
     Attributes:
         batch_started_at: start of the current batch as a `perf_counter` value, or `None` without a batch.
     """
 
-    def __init__(self, compute: Callable[[Any, Sequence[Item]], Sequence[Result]], most: Callable[[Any], int]) -> None:
-        self._compute, self._most = compute, most
-        # Keys are (is_late, kind). False sorts first.
-        self._lines: dict[tuple[bool, Hashable], deque[_Waiting[Item, Result]]] = {}
+    def __init__(
+        self, compute: Callable[[Any, Sequence[Item]], Sequence[Result]], max_batch_size: Callable[[Any], int]
+    ) -> None:
+        self._compute, self._max_batch_size = compute, max_batch_size
+        # Keys are (has_low_priority, key). False sorts first.
+        self._queues: dict[tuple[bool, Hashable], deque[_QueuedItem[Item, Result]]] = {}
         self._thread = ThreadPoolExecutor(1, "compute")
         self._task: asyncio.Task[None] | None = None
         self.batch_started_at: float | None = None
@@ -69,52 +71,61 @@ class Batcher(Generic[Item, Result]):
     @property
     def num_pending(self) -> int:
         """Number of queued items."""
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
-    async def __call__(self, kind: Hashable, item: Item, is_urgent: bool = True) -> BatchResult[Result]:
+    async def __call__(self, key: Hashable, item: Item, is_urgent: bool = True) -> BatchResult[Result]:
         """Queues an item and returns its result. Cancelling the call removes the item from the queue."""
         future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
-        line = self._lines.setdefault((not is_urgent, kind), deque())
-        line.append(_Waiting(perf_counter(), item, future))
+        queue = self._queues.setdefault((not is_urgent, key), deque())
+        queue.append(_QueuedItem(perf_counter(), item, future))
         if self._task is None:
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._run())
         return await future
 
-    async def _work(self) -> None:
-        """Computes batches until the queue is empty."""
+    async def _run(self) -> None:
+        """Computes batches until the queues are empty."""
         try:
-            while self._lines:
-                (is_late, kind), line = min(self._lines.items(), key=lambda entry: (entry[0][0], entry[1][0].since))
-                taken = list[_Waiting[Item, Result]]()
-                while line and len(taken) < self._most(kind):
-                    one = line.popleft()
-                    taken += [] if one.future.done() else [one]
-                if not line:
-                    del self._lines[is_late, kind]
-                await self._do(kind, taken)
+            while self._queues:
+                key, batch = self._take_batch()
+                if batch:
+                    await self._compute_batch(key, batch)
         finally:
             self._task = None
 
-    async def _do(self, kind: Hashable, taken: Sequence[_Waiting[Item, Result]]) -> None:
-        if not taken:
-            return
-        begun = self.batch_started_at = perf_counter()
-        items = [one.item for one in taken]
+    def _take_batch(self) -> tuple[Hashable, list[_QueuedItem[Item, Result]]]:
+        """Removes the next batch from its queue, without the items that their callers have cancelled."""
+        (has_low_priority, key), queue = min(
+            self._queues.items(), key=lambda entry: (entry[0][0], entry[1][0].queued_at)
+        )
+        batch: list[_QueuedItem[Item, Result]] = []
+        while queue and len(batch) < self._max_batch_size(key):
+            queued = queue.popleft()
+            if not queued.future.done():
+                batch.append(queued)
+        if not queue:
+            del self._queues[has_low_priority, key]
+        return key, batch
+
+    async def _compute_batch(self, key: Hashable, batch: Sequence[_QueuedItem[Item, Result]]) -> None:
+        started_at = self.batch_started_at = perf_counter()
+        items = [queued.item for queued in batch]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, kind, items)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, key, items)
         except Exception as error:
-            await self._apart(kind, taken, error)
+            await self._handle_failure(key, batch, error)
             return
         finally:
             self.batch_started_at = None
-        seconds = perf_counter() - begun
-        for one, result in zip(taken, results, strict=True):
-            one.told(BatchResult(result, seconds, len(taken)))
+        seconds = perf_counter() - started_at
+        for queued, result in zip(batch, results, strict=True):
+            queued.resolve(BatchResult(result, seconds, len(batch)))
 
-    async def _apart(self, kind: Hashable, taken: Sequence[_Waiting[Item, Result]], error: Exception) -> None:
+    async def _handle_failure(
+        self, key: Hashable, batch: Sequence[_QueuedItem[Item, Result]], error: Exception
+    ) -> None:
         """Computes each item of a failed batch separately, so that one bad item does not fail the others."""
-        if len(taken) == 1:
-            taken[0].told(error)
+        if len(batch) == 1:
+            batch[0].resolve(error)
             return
-        for one in taken:
-            await self._do(kind, [one])
+        for queued in batch:
+            await self._compute_batch(key, [queued])

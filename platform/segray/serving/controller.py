@@ -1,7 +1,7 @@
 """Version controller: follows an alias in the registry and distributes the target versions.
 
-The controller polls the registry. Replicas and gateways send their status with a long poll and receive new target
-versions without delay.
+The controller polls the registry. Replicas and gateways are its clients: each one calls `VersionController.sync` in a
+loop to report its status and to receive new target versions without delay.
 """
 
 import asyncio
@@ -9,21 +9,29 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from segray.config import ServeConfig
 from segray.core.errors import SegrayError
+from segray.serving.failures import FailureLog
 from segray.serving.metrics import Key, sum_counters
 from segray.serving.model_cache import ModelCache
 from segray.serving.model_version import ModelFiles
-from segray.tracking.registry import CHALLENGER
+from segray.tracking.tags import CHALLENGER
 
 LONG_POLL_S = 1.0
 """Maximum time in seconds that a long poll waits for new target versions."""
 CLIENT_TIMEOUT_S = 15.0
 """Time in seconds without a report after which a client counts as gone."""
-RETRY_S = 10.0
-"""Time in seconds after which the controller fetches a failed version again."""
+REPORT_TTL_S = 600.0
+"""Time in seconds after which the last report of a client is reduced to its counters."""
+
+
+class DesiredVersions(NamedTuple):
+    """Versions of the aliases in the registry. They become the target versions once they are fetched."""
+
+    champion: str
+    challenger: str | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class StatusReport:
     Attributes:
         client_id: name of the client, constant over its lifetime.
         counts: counter values since the client started.
-        wanted: target versions that the client received last.
+        target: target versions that the client received last.
         serving: version that a replica answers with. `None` for a gateway.
         models: public description of each loaded version, by version number.
         failures: reason for each version that could not be loaded, by version number.
@@ -56,7 +64,7 @@ class StatusReport:
 
     client_id: str
     counts: Mapping[Key, float]
-    wanted: TargetVersions | None = None
+    target: TargetVersions | None = None
     serving: str | None = None
     models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -67,23 +75,23 @@ class ServingState:
     """Combined status of all replicas and gateways.
 
     Attributes:
-        wanted: target versions according to the registry.
+        target: target versions according to the registry.
         serving: version that each replica answers with.
-        described: public description of each loaded version, by version number.
+        models: public description of each loaded version, by version number.
         problems: problems that need the operator's attention.
         counts: sum of all counters, clients that are gone included.
     """
 
-    wanted: TargetVersions
+    target: TargetVersions
     serving: tuple[str, ...]
-    described: Mapping[str, dict[str, Any]]
+    models: Mapping[str, dict[str, Any]]
     problems: tuple[str, ...]
     counts: Mapping[Key, float]
 
     @property
     def version(self) -> str | None:
         """The version that answers. During a version change, the new version takes precedence."""
-        return self.wanted.champion if self.wanted.champion in self.serving else next(iter(self.serving), None)
+        return self.target.champion if self.target.champion in self.serving else next(iter(self.serving), None)
 
 
 class VersionController:
@@ -91,45 +99,52 @@ class VersionController:
 
     Args:
         settings: serving configuration.
-        shelf: model cache of the served model.
+        cache: model cache of the served model.
     """
 
-    def __init__(self, settings: ServeConfig, shelf: ModelCache) -> None:
-        self._settings, self._shelf = settings, shelf
+    _desired: DesiredVersions
+    _target: TargetVersions
+
+    def __init__(self, settings: ServeConfig, cache: ModelCache) -> None:
+        self._settings, self._cache = settings, cache
+        self._fetched: set[str] = set()
+        self._fetch_tasks: dict[str, asyncio.Task[None]] = {}
+        self._failures = FailureLog()
+        self._registry_problem = ""
+        self._target_changed = asyncio.Event()
         self._reports: dict[str, tuple[float, StatusReport]] = {}
-        self._gone: dict[str, Mapping[Key, float]] = {}
-        self._failures: dict[str, tuple[float, str]] = {}
-        self._away = ""
-        self._changed = asyncio.Event()
-        self._wanted: TargetVersions | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._expired_counts: Mapping[Key, float] = {}
+        self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Fetches the champion, then starts the polling task.
+        """Fetches the versions of the aliases, then starts the polling task.
 
         Raises:
             SegrayError: no version is available under the alias, neither in the registry nor in the model cache.
         """
-        await self._look()
-        if self._wanted is None:
+        aliases = await self._read_aliases()
+        if aliases is None:
+            aliases = await asyncio.to_thread(self._cache.cached_aliases)
+        desired = self._find_desired(aliases)
+        if desired is None or not await self._fetch(desired.champion):
             raise SegrayError("; ".join(self._problems()))
-        self._task = asyncio.create_task(self._watch())
+        self._desired, self._target = desired, TargetVersions(desired.champion)
+        if desired.challenger is not None and await self._fetch(desired.challenger):
+            self._target = TargetVersions(desired.champion, desired.challenger)
+        self._poll_task = asyncio.create_task(self._poll_registry())
 
     async def sync(self, report: StatusReport) -> TargetVersions:
         """Stores a report and returns the target versions (long poll).
 
-        The call returns immediately if the targets differ from `report.wanted`. Otherwise it waits for a change, but
+        The call returns immediately if the targets differ from `report.target`. Otherwise it waits for a change, but
         at most `LONG_POLL_S` seconds.
         """
         self._reports[report.client_id] = (monotonic(), report)
-        self._gone.pop(report.client_id, None)  # the client was slow, not gone
-        self._hear(report)
-        changed = self._changed
-        if report.wanted == self._wanted:
+        self._update_fallback(report)
+        if report.target == self._target:
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), LONG_POLL_S)
-        assert self._wanted is not None
-        return self._wanted
+                await asyncio.wait_for(self._target_changed.wait(), LONG_POLL_S)
+        return self._target
 
     async def version(self, number: str) -> ModelFiles:
         """Returns the files of a version.
@@ -137,110 +152,129 @@ class VersionController:
         Raises:
             RegistryError: the version is neither cached nor available from the registry.
         """
-        return await asyncio.to_thread(self._shelf.get, number)
+        return await asyncio.to_thread(self._cache.get, number)
 
     async def state(self) -> ServingState:
         """Returns the combined status of all replicas and gateways."""
-        assert self._wanted is not None
-        self._forget()
-        reports = [report for _, report in self._reports.values()]
-        described = {number: one for report in reports for number, one in report.models.items()}
+        self._expire_reports()
+        reports = self._current_reports()
         return ServingState(
-            wanted=self._wanted,
+            target=self._target,
             serving=tuple(report.serving for report in reports if report.serving is not None),
-            described=described,
+            models={number: model for report in reports for number, model in report.models.items()},
             problems=tuple(self._problems()),
-            counts=sum_counters([*self._gone.values(), *(report.counts for report in reports)]),
+            counts=sum_counters([self._expired_counts, *(report.counts for _, report in self._reports.values())]),
         )
 
-    async def _watch(self) -> None:
+    async def _poll_registry(self) -> None:
         while True:
             await asyncio.sleep(self._settings.poll_s)
             try:
-                await self._look()
+                aliases = await self._read_aliases()
+                desired = None if aliases is None else self._find_desired(aliases)
+                if desired is not None:
+                    await self._follow(desired)
             except Exception as error:  # every failure is reported as a problem and the next poll retries
-                self._away = f"{type(error).__name__}: {error}"
+                self._registry_problem = f"{type(error).__name__}: {error}"
 
-    async def _look(self) -> None:
-        """Polls the registry. Fetches the versions it names before announcing them."""
+    async def _read_aliases(self) -> Mapping[str, str] | None:
+        """Returns the version of each alias, or `None` if the registry is unavailable."""
         try:
-            aliases = await asyncio.to_thread(self._shelf.aliases)
-            self._away = ""
+            aliases = await asyncio.to_thread(self._cache.aliases)
         except SegrayError as error:
-            self._away, aliases = str(error), {}
-            if self._wanted is None:
-                aliases = await asyncio.to_thread(self._shelf.cached_aliases)
+            self._registry_problem = str(error)
+            return None
+        self._registry_problem = ""
+        return aliases
+
+    def _find_desired(self, aliases: Mapping[str, str]) -> DesiredVersions | None:
+        """Returns the versions of the aliases. A missing champion is reported as a problem."""
         champion = aliases.get(self._settings.alias)
         if champion is None:
-            self._away = self._away or f"no version bears the alias {self._settings.alias} any more"
-            return
-        challenger = self._compared(aliases, champion)
-        self._failures = {number: why for number, why in self._failures.items() if number in (champion, challenger)}
-        await self._want(champion, challenger)
+            self._registry_problem = self._registry_problem or f"no version has the alias {self._settings.alias}"
+            return None
+        has_challenger = self._settings.canary > 0 or self._settings.shadow > 0
+        challenger = aliases.get(CHALLENGER) if has_challenger else None
+        return DesiredVersions(champion, None if challenger == champion else challenger)
 
-    def _compared(self, aliases: Mapping[str, str], champion: str) -> str | None:
-        is_wanted = self._settings.canary > 0 or self._settings.shadow > 0
-        challenger = aliases.get(CHALLENGER) if is_wanted else None
-        return None if challenger == champion else challenger
+    async def _follow(self, desired: DesiredVersions) -> None:
+        """Starts to fetch the desired versions that are new, and switches to those that are fetched."""
+        self._desired = desired
+        self._fetched.intersection_update(desired)
+        self._failures.keep_only(desired)
+        for number in desired:
+            if number is None or number in self._fetched or number in self._fetch_tasks:
+                continue
+            if self._failures.may_retry(number):
+                self._fetch_tasks[number] = asyncio.create_task(self._fetch_and_switch(number))
+        await self._switch_to_fetched()
 
-    async def _want(self, champion: str, challenger: str | None) -> None:
-        before = self._wanted
-        is_new = before is None or before.champion != champion
-        if is_new and not await self._is_at_hand(champion):
-            return
-        good = None if before is None else before.fallback
-        if challenger is not None and (before is None or before.challenger != challenger):
-            self._announce(TargetVersions(champion, None, good))  # the champion does not wait for the challenger
-            challenger = challenger if await self._is_at_hand(challenger) else None
-        self._announce(TargetVersions(champion, challenger, self._wanted.fallback if self._wanted else good))
+    async def _fetch_and_switch(self, number: str) -> None:
+        await self._fetch(number)
+        del self._fetch_tasks[number]
+        await self._switch_to_fetched()
 
-    async def _is_at_hand(self, number: str) -> bool:
-        """Fetches a version, unless a fetch failed within the last `RETRY_S` seconds."""
-        failed = self._failures.get(number)
-        if failed is not None and monotonic() - failed[0] < RETRY_S:
-            return False
+    async def _fetch(self, number: str) -> bool:
+        """Fetches a version into the model cache and returns whether this succeeded."""
         try:
             await self.version(number)
         except Exception as error:  # every failure leaves the served version unchanged
-            self._failures[number] = (monotonic(), str(error))
+            self._failures.add(number, str(error))
             return False
-        self._failures.pop(number, None)
+        self._failures.remove(number)
+        self._fetched.add(number)
         return True
 
-    def _announce(self, wanted: TargetVersions) -> None:
-        if wanted == self._wanted:
+    async def _switch_to_fetched(self) -> None:
+        """Makes the desired versions that are fetched the target versions."""
+        previous, (champion, challenger) = self._target, self._desired
+        if champion not in self._fetched:
+            champion = previous.champion
+        if challenger not in self._fetched or challenger == champion:
+            challenger = None
+        self._set_target(replace(previous, champion=champion, challenger=challenger))
+        if self._target != previous:
+            await self._evict_unused(previous)
+
+    def _set_target(self, target: TargetVersions) -> None:
+        """Changes the target versions and ends all waiting long polls."""
+        if target != self._target:
+            self._target = target
+            self._target_changed.set()
+            self._target_changed = asyncio.Event()
+
+    def _update_fallback(self, report: StatusReport) -> None:
+        """Makes the champion the fallback if a replica serves it. Without a fallback, any served version becomes it."""
+        serving, target = report.serving, self._target
+        if serving is not None and (target.fallback is None or serving == target.champion):
+            self._set_target(replace(target, fallback=serving))
+
+    async def _evict_unused(self, previous: TargetVersions) -> None:
+        """Removes versions from the model cache, except the targets, the versions in use, and the previous champion."""
+        in_use = {report.serving for report in self._current_reports()} - {None}
+        if not in_use:  # no replica has reported to a new controller yet
             return
-        before, self._wanted = self._wanted, wanted
-        self._changed.set()
-        self._changed = asyncio.Event()
-        if before is not None:  # a restarted controller does not know yet which versions are in use
-            used = {report.serving for _, report in self._reports.values()}
-            needed = used | {wanted.champion, wanted.challenger, wanted.fallback, before.champion}
-            self._shelf.evict_except({number for number in needed if number})
+        target = self._target
+        needed = {*in_use, *self._desired, target.champion, target.challenger, target.fallback, previous.champion}
+        await asyncio.to_thread(self._cache.evict_except, {number for number in needed if number is not None})
 
-    def _hear(self, report: StatusReport) -> None:
-        """Updates the fallback version from the report of a replica.
+    def _current_reports(self) -> list[StatusReport]:
+        """Returns the reports of the clients that are not gone."""
+        oldest = monotonic() - CLIENT_TIMEOUT_S
+        return [report for received_at, report in self._reports.values() if received_at >= oldest]
 
-        The fallback becomes the champion if the replica serves it. Without a fallback, it becomes any served version.
-        """
-        wanted, serving = self._wanted, report.serving
-        if wanted is None or serving is None:
-            return
-        if wanted.fallback is None or (serving == wanted.champion != wanted.fallback):
-            self._wanted = replace(wanted, fallback=serving)
-
-    def _forget(self) -> None:
-        """Removes clients whose last report is too old, and keeps their counters."""
-        now = monotonic()
-        for who, (heard, report) in list(self._reports.items()):
-            if now - heard > CLIENT_TIMEOUT_S:
-                self._gone[who] = report.counts
-                del self._reports[who]
+    def _expire_reports(self) -> None:
+        """Adds the counters of clients that are gone for long to one sum, which bounds the number of reports."""
+        oldest = monotonic() - REPORT_TTL_S
+        for client_id, (received_at, report) in list(self._reports.items()):
+            if received_at < oldest:
+                self._expired_counts = sum_counters([self._expired_counts, report.counts])
+                del self._reports[client_id]
 
     def _problems(self) -> list[str]:
         """Returns the current problems without duplicates."""
-        found = [self._away] if self._away else []
-        found += [f"version {number} is not at hand: {reason}" for number, (_, reason) in self._failures.items()]
-        for _, report in self._reports.values():
-            found += [f"version {number} does not load: {reason}" for number, reason in report.failures.items()]
-        return list(dict.fromkeys(found))
+        problems = [self._registry_problem] if self._registry_problem else []
+        problems += [f"cannot fetch version {number}: {reason}" for number, reason in self._failures.reasons.items()]
+        for report in self._current_reports():
+            problems += [f"cannot use version {number}: {reason}" for number, reason in report.failures.items()]
+        return list(dict.fromkeys(problems))

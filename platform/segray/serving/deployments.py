@@ -18,7 +18,8 @@ from segray.serving.model_cache import ModelCache
 from segray.serving.replica import Replica
 from segray.serving.routes import build_app
 
-WATCHER, SEGMENTER, FRONT = "watcher", "segmenter", "front"
+CONTROLLER, REPLICA, GATEWAY = "controller", "replica", "gateway"
+"""Names of the deployments in Ray Serve."""
 EXTRA_REQUESTS = 64
 """Requests above the limit that a gateway still accepts, to reject them or to answer health checks."""
 
@@ -34,8 +35,8 @@ class DeploymentClient:
             raise AttributeError(name)
         method = getattr(self._handle, name)
 
-        async def call(*given: Any) -> Any:
-            response = method.remote(*given)
+        async def call(*args: Any) -> Any:
+            response = method.remote(*args)
             try:
                 return await response
             except asyncio.CancelledError:
@@ -49,9 +50,9 @@ class ControllerDeployment(VersionController):
     """Ray Serve deployment of the version controller."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
-        self, settings: ServeConfig, model: str, uri: str, kept: str
+        self, settings: ServeConfig, model: str, uri: str, cache_dir: str
     ) -> None:
-        super().__init__(settings, ModelCache(model, uri, Path(kept)))
+        super().__init__(settings, ModelCache(model, uri, Path(cache_dir)))
         await self.start()
 
 
@@ -59,9 +60,9 @@ class ReplicaDeployment(Replica):
     """Ray Serve deployment of a model replica."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
-        self, settings: ServeConfig, device: str, watcher: DeploymentHandle
+        self, settings: ServeConfig, device: str, controller: DeploymentHandle
     ) -> None:
-        super().__init__(settings, device, DeploymentClient(watcher), _name())
+        super().__init__(settings, device, DeploymentClient(controller), _replica_id())
         await self.start()
 
 
@@ -69,17 +70,18 @@ class GatewayDeployment:
     """Ray Serve deployment of the gateway."""
 
     def __init__(
-        self, settings: ServeConfig, replicas: DeploymentHandle, watcher: DeploymentHandle, token: bytes | None
+        self, settings: ServeConfig, replicas: DeploymentHandle, controller: DeploymentHandle, token: bytes | None
     ) -> None:
-        self._desk = Gateway(settings, DeploymentClient(replicas), DeploymentClient(watcher), token, _name())
+        clients = DeploymentClient(replicas), DeploymentClient(controller)
+        self._gateway = Gateway(settings, *clients, token, _replica_id())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._desk.start()
-        return build_app(self._desk)
+        self._gateway.start()
+        return build_app(self._gateway)
 
 
 def build_application(
-    settings: ServeConfig, model: str, uri: str, kept: str, device: str, most: int, token: bytes | None
+    settings: ServeConfig, model: str, uri: str, cache_dir: str, device: str, max_replicas: int, token: bytes | None
 ) -> Application:
     """Builds the Ray Serve application.
 
@@ -87,46 +89,47 @@ def build_application(
         settings: serving configuration.
         model: name of the registered model.
         uri: URI of the MLflow store.
-        kept: folder of the model cache.
+        cache_dir: folder of the model cache.
         device: device of the replicas, "cpu" or "cuda".
-        most: maximum number of replicas.
+        max_replicas: maximum number of replicas.
         token: SHA-256 digest of the bearer token. `None` disables authentication.
     """
-    light: dict[str, Any] = {"num_cpus": 0}
-    heavy = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.threads}
-    watcher = serve.deployment(ControllerDeployment, name=WATCHER, ray_actor_options=light, max_ongoing_requests=1000)
+    no_cpu: dict[str, Any] = {"num_cpus": 0}
+    replica_resources = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.cpus_per_replica}
+    controller = serve.deployment(
+        ControllerDeployment, name=CONTROLLER, ray_actor_options=no_cpu, max_ongoing_requests=1000
+    ).bind(settings, model, uri, cache_dir)
     replicas = serve.deployment(
         ReplicaDeployment,
-        name=SEGMENTER,
-        ray_actor_options=heavy,
-        max_ongoing_requests=2 * settings.batch,
-        graceful_shutdown_timeout_s=settings.time_limit_s,
+        name=REPLICA,
+        ray_actor_options=replica_resources,
+        max_ongoing_requests=2 * settings.max_batch_size,
+        graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=2.0,
-        **_scale(settings, most),
-    )
-    front = serve.deployment(
+        **_scaling_options(settings, max_replicas),
+    ).bind(settings, device, controller)
+    gateway = serve.deployment(
         serve.ingress()(GatewayDeployment),
-        name=FRONT,
-        ray_actor_options=light,
-        max_ongoing_requests=settings.at_once + EXTRA_REQUESTS,
-        graceful_shutdown_timeout_s=settings.time_limit_s,
+        name=GATEWAY,
+        ray_actor_options=no_cpu,
+        max_ongoing_requests=settings.max_pending_images + EXTRA_REQUESTS,
+        graceful_shutdown_timeout_s=settings.request_timeout_s,
     )
-    watching = watcher.bind(settings, model, uri, kept)
-    return front.bind(settings, replicas.bind(settings, device, watching), watching, token)
+    return gateway.bind(settings, replicas, controller, token)
 
 
-def _scale(settings: ServeConfig, most: int) -> dict[str, Any]:
-    if most <= settings.replicas:
+def _scaling_options(settings: ServeConfig, max_replicas: int) -> dict[str, Any]:
+    if max_replicas <= settings.replicas:
         return {"num_replicas": settings.replicas}
-    scaling = AutoscalingConfig(
+    autoscaling = AutoscalingConfig(
         min_replicas=settings.replicas,
-        max_replicas=most,
-        target_ongoing_requests=settings.in_flight,
+        max_replicas=max_replicas,
+        target_ongoing_requests=settings.target_ongoing_requests,
         upscale_delay_s=5.0,
         downscale_delay_s=120.0,
     )
-    return {"autoscaling_config": scaling}
+    return {"autoscaling_config": autoscaling}
 
 
-def _name() -> str:
+def _replica_id() -> str:
     return str(serve.get_replica_context().replica_id.unique_id)

@@ -29,18 +29,24 @@ class MetricSpec(NamedTuple):
 
 
 METRICS = {
-    "segray_requests": MetricSpec("Requests, by path and status.", ("path", "status")),
-    "segray_request_seconds": MetricSpec("From a request's arrival to its answer.", ("path",), SECONDS),
-    "segray_batch_seconds": MetricSpec("Of the forward pass, for each image answered.", ("version",), SECONDS),
-    "segray_batch_images": MetricSpec("Images in the forward pass, for each image answered.", ("version",), SIZES),
-    "segray_class_pixels": MetricSpec(
-        "Pixels by the class that was answered; shares move when data does.", ("version", "class")
+    "segray_requests": MetricSpec("Number of requests by path and status.", ("path", "status")),
+    "segray_request_seconds": MetricSpec("Duration of a request in seconds.", ("path",), SECONDS),
+    "segray_batch_seconds": MetricSpec(
+        "Duration of the forward pass in seconds, observed once per image.", ("version",), SECONDS
     ),
-    "segray_retries": MetricSpec("Requests given to another replica since theirs was lost."),
-    "segray_compared_images": MetricSpec("Images that two versions looked at.", ("champion", "challenger")),
-    "segray_compared_pixels": MetricSpec("Pixels that two versions looked at.", ("champion", "challenger")),
-    "segray_agreed_pixels": MetricSpec("Of those, the ones they agree on.", ("champion", "challenger")),
-    "segray_uncompared_images": MetricSpec("Images drawn for comparison that there was no time for."),
+    "segray_batch_images": MetricSpec(
+        "Number of images in the forward pass, observed once per image.", ("version",), SIZES
+    ),
+    "segray_class_pixels": MetricSpec(
+        "Number of predicted pixels by class. The fractions shift when the data does.", ("version", "class")
+    ),
+    "segray_retries": MetricSpec("Number of retries after the failure of a replica."),
+    "segray_compared_images": MetricSpec("Number of images that both versions segmented.", ("champion", "challenger")),
+    "segray_compared_pixels": MetricSpec("Number of pixels that both versions segmented.", ("champion", "challenger")),
+    "segray_agreed_pixels": MetricSpec(
+        "Number of compared pixels with the same class in both versions.", ("champion", "challenger")
+    ),
+    "segray_uncompared_images": MetricSpec("Number of images that were selected for comparison but dropped."),
 }
 
 Key = tuple[str, tuple[str, ...], str]
@@ -67,18 +73,18 @@ class Counters:
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Adds a value to a histogram."""
         bounds = METRICS[name].bounds or ()
-        at = bisect_left(bounds, value)
-        self.counts[name, labels, str(bounds[at]) if at < len(bounds) else "+Inf"] += 1
+        bucket = bisect_left(bounds, value)
+        self.counts[name, labels, str(bounds[bucket]) if bucket < len(bounds) else "+Inf"] += 1
         self.counts[name, labels, SUM] += value
 
 
-def sum_counters(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
+def sum_counters(processes: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
     """Returns the sum of the counters of several processes."""
-    found: defaultdict[Key, float] = defaultdict(float)
-    for part in parts:
-        for key, count in part.items():
-            found[key] += count
-    return dict(found)
+    total: defaultdict[Key, float] = defaultdict(float)
+    for counts in processes:
+        for key, count in counts.items():
+            total[key] += count
+    return dict(total)
 
 
 Gauges = Mapping[str, tuple[str, Mapping[str, float]]]
@@ -103,27 +109,27 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields every metric with its values."""
-        for name, known in METRICS.items():
-            yield self._histogram(name, known) if known.bounds else self._counter(name, known)
-        for name, (said, values) in self._gauges.items():
-            gauge = GaugeMetricFamily(name, said, labels=["version"] if "" not in values else [])
+        for name, spec in METRICS.items():
+            yield self._histogram(name, spec) if spec.bounds else self._counter(name, spec)
+        for name, (help_text, values) in self._gauges.items():
+            gauge = GaugeMetricFamily(name, help_text, labels=["version"] if "" not in values else [])
             for version, value in values.items():
                 gauge.add_metric([version] if version else [], value)
             yield gauge
 
-    def _counter(self, name: str, known: MetricSpec) -> Metric:
-        family = CounterMetricFamily(name, known.help, labels=known.labels)
+    def _counter(self, name: str, spec: MetricSpec) -> Metric:
+        family = CounterMetricFamily(name, spec.help, labels=spec.labels)
         for (metric, labels, _), count in sorted(self._counts.items()):
             if metric == name:
                 family.add_metric(labels, count)
         return family
 
-    def _histogram(self, name: str, known: MetricSpec) -> Metric:
-        family = HistogramMetricFamily(name, known.help, labels=known.labels)
+    def _histogram(self, name: str, spec: MetricSpec) -> Metric:
+        family = HistogramMetricFamily(name, spec.help, labels=spec.labels)
         for labels in sorted({labels for metric, labels, _ in self._counts if metric == name}):
-            buckets, seen = list[tuple[str, float]](), 0.0
-            for bound in (*map(str, known.bounds or ()), "+Inf"):
-                seen += self._counts.get((name, labels, bound), 0.0)
-                buckets.append((bound, seen))
+            buckets, cumulative = list[tuple[str, float]](), 0.0
+            for bound in (*map(str, spec.bounds or ()), "+Inf"):
+                cumulative += self._counts.get((name, labels, bound), 0.0)
+                buckets.append((bound, cumulative))
             family.add_metric(labels, buckets, self._counts.get((name, labels, SUM), 0.0))
         return family

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segray.config import Config, EvalConfig, ServeConfig
+from segray.config import Config, ServeConfig
 from segray.core.classes import Classes
 from segray.core.errors import CheckpointError, ConfigError
 from segray.data.images import Mask, Pixels
@@ -77,24 +77,24 @@ class LoadedModel:
             version.to_dir(folder)
             trained = checkpoint.load_config(folder)
             self._meta = checkpoint.load_meta(folder)
-            asked = EvalConfig(precision=settings.precision)
-            self._predictor = Predictor(folder, device, trained.with_eval_overrides(asked))
+            self._predictor = Predictor(folder, device, trained.with_eval_overrides({"precision": settings.precision}))
         self.classes = self._predictor.classes
         self._settings = settings
-        self._modes = _modes(self._predictor.config)
-        self._try_out(device)
+        self._inference = InferenceConfig.from_config(self._predictor.config)
+        self._sliding = InferenceConfig.from_config(_sliding_config(self._predictor.config))
+        self._warm_up(device)
 
     def predict(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
         """Segments images (H, W, 3) of one size into masks (H, W) with the version's `Predictor`.
 
-        Images with more than `serve.window_above` pixels are segmented with sliding windows.
+        Images with more than `serve.slide_above_pixels` pixels are segmented with sliding windows.
         """
-        height, width = size
-        return self._predictor.predict_batch(images, self._modes[height * width > self._settings.window_above])
+        is_large = size[0] * size[1] > self._settings.slide_above_pixels
+        return self._predictor.predict_batch(images, self._sliding if is_large else self._inference)
 
     def max_batch_size(self, size: tuple[int, int]) -> int:
         """Returns the maximum number of images of size (H, W) in a forward pass."""
-        return max(1, min(self._settings.batch, BATCH_PIXELS // (size[0] * size[1])))
+        return max(1, min(self._settings.max_batch_size, BATCH_PIXELS // (size[0] * size[1])))
 
     def info(self) -> dict[str, Any]:
         """Returns the public description of the version."""
@@ -105,8 +105,8 @@ class LoadedModel:
             "variant": config.model.variant,
             "step": self._meta.step,
             "classes": [
-                {"id": number, "name": name, "colour": list(colour)}
-                for number, (name, colour) in enumerate(zip(self.classes.names, self.classes.palette, strict=True))
+                {"id": class_id, "name": name, "colour": list(colour)}
+                for class_id, (name, colour) in enumerate(zip(self.classes.names, self.classes.palette, strict=True))
             ],
             "ignore_id": self.classes.ignore_id,
             "metrics": self._meta.metrics,
@@ -114,7 +114,7 @@ class LoadedModel:
             "dataset_digest": self._meta.dataset_digest,
         }
 
-    def _try_out(self, device: str) -> None:
+    def _warm_up(self, device: str) -> None:
         """Segments random images of the crop size to warm up the model and to verify its masks.
 
         Raises:
@@ -126,15 +126,14 @@ class LoadedModel:
         for mask in self.predict((side, side), [image] * count):
             if mask.shape != (side, side) or mask.max() >= self.classes.num_classes:
                 raise CheckpointError(
-                    f"version {self.number} of {self.model} makes masks of {mask.shape} with ids up to {mask.max()}; "
-                    f"expected {(side, side)} and fewer than {self.classes.num_classes}."
+                    f"version {self.number} of {self.model} returns a mask of shape {mask.shape} with class ids up to "
+                    f"{mask.max()}; expected shape {(side, side)} and ids below {self.classes.num_classes}."
                 )
 
 
-def _modes(config: Config) -> dict[bool, InferenceConfig]:
-    """Returns the inference configuration for normal images (`False`) and for large images (`True`)."""
+def _sliding_config(config: Config) -> Config:
+    """Returns the configuration for large images."""
     try:
-        windows = config.with_eval_overrides(EvalConfig(mode="slide"))
+        return config.with_eval_overrides({"mode": "slide"})
     except ConfigError:  # sliding windows do not fit the sizes of this model
-        windows = config
-    return {False: InferenceConfig.from_config(config), True: InferenceConfig.from_config(windows)}
+        return config

@@ -1,4 +1,7 @@
-"""OpenAPI schemas of requests and responses, and the API reference for the page at /docs."""
+"""OpenAPI schemas of requests and responses, and the API reference for the page at /docs.
+
+The routes return encoded responses, from which FastAPI cannot derive a schema.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,74 +12,85 @@ from segray.serving.responses import JSON, PNG
 Responses = dict[int | str, dict[str, Any]]
 Schema = dict[str, Any]
 
-_REASON: Schema = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
+_ERROR: Schema = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
 _BINARY: Schema = {"type": "string", "format": "binary"}
-_NUMBER, _TEXT, _WHOLE = {"type": "number"}, {"type": "string"}, {"type": "integer"}
-_POINTS: Schema = {"type": "array", "items": {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}}
+_NUMBER, _STRING, _INTEGER = {"type": "number"}, {"type": "string"}, {"type": "integer"}
+_POINTS: Schema = {"type": "array", "items": {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2}}
 _POLYGON: Schema = {"type": "object", "properties": {"outer": _POINTS, "holes": {"type": "array", "items": _POINTS}}}
-_RLE: Schema = {"type": "object", "properties": {"size": {"type": "array", "items": _WHOLE}, "counts": _TEXT}}
+_RLE: Schema = {"type": "object", "properties": {"size": {"type": "array", "items": _INTEGER}, "counts": _STRING}}
 _CLASS: Schema = {
     "type": "object",
     "required": ["id", "name", "pixels", "share"],
     "properties": {
-        "id": _WHOLE,
-        "name": _TEXT,
-        "pixels": _WHOLE,
+        "id": _INTEGER,
+        "name": _STRING,
+        "pixels": _INTEGER,
         "share": _NUMBER,
         "polygons": {"type": "array", "items": _POLYGON},
         "rle": _RLE,
     },
 }
-_FIGURES: Schema = {
+_RESULT: Schema = {
     "type": "object",
     "required": ["version"],
     "properties": {
-        "version": _TEXT,
-        "name": _TEXT,
-        "height": _WHOLE,
-        "width": _WHOLE,
+        "version": _STRING,
+        "name": _STRING,
+        "height": _INTEGER,
+        "width": _INTEGER,
         "classes": {"type": "array", "items": _CLASS},
-        "mask": {**_TEXT, "description": "PNG of class ids, base64"},
-        "colours": {**_TEXT, "description": "PNG of the classes' colours, base64"},
-        "image": {**_TEXT, "description": "PNG, base64, where another output than json was asked for"},
+        "mask": {**_STRING, "description": "PNG of the class ids, as base64"},
+        "colours": {**_STRING, "description": "PNG of the class colours, as base64"},
+        "image": {**_STRING, "description": "PNG as base64, if the requested output is not json"},
     },
 }
 
 
-def _refused(**reasons: str) -> Responses:
+def _errors(descriptions: dict[int, str]) -> Responses:
     return {
-        int(status.removeprefix("_")): {"description": reason, "content": {JSON: {"schema": _REASON}}}
-        for status, reason in reasons.items()
+        status: {"description": description, "content": {JSON: {"schema": _ERROR}}}
+        for status, description in descriptions.items()
     }
 
 
-_KNOWN = _refused(_401="No token, or a wrong one", _503="Nobody can answer, or not in time")
-_LIMITS = _refused(
-    _413="More bytes, pixels or images than are taken",
-    _415="Of another type than JPEG, PNG or WebP",
-    _422="No image, a damaged one, or a parameter out of range",
-    _429="Too many requests at once",
+_COMMON_ERRORS = _errors({401: "Missing or invalid token", 503: "No replica is available, or the request timed out"})
+_IMAGE_ERRORS = _errors(
+    {
+        413: "Request with too many bytes, pixels or images",
+        415: "Unsupported media type; expected JPEG, PNG or WebP",
+        422: "Missing or damaged image, or invalid parameter",
+        429: "Too many pending images",
+    }
 )
-STATE: Responses = {200: {"description": "It lives"}}
-READY: Responses = {200: {"description": "It answers"}, 503: {"description": "Nobody is ready"}}
-AUTHENTICATED: Responses = {**_KNOWN, 200: {"description": "The model, its classes and their colours, metrics, tags"}}
-METRICS: Responses = {**_KNOWN, 200: {"description": "Metrics", "content": {"text/plain": {"schema": _TEXT}}}}
+HEALTH: Responses = {200: {"description": "The server is running"}}
+READY: Responses = {200: {"description": "The server is ready"}, 503: {"description": "No replica is ready"}}
+AUTHENTICATED: Responses = {
+    **_COMMON_ERRORS,
+    200: {"description": "Model version with its classes, colours, metrics and tags"},
+}
+METRICS: Responses = {
+    **_COMMON_ERRORS,
+    200: {"description": "Metrics in the text format", "content": {"text/plain": {"schema": _STRING}}},
+}
 SEGMENT: Responses = {
-    **_KNOWN,
-    **_LIMITS,
+    **_COMMON_ERRORS,
+    **_IMAGE_ERRORS,
     200: {
-        "description": "The mask of class ids or the overlay (PNG), or figures; the version stands in X-Segray-Version",
-        "content": {PNG: {"schema": _BINARY}, JSON: {"schema": _FIGURES}},
+        "description": "Mask of class ids or overlay (PNG), or JSON; the header X-Segray-Version contains the version",
+        "content": {PNG: {"schema": _BINARY}, JSON: {"schema": _RESULT}},
     },
 }
 BATCH: Responses = {
-    **_KNOWN,
-    **_LIMITS,
-    200: {"description": "Of each image in order", "content": {JSON: {"schema": {"type": "array", "items": _FIGURES}}}},
+    **_COMMON_ERRORS,
+    **_IMAGE_ERRORS,
+    200: {
+        "description": "Result for each image, in the order of the request",
+        "content": {JSON: {"schema": {"type": "array", "items": _RESULT}}},
+    },
 }
 
 
-def _body(content: Schema) -> Schema:
+def _request_body(content: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -84,8 +98,10 @@ def _form(name: str, schema: Schema) -> Schema:
     return {"multipart/form-data": {"schema": {"type": "object", "required": [name], "properties": {name: schema}}}}
 
 
-ONE_IMAGE = _body({**{kind: {"schema": _BINARY} for kind in IMAGE_TYPES}, **_form("image", _BINARY)})
-IMAGES = _body(_form("images", {"type": "array", "items": _BINARY}))
+ONE_IMAGE = _request_body(
+    {**{media_type: {"schema": _BINARY} for media_type in IMAGE_TYPES}, **_form("image", _BINARY)}
+)
+IMAGES = _request_body(_form("images", {"type": "array", "items": _BINARY}))
 
 
 @dataclass(frozen=True)
@@ -113,25 +129,29 @@ def api_reference(schema: Schema) -> list[Operation]:
     """Converts an OpenAPI schema to the operations of the API reference."""
     return [
         Operation(
-            method.upper(),
-            path,
-            one.get("summary", ""),
-            tuple(_parameter(each) for each in one.get("parameters", [])),
-            tuple(one.get("requestBody", {}).get("content", {})),
-            tuple((status, told["description"]) for status, told in sorted(one["responses"].items())),
+            method=method.upper(),
+            path=path,
+            summary=operation.get("summary", ""),
+            parameters=tuple(_describe_parameter(parameter) for parameter in operation.get("parameters", [])),
+            request=tuple(operation.get("requestBody", {}).get("content", {})),
+            responses=tuple(
+                (status, response["description"]) for status, response in sorted(operation["responses"].items())
+            ),
         )
         for path, methods in schema["paths"].items()
-        for method, one in methods.items()
+        for method, operation in methods.items()
     ]
 
 
-def _parameter(one: Schema) -> tuple[str, str, str]:
-    schema = one["schema"]
-    options = [
-        option
-        for part in (schema, schema.get("items", {}), *schema.get("anyOf", []))
-        for option in part.get("enum", [])
-    ]
-    low, high = schema.get("minimum"), schema.get("maximum")
-    may_be = " | ".join(map(str, options)) or (f"{low} to {high}" if low is not None else str(schema.get("type", "")))
-    return one["name"], may_be, one.get("description", "")
+def _describe_parameter(parameter: Schema) -> tuple[str, str, str]:
+    """Returns name, permitted values and description of a parameter."""
+    schema = parameter["schema"]
+    nested_schemas = (schema, schema.get("items", {}), *schema.get("anyOf", []))
+    choices = [str(choice) for nested in nested_schemas for choice in nested.get("enum", [])]
+    if choices:
+        values = " | ".join(choices)
+    elif "minimum" in schema:
+        values = f"{schema['minimum']} to {schema['maximum']}"
+    else:
+        values = str(schema.get("type", ""))
+    return parameter["name"], values, parameter.get("description", "")

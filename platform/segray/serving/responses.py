@@ -1,6 +1,7 @@
 """Responses for a mask: PNG of the mask, PNG of the overlay, or JSON."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from pycocotools import mask as coco
 from segray.core.classes import Classes
 from segray.core.visualize import colorize, draw_overlay
 from segray.data.images import Mask, Pixels, encode_mask
-from segray.serving.requests import ResponseOptions
+from segray.serving.requests import Output, ResponseOptions
 
 PNG = "image/png"
 JSON = "application/json"
@@ -27,17 +28,36 @@ class SegmentationResponse:
 
     Attributes:
         body: encoded PNG, or `None` for a JSON response.
-        figures: content of a JSON response, or `None` for an image response.
+        summary: content of a JSON response, or `None` for an image response.
         version: version of the model that answered.
         compute_s: duration of the forward pass in seconds.
         batch_size: number of images in the forward pass.
     """
 
     body: bytes | None
-    figures: dict[str, Any] | None
+    summary: dict[str, Any] | None
     version: str
     compute_s: float
     batch_size: int
+
+
+def negotiate_output(accept: str) -> Output:
+    """Returns the response type that an Accept header prefers: "json", or "mask" without a preference."""
+    return "json" if _accept_quality(accept, JSON) > _accept_quality(accept, PNG) else "mask"
+
+
+def _accept_quality(accept: str, media_type: str) -> float:
+    """Returns the quality (0 to 1) of a media type in an Accept header.
+
+    The most specific match applies: the type, its group (`image/*`), or `*/*`.
+    """
+    qualities = dict[str, float]()
+    for entry in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        qualities[name] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
+    names = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((qualities[name] for name in names if name in qualities), 0.0)
 
 
 def count_class_pixels(mask: Mask, classes: Classes) -> NDArray[np.int64]:
@@ -45,70 +65,74 @@ def count_class_pixels(mask: Mask, classes: Classes) -> NDArray[np.int64]:
     return np.bincount(mask.reshape(-1), minlength=classes.num_classes)[: classes.num_classes]
 
 
-def encode_png(image: Pixels, mask: Mask, classes: Classes, asked: ResponseOptions) -> bytes:
+def encode_png(image: Pixels, mask: Mask, classes: Classes, options: ResponseOptions) -> bytes:
     """Encodes a mask (H, W), or its overlay on the RGB image (H, W, 3), as PNG."""
-    if asked.output == "mask":
+    if options.output == "mask":
         return encode_mask(mask)
-    return _png(draw_overlay(image, mask, classes, asked.opacity))
+    return _png(draw_overlay(image, mask, classes, options.opacity))
 
 
-def mask_summary(mask: Mask, pixels: NDArray[np.int64], classes: Classes, asked: ResponseOptions) -> dict[str, Any]:
+def mask_summary(
+    mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions
+) -> dict[str, Any]:
     """Returns the JSON content for a mask (H, W): size, pixels and share of each present class, requested fields."""
     height, width = mask.shape
-    found: dict[str, Any] = {"height": height, "width": width, "classes": []}
-    for number in map(int, np.flatnonzero(pixels)):
-        count = int(pixels[number])
-        one: dict[str, Any] = {"id": number, "name": classes.names[number], "pixels": count}
-        one["share"] = count / mask.size
-        area = (mask == number).astype(np.uint8) if asked.include & {"polygons", "rle"} else None
-        if area is not None and "polygons" in asked.include:
-            one["polygons"] = mask_to_polygons(area)
-        if area is not None and "rle" in asked.include:
-            one["rle"] = mask_to_rle(area)
-        found["classes"].append(one)
-    if "mask" in asked.include:
-        found["mask"] = _text(encode_mask(mask))
-    if "colours" in asked.include:
-        found["colours"] = _text(_png(colorize(mask, classes)))
-    return found
+    summary: dict[str, Any] = {"height": height, "width": width, "classes": []}
+    for class_id in map(int, np.flatnonzero(class_pixels)):
+        count = int(class_pixels[class_id])
+        entry: dict[str, Any] = {"id": class_id, "name": classes.names[class_id], "pixels": count}
+        entry["share"] = count / mask.size
+        if options.include & {"polygons", "rle"}:
+            class_mask = (mask == class_id).astype(np.uint8)
+            if "polygons" in options.include:
+                entry["polygons"] = mask_to_polygons(class_mask)
+            if "rle" in options.include:
+                entry["rle"] = mask_to_rle(class_mask)
+        summary["classes"].append(entry)
+    if "mask" in options.include:
+        summary["mask"] = _base64(encode_mask(mask))
+    if "colours" in options.include:
+        summary["colours"] = _base64(_png(colorize(mask, classes)))
+    return summary
 
 
-def mask_to_polygons(area: BinaryMask) -> list[dict[str, Any]]:
+def mask_to_polygons(mask: BinaryMask) -> list[dict[str, Any]]:
     """Returns the polygons of a binary mask (H, W): one outer ring and the rings of the holes for each component.
 
     Points are [x, y] pairs at pixel centres. An outer ring follows the border pixels of the component. The ring of a
     hole follows the component's pixels around the hole. Filling the outer ring and removing the interior of each hole
     ring restores the mask.
     """
-    lines, tree = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    parts: dict[int, dict[str, Any]] = {}
-    for number, (line, (_, _, _, parent)) in enumerate(zip(lines, tree[0] if lines else (), strict=True)):
-        points = line[:, 0].tolist()
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    polygons: defaultdict[int, dict[str, Any]] = defaultdict(lambda: {"outer": [], "holes": []})
+    for index, (contour, (_, _, _, parent)) in enumerate(zip(contours, hierarchy[0] if contours else (), strict=True)):
+        points = contour[:, 0].tolist()
         if parent < 0:
-            parts.setdefault(number, {"outer": [], "holes": []})["outer"] = points
+            polygons[index]["outer"] = points
         else:
-            parts.setdefault(int(parent), {"outer": [], "holes": []})["holes"].append(points)
-    return list(parts.values())
+            polygons[int(parent)]["holes"].append(points)
+    return list(polygons.values())
 
 
-def mask_to_rle(area: BinaryMask) -> dict[str, Any]:
+def mask_to_rle(mask: BinaryMask) -> dict[str, Any]:
     """Encodes a binary mask (H, W) as COCO compressed RLE."""
-    found = coco.encode(np.asfortranarray(area))
-    return {"size": [int(side) for side in found["size"]], "counts": found["counts"].decode("ascii")}
+    rle = coco.encode(np.asfortranarray(mask))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def batch_json(answers: Iterable[SegmentationResponse]) -> list[dict[str, Any]]:
+def batch_json(responses: Iterable[SegmentationResponse]) -> list[dict[str, Any]]:
     """Returns the JSON content of several responses, each with its version. Images are base64 text."""
     return [
-        {"version": one.version, **(one.figures or {}), **({"image": _text(one.body)} if one.body is not None else {})}
-        for one in answers
+        {"version": response.version, **(response.summary or {})}
+        | ({"image": _base64(response.body)} if response.body is not None else {})
+        for response in responses
     ]
 
 
 def _png(pixels: Pixels) -> bytes:
-    _, found = cv2.imencode(".png", pixels[..., ::-1])
-    return found.tobytes()
+    _, encoded = cv2.imencode(".png", pixels[..., ::-1])
+    return encoded.tobytes()
 
 
-def _text(found: bytes) -> str:
-    return base64.b64encode(found).decode("ascii")
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,71 @@
+"""Images of a request: an image as the body, or a multipart form with several images."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from segray.config import ServeConfig
+from segray.serving.requests import IMAGE_TYPES, RequestError, validate_length
+
+MULTIPART = "multipart/form-data"
+
+
+async def read_images(request: Request, limits: ServeConfig) -> list[tuple[str, bytes]]:
+    """Returns the name and the content of each image of a request.
+
+    Raises:
+        RequestError: the request has no image, too many images, a body that is too large, or another media type.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in {*IMAGE_TYPES, MULTIPART}:
+        problem = f"unsupported Content-Type {media_type}" if media_type else "missing Content-Type"
+        raise RequestError(f"{problem}; expected {', '.join([*IMAGE_TYPES, MULTIPART])}.", 415)
+    body = await _read_body(request, limits)
+    if media_type != MULTIPART:
+        return [("image", body)]
+    files = await _parse_form(request.headers, body, limits.max_batch_images)
+    if not files:
+        raise RequestError("the form contains no file; expected one or more image files.")
+    return files
+
+
+async def _read_body(request: Request, limits: ServeConfig) -> bytes:
+    """Returns the request body. Reading stops at the size limit."""
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdigit():
+        validate_length(int(content_length), limits)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        validate_length(len(body), limits)
+    return bytes(body)
+
+
+async def _parse_form(headers: Headers, body: bytes, max_files: int) -> list[tuple[str, bytes]]:
+    """Returns the name and the content of each file of a multipart form."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    try:
+        parser = MultiPartParser(headers, stream(), max_files=max_files, max_fields=max_files)  # type: ignore[arg-type]
+        form = await parser.parse()
+    except MultiPartException as error:
+        is_too_many = error.message.startswith("Too many files")
+        expected = f"expected at most {max_files} files" if is_too_many else f"expected a complete {MULTIPART} body"
+        status = 413 if is_too_many else 422
+        raise RequestError(f"cannot parse the form ({error.message}); {expected}.", status) from error
+    except Exception as error:  # the parser raises many exception types on damaged headers
+        raise RequestError(f"cannot parse the form; expected a valid {MULTIPART} body.") from error
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [(_sanitize_name(file.filename or "image"), await file.read()) for file in files]
+    finally:
+        await form.close()
+
+
+def _sanitize_name(name: str) -> str:
+    """Returns a file name as valid UTF-8 of at most 100 characters, because a form may declare any charset."""
+    return name.encode("utf-8", "replace").decode()[:100]
