@@ -138,7 +138,7 @@ def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_wai
     (tmp_path / "step-000002" / checkpoint.META).write_text(with_sizes.model_dump_json())
     said = []
     assert [one.step for one in list_checkpoints(tmp_path, said.append)] == []
-    assert "holds 100 bytes, of 101" in said[0]
+    assert "has 100 bytes; expected 101" in said[0]
 
     def fails(_folder):
         raise OSError(28, "No space left on device")

@@ -121,7 +121,16 @@ class Run:
             *(sys.executable, str(SCRIPT), "--data", str(streets), "--results", str(self.results), "--name", "run"),
             *("--data.crop", "64", "--train.steps", str(STEPS), "--train.batch", "4", "--train.workers", "2"),
             *("--train.log_every", "1", "--train.val_every", "20", "--train.checkpoint_every", "3"),
-            *("--train.max_failures", "20", "--optim.lr", "1e-3", "--optim.warmup_steps", "2", "--train.ema_decay", "0.9"),
+            *(
+                "--train.max_failures",
+                "20",
+                "--optim.lr",
+                "1e-3",
+                "--optim.warmup_steps",
+                "2",
+                "--train.ema_decay",
+                "0.9",
+            ),
             *more,
         ]
         self.move(nodes.address)
@@ -251,7 +260,7 @@ def test_a_run_that_is_stopped_keeps_all_it_did_and_goes_on(nodes, streets, undi
     assert run.process.wait(60) == 130
     print(f"stopped after {time.monotonic() - before:.1f} s")
     last = checkpoint_store.list_checkpoints(run.folder)[-1].step
-    assert f"was stopped at step {last}; it goes on with --resume {run.folder}" in run.log.read_text()
+    assert f"was stopped at step {last}; resume it with --resume {run.folder}" in run.log.read_text()
     assert run.step() in (last - 1, last)  # the last report may wait in the checkpoint
     client = MlflowClient(f"sqlite:///{run.results.parent}/mlflow.db")
     assert [found.info.status for found in client.search_runs(["1"])] == ["KILLED"]
@@ -282,7 +291,16 @@ def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
 
 
 def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):
-    more = ["--train.min_workers", "1", "--train.resize_interval_s", "2", "--train.steps", "120", "--loss.terms", "counting:loss"]
+    more = [
+        "--train.min_workers",
+        "1",
+        "--train.resize_interval_s",
+        "2",
+        "--train.steps",
+        "120",
+        "--loss.terms",
+        "counting:loss",
+    ]
     run = Run(nodes, streets, tmp_path, *more)
     run.start()
     run.reaches(6)

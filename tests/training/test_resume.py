@@ -14,9 +14,8 @@ from segray.core.errors import ConfigError, ResumeError
 from segray.data.manifest import MANIFEST, read_manifest
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
-from segray.training import checkpoint_store
+from segray.training import checkpoint_store, runs
 from segray.training import resume as resuming
-from segray.training import runs
 from segray.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

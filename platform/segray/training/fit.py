@@ -94,7 +94,7 @@ def fit(
     prepared = prepare_run(config, resume, allowed, say, part)
     say(f"run {prepared.name}: {prepared.job.placement}")
     if not prepared.is_new:
-        say(_goes_on(prepared, say))
+        say(_describe_start(prepared, say))
     if watch is not None:
         watch(prepared.folder)
     upload = None if part else RunUploader(prepared.folder, prepared.tracking_uri, say)
@@ -116,9 +116,9 @@ def queue_registration(journal: Journal, checkpoint_folder: Path, model: str) ->
     journal.write("model", folder=checkpoint_folder.name, name=model, aliases=[CHALLENGER])
 
 
-def _goes_on(prepared: PreparedRun, say: Callable[[str], None]) -> str:
-    whole = checkpoint_store.list_checkpoints(prepared.folder, warn=say)
-    return f"goes on from step {whole[-1].step}." if whole else "has no checkpoint yet: it begins at step 0."
+def _describe_start(prepared: PreparedRun, say: Callable[[str], None]) -> str:
+    checkpoints = checkpoint_store.list_checkpoints(prepared.folder, warn=say)
+    return f"resuming from step {checkpoints[-1].step}." if checkpoints else "no checkpoint yet; starting at step 0."
 
 
 @contextmanager
@@ -190,9 +190,9 @@ def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Call
 
 
 def _stopped(prepared: PreparedRun) -> str:
-    whole = checkpoint_store.list_checkpoints(prepared.folder)
-    where = f"at step {whole[-1].step}" if whole else "before its first checkpoint"
-    return f"run {prepared.name} was stopped {where}; it goes on with --resume {prepared.folder}."
+    checkpoints = checkpoint_store.list_checkpoints(prepared.folder)
+    position = f"at step {checkpoints[-1].step}" if checkpoints else "before its first checkpoint"
+    return f"run {prepared.name} was stopped {position}; resume it with --resume {prepared.folder}."
 
 
 def create_heartbeat_actor() -> ray.actor.ActorHandle:

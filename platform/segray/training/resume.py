@@ -1,20 +1,17 @@
-"""Resuming a run: selection of the run and comparison of its settings."""
+"""Resuming a run: selection of the run, and comparison with its settings, dataset and weights."""
 
-import fcntl
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO
 
 from torch import nn
 
 from segray.config import Config, flatten, paths
-from segray.core.errors import CheckpointError, ConfigError, ResumeError, format_list
+from segray.config.renamed import current_key
+from segray.core.errors import ConfigError, ResumeError, format_list
 from segray.data.manifest import Manifest
 from segray.models import checkpoint
-from segray.tracking.journal import JOURNAL, Journal
-from segray.training import checkpoint_store
-
-LOCK = "lock"
+from segray.tracking.journal import Journal
+from segray.training import checkpoint_store, runs
 
 
 def find_latest_run(config: Config, dataset: str) -> Path | None:
@@ -24,82 +21,49 @@ def find_latest_run(config: Config, dataset: str) -> Path | None:
         config: settings of the run, with resolved paths. If it has a name, only the run of that name matches.
         dataset: digest of the dataset manifest.
     """
-    runs = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
-    runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path.parent for path in runs if _goes_on(path.parent, config, dataset)), None)
+
+    def is_match(run: Path) -> bool:
+        stored = checkpoint.load_config(run)
+        return stored.digest == config.digest and not stored.tune.space and _dataset_digest(run) in (dataset, None)
+
+    return runs.find_latest(config, is_match)
 
 
 def resolve_run(resume: str) -> Path:
-    """Returns the run folder for the value of --resume, which is a run folder or its latest checkpoint.
+    """Returns the run folder for the value of --resume, which is a run folder or a checkpoint of the run.
 
     Raises:
-        ResumeError: the path is not a resumable run, the run is finished, or the checkpoint is not its latest.
+        ResumeError: the path is not a run.
     """
-    folder = Path(paths.absolute_path("--resume", resume))
-    run = folder.parent if checkpoint_store.DIR_PATTERN.search(folder.name) else folder
-    if not (run / JOURNAL).exists() or not (run / checkpoint.CONFIG).exists():
-        raise ResumeError(f"--resume is {resume}, which holds no run; expected a folder with {JOURNAL} in it, or auto.")
+    path = Path(paths.absolute_path("--resume", resume))
+    run = path.parent if checkpoint_store.DIR_PATTERN.search(path.name) else path
+    runs.require_run(run, resume, "run")
     if checkpoint.load_config(run).tune.space:
-        raise ResumeError(f"--resume is {resume}, a sweep; go on with it by pipelines/tune.py --resume {resume}.")
-    if is_finished(run):
-        raise ResumeError(
-            f"--resume is {resume}, a run that is finished; start another, with --model.init {run}/step-N."
-        )
-    _check_latest(run, folder)
+        raise ResumeError(f"--resume is {resume}, which is a sweep; use pipelines/tune.py --resume {resume}.")
     return run
 
 
-def _goes_on(run: Path, config: Config, dataset: str) -> bool:
-    try:
-        stored = checkpoint.load_config(run)
-        same = stored.digest == config.digest and not stored.tune.space and _dataset_of(run) in (dataset, None)
-        return same and not is_finished(run) and not is_locked(run)
-    except CheckpointError:
-        return False
+def require_resumable(run: Path, resume: str) -> None:
+    """Checks that a run can be resumed. The caller has locked the run.
 
-
-def lock_run(run: Path) -> IO[str]:
-    """Locks a run folder for training.
-
-    The lock lasts until the returned file is closed or the process ends.
+    Args:
+        run: run folder.
+        resume: value of --resume.
 
     Raises:
-        ResumeError: another process holds the lock.
+        ResumeError: the run is finished, or `resume` is a checkpoint other than the latest.
     """
-    lock = (run / LOCK).open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ResumeError(f"{run} is being trained by another process; wait for it, or end it first.") from error
-    return lock
-
-
-def is_locked(run: Path) -> bool:
-    """Returns `True` if a process is training the run."""
-    try:
-        lock_run(run).close()
-    except ResumeError:
-        return True
-    return False
-
-
-def is_finished(run: Path) -> bool:
-    """Returns `True` if the run finished successfully."""
-    kinds = [(record["kind"], record.get("status")) for record in Journal(run).records()]
-    ended = [number for number, (kind, _) in enumerate(kinds) if kind == "end"]
-    return bool(ended) and kinds[ended[-1]] == ("end", "FINISHED")
-
-
-def _check_latest(run: Path, folder: Path) -> None:
-    if folder == run:
+    if runs.is_finished(run):
+        raise ResumeError(f"run {run} is finished; start a new run from it with --model.init {run}/step-N.")
+    requested = Path(resume).name
+    if not checkpoint_store.DIR_PATTERN.search(requested):
         return
-    whole = checkpoint_store.list_checkpoints(run)
-    if not whole or whole[-1].folder != folder:
-        latest = whole[-1].folder if whole else "none"
+    checkpoints = checkpoint_store.list_checkpoints(run)
+    latest = checkpoints[-1].folder if checkpoints else None
+    if latest is None or latest.name != requested:
         raise ResumeError(
-            f"--resume is {folder}, and the run's latest checkpoint is {latest}; a run goes on from its latest; "
-            f"to start another from this one's weights, use --model.init {folder}."
+            f"--resume is {resume}, but the run's latest checkpoint is {latest}; expected the latest checkpoint. To "
+            f"start a new run from other weights, use --model.init {run / requested}."
         )
 
 
@@ -120,18 +84,21 @@ def diff_settings(run: Path, config: Config, manifest: Manifest, allowed: Collec
         ConfigError: an allowed name is none of the valid names.
     """
     stored = checkpoint.load_config(run)
-    ours, theirs = config.training_settings(), stored.training_settings()
-    _check_names(allowed, ours)
-    known = {key: (theirs.get(key), ours.get(key)) for key in {**theirs, **ours}} | _of_dataset(run, manifest)
-    differ = {key: pair for key, pair in known.items() if pair[0] != pair[1]}
-    refused = [_line(key, pair) for key, pair in differ.items() if key not in allowed]
-    if refused:
+    allowed = {current_key(name) for name in allowed}
+    _validate_allowed(allowed, config)
+    stored_data = _stored_data(run)
+    current_data = {"dataset": manifest.digest, "classes": manifest.classes.names}
+    changes = runs.diff(
+        stored.training_settings() | stored_data,
+        config.training_settings() | {key: current_data[key] for key in stored_data},
+    )
+    rejected = [line for key, line in changes.items() if key not in allowed]
+    if rejected:
         raise ResumeError(
-            f"{run.name} was started otherwise:{format_list(refused)}\n"
-            f"Start a new run, or take these differences on with --allow {','.join(differ)}."
+            f"{run.name} was started with other settings:{format_list(rejected)}\n"
+            f"Start a new run, or accept these changes with --allow {','.join(changes)}."
         )
-    free = {key: pair for key, pair in _free(stored, config).items() if pair[0] != pair[1]}
-    return [_line(key, pair) for key, pair in (differ | free).items()]
+    return [*changes.values(), *runs.diff(_free_settings(stored, config), _free_settings(config, config)).values()]
 
 
 def require_matching_weights(run: Path, model: nn.Module) -> None:
@@ -140,54 +107,49 @@ def require_matching_weights(run: Path, model: nn.Module) -> None:
     Raises:
         ResumeError: names or shapes differ; the message lists the first differences.
     """
-    whole = checkpoint_store.list_checkpoints(run)
-    if not whole:
+    checkpoints = checkpoint_store.list_checkpoints(run)
+    if not checkpoints:
         return
-    theirs = {name: list(value.shape) for name, value in checkpoint.load_weights(whole[-1].folder, live=True).items()}
-    ours = {name: list(value.shape) for name, value in model.state_dict().items()}
-    differ = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    if differ:
-        lines = [f"{name}: {theirs.get(name, 'none')} there, {ours.get(name, 'none')} now" for name in differ]
+    latest = checkpoints[-1].folder
+    stored = {name: list(value.shape) for name, value in checkpoint.load_weights(latest, live=True).items()}
+    differences = runs.diff(stored, {name: list(value.shape) for name, value in model.state_dict().items()})
+    if differences:
         raise ResumeError(
-            f"the weights of {whole[-1].folder} are of another model:{format_list(lines, 3)}\n"
-            f"A run cannot go on with it; start a new one from what fits, with --model.init {whole[-1].folder}."
+            f"the weights of {latest} do not match the model:{format_list([*differences.values()], 3)}\n"
+            f"Start a new run from the weights that match, with --model.init {latest}."
         )
 
 
-def _line(key: str, pair: tuple[object, object]) -> str:
-    return f"{key}: {pair[0]} so far, {pair[1]} now"
-
-
-def _check_names(allowed: Collection[str], settings: Collection[str]) -> None:
+def _validate_allowed(allowed: Collection[str], config: Config) -> None:
+    names = {*config.training_settings(), "dataset", "classes"}
     for name in allowed:
-        if name not in settings and name not in ("dataset", "classes"):
+        if name not in names:
             raise ConfigError(
-                f"--allow is {name}; expected a setting that decides what is learned, dataset or classes."
+                f"--allow is {name}; expected a setting that affects the training result, dataset or classes."
             )
 
 
-def _of_dataset(run: Path, manifest: Manifest) -> dict[str, tuple[object, object]]:
-    """Returns pairs of (stored, current) dataset digest and class names."""
-    pairs: dict[str, tuple[object, object]] = {}
-    digest = _dataset_of(run)
+def _stored_data(run: Path) -> dict[str, object]:
+    """Returns the digest and the class names of the dataset of a run, as far as the run has stored them."""
+    data: dict[str, object] = {}
+    digest = _dataset_digest(run)
     if digest is not None:
-        pairs["dataset"] = digest, manifest.digest
-    whole = checkpoint_store.list_checkpoints(run)
-    if whole:
-        pairs["classes"] = checkpoint.load_classes(whole[-1].folder).names, manifest.classes.names
-    return pairs
+        data["dataset"] = digest
+    checkpoints = checkpoint_store.list_checkpoints(run)
+    if checkpoints:
+        data["classes"] = checkpoint.load_classes(checkpoints[-1].folder).names
+    return data
 
 
-def _dataset_of(run: Path) -> str | None:
+def _dataset_digest(run: Path) -> str | None:
     """Returns the digest of the dataset last used by a run; `None` if its journal does not contain one."""
     digests = [record["dataset"]["digest"] for record in Journal(run).records() if "dataset" in record]
     return digests[-1] if digests else None
 
 
-def _free(stored: Config, config: Config) -> dict[str, tuple[object, object]]:
-    """Returns pairs of (stored, current) values of the settings that may change.
-
-    The name and the results folder of the run are excluded.
-    """
-    ours, theirs, decisive = flatten(config), flatten(stored), config.training_settings()
-    return {key: (theirs[key], ours[key]) for key in ours if key not in decisive and key not in ("name", "results")}
+def _free_settings(config: Config, current: Config) -> dict[str, object]:
+    """Returns the values of the settings that may change, except the name and the results folder of the run."""
+    fixed = {*current.training_settings(), "name", "results"}
+    names = [name for name in flatten(current) if name not in fixed]
+    values = flatten(config)
+    return {name: values[name] for name in names if name in values}

@@ -65,7 +65,7 @@ class BadRowPolicy:
 
 def loader_resources(config: Config, placement: WorkerResources, shared: SharedSplit | None = None) -> LoaderResources:
     """Returns the resources that a worker may use to load its batches."""
-    tasks = 2 * max(1, int(placement.free_cpus)) if config.data.decode == "cluster" else 0
+    tasks = 2 * max(1, int(placement.free_cpus)) if config.data.augment_on == "cluster" else 0
     return LoaderResources(placement.read_cpus, placement.threads, tasks, placement.device == "cuda", shared)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,6 @@ from segray.cluster import resources
 from segray.cluster.connect import connect
 from segray.cluster.nodes import SPOT_LABEL, is_preemptible, potential_nodes
 from segray.config import Config, flatten, paths
-from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.data.augment.augmenter import validate_augment, validate_transforms
 from segray.data.class_balance import draws_per_epoch
@@ -25,10 +25,17 @@ from segray.models.build import build_model
 from segray.models.weights.load import load_pretrained
 from segray.tracking.journal import Journal
 from segray.tracking.registry import download_checkpoint
-from segray.training import resume as resuming
 from segray.training.losses.build import build_loss
 from segray.training.preflight import preflight
+from segray.training.resume import (
+    diff_settings,
+    find_latest_run,
+    require_matching_weights,
+    require_resumable,
+    resolve_run,
+)
 from segray.training.run_spec import RunSpec
+from segray.training.runs import lock_run
 from segray.training.trial_context import TrialContext
 
 FOLDER_TAG = "segray.folder"
@@ -77,6 +84,8 @@ def prepare_run(
 ) -> PreparedRun:
     """Checks a new or resumed run and starts or continues its journal.
 
+    A resumed run is locked before it is inspected, so that no other process changes it afterwards.
+
     Args:
         config: settings of the run.
         resume: "auto", a run folder or its latest checkpoint; `None` starts a new run.
@@ -90,56 +99,66 @@ def prepare_run(
     Raises:
         UserError: the run cannot work.
     """
-    settled, tracking_uri = _settled(config, part)
-    folder = None if resume in (None, paths.RESUME_LATEST) else resuming.resolve_run(str(resume))
-    manifest = read_manifest(settled.data.root)
+    target = _resolve(config, resume, part, say)
+    with ExitStack() as on_error:
+        lock = None if target.run is None else on_error.enter_context(lock_run(target.run))
+        changes = _compare_settings(target, resume, allowed)
+        train = validate_splits(target.config, target.manifest)
+        weights = _load_weights(target, say)
+        connect()
+        placement = _allocate_workers(target, say) if part is None else part.placement
+        draws_per_row = draws_per_epoch(SplitReader(target.config.data.root, train), target.config.data)
+        initial_weights = None if weights is None else ray.put(weights)  # other nodes may not see the file
+        folder = target.run or Path(paths.create_run_dir(target.config)[1])
+        if lock is None:
+            lock = on_error.enter_context(lock_run(folder))
+        named = target.config.model_copy(update={"name": folder.name, "results": str(folder.parent)})
+        job = RunSpec(named, target.manifest, placement, folder, draws_per_row, initial_weights)
+        if part is not None:
+            job = replace(job, shared_splits=part.shared, heartbeat=part.pulse)
+        _write_start(job, target.run is None, changes, say, part)
+        on_error.pop_all()  # the caller releases the lock
+    return PreparedRun(job, target.tracking_uri, target.run is None, lock)
+
+
+@dataclass(frozen=True)
+class _RunTarget:
+    """Run to start or to resume, before any check.
+
+    Attributes:
+        config: settings with resolved paths.
+        tracking_uri: MLflow store of the run and the model, including the password.
+        manifest: manifest of the dataset.
+        run: folder of the run to resume; `None` starts a new run.
+    """
+
+    config: Config
+    tracking_uri: str
+    manifest: Manifest
+    run: Path | None
+
+
+def _resolve(config: Config, resume: str | None, part: TrialContext | None, say: Callable[[str], None]) -> _RunTarget:
+    """Resolves the paths of the settings and the run to resume. For a trial, the sweep has resolved the paths."""
+    if part is None:
+        config, tracking_uri = paths.resolve_paths(config), paths.tracking_uri(config)
+    else:
+        tracking_uri = part.tracking_uri
+    run = None if resume in (None, paths.RESUME_LATEST) else resolve_run(str(resume))
+    manifest = read_manifest(config.data.root)
     if resume == paths.RESUME_LATEST:
-        folder = resuming.find_latest_run(settled, manifest.digest)
-    if resume is not None and folder is None:
-        say(f"no unfinished run with these settings in {settled.results}: a new one is started.")
-    train = validate_splits(settled, manifest)
-    changes = [] if folder is None else resuming.diff_settings(folder, settled, manifest, allowed)
-    weights = _weights(settled, manifest.classes, folder, tracking_uri, say)
-    connect()
-    placement = _placed(settled, manifest, tracking_uri, say, folder) if part is None else part.placement
-    times = draws_per_epoch(SplitReader(settled.data.root, train), settled.data)
-    init = None if weights is None else ray.put(weights)  # other nodes may not see the file
-    is_new = folder is None
-    if folder is None:
-        _, made = paths.create_run_dir(settled)
-        folder = Path(made)
-    lock = resuming.lock_run(folder)
-    named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
-    job = RunSpec(named, manifest, placement, folder, times, init)
-    if part is not None:
-        job = replace(job, shared_splits=part.shared, heartbeat=part.pulse)
-    _begin(job, is_new, changes, say, part)
-    return PreparedRun(job, tracking_uri, is_new, lock)
+        run = find_latest_run(config, manifest.digest)
+        if run is None:
+            say(f"{config.results} contains no unfinished run with these settings; starting a new run.")
+    return _RunTarget(config, tracking_uri, manifest, run)
 
 
-def _settled(config: Config, part: TrialContext | None) -> tuple[Config, str]:
-    """Returns the settings with resolved paths, and the MLflow store. For a trial, the sweep has resolved both."""
-    if part is not None:
-        return config, part.tracking_uri
-    return paths.resolve_paths(config), paths.tracking_uri(config)
-
-
-def _placed(
-    config: Config, manifest: Manifest, uri: str, say: Callable[[str], None], folder: Path | None
-) -> resources.WorkerResources:
-    _warn_of_preemption(say)
-    wanted = config.train
-    placement = resources.allocate_workers(potential_nodes(), wanted.workers, wanted.device, least=wanted.min_workers)
-    preflight(config, uri, manifest, say, goes_on=folder is not None)
-    return placement
-
-
-def _warn_of_preemption(say: Callable[[str], None]) -> None:
-    if is_preemptible():
-        say(
-            "the driver runs on a node that may be preempted, and the run's controller beside it: keep it on another, "
-            f'with `ray job submit --entrypoint-label-selector \'{{"{SPOT_LABEL}": "!spot"}}\'`.'
-        )
+def _compare_settings(target: _RunTarget, resume: str | None, allowed: Collection[str]) -> list[str]:
+    """Returns a line for each setting of a resumed run that has changed."""
+    if target.run is None:
+        return []
+    require_resumable(target.run, str(resume))
+    return diff_settings(target.run, target.config, target.manifest, allowed)
 
 
 def validate_splits(config: Config, manifest: Manifest) -> Split:
@@ -160,24 +179,36 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
     return train
 
 
-def _weights(
-    config: Config, classes: Classes, run: Path | None, tracking_uri: str, say: Callable[[str], None]
-) -> dict[str, Tensor] | None:
+def _load_weights(target: _RunTarget, say: Callable[[str], None]) -> dict[str, Tensor] | None:
     """Returns the initial state dict for every rank, or `None` if `model.init` is not set.
 
     Always builds the model, so that invalid model settings fail here.
     """
-    model = build_model(config, classes)
-    if run is not None:
-        resuming.require_matching_weights(run, model)
-    if config.model.init is None:
+    settings = target.config.model
+    model = build_model(target.config, target.manifest.classes)
+    if target.run is not None:
+        require_matching_weights(target.run, model)
+    if settings.init is None:
         return None
-    source = download_checkpoint(config.model.init.replace(VARIANT, config.model.variant), tracking_uri)
-    say(f"start: {load_pretrained(model, str(source), part='auto')}")
+    source = download_checkpoint(settings.init.replace(VARIANT, settings.variant), target.tracking_uri)
+    say(f"initial weights: {load_pretrained(model, str(source), part='auto')}")
     return model.state_dict()
 
 
-def _begin(
+def _allocate_workers(target: _RunTarget, say: Callable[[str], None]) -> resources.WorkerResources:
+    """Returns the resources of each worker, after the checks of the cluster."""
+    if is_preemptible():
+        say(
+            "the driver and the controller of the run are on a node that may be preempted; to place them on another "
+            f'node, use `ray job submit --entrypoint-label-selector \'{{"{SPOT_LABEL}": "!spot"}}\'`.'
+        )
+    train = target.config.train
+    placement = resources.allocate_workers(potential_nodes(), train.workers, train.device, least=train.min_workers)
+    preflight(target.config, target.tracking_uri, target.manifest, say, goes_on=target.run is not None)
+    return placement
+
+
+def _write_start(
     job: RunSpec, is_new: bool, changes: list[str], say: Callable[[str], None], part: TrialContext | None
 ) -> None:
     """Starts the journal of a new run, or continues the journal of a resumed run."""
@@ -227,7 +258,7 @@ def git_commit() -> str | None:
     """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

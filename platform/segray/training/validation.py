@@ -85,7 +85,7 @@ def _rows(rank: WorkerState) -> Iterator[dict[str, Any]]:
         source,
         rank_rows(rank.rank, rank.world, source.split.rows),
         config.data.short_side,
-        config.eval.align,
+        config.eval.size_multiple,
         loader_resources(config, rank.job.placement, rank.job.shared_splits.get(config.data.val_split)),
         rank.val_bad_rows,
     )

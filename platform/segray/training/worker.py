@@ -43,7 +43,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         job: RunSpec = resolve_device(ray.get(settings["job"]))
         context = ray.train.get_context()
         beat = HeartbeatSender(
-            job.heartbeat, context.get_world_rank(), context.get_world_size(), job.config.train.hang_s
+            job.heartbeat, context.get_world_rank(), context.get_world_size(), job.config.train.hang_timeout_s
         )
         try:
             TrainWorker(job, beat).train()
@@ -70,17 +70,17 @@ def _without_traceback() -> None:
 
 def _too_large(job: RunSpec) -> str:
     train = job.config.train
-    images = -(-train.batch // (train.workers * train.accumulate))
+    images = -(-train.batch // (train.workers * train.accumulation_steps))
     most = train.batch // train.workers
     advice = (
-        f"use --train.accumulate {min(2 * train.accumulate, most)}"
-        if train.accumulate < most
+        f"use --train.accumulation_steps {min(2 * train.accumulation_steps, most)}"
+        if train.accumulation_steps < most
         else "use a smaller data.crop"
     )
     return (
-        f"a {job.placement.device} worker has no memory for {images} images of {job.config.data.crop} px at once "
-        f"({job.config.model.variant}, train.batch {train.batch} over {train.workers} workers in {train.accumulate} "
-        f"parts); {advice}, or --model.checkpointing."
+        f"a {job.placement.device} worker has not enough memory for {images} images of {job.config.data.crop} px "
+        f"({job.config.model.variant}, train.batch {train.batch}, {train.workers} workers, "
+        f"{train.accumulation_steps} accumulation steps); {advice}, or --model.activation_checkpointing."
     )
 
 
@@ -236,7 +236,7 @@ class TrainWorker:
     def _found(self, step: StepResult) -> dict[str, Any]:
         taken = self._meter.flush()
         config = self._job.config
-        if len(self._meter.skipped_steps) >= config.train.max_skipped:
+        if len(self._meter.skipped_steps) >= config.train.max_nonfinite_steps:
             raise TrainingError(_diverged(self._meter.skipped_steps, self._job))
         lr = config.optim.lr * step.lr_factor
         return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.train_bad_rows.count}
@@ -279,7 +279,7 @@ class TrainWorker:
         self._report()  # a barrier: no rank exits before the checkpoint is complete
         if self._beat.stop_requested:
             raise RunStoppedError(f"stopped at step {self._rank.progress.step}.")
-        raise PreemptedError(f"a node is preempted; the run goes on from step {self._rank.progress.step}.")
+        raise PreemptedError(f"a node is preempted; the run resumes from step {self._rank.progress.step}.")
 
 
 def _diverged(skipped: range, job: RunSpec) -> str:
@@ -287,8 +287,8 @@ def _diverged(skipped: range, job: RunSpec) -> str:
     if config.train.precision == "fp16":
         cause = "float16 cannot hold them; use --train.precision bf16"
     else:
-        cause = f"the rate is too high for these weights; lower optim.lr, now {config.optim.lr:g}, or set optim.clip"
+        cause = f"the learning rate {config.optim.lr:g} is too high; use a lower optim.lr or set optim.max_grad_norm"
     return (
-        f"loss or gradient was not finite in {len(skipped)} steps in a row, {skipped.start} to {skipped.stop - 1}; "
-        f"the likely cause: {cause}."
+        f"loss or gradient was not finite in {len(skipped)} consecutive steps, {skipped.start} to {skipped.stop - 1}; "
+        f"likely cause: {cause}."
     )

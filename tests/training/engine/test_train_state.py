@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def built(**changes):
-    given = {"optim.lr": 1e-3, "optim.warmup_steps": 0, "train.steps": 100, "train.ema": 0.5}
+    given = {"optim.lr": 1e-3, "optim.warmup_steps": 0, "train.steps": 100, "train.ema_decay": 0.5}
     given |= {"model.drop_path": 0, "model.dropout": 0} | {key.replace("__", "."): changes[key] for key in changes}
     torch.manual_seed(0)
     settings = config.build(given)
@@ -46,7 +46,9 @@ def taken_up(one, folder, **changes):
     return after
 
 
-@pytest.mark.parametrize("changes", [{}, {"train__channels_last": True}, {"train__ema": 0}, {"optim__clip": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"train__channels_last": True}, {"train__ema_decay": 0}, {"optim__max_grad_norm": 0.1}]
+)
 def test_it_goes_on_to_the_bit(changes, tmp_path):
     whole, first = built(**changes), built(**changes)
     expected = trained(whole, 6)

@@ -64,12 +64,12 @@ def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int]
     plain = CrossEntropyLoss(weights, config.smoothing)
     known: dict[str, PixelSum] = {
         "cross_entropy": plain,
-        "ohem": OhemLoss(plain, config.ohem_threshold, config.ohem_share),
+        "ohem": OhemLoss(plain, config.ohem_threshold, config.ohem_min_kept),
         "focal": FocalLoss(weights, config.focal_gamma),
         "dice": dice_loss(),
         "tversky": TverskyLoss(config.tversky_alpha, config.tversky_beta),
         "lovasz": LovaszSoftmaxLoss(),
-        "boundary": BoundaryLoss(config.boundary_reach),
+        "boundary": BoundaryLoss(config.boundary_width_px),
     }
     terms = [
         (weight, _divided(name, known[name]) if name in known else import_callable("loss.terms", name, ModelError))
