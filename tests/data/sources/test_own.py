@@ -35,7 +35,7 @@ def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, 
 
 def test_names_at_other_ids_than_the_sources_are_refused():
     ours, theirs = Classes.from_names(["background", "road", "car"]), Classes.from_names(["background", "car", "road"])
-    with pytest.raises(DataError, match="--classes has road at id 1, where the source has .*does not move them"):
+    with pytest.raises(DataError, match="--classes has road at id 1, where the source has .*does not reorder ids"):
         prepare._check_order(ours, theirs)
     prepare._check_order(Classes.from_names(["Hintergrund", "Auto", "road"]), theirs)
     prepare._check_order(ours, None)
