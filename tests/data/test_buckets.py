@@ -58,7 +58,7 @@ def interrupt(_what, done, _total):
         raise KeyboardInterrupt
 
 
-def test_a_conversion_into_a_bucket_goes_on(bucket_folder, tmp_path):
+def test_a_conversion_into_a_bucket_resumes(bucket_folder, tmp_path):
     uri, list_names = bucket_folder
     with pytest.raises(KeyboardInterrupt):
         convert_dataset(LISTING, uri, bounds=BOUNDS, on_progress=interrupt)
@@ -72,7 +72,7 @@ def test_a_conversion_into_a_bucket_goes_on(bucket_folder, tmp_path):
     assert not [name for name in list_names() if "unfinished" in name]
 
 
-def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten(bucket_folder, monkeypatch):
+def test_a_lease_excludes_a_second_conversion_and_expires(bucket_folder, monkeypatch):
     uri, list_names = bucket_folder
     with resume.conversion_lock(uri, ["train", "val"]):
         monkeypatch.setattr(os, "getpid", lambda: 1)
@@ -83,7 +83,7 @@ def test_two_conversions_are_not_let_into_one_bucket_and_a_dead_one_is_forgotten
         assert convert_dataset(LISTING, uri).splits["train"].rows == 20
 
 
-def test_a_server_that_is_gone_is_told(monkeypatch):
+def test_an_unreachable_server_is_an_error(monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(DataError, match=r"output s3://nowhere/made cannot be listed .*credentials come from"):
         convert_dataset(LISTING, "s3://nowhere/made?endpoint_override=http://127.0.0.1:9")

@@ -19,7 +19,7 @@ PIXELS = np.array([[90, 10, 0], [100, 0, 0], [60, 30, 10], [98, 0, 2]])
 TOTAL = PIXELS.sum(axis=0)
 
 
-def test_class_chances_are_a_softmax_over_what_is_missing():
+def test_class_probabilities_are_a_softmax_of_the_complement_of_the_frequency():
     shares = TOTAL / TOTAL.sum()
     expected = np.exp((1 - shares) / 0.3)
     assert class_probabilities(TOTAL.tolist(), 0.3) == pytest.approx(expected / expected.sum())
@@ -29,7 +29,7 @@ def test_class_chances_are_a_softmax_over_what_is_missing():
     assert class_probabilities([999_999, 1], 1e-4) == pytest.approx([0, 1])  # no overflow
 
 
-def test_rare_class_times_are_those_of_drawing_a_class_and_then_a_pixel():
+def test_rare_class_sampling_equals_drawing_a_class_and_then_a_pixel():
     random = np.random.default_rng(0)
     times = rare_class_sampling([PIXELS[:1], PIXELS[1:]], TOTAL.tolist(), 0.3)
     classes = random.choice(3, 40_000, p=class_probabilities(TOTAL.tolist(), 0.3))
@@ -38,30 +38,30 @@ def test_rare_class_times_are_those_of_drawing_a_class_and_then_a_pixel():
     assert times.sum() == pytest.approx(4)
 
 
-def test_a_high_temperature_draws_all_classes_alike():
+def test_a_high_temperature_samples_classes_uniformly():
     assert rare_class_sampling([PIXELS], TOTAL.tolist(), 1e6) == pytest.approx(4 / 3 * (PIXELS / TOTAL).sum(axis=1))
 
 
-def test_repeat_factors_are_those_of_the_paper():
+def test_repeat_factors_match_the_paper():
     shares = (PIXELS > 0).mean(axis=0)
     assert shares.tolist() == [1, 0.5, 0.5]
     assert repeat_factor_sampling([PIXELS], 0.5) == pytest.approx([1, 1, 1, 1])
     assert repeat_factor_sampling([PIXELS[:2], PIXELS[2:]], 1.0) == pytest.approx([2**0.5, 1, 2**0.5, 2**0.5])
 
 
-def test_all_rows_alike_need_no_times(streets):
+def test_uniform_sampling_returns_none(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
     assert draws_per_epoch(source, config.build({}).data) is None
 
 
-def test_a_split_without_a_class_has_no_rare_ones(streets):
+def test_a_split_of_ignored_pixels_is_an_error(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
     nothing = SplitReader(source.root, source.split.model_copy(update={"class_pixels": (0,) * 8}))
     with pytest.raises(DataError, match="data.sampler is rare_class, but every pixel of the split .* is ignored"):
         draws_per_epoch(nothing, config.build({"data.sampler": "rare_class"}).data)
 
 
-def test_the_pixels_of_every_row_come_from_the_parquet(streets):
+def test_class_pixels_come_from_the_parquet_column(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("train"))
     pixels = np.concatenate(list(source.class_pixels()))
     assert len(pixels) == source.split.rows
@@ -80,7 +80,7 @@ def camvid(ray_cluster, tmp_path_factory):
 
 @pytest.mark.skipif("SEGRAY_CAMVID" not in os.environ, reason="SEGRAY_CAMVID does not name CamVid's folder")
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_camvids_rare_classes_come_as_often_as_the_formula_says(camvid, temperature):
+def test_camvid_class_frequencies_match_the_formula(camvid, temperature):
     pixels = np.concatenate(list(camvid.class_pixels()))
     data = config.build({"data.sampler": "rare_class", "data.rare_class_temperature": temperature}).data
     times = draws_per_epoch(camvid, data)

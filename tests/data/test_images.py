@@ -31,7 +31,7 @@ def with_orientation(image: Image.Image, orientation: int, format: str = "JPEG")
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_plain_images_keep_their_own_bytes(format, mode):
+def test_usable_images_keep_their_bytes(format, mode):
     source = encoded(Image.fromarray(COLOURS).convert(mode), format)
     stored = normalize_image(source, "x")
     assert (stored.encoded, stored.height, stored.width) == (source, 24, 32)
@@ -62,7 +62,7 @@ def test_rotated_images_are_stored_upright(format, orientation):
     assert np.abs(decode_image(stored.encoded).astype(int) - expected).max() < 40
 
 
-def test_an_image_is_turned_whatever_stands_in_its_other_tags():
+def test_orientation_is_applied_regardless_of_other_tags():
     exif = Image.Exif()
     exif[0x0112], exif[0x011A], exif[0x0128], exif[0x0131], exif[0x0132] = 6, 1.5, 2, "abc", "2020"
     source = bytearray(encoded(Image.fromarray(COLOURS), "JPEG", exif=exif))
@@ -75,7 +75,7 @@ def test_an_image_is_turned_whatever_stands_in_its_other_tags():
     assert np.array_equal(decode_image(stored.encoded), expected)
 
 
-def test_each_odd_image_becomes_8_bit_rgb_or_grey_with_a_reason():
+def test_other_images_become_8_bit_rgb_or_grey_with_a_reason():
     rgb = Image.fromarray(COLOURS)
     deep = Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 256 + 77)
     _, deep_rgb = cv2.imencode(".png", COLOURS[..., ::-1].astype(np.uint16) * 256 + 77)
@@ -99,25 +99,25 @@ def test_each_odd_image_becomes_8_bit_rgb_or_grey_with_a_reason():
     assert np.array_equal(decode_image(palette.encoded), np.asarray(rgb.quantize(16).convert("RGB")))
 
 
-def test_stored_png_carries_no_orientation_that_a_reader_could_apply_again():
+def test_a_stored_png_has_no_orientation_tag():
     stored = normalize_image(with_orientation(Image.fromarray(COLOURS), 6), "x")
     assert not Image.open(io.BytesIO(stored.encoded)).getexif()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_cut_off_images_are_errors_that_name_the_file(format):
+def test_truncated_images_are_errors_that_name_the_file(format):
     source = encoded(Image.fromarray(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8))), format)
     for damaged in (source[: len(source) // 2], b"", b"no image", source[:30]):
         with pytest.raises(DataError, match=r"train/x\.jpg cannot be read"):
             normalize_image(damaged, "train/x.jpg")
 
 
-def test_pixel_types_without_an_8_bit_meaning_are_errors():
+def test_pixel_types_without_an_8_bit_equivalent_are_errors():
     with pytest.raises(DataError, match=r"x\.tif has pixels of type F"):
         normalize_image(encoded(Image.fromarray(COLOURS[..., 0].astype(np.float32)), "TIFF"), "x.tif")
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+def test_too_many_pixels_are_an_error_before_decoding(monkeypatch):
     source = encoded(Image.fromarray(COLOURS), "BMP")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(DataError, match=r"x\.bmp has 768 pixels; expected at most 767"):
@@ -130,7 +130,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     assert 2 * Image.MAX_IMAGE_PIXELS == PILLOW_MAX_PIXELS
 
 
-def test_what_is_no_image_is_told_in_the_same_words_each_time():
+def test_the_message_for_unknown_formats_is_deterministic():
     for damaged in (b"", b"no image"):
         with pytest.raises(DataError) as error:
             normalize_image(damaged, "x.jpg")
@@ -139,7 +139,7 @@ def test_what_is_no_image_is_told_in_the_same_words_each_time():
 
 
 @pytest.mark.parametrize("most", [254, 65535])
-def test_masks_survive_encoding(most):
+def test_encoded_masks_decode_losslessly(most):
     mask = RNG.integers(0, most + 1, (17, 23)).astype(np.uint8 if most < 256 else np.uint16)
     decoded = decode_mask(encode_mask(mask))
     assert decoded.dtype == mask.dtype
@@ -158,7 +158,7 @@ def test_damaged_columns_are_errors():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_palette_masks_give_indices_at_every_depth(bits):
+def test_palette_masks_decode_to_indices_at_every_depth(bits):
     ids = RNG.integers(0, 2**bits, (9, 13)).astype(np.uint8)
     mask = Image.fromarray(ids)
     mask.putpalette(list(RNG.integers(0, 256, 3 * 2**bits)))
@@ -166,7 +166,7 @@ def test_palette_masks_give_indices_at_every_depth(bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_grey_masks_give_the_stored_numbers_at_every_depth(bits):
+def test_grey_masks_decode_to_stored_values_at_every_depth(bits):
     ids = RNG.integers(0, 2**bits, (8, 16)).astype(np.uint16)
     assert np.array_equal(decode_source_mask(grey_png(ids, bits), "x"), ids)
 
@@ -185,13 +185,13 @@ def grey_png(ids: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("RGBA", 4), ("LA", 2)])
-def test_masks_with_several_channels_are_refused(mode, channels):
+def test_masks_with_several_channels_are_errors(mode, channels):
     with pytest.raises(DataError, match=rf"masks/x\.png is a mask with {channels} channels \({mode}\)"):
         decode_source_mask(encoded(Image.fromarray(COLOURS).convert(mode), "PNG"), "masks/x.png")
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_mask_is_rotated_exactly_where_its_size_shows_that_it_was_not(orientation):
+def test_a_mask_is_rotated_only_if_its_size_differs_from_the_image(orientation):
     ids = RNG.integers(0, 255, (6, 9)).astype(np.uint8)
     # Pillow's own rotation of the same numbers is the truth.
     tagged = Image.open(io.BytesIO(with_orientation(Image.fromarray(ids), orientation, "PNG")))
@@ -202,7 +202,7 @@ def test_a_mask_is_rotated_exactly_where_its_size_shows_that_it_was_not(orientat
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(6, (7, 7)), (3, (6, 9)), (2, (6, 9))])
-def test_a_rotation_that_the_size_does_not_tell_is_an_error(orientation, size):
+def test_an_ambiguous_rotation_is_an_error(orientation, size):
     image = NormalizedImage(b"", *size, orientation, "rotated")
     with pytest.raises(DataError, match=f"i has EXIF orientation {orientation}.*m does not show"):
         align_mask(np.zeros(size, np.uint8), image, "i", "m")
@@ -215,7 +215,7 @@ def test_different_sizes_are_errors_with_both_sizes(orientation):
         align_mask(np.zeros((9, 5), np.uint8), image, "i", "m")
 
 
-def test_an_upright_image_never_turns_its_mask():
+def test_an_upright_image_never_rotates_its_mask():
     image = NormalizedImage(b"", 9, 6, 1, "")
     with pytest.raises(DataError, match="m is 9x6 but i is 6x9"):
         align_mask(np.zeros((6, 9), np.uint8), image, "i", "m")

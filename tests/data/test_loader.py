@@ -52,7 +52,7 @@ def assert_same(result, expected):
         assert all(torch.equal(one[name], other[name]) for name in ("image", "mask", "row"))
 
 
-def test_an_epoch_over_two_ranks_holds_every_row_once(source):
+def test_an_epoch_over_two_ranks_has_every_row_once(source):
     steps = -(-source.split.rows // BATCH)
     shares = [batches(source, rank_slots(rank, 2, BATCH), 0, steps) for rank in range(2)]
     assert [len(share) for share in shares] == [steps, steps]
@@ -62,7 +62,7 @@ def test_an_epoch_over_two_ranks_holds_every_row_once(source):
 
 @pytest.mark.parametrize("window", [3, 64])
 @pytest.mark.parametrize("data", [{}, MIXED, {"times": np.linspace(0, 2, 41)}], ids=["recipe", "mixed", "sampled"])
-def test_a_global_batch_is_the_same_bytes_for_one_two_and_three_ranks_and_after_a_restart(source, window, data):
+def test_global_batches_are_identical_on_one_two_and_three_ranks_and_after_a_restart(source, window, data):
     expected = batches(source, range(BATCH), 0, 12, window, **data)
     for world in (2, 3):
         shares = [batches(source, rank_slots(rank, world, BATCH), 5, 12, window, **data) for rank in range(world)]
@@ -73,23 +73,23 @@ def test_a_global_batch_is_the_same_bytes_for_one_two_and_three_ranks_and_after_
         assert_same(joined, expected[5:])
 
 
-def test_the_same_run_twice_is_the_same_bytes_also_with_other_threads(source):
+def test_batches_are_identical_for_any_number_of_threads(source):
     once = batches(source, range(BATCH), 0, 12, **MIXED)
     assert_same(batches(source, range(BATCH), 0, 12, resources=LoaderResources(1.0, 3), **MIXED), once)
 
 
-def test_crops_made_on_the_cluster_are_those_of_the_trainer(source):
+def test_crops_made_on_the_cluster_equal_those_of_the_worker(source):
     once = batches(source, range(BATCH), 0, 12, **MIXED)
     assert_same(batches(source, range(BATCH), 0, 12, resources=LoaderResources(1.0, 1, decode_tasks=2), **MIXED), once)
 
 
-def test_any_albumentations_pipeline_streams_alike(source):
+def test_batches_of_an_albumentations_pipeline_are_reproducible(source):
     own = {"augment": ["ScaledCrop", {"GaussNoise": {"p": 1}}]}
     once = batches(source, range(BATCH), 0, 6, **own)
     assert_same(batches(source, range(BATCH), 3, 6, resources=LoaderResources(1.0, 1, decode_tasks=1), **own), once[3:])
 
 
-def test_each_group_is_read_once_an_epoch_and_not_again_while_it_is_at_hand(source, monkeypatch):
+def test_each_row_group_is_read_once_per_epoch_and_not_again_while_cached(source, monkeypatch):
     read = []
     original = prefetch._read
     monkeypatch.setattr(prefetch, "_read", lambda *args: read.append(list(args[1])) or original(*args))
@@ -104,13 +104,13 @@ def test_each_group_is_read_once_an_epoch_and_not_again_while_it_is_at_hand(sour
     assert again.total() <= len(again) + BATCH  # the border of a slot's share may lie in a group
 
 
-def test_a_batch_has_the_shape_and_types_of_the_contract(source):
+def test_a_batch_has_the_documented_shapes_and_types(source):
     batch = batches(source, range(BATCH), 0, 1)[0]
     assert (batch["image"].shape, batch["image"].dtype) == ((BATCH, 3, 32, 32), torch.uint8)
     assert (batch["mask"].shape, batch["mask"].dtype) == ((BATCH, 32, 32), torch.uint8)
 
 
-def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
+def test_evaluation_rows_are_distributed_completely_at_their_own_size(streets):
     split = read_manifest(str(streets)).split("val")
     source = SplitReader(str(streets), split)
     result = [list(evaluation_rows(source, rank_rows(rank, 3, split.rows), None, 32, RESOURCES)) for rank in range(3)]
@@ -125,7 +125,7 @@ def test_validation_rows_are_shared_without_loss_and_at_their_own_size(streets):
 
 
 @pytest.mark.parametrize("resources", [RESOURCES, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, resources):
+def test_an_undecodable_image_is_an_error_that_names_shard_and_row(bad_source, resources):
     with pytest.raises(DataError) as raised:
         batches(bad_source, range(BATCH), 0, 11, resources=resources)
     shard, row = bad_source.describe_row(5).rsplit(", ", 1), bad_source.describe_row(30).rsplit(", ", 1)
@@ -135,7 +135,7 @@ def test_an_undecodable_image_is_named_with_shard_and_row(bad_source, resources)
 
 @pytest.mark.parametrize("data", [{}, {"mosaic_prob": 1.0}], ids=["alone", "mixed"])
 @pytest.mark.parametrize("resources", [RESOURCES, LoaderResources(1.0, 1, decode_tasks=2)], ids=["trainer", "cluster"])
-def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, source, resources, data):
+def test_skipped_bad_rows_do_not_change_other_rows(bad_source, source, resources, data):
     bad = []
     loaded = batches(
         bad_source, range(BATCH), 0, 11, resources=resources, on_bad=lambda error: bad.append(str(error)), **data
@@ -155,7 +155,7 @@ def test_bad_rows_can_be_left_out_and_the_others_stay_as_they_are(bad_source, so
     assert blank == len(bad)
 
 
-def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
+def test_evaluation_reports_or_skips_a_bad_row(bad_source):
     with pytest.raises(DataError, match=r"train/part-0000\d.parquet, row \d+ \(train/street_00005\): .* not an image"):
         list(evaluation_rows(bad_source, range(41), None, 32, RESOURCES))
     bad = []
@@ -164,7 +164,7 @@ def test_evaluation_names_a_bad_row_or_leaves_it_out(bad_source):
     assert len(bad) == 2
 
 
-def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
+def test_a_full_object_store_is_an_error_with_a_hint(source, monkeypatch):
     def full(*_, **__):
         raise OutOfDiskError
 
@@ -175,7 +175,7 @@ def test_a_full_object_store_is_told_with_what_to_do(source, monkeypatch):
         batches(source, range(BATCH), 0, 1)
 
 
-def test_a_stream_that_is_left_early_ends(source):
+def test_threads_end_when_the_iterator_is_closed_early(source):
     plan, augment = EpochPlan(source.rows_per_group(), BATCH, 3, 2), Augmenter(DataConfig(crop=32), 255)
     stream = training_batches(source, plan, range(BATCH), 0, 10_000, augment, RESOURCES)
     next(stream)
@@ -186,7 +186,7 @@ def test_a_stream_that_is_left_early_ends(source):
         time.sleep(0.1)
 
 
-def test_a_flipped_bit_in_a_shard_is_found_and_the_shard_named(streets, tmp_path):
+def test_a_flipped_bit_in_a_shard_is_an_error_that_names_the_shard(streets, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(streets, copy)
     manifest = read_manifest(str(copy))
@@ -202,7 +202,7 @@ def test_a_flipped_bit_in_a_shard_is_found_and_the_shard_named(streets, tmp_path
     assert f"{copy}/val/part-00000.parquet" in str(result)
 
 
-def test_rows_in_the_clusters_memory_make_the_same_batches_and_no_file_is_read(source, tmp_path):
+def test_a_shared_split_gives_the_same_batches_without_reading_files(source, tmp_path):
     copy = SplitReader(shutil.copytree(source.root, tmp_path / "copy").__fspath__(), source.split)
     shared = share_split(copy)
     shutil.rmtree(tmp_path / "copy")

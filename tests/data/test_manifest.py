@@ -19,12 +19,12 @@ def read_error(root):
     return str(raised.value)
 
 
-def test_a_shard_that_vanished_is_named(copy):
+def test_a_missing_shard_is_an_error(copy):
     (copy / "train" / "part-00001.parquet").unlink()
     assert "train/part-00001.parquet is missing" in read_error(copy)
 
 
-def test_a_shard_that_was_cut_is_named(copy):
+def test_a_truncated_shard_is_an_error(copy):
     shard = copy / "val" / "part-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     assert "val/part-00000.parquet is damaged" in read_error(copy)
@@ -39,7 +39,7 @@ def test_a_shard_that_was_cut_is_named(copy):
         ("{", "[", "is damaged"),
     ],
 )
-def test_a_manifest_that_was_edited_is_refused(copy, old, new, message):
+def test_an_edited_manifest_is_an_error(copy, old, new, message):
     file = copy / MANIFEST
     text = file.read_text()
     if old == '"rows": 41':
@@ -50,10 +50,10 @@ def test_a_manifest_that_was_edited_is_refused(copy, old, new, message):
     assert message in read_error(copy)
 
 
-def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path):
+def test_a_folder_without_a_dataset_is_an_error_with_a_command(tmp_path):
     assert "prepare.py" in read_error(tmp_path / "nowhere")
 
 
-def test_an_unknown_split_lists_those_there_are(copy):
+def test_an_unknown_split_is_an_error_that_lists_the_splits(copy):
     with pytest.raises(DataError, match="no split 'validation'; it has train, val, test"):
         read_manifest(str(copy)).split("validation")

@@ -13,7 +13,7 @@ from segray.data.ray_map import map_on_cluster
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_each_input_is_one_task_and_they_run_side_by_side():
+def test_each_input_is_one_task_and_tasks_run_concurrently():
     def task(number):
         start = time.monotonic()
         time.sleep(0.3)
@@ -26,7 +26,7 @@ def test_each_input_is_one_task_and_they_run_side_by_side():
     assert list(map_on_cluster(task, [])) == []
 
 
-def test_an_error_of_the_data_comes_as_it_is_once_those_at_work_have_ended(tmp_path):
+def test_a_data_error_is_raised_unchanged_after_the_running_tasks_end(tmp_path):
     def task(number):
         if number == 0:
             raise DataError("no image")
@@ -45,7 +45,7 @@ def test_an_error_of_the_data_comes_as_it_is_once_those_at_work_have_ended(tmp_p
     assert len(list(tmp_path.iterdir())) == 2 * len(done)
 
 
-def test_a_defect_shows_its_traceback():
+def test_a_bug_shows_its_traceback():
     with pytest.raises(RayTaskError, match="in task"):
         list(map_on_cluster(task_with_a_defect(), [1]))
 
@@ -65,7 +65,7 @@ def dies(path: Path, times: int) -> str:
     return "done"
 
 
-def test_a_task_whose_worker_dies_is_tried_again_three_times(tmp_path):
+def test_a_task_whose_worker_dies_is_retried_three_times(tmp_path):
     tasks = [(tmp_path / "lives", 3), (tmp_path / "dies", 99)]
     with pytest.raises(DataError, match="a task died on every attempt"):
         list(map_on_cluster(lambda task: dies(*task), tasks))

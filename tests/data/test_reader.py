@@ -27,7 +27,7 @@ def train(root):
     return SplitReader(str(root), read_manifest(str(root)).split("train"))
 
 
-def test_row_groups_come_as_they_were_written_and_numbered_through_the_shards(streets):
+def test_row_groups_are_numbered_consecutively_over_the_shards(streets):
     source, groups = train(streets), [9, 0, 3]
     table = source.read(groups)
     rows = [row for row in range(41) if source.groups_of_rows([row])[0] in groups]
@@ -35,23 +35,23 @@ def test_row_groups_come_as_they_were_written_and_numbered_through_the_shards(st
     assert table["id"].to_pylist() == [f"train/street_{row:05d}" for row in rows]
 
 
-def test_a_row_is_told_by_its_shard_and_its_number_there(streets):
+def test_a_row_is_described_by_its_shard_and_number(streets):
     source = train(streets)
     for row in range(41):
         path, _, number = source.describe_row(row).partition(", row ")
         assert pq.read_table(path)["id"][int(number)].as_py() == f"train/street_{row:05d}"
 
 
-def test_the_smallest_sizes_come_without_reading_images(streets):
+def test_min_sizes_reads_no_images(streets):
     assert train(streets).min_sizes() == [(144, 192), (144, 192)]
 
 
-def test_no_secret_is_told():
+def test_messages_contain_no_credentials():
     assert display_path("s3://KEY:SECRET@bucket/data?region=x", "a/b") == "s3://bucket/data/a/b"
     assert display_path("/data/what?", "a") == "/data/what?/a"
 
 
-def test_a_shard_that_vanished_is_named_at_the_start_and_later(copy):
+def test_a_missing_shard_is_an_error_at_the_start_and_later(copy):
     source = train(copy)
     (copy / "train/part-00000.parquet").unlink()
     with pytest.raises(DataError, match=r"shard .*copy/train/part-00000.parquet is missing"):
@@ -60,14 +60,14 @@ def test_a_shard_that_vanished_is_named_at_the_start_and_later(copy):
         source.read([0])
 
 
-def test_a_shard_of_another_size_is_named_at_the_start(copy):
+def test_a_shard_of_the_wrong_size_is_an_error_at_the_start(copy):
     with (copy / "train/part-00000.parquet").open("ab") as file:
         file.write(b"more")
     with pytest.raises(DataError, match=r"part-00000.parquet is damaged: \d+ bytes; expected \d+"):
         read_manifest(str(copy))
 
 
-def test_a_shard_that_was_exchanged_in_mid_run_is_named(copy):
+def test_a_shard_replaced_during_a_run_is_an_error(copy):
     source = train(copy)
     path = copy / "train/part-00000.parquet"
     pq.write_table(pq.read_table(path), path, row_group_size=3)
@@ -86,19 +86,19 @@ def rewrite_shard(copy, change):
     return source
 
 
-def test_masks_that_changed_places_are_found_and_the_row_named(copy):
+def test_swapped_masks_are_errors_that_name_the_row(copy):
     source = rewrite_shard(copy, lambda table: {"mask": table["mask"].to_pylist()[::-1]})
     with pytest.raises(DataError, match=r"copy/train/part-00000.parquet, row 0 has changed since the conversion"):
         source.read([0])
 
 
-def test_rows_of_another_conversion_are_not_taken_for_the_manifests(copy):
+def test_rows_of_another_conversion_are_errors(copy):
     source = rewrite_shard(copy, lambda table: {name: table[name].to_pylist()[::-1] for name in table.column_names})
     with pytest.raises(DataError, match=r"shard .*part-00000.parquet has changed: its rows differ from the man"):
         source.read([0])
 
 
-def test_a_shard_that_is_no_parquet_any_more_is_named(copy):
+def test_a_shard_that_is_not_parquet_is_an_error(copy):
     source = train(copy)
     (copy / "train/part-00000.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"shard .*part-00000.parquet cannot be read"):
@@ -123,7 +123,7 @@ def test_a_bucket_holds_the_same_rows_as_the_disk(bucket, streets, ray_cluster):
 
 
 @pytest.mark.slow
-def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_path, s3_server):
+def test_the_throughput_of_a_bucket_and_of_a_disk(ray_cluster, streets, tmp_path, s3_server):
     """Prints it: a bucket of one Python process on this machine says little about a real one."""
     local = write_resized_dataset(str(streets), "train", 512, 800, tmp_path / "large")
     url = s3_server()
@@ -141,7 +141,7 @@ def test_the_throughput_of_a_bucket_beside_the_disk(ray_cluster, streets, tmp_pa
     assert rates["S3-compatible server"] > 5
 
 
-def test_the_stream_reads_from_a_bucket(bucket, streets, ray_cluster):
+def test_the_loader_reads_from_a_bucket(bucket, streets, ray_cluster):
     from segray import config
     from segray.data.augment.augmenter import Augmenter
     from segray.data.loader import LoaderResources, training_batches
@@ -156,14 +156,14 @@ def test_the_stream_reads_from_a_bucket(bucket, streets, ray_cluster):
         assert all(remote[name].equal(local[name]) for name in ("image", "mask", "row"))
 
 
-def test_what_is_not_in_the_bucket_is_told(bucket):
+def test_a_missing_dataset_in_a_bucket_is_an_error(bucket):
     with pytest.raises(
         DataError, match=r"s3://segray-test/nothing contains no dataset .*--out s3://segray-test/nothing`"
     ):
         read_manifest(bucket.replace("/streets", "/nothing"))
 
 
-def test_missing_credentials_are_told_with_where_they_come_from(s3_server):
+def test_missing_credentials_are_errors_with_a_hint(s3_server):
     url = s3_server(INITIAL_NO_AUTH_ACTION_COUNT="0")
     code = f"from segray.data.storage import display_path; from segray.data.manifest import read_manifest; read_manifest('s3://closed/data?endpoint_override={url}')"
     without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -177,7 +177,7 @@ def test_missing_credentials_are_told_with_where_they_come_from(s3_server):
 
 
 @pytest.mark.skipif("SEGRAY_GCS" not in os.environ, reason="SEGRAY_GCS does not name HOST:PORT/BUCKET of an emulator")
-def test_a_bucket_of_google_holds_the_same_rows_as_the_disk(streets):
+def test_a_google_bucket_holds_the_same_rows_as_the_disk(streets):
     endpoint, _, name = os.environ["SEGRAY_GCS"].partition("/")
     uri = f"gs://anonymous@{name}/streets?endpoint_override={endpoint}&scheme=http&retry_limit_seconds=5"
     remote, path = pyarrow.fs.FileSystem.from_uri(uri)

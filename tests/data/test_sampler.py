@@ -31,14 +31,14 @@ def sequence(plan, start, stop):
 
 @settings(deadline=None, max_examples=150)
 @given(plans(samplers=[False]))
-def test_every_row_comes_once_an_epoch(plan):
+def test_every_row_is_drawn_once_per_epoch(plan):
     seen = sequence(plan, 0, -(-3 * plan.rows // plan.batch))[: 3 * plan.rows]
     assert Counter(seen) == Counter((epoch, row, 0) for epoch in range(3) for row in range(plan.rows))
 
 
 @settings(deadline=None, max_examples=150)
 @given(plans(samplers=[True]))
-def test_a_sampler_meets_its_quota_in_every_epoch(plan):
+def test_a_sampler_draws_epoch_size_rows_in_every_epoch(plan):
     quota = math.ceil(plan.draws_per_row.sum() - 1e-6)
     expected = plan.draws_per_row * quota / plan.draws_per_row.sum()
     seen = sequence(plan, 0, -(-3 * quota // plan.batch))[: 3 * quota]
@@ -52,7 +52,7 @@ def test_a_sampler_meets_its_quota_in_every_epoch(plan):
         assert max(copy for _, copy in drawn) == counts.max() - 1
 
 
-def test_the_mean_over_the_epochs_is_what_the_sampler_asked_for():
+def test_the_mean_over_the_epochs_equals_draws_per_row():
     times = np.array([0.05, 0.5, 1.0, 2.3, 0.15, 4.0])
     plan = EpochPlan((3, 3), 4, 0, 64, times)
     rows = [row for _, row, _ in sequence(plan, 0, 2 * 3000)]
@@ -61,7 +61,7 @@ def test_the_mean_over_the_epochs_is_what_the_sampler_asked_for():
 
 @settings(deadline=None, max_examples=100)
 @given(plans(), st.integers(1, 8), st.integers(0, 60))
-def test_ranks_together_hold_the_global_batch_whatever_their_number(plan, world, start):
+def test_the_ranks_together_have_the_global_batch(plan, world, start):
     stop = start + 5
     whole = plan.assignments(start, stop, range(plan.batch))
     shares = [plan.assignments(start, stop, rank_slots(rank, world, plan.batch)) for rank in range(world)]
@@ -72,7 +72,7 @@ def test_ranks_together_hold_the_global_batch_whatever_their_number(plan, world,
 
 @settings(deadline=None, max_examples=100)
 @given(plans(), st.integers(0, 80), st.integers(1, 20), st.integers(1, 5), st.integers(1, 5))
-def test_continuing_at_a_step_with_other_ranks_is_the_same_as_never_having_stopped(plan, cut, more, before, after):
+def test_resuming_at_a_step_with_other_ranks_gives_the_same_rows(plan, cut, more, before, after):
     def ranks(world, start, stop):
         shares = [plan.assignments(start, stop, rank_slots(rank, world, plan.batch)).rows for rank in range(world)]
         return np.concatenate(shares, axis=1)
@@ -83,7 +83,7 @@ def test_continuing_at_a_step_with_other_ranks_is_the_same_as_never_having_stopp
 
 @settings(deadline=None, max_examples=100)
 @given(plans(), st.integers(0, 60), st.integers(1, 60))
-def test_windows_cut_the_steps_without_gap_and_at_the_same_places_from_anywhere(plan, start, more):
+def test_windows_are_contiguous_and_independent_of_the_start(plan, start, more):
     stop = start + more
     runs = list(plan.windows(start, stop))
     assert [step for run in runs for step in run] == list(range(start, stop))
@@ -96,7 +96,7 @@ def test_windows_cut_the_steps_without_gap_and_at_the_same_places_from_anywhere(
 
 @settings(deadline=None, max_examples=60)
 @given(plans(), st.integers(0, 40), st.integers(0, 2**32 - 1))
-def test_companions_are_rows_that_the_same_slot_holds_in_the_same_window(plan, step, seed):
+def test_mix_partners_are_rows_of_the_same_slot_and_window(plan, step, seed):
     slot = seed % plan.batch
     window = plan.window_of(step)
     if plan.is_fully_shuffled:
@@ -115,7 +115,7 @@ def test_companions_are_rows_that_the_same_slot_holds_in_the_same_window(plan, s
 
 
 @given(st.integers(0, 500), st.integers(1, 16))
-def test_shares_are_even_and_complete(rows, world):
+def test_rank_ranges_are_even_and_complete(rows, world):
     for shares in (rank_rows, rank_slots):
         parts = [shares(rank, world, rows) for rank in range(world)]
         assert [row for part in parts for row in part] == list(range(rows))
@@ -124,7 +124,7 @@ def test_shares_are_even_and_complete(rows, world):
 
 @settings(deadline=None, max_examples=30)
 @given(plans())
-def test_a_plan_is_pure_and_travels(plan):
+def test_a_plan_is_deterministic_and_picklable(plan):
     there = pickle.loads(pickle.dumps(plan))
     assert sequence(there, 0, 30) == sequence(plan, 0, 30)
     assert sequence(plan, 7, 9) == sequence(plan, 0, 30)[7 * plan.batch : 9 * plan.batch]
@@ -141,7 +141,7 @@ def test_epochs_and_seeds_differ():
     assert len({row_seed(*draw) for draw in draws}) == 2000
 
 
-def test_in_a_large_split_a_slot_reads_each_group_once_and_a_batch_is_mixed():
+def test_slots_of_a_large_split_read_each_group_once_and_batches_are_mixed():
     plan = EpochPlan((16,) * 1000, 8, 0, 64)
     rows = plan.assignments(0, 2000, range(8)).rows  # one epoch
     for slot in range(8):
@@ -151,7 +151,7 @@ def test_in_a_large_split_a_slot_reads_each_group_once_and_a_batch_is_mixed():
     assert all(len(set((batch // 16).tolist())) >= 7 for batch in rows)
 
 
-def test_a_small_split_is_shuffled_whole():
+def test_a_small_split_is_shuffled_globally():
     plan = EpochPlan((16,) * 40, 8, 0, 80)
     slots = [set((plan.assignments(0, 80, [slot]).rows // 16).reshape(-1).tolist()) for slot in range(8)]
     assert min(map(len, slots)) > 30

@@ -60,19 +60,19 @@ def crop_of(data, row, seed, ignore_id=255):
         ("[{", "expected a list of NAME or NAME: {argument: value}"),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_config_is_built(augment, message):
+def test_invalid_pipelines_are_errors(augment, message):
     with pytest.raises(ConfigError) as raised:
         build(augment)
     assert message in str(raised.value)
 
 
-def test_a_flag_spells_the_list_in_yaml():
+def test_a_flag_takes_the_list_as_yaml():
     listed = ["ScaledCrop", {"GaussNoise": {"p": 0.2}}]
     assert build("[ScaledCrop, {GaussNoise: {p: 0.2}}]") == build(listed)
     assert config.flatten(config.build({"data.augment": listed}))["data.augment"] == listed
 
 
-def test_the_recipe_stands_among_other_transforms(scene, encoded):
+def test_recipe_transforms_combine_with_other_transforms(scene, encoded):
     data = build(["ScaledCrop", {"HorizontalFlip": {"p": 1}}, "PhotometricDistortion"])
     crops = [crop_of(data, encoded(*scene(100, 150)), seed) for seed in range(5)]
     assert all(image.shape == (64, 64, 3) and mask.shape == (64, 64) for image, mask in crops)
@@ -83,7 +83,7 @@ ROTATED = [{"Rotate": {"limit": [45, 45], "p": 1}}, {"CenterCrop": {"height": 64
 
 
 @pytest.mark.parametrize(("ignore_id", "dtype"), [(255, np.uint8), (65535, np.uint16)])
-def test_what_a_geometric_transform_uncovers_is_padded_and_ignored(encoded, ignore_id, dtype):
+def test_areas_uncovered_by_geometric_transforms_are_padded_and_ignored(encoded, ignore_id, dtype):
     image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, dtype)
     crop, ids = crop_of(build(ROTATED), encoded(image, mask), 0, ignore_id)
     assert ids.dtype == dtype
@@ -92,14 +92,14 @@ def test_what_a_geometric_transform_uncovers_is_padded_and_ignored(encoded, igno
     assert (ids == ignore_id).mean() > 0.1
 
 
-def test_a_fill_of_the_users_own_stays(encoded):
+def test_user_fill_values_are_kept(encoded):
     own = [{"Rotate": {"limit": [45, 45], "fill": 9, "fill_mask": 3, "p": 1}}, ROTATED[1]]
     _, ids = crop_of(build(own), encoded(np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8)), 0)
     assert set(np.unique(ids)) == {3, 7}
 
 
 @pytest.mark.parametrize("name", ["PiecewiseAffine", "ShiftScaleRotate", "MaskDropout"])
-def test_transforms_that_are_warned_of_or_take_one_number_are_used(name, scene, encoded):
+def test_transforms_with_warnings_or_scalar_fill_are_applied(name, scene, encoded):
     """What one of them does shows in some crop: a dropped object, or a bend, may lie outside of a single one."""
     row, changed = encoded(*scene(100, 150)), []
     used, idle = (build([{name: {"p": chance}}, "ScaledCrop"]) for chance in (1.0, 0.0))
@@ -111,14 +111,14 @@ def test_transforms_that_are_warned_of_or_take_one_number_are_used(name, scene, 
     assert any(changed)
 
 
-def test_a_crop_too_large_for_the_trial_may_fit_the_images():
+def test_a_crop_larger_than_the_trial_image_is_accepted():
     large = build([{"RandomCrop": {"height": 200, "width": 200}}, {"Resize": {"height": 64, "width": 64}}])
     validate_transforms(large, 200, 300, 255)
     with pytest.raises(ConfigError, match="data.augment fails on an image of 300x199"):
         validate_transforms(large, 199, 300, 255)
 
 
-def test_a_stored_config_is_read_where_its_transforms_are_not_known():
+def test_a_stored_config_with_unknown_transforms_can_be_loaded():
     text = config.build({"data.augment": ["ScaledCrop"]}).model_dump_json().replace("ScaledCrop", "OfAnotherRelease")
     result = Config.model_validate_json(text)
     assert result.data.augment == ("OfAnotherRelease",)
@@ -130,7 +130,7 @@ ELASTIC = ["ElasticTransform", "GridDistortion", "OpticalDistortion", "Perspecti
 
 
 @pytest.mark.parametrize("name", ELASTIC)
-def test_geometric_transforms_make_no_new_ids(scene, encoded, name):
+def test_geometric_transforms_create_no_new_ids(scene, encoded, name):
     data = build([{name: {"p": 1}}, "ScaledCrop"])
     image, _ = scene(128, 128)
     mask = np.kron(np.random.default_rng(0).choice([0, 100, 200], (16, 16)), np.ones((8, 8))).astype(np.uint8)
@@ -139,14 +139,14 @@ def test_geometric_transforms_make_no_new_ids(scene, encoded, name):
         assert set(np.unique(ids)) <= {0, 100, 200, 255}
 
 
-def test_the_short_side_is_set_before_the_first_transform(scene, encoded):
+def test_images_are_resized_to_the_short_side_before_the_first_transform(scene, encoded):
     image, mask = scene(128, 256)
     data = build([{"CenterCrop": {"height": 64, "width": 64}}], short_side=64)
     _, ids = crop_of(data, encoded(image, mask), 0)
     assert np.array_equal(ids, mask[::2, ::2][:, 32:96])
 
 
-def test_an_image_too_small_for_the_pipeline_is_named_before_the_run_and_in_it(scene, encoded):
+def test_images_too_small_for_the_pipeline_are_errors_before_and_during_a_run(scene, encoded):
     data = build([{"RandomCrop": {"height": 64, "width": 64}}])
     with pytest.raises(ConfigError, match="fails on an image of 50x40: Crop size"):
         validate_transforms(data, 40, 50, 255)

@@ -49,7 +49,7 @@ def crops(encoded):
     st.sampled_from([0.0, 1.0]),
     st.sampled_from([".png", ".jpg"]),
 )
-def test_a_crop_has_its_size_and_no_class_that_was_not_there(
+def test_crops_have_the_crop_size_and_no_new_classes(
     scene, encoded, height, width, seed, short_side, class_crops, kind
 ):
     image, mask = scene(height, width)
@@ -61,13 +61,13 @@ def test_a_crop_has_its_size_and_no_class_that_was_not_there(
     assert set(np.unique(crop[1])) <= set(np.unique(mask)) | {255}
 
 
-def test_image_and_mask_are_cut_alike(crops, scene):
+def test_image_and_mask_are_cropped_alike(crops, scene):
     for image, ids in crops(crop_only_settings(crop=64, flip_prob=0.5), *scene(120, 160), range(20)):
         assert np.array_equal(image[..., 0], ids * 40 + 10)
 
 
 @pytest.mark.parametrize(("short_side", "reduction"), [(300, 2), (150, 4), (70, 8)])
-def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side, reduction, monkeypatch, encoded):
+def test_a_downscaled_jpeg_is_decoded_at_reduced_size_and_matches_its_mask(short_side, reduction, monkeypatch, encoded):
     """The same window of a PNG, which cannot be decoded small, is the reference."""
     blocks = np.random.default_rng(1).integers(0, 5, (12, 16))
     mask = np.kron(blocks, np.ones((64, 64))).astype(np.uint8)
@@ -84,7 +84,7 @@ def test_a_jpeg_that_shrinks_is_decoded_small_and_still_fits_its_mask(short_side
     assert set(sizes) == {reduction, 1}
 
 
-def test_the_seed_alone_decides_also_on_many_threads_and_after_a_journey(scene, encoded):
+def test_crops_depend_only_on_the_seed_across_threads_and_pickling(scene, encoded):
     row = encoded(*scene(120, 160))
     augmenter = Augmenter(data_settings(crop=64, mosaic_prob=0.3, cut_mix_prob=0.3), 255)
 
@@ -111,7 +111,7 @@ def test_a_small_image_is_padded_with_the_mean_colour_and_the_ignore_id(crops, s
     assert np.array_equal(ids[:40, :40], mask)
 
 
-def test_scales_are_those_of_the_settings(crops):
+def test_scales_match_the_settings(crops):
     """A gradient tells by its slope how much a crop was scaled."""
     image = np.stack([np.tile(np.arange(200, dtype=np.uint8), (200, 1))] * 3, axis=-1)
     result = crops(
@@ -123,7 +123,7 @@ def test_scales_are_those_of_the_settings(crops):
     assert np.mean(scales) == pytest.approx(1.25, abs=0.1)
 
 
-def test_a_crop_of_one_class_is_drawn_again(crops):
+def test_a_crop_dominated_by_one_class_is_resampled(crops):
     image, mask = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
     mask[96:160, 96:160] = 1
 
@@ -135,7 +135,7 @@ def test_a_crop_of_one_class_is_drawn_again(crops):
     assert share(0.75) > share(1.0) + 0.2
 
 
-def test_ignored_pixels_are_no_class_when_crops_are_compared(crops):
+def test_ignored_pixels_do_not_count_toward_cat_max_ratio(crops):
     """What counts is half and half everywhere, so the first window is taken, as where anything is."""
     image, mask = np.zeros((256, 256, 3), np.uint8), np.full((256, 256), 255, np.uint8)
     mask[::8, ::2], mask[::8, 1::2] = 0, 1
@@ -147,7 +147,7 @@ def test_ignored_pixels_are_no_class_when_crops_are_compared(crops):
         assert np.array_equal(one[0], other[0])
 
 
-def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
+def test_class_crops_contain_each_class_equally_often(crops):
     image, mask = np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8)
     mask[:, 128:] = 1
     mask[250, 3] = 2
@@ -161,7 +161,7 @@ def test_crops_around_a_class_hold_a_rare_one_as_often_as_any(crops):
     assert share(0.5) == pytest.approx(1 / 6, abs=0.07)
 
 
-def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
+def test_flip_and_photometric_frequencies_match_the_settings(crops, scene):
     _, mask = scene(64, 64)
     image = np.stack([mask * 40 + 10, 255 - mask * 40, np.full_like(mask, 90)], axis=-1)
     assert all(np.array_equal(crop, image) for crop, _ in crops(crop_only_settings(crop=64), image, mask, range(20)))
@@ -171,7 +171,7 @@ def test_flip_and_photometric_happen_as_often_as_set(crops, scene):
     assert 0 < sum(np.array_equal(crop, image) for crop, _ in coloured) < 40  # one in sixteen stays as it was
 
 
-def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
+def test_undecodable_bytes_are_errors_with_the_index_of_the_row(scene, encoded):
     augmenter, row = Augmenter(data_settings(crop=64, mosaic_prob=1.0), 255), encoded(*scene(64, 64))
     with pytest.raises(DataError, match="not an image") as raised:
         augmenter([row, row, (b"nothing", row[1]), row], augmenter.draw(0))
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_image_are_told_of_with_their_index(scene, encoded):
         crop_of(Augmenter(data_settings(crop=64), 255), (row[0], b"nothing"), 0)
 
 
-def test_a_blank_crop_teaches_nothing():
+def test_an_ignored_crop_has_only_ignored_pixels():
     for ignore_id, dtype in ((255, np.uint8), (65535, np.uint16)):
         image, mask = Augmenter(data_settings(crop=32), ignore_id).ignored_crop()
         assert image.shape == (32, 32, 3)
@@ -188,7 +188,7 @@ def test_a_blank_crop_teaches_nothing():
         assert mask.dtype == dtype
 
 
-def test_an_image_and_a_mask_of_two_sizes_are_refused(scene, encoded):
+def test_image_and_mask_of_different_sizes_are_errors(scene, encoded):
     (image, _), (_, mask) = scene(100, 100), scene(400, 400)
     for kind in (".png", ".jpg"):
         row = encoded(image, mask, kind)

@@ -59,7 +59,7 @@ def conversion_error(root: Path, out: Path, classes: Classes | None = NAMES, **o
     return str(error.value)
 
 
-def test_every_row_arrives_in_its_place(tmp_path):
+def test_rows_keep_their_order(tmp_path):
     source = make_source(tmp_path / "source", rows=21)
     progress = []
     returned = convert(
@@ -86,7 +86,7 @@ def test_every_row_arrives_in_its_place(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_a_thousand_random_images_and_masks_come_back_bit_for_bit(tmp_path):
+def test_a_thousand_random_images_and_masks_are_stored_losslessly(tmp_path):
     rng = np.random.default_rng(7)
     source, files = tmp_path / "source", {}
     for side in ("images", "masks"):
@@ -124,13 +124,13 @@ def sample(split: str, name: str) -> SourceSample:
         ([sample("..", "../a")], r"\.\./a in split \.\."),
     ],
 )
-def test_samples_that_would_not_be_one_row_each_in_their_split_are_refused(tmp_path, samples, message):
+def test_invalid_sample_ids_are_errors(tmp_path, samples, message):
     with pytest.raises(DataError, match=message):
         convert_dataset(SourceListing(tuple(samples), NAMES), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_digests_do_not_depend_on_the_order_in_which_the_cluster_works(tmp_path, monkeypatch):
+def test_digests_do_not_depend_on_the_order_of_completion(tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", rows=9)
     first = convert(source, tmp_path / "first", bounds=ShardLimits(group_rows=1), classes=None)
     monkeypatch.setattr(
@@ -141,7 +141,7 @@ def test_digests_do_not_depend_on_the_order_in_which_the_cluster_works(tmp_path,
     assert second.digest != convert(source, tmp_path / "third", bounds=ShardLimits(group_rows=2), classes=None).digest
 
 
-def test_without_names_the_ids_are_counted_and_ignored_ids_do_not_count(tmp_path, monkeypatch):
+def test_without_class_names_the_masks_determine_the_classes(tmp_path, monkeypatch):
     # More than one task looks for ids, and most of them do not meet the largest.
     monkeypatch.setattr(ingest, "_SCAN_ROWS", 5)
     source = make_source(tmp_path / "source", max_id=4)
@@ -179,7 +179,7 @@ def test_all_unusable_samples_of_all_shards_are_reported_together(tmp_path):
     assert f"{masks}/val/05.png contains id 7 (48 pixels); expected ids 0..2 or 255" in lines[4]
 
 
-def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
+def test_twenty_bad_masks_are_shown_of_all(tmp_path):
     source = make_source(tmp_path / "source", rows=23, splits=("train",), max_id=4)
     message = conversion_error(source, tmp_path / "out")
     assert message.startswith("23 of 23 samples cannot be used:")
@@ -188,7 +188,7 @@ def test_twenty_bad_masks_are_shown_and_all_are_counted(tmp_path):
     assert "There are 3 classes, ids 0..2 or 255, but the masks contain ids up to 4" in message
 
 
-def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
+def test_more_names_than_ids_are_errors_unless_allowed(tmp_path):
     source = make_source(tmp_path / "source")
     names = Classes.from_names(["void", *NAMES.names])
     assert "4 class names (ids 0..3) but the largest id in the masks is 2" in conversion_error(
@@ -197,7 +197,7 @@ def test_more_names_than_ids_are_refused_unless_allowed(tmp_path):
     assert convert(source, tmp_path / "out", names, absent_ok=True).split("val").class_pixels[3] == 0
 
 
-def test_an_ignored_id_that_is_a_class_is_refused(tmp_path):
+def test_an_ignored_id_that_is_a_class_is_an_error(tmp_path):
     source = make_source(tmp_path / "source")
     for classes in (NAMES, None):
         assert "--ignore-id 1 is also the id of a class" in conversion_error(
@@ -205,7 +205,7 @@ def test_an_ignored_id_that_is_a_class_is_refused(tmp_path):
         )
 
 
-def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
+def test_masks_of_0_and_255_are_errors(tmp_path):
     source = make_source(tmp_path / "source", rows=2, splits=("train",))
     for index in range(2):
         save_mask(source, "train", index, (np.eye(HEIGHT, WIDTH) * 255).astype(np.uint8))
@@ -213,7 +213,7 @@ def test_a_mask_of_0_and_255_is_refused_because_255_is_ignored(tmp_path):
         assert "store a foreground of 255 as 1" in conversion_error(source, tmp_path / "out", classes, **options)
 
 
-def test_ids_beyond_a_byte_ask_for_names(tmp_path):
+def test_ids_above_254_require_class_names(tmp_path):
     source = make_source(tmp_path / "source")
     save_mask(source, "train", 0, np.full((HEIGHT, WIDTH), 24_013, np.uint16))
     assert "contain ids up to 24013; expected at most 254 without class names" in conversion_error(
@@ -221,14 +221,14 @@ def test_ids_beyond_a_byte_ask_for_names(tmp_path):
     )
 
 
-def test_unreadable_masks_are_named_without_class_names_too(tmp_path):
+def test_unreadable_masks_are_reported_without_class_names_too(tmp_path):
     source = make_source(tmp_path / "source", rows=1, splits=("train",))
     (source / "masks" / "train" / "00.png").write_bytes(b"no image")
     message = conversion_error(source, tmp_path / "out", None)
     assert f"{source}/masks/train/00.png cannot be read" in message
 
 
-def test_an_output_that_is_not_free_is_left_as_it_is(tmp_path):
+def test_a_non_empty_output_is_an_error_and_not_modified(tmp_path):
     source = make_source(tmp_path / "source")
     out = tmp_path / "out"
     out.mkdir()
@@ -243,14 +243,14 @@ def test_an_output_that_is_not_free_is_left_as_it_is(tmp_path):
         convert(source, out)
 
 
-def test_an_output_that_cannot_be_made_is_an_error(tmp_path):
+def test_an_output_that_cannot_be_created_is_an_error(tmp_path):
     source = make_source(tmp_path / "source", rows=1)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/out cannot be"):
         convert(source, tmp_path / "file" / "out")
 
 
-def test_a_relative_output_is_meant_from_the_drivers_folder(tmp_path, monkeypatch):
+def test_a_relative_output_is_resolved_in_the_driver(tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", rows=1)
     monkeypatch.chdir(tmp_path)
     convert(source, Path("out"))

@@ -14,7 +14,7 @@ from segray.data.sources.sample import SourceSample
 SAMPLES = tuple(SourceSample("val", f"val/cam0/{name}", "", "", 1, bytes, bytes) for name in ("a", "b", "c"))
 
 
-def test_rows_are_found_by_id_with_and_without_the_split(tmp_path):
+def test_columns_are_matched_by_id_with_and_without_the_split(tmp_path):
     (tmp_path / "facts.csv").write_text('id,city,lens\nval/cam0/a,Ulm,wide\ncam0/b,"Aachen, West",\n', "utf-8-sig")
     result = add_columns(SAMPLES, tmp_path / "facts.csv")
     assert [dict(one.columns) for one in result] == [{"city": "Ulm", "lens": "wide"}, {"city": "Aachen, West"}, {}]
@@ -38,18 +38,18 @@ def test_rows_are_found_by_id_with_and_without_the_split(tmp_path):
         ('id,city\nval/cam0/a,"x\n', "cannot be read"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(tmp_path, text, message):
+def test_an_invalid_table_is_an_error(tmp_path, text, message):
     (tmp_path / "facts.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         add_columns(SAMPLES, tmp_path / "facts.csv")
 
 
-def test_a_table_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_table_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.csv cannot be read \(.*No such file"):
         add_columns(SAMPLES, tmp_path / "nowhere.csv")
 
 
-def test_a_column_that_is_not_there_names_those_that_are(streets):
+def test_a_missing_column_is_an_error_that_lists_the_columns(streets):
     source = SplitReader(str(streets), read_manifest(str(streets)).split("val"))
     with pytest.raises(DataError, match="has no column city; it has id, image, mask, height, .*prepare --columns FILE"):
         source.read_columns(["city"])

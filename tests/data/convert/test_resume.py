@@ -76,7 +76,7 @@ def written_shards(monkeypatch):
     return paths
 
 
-def test_a_conversion_that_was_cut_off_goes_on_and_becomes_the_same(source, tmp_path, written_shards):
+def test_a_resumed_conversion_equals_an_uninterrupted_one(source, tmp_path, written_shards):
     expected = convert(source, tmp_path / "whole")
     all_shards = set(written_shards)
     written_shards.clear()
@@ -96,7 +96,7 @@ def test_a_conversion_that_was_cut_off_goes_on_and_becomes_the_same(source, tmp_
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["dataset.json", "train", "val"]
 
 
-def test_what_changed_meanwhile_is_done_anew_and_what_is_gone_is_removed(source, tmp_path, written_shards):
+def test_resuming_rewrites_changed_shards_and_removes_stale_ones(source, tmp_path, written_shards):
     interrupt_conversion(source, tmp_path / "out", after=18)
     (tmp_path / "out" / "notes.txt").write_text("not ours")
     (tmp_path / "out" / "mine").mkdir()
@@ -118,7 +118,7 @@ def test_what_changed_meanwhile_is_done_anew_and_what_is_gone_is_removed(source,
     assert (tmp_path / "out" / "notes.txt").read_text() == "not ours"
 
 
-def test_a_shard_that_vanished_or_is_not_whole_is_written_again(source, tmp_path, written_shards):
+def test_missing_and_damaged_shards_are_written_again(source, tmp_path, written_shards):
     interrupt_conversion(source, tmp_path / "out", after=18)
     (tmp_path / "out/train/part-00000.parquet").unlink()
     (tmp_path / "out/train/part-00001.parquet").write_bytes(b"half")
@@ -138,7 +138,7 @@ def add_bad_samples(source):
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(source / "masks/val/05.png")
 
 
-def test_every_bad_sample_is_listed_and_once_they_are_mended_it_goes_on(source, tmp_path, written_shards):
+def test_all_bad_samples_are_listed_and_the_conversion_resumes_after_a_fix(source, tmp_path, written_shards):
     expected = convert(source, tmp_path / "whole")
     copy = shutil.copytree(source, tmp_path / "copy")
     add_bad_samples(source)
@@ -153,7 +153,7 @@ def test_every_bad_sample_is_listed_and_once_they_are_mended_it_goes_on(source, 
     assert len(set(written_shards)) <= 3
 
 
-def test_bad_samples_are_left_out_and_listed_if_asked(source, tmp_path):
+def test_bad_samples_are_skipped_and_listed_on_request(source, tmp_path):
     add_bad_samples(source)
     result = convert(source, tmp_path / "out", on_bad="skip")
     assert (result.left_out, result.splits["train"].rows, result.splits["val"].rows) == (3, 8, 7)
@@ -163,7 +163,7 @@ def test_bad_samples_are_left_out_and_listed_if_asked(source, tmp_path):
     assert read_manifest(str(tmp_path / "out")) == result
 
 
-def test_what_a_source_finds_wrong_is_left_out_and_listed_too(source, tmp_path):
+def test_problems_of_the_source_are_skipped_and_listed_on_request(source, tmp_path):
     (source / "images/train/02.png").unlink()
     result = folder.list_samples(str(source))
     result = replace(result, classes=CLASSES)
@@ -174,7 +174,7 @@ def test_what_a_source_finds_wrong_is_left_out_and_listed_too(source, tmp_path):
     assert "masks/train/02.png: mask without an image" in (tmp_path / "out" / SKIPPED_LIST).read_text()
 
 
-def test_a_dataset_of_odd_names_has_no_fault(source, tmp_path):
+def test_unusual_file_names_are_converted_without_errors(source, tmp_path):
     (source / "images/train/a\nb.png").write_bytes((source / "images/train/00.png").read_bytes())
     Image.new("RGBA", SIZE[::-1]).save(source / "images/train/a: b.png")
     shutil.copy(source / "masks/train/00.png", source / "masks/train/a: b.png")
@@ -185,7 +185,7 @@ def test_a_dataset_of_odd_names_has_no_fault(source, tmp_path):
     assert validate_dataset(str(tmp_path / "out")).errors == []
 
 
-def test_of_many_problems_twenty_are_shown_and_all_are_in_a_file(source, tmp_path):
+def test_twenty_problems_are_shown_and_a_file_lists_all(source, tmp_path):
     for index in range(9, 40):
         save_sample(source, "train", index)
         (source / "images/train" / f"{index:02d}.png").write_bytes(b"no image")
@@ -204,14 +204,14 @@ def test_of_many_problems_twenty_are_shown_and_all_are_in_a_file(source, tmp_pat
     assert not (tmp_path / "out/problems.txt").exists()
 
 
-def test_a_dataset_in_a_folder_of_the_conversion_is_not_touched(source, tmp_path):
+def test_a_dataset_inside_the_output_is_not_modified(source, tmp_path):
     interrupt_conversion(source, tmp_path / "out")
     inner = convert(source, tmp_path / "out" / "other")
     convert(source, tmp_path / "out")
     assert read_manifest(str(tmp_path / "out" / "other")) == inner
 
 
-def test_an_error_of_a_reader_is_that_samples(source, tmp_path):
+def test_an_error_of_a_reader_is_reported_for_its_sample(source, tmp_path):
     result = folder.list_samples(str(source))
     broken = replace(result.samples[3], read_mask=partial(int, "seven"))
     result = SourceListing((*result.samples[:3], broken, *result.samples[4:]), CLASSES)
@@ -225,7 +225,7 @@ def read_mask(path):
     return path.read_bytes()
 
 
-def test_what_could_not_be_read_is_tried_again(source, tmp_path):
+def test_unreadable_samples_are_retried_on_resume(source, tmp_path):
     result = folder.list_samples(str(source))
     unreadable = replace(result.samples[3], read_mask=partial(read_mask, tmp_path / "mask.png"))
     result = SourceListing((*result.samples[:3], unreadable, *result.samples[4:]), CLASSES)
@@ -237,7 +237,7 @@ def test_what_could_not_be_read_is_tried_again(source, tmp_path):
     )
 
 
-def test_a_shard_that_is_being_replaced_is_not_taken_for_the_old_one(source, tmp_path, monkeypatch):
+def test_a_shard_that_is_being_replaced_has_no_result(source, tmp_path, monkeypatch):
     def raise_interrupt(job):
         raise KeyboardInterrupt
 
@@ -253,7 +253,7 @@ def test_a_shard_that_is_being_replaced_is_not_taken_for_the_old_one(source, tmp
         assert load_result(job) is None
 
 
-def test_a_mask_that_is_made_otherwise_is_made_anew(tmp_path, source):
+def test_a_changed_palette_invalidates_earlier_shards(tmp_path, source):
     """The files are the same, the order of the colours is not."""
     shutil.move(source / "masks", source / "ids")
     colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
@@ -277,14 +277,14 @@ def test_a_mask_that_is_made_otherwise_is_made_anew(tmp_path, source):
     assert result == convert_dataset(palette.list_samples(str(source)), str(tmp_path / "anew"), **options)
 
 
-def test_a_split_of_bad_samples_alone_is_an_error(source, tmp_path):
+def test_a_split_without_usable_samples_is_an_error(source, tmp_path):
     for path in (source / "masks/val").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="no sample of split val can be used; the first problem: .*masks/val/00.png"):
         convert(source, tmp_path / "out", on_bad="skip")
 
 
-def test_a_file_that_changes_while_it_is_converted_is_named(source, tmp_path):
+def test_a_file_that_changes_during_the_conversion_is_an_error(source, tmp_path):
     result = SourceListing(folder.list_samples(str(source)).samples, CLASSES)
     path = source / "images/train/05.png"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # as large as before
@@ -312,7 +312,7 @@ def lock_holder(tmp_path):
     process.wait()
 
 
-def test_two_conversions_are_not_let_into_one_folder(source, tmp_path, lock_holder):
+def test_a_second_conversion_into_a_folder_is_an_error(source, tmp_path, lock_holder):
     with pytest.raises(DataError, match=f"another conversion is writing {tmp_path}/out"):
         convert(source, tmp_path / "out")
     lock_holder.kill()
@@ -321,7 +321,7 @@ def test_two_conversions_are_not_let_into_one_folder(source, tmp_path, lock_hold
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_disk_that_fills_up_is_told_and_with_more_room_it_goes_on(tmp_path, written_shards):
+def test_a_full_disk_is_an_error_and_the_conversion_resumes_with_more_space(tmp_path, written_shards):
     source = tmp_path / "source"
     for index in range(24):
         save_sample(source, "train", index)

@@ -47,7 +47,7 @@ def job(folder, samples, num_classes=4, ignored=(), **bounds) -> ShardJob:
     st.integers(1, 1000),
     st.integers(1, 20),
 )
-def test_shards_are_in_order_and_neither_too_few_nor_too_large(sizes, shard_bytes, rows):
+def test_shards_are_in_order_and_within_the_limits(sizes, shard_bytes, rows):
     samples = [SourceSample("train", str(index), "", "", size, bytes, bytes) for index, size in enumerate(sizes)]
     shards = list(partition_samples(samples, ShardLimits(shard_bytes=shard_bytes, group_rows=rows)))
     assert [one for shard in shards for one in shard] == samples
@@ -58,12 +58,12 @@ def test_shards_are_in_order_and_neither_too_few_nor_too_large(sizes, shard_byte
         assert len(shard) % rows == 0 or sum(one.size_bytes for one in shard) >= shard_bytes
 
 
-def test_a_small_split_still_gives_work_to_several_cores():
+def test_a_small_split_has_several_shards():
     samples = [SourceSample("train", str(index), "", "", 10_000, bytes, bytes) for index in range(400)]
     assert len(list(partition_samples(samples, ShardLimits()))) >= 6
 
 
-def test_rows_follow_the_contract(tmp_path):
+def test_rows_match_the_schema(tmp_path):
     masks = [np.full((6, 9), index % 3, np.uint8) for index in range(5)]
     masks[3][0, :4] = 3
     masks[4][0, :2] = 255
@@ -90,7 +90,7 @@ def test_rows_follow_the_contract(tmp_path):
     assert [metadata.row_group(index).num_rows for index in range(3)] == [2, 2, 1]
 
 
-def test_a_flipped_bit_in_a_page_is_noticed(tmp_path):
+def test_a_flipped_bit_in_a_page_is_detected(tmp_path):
     write_shard(job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))]))
     path = tmp_path / "part-00000.parquet"
     damaged = bytearray(path.read_bytes())
@@ -101,7 +101,7 @@ def test_a_flipped_bit_in_a_page_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(("num_classes", "dtype", "ignore"), [(255, np.uint8, 255), (256, np.uint16, 65535)])
-def test_ignored_ids_become_the_ignore_id_and_256_classes_take_two_bytes(tmp_path, num_classes, dtype, ignore):
+def test_ignored_ids_become_the_ignore_id_in_the_mask_dtype(tmp_path, num_classes, dtype, ignore):
     ids = np.array([[0, num_classes - 1, 300, 301, 65535]], np.uint16)
     image = Image.fromarray(np.zeros((1, 5, 3), np.uint8))
     outcome = write_shard(job(tmp_path, [sample(0, ids, image)], num_classes, ignored=(300, 301)))
@@ -113,7 +113,7 @@ def test_ignored_ids_become_the_ignore_id_and_256_classes_take_two_bytes(tmp_pat
     assert outcome.highest_id == num_classes - 1
 
 
-def test_foreign_ids_are_reported_with_their_pixels_and_the_good_rows_are_still_looked_at(tmp_path):
+def test_unknown_ids_are_reported_and_other_rows_are_still_checked(tmp_path):
     foreign = np.array([[0, 4, 4, 9, 255, 11]], np.uint8)
     image = Image.fromarray(np.zeros((1, 6, 3), np.uint8))
     samples = [sample(0, foreign, image), sample(1, foreign[:, :5] * 0), sample(2, foreign, image)]
@@ -127,7 +127,7 @@ def test_foreign_ids_are_reported_with_their_pixels_and_the_good_rows_are_still_
     assert (outcome.rows, outcome.highest_id) == (3, 9)
 
 
-def test_source_ids_skips_what_cannot_be_read():
+def test_scan_mask_ids_skips_unreadable_masks():
     broken = SourceSample("train", "train/1", "i", "m", 1, bytes, bytes)
     assert scan_mask_ids([sample(0, np.array([[3, 7]], np.uint8)), broken], 100) == {3, 7}
 
@@ -155,7 +155,7 @@ def test_memory_holds_one_row_group(tmp_path, monkeypatch):
     assert held == [(3, 3), (6, 3), (7, 1)]
 
 
-def test_a_row_group_and_a_shard_end_once_they_are_large_enough(tmp_path):
+def test_row_groups_and_shards_are_closed_at_their_limits(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
     samples = [sample(index, np.full((60, 90), index % 3, np.uint8), image) for index in range(11)]
     row = len(png(image))
@@ -178,13 +178,13 @@ def test_a_row_group_and_a_shard_end_once_they_are_large_enough(tmp_path):
         lambda original: replace(original, path="part-00001.parquet"),
     ],
 )
-def test_a_jobs_digest_changes_with_all_that_decides_what_is_written(tmp_path, change):
+def test_the_job_digest_covers_all_inputs(tmp_path, change):
     original = job(tmp_path, [sample(0, np.zeros((6, 9), np.uint8))])
     assert change(original).digest != original.digest
     assert replace(original, root="elsewhere").digest == original.digest
 
 
-def test_further_columns_are_text_or_nothing_in_every_shard(tmp_path):
+def test_additional_columns_are_nullable_text(tmp_path):
     samples = [replace(sample(index, np.zeros((6, 9), np.uint8)), columns=facts) for index, facts in enumerate(FACTS)]
     one, other = (replace(job(tmp_path, samples), columns=columns) for columns in ((), ("city", "lens")))
     assert one.digest != other.digest

@@ -18,19 +18,19 @@ def frames(videos, each, folder="all"):
     return [SourceSample(folder, name, "", "", 1, bytes, bytes) for name in names]
 
 
-def test_fractions_are_of_train_and_val_or_of_all_three():
+def test_fractions_are_for_train_and_val_or_all_three():
     assert parse_fractions("0.8/0.1/0.1") == SHARES
     assert parse_fractions("0.75/0.25") == {"train": 0.75, "val": 0.25}
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.8/0.1", "0.8/0.3/-0.1", "a/b", "0.7/0.1/0.1/0.1", "1/0", "nan/0.5/0.5", ""])
-def test_other_fractions_are_refused(text):
+def test_invalid_fractions_are_errors(text):
     with pytest.raises(DataError, match="--split is"):
         parse_fractions(text)
 
 
 @given(st.integers(10, 300), st.randoms())
-def test_every_sample_is_in_one_split_whatever_the_order(count, order):
+def test_every_sample_is_in_one_split_regardless_of_the_order(count, order):
     samples = frames(1, count)
     result = assign_splits(samples, SHARES)
     assert sorted(one.id.split("/")[1] for one in result) == sorted(one.id.split("/")[1] for one in samples)
@@ -56,7 +56,7 @@ def test_frames_of_a_video_stay_together():
     assert len({(one.split, one.id.split("/")[1].split("_")[0]) for one in whole}) == 20
 
 
-def test_frames_of_a_video_stay_together_whatever_splits_they_were_in():
+def test_frames_of_a_video_from_several_splits_stay_together():
     samples = frames(20, 5, "train") + [
         SourceSample("val", one.id.replace("all", "val").replace("_00", "_01"), "", "", 1, bytes, bytes)
         for one in frames(20, 5)
@@ -67,14 +67,14 @@ def test_frames_of_a_video_stay_together_whatever_splits_they_were_in():
     assert len({one.id for one in result}) == 200
 
 
-def test_the_old_splits_stay_in_the_ids_where_there_were_several():
+def test_ids_keep_the_previous_split_if_there_were_several():
     samples = frames(1, 10, "left") + frames(1, 10, "right")
     result = assign_splits(samples, {"train": 0.5, "val": 0.5})
     assert len({one.id for one in result}) == 20
     assert {one.id.split("/")[1] for one in result} == {"left", "right"}
 
 
-def test_what_cannot_be_split_is_refused():
+def test_impossible_splits_are_errors():
     with pytest.raises(DataError, match=r"--group-by is \(, which is not a valid regular expression"):
         assign_splits(frames(1, 10), SHARES, "(")
     with pytest.raises(DataError, match=r"--group-by film does not match 10 ids:\n  video0_000"):

@@ -27,7 +27,7 @@ def test_the_zero_label_is_dropped_once_and_150_classes_stay(root, convert):
     assert rows == dict.fromkeys(("train/ADE_train_00000001", "val/ADE_val_00000001"), [[255, 0, 1, 2, 148, 149]] * 4)
 
 
-def test_a_list_of_other_names_is_refused(root):
+def test_a_wrong_list_of_names_is_an_error(root):
     (root / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
     with pytest.raises(DataError, match="objectInfo150.txt has 1 classes; expected 150"):
         SOURCES["ade20k"](str(root))

@@ -44,7 +44,7 @@ def published(tmp_path, write_image, write_mask):
     return root
 
 
-def test_the_published_colours_are_classes_and_void_is_not_counted(published, convert):
+def test_the_published_colours_are_classes_and_void_is_ignored(published, convert):
     result = SOURCES["camvid"](str(published))
     names, rows = convert(result)
     assert names == ("Animal", "Archway", "Bicyclist")
@@ -53,13 +53,13 @@ def test_the_published_colours_are_classes_and_void_is_not_counted(published, co
     assert all(ids == [[0, 1, 255, 2, 0, 2]] * 4 for ids in rows.values())
 
 
-def test_another_folder_is_refused(tmp_path):
+def test_another_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match="contains nothing; expected train.txt"):
         SOURCES["camvid"](str(tmp_path))
 
 
 @pytest.mark.skipif("SEGRAY_CAMVID" not in os.environ, reason="SEGRAY_CAMVID does not name CamVid's folder")
-def test_the_real_class_shares_are_those_of_a_direct_count(tmp_path, ray_cluster):
+def test_camvid_class_pixels_equal_a_direct_count(tmp_path, ray_cluster):
     """The real data set, its folders of pairs laid out as the tutorial has them."""
     del ray_cluster
     given, root = Path(os.environ["SEGRAY_CAMVID"]), tmp_path / "CamVid"

@@ -45,7 +45,7 @@ def test_label_ids_become_the_19_train_ids(root, convert):
     assert cities == ["aachen", "zurich", "lindau"]
 
 
-def test_train_ids_are_taken_where_there_are_no_label_ids(root, write_mask, convert):
+def test_train_ids_are_used_without_label_ids(root, write_mask, convert):
     for path in root.glob("gtFine/*/*/*_labelIds.png"):
         path.unlink()
         write_mask(path.with_name(path.name.replace("labelIds", "labelTrainIds")), TRAIN_IDS)
@@ -53,7 +53,7 @@ def test_train_ids_are_taken_where_there_are_no_label_ids(root, write_mask, conv
     assert all(ids == TRAIN_IDS for ids in rows.values())
 
 
-def test_images_without_masks_are_all_listed(root):
+def test_images_without_masks_are_problems(root):
     for path in root.glob("gtFine/*/*/*_labelIds.png"):
         if "aachen" not in path.name:
             path.unlink()
@@ -63,7 +63,7 @@ def test_images_without_masks_are_all_listed(root):
     assert result.problems[0].endswith("zurich_000001_000019_gtFine_labelIds.png")
 
 
-def test_a_mask_without_an_image_is_listed_and_splits_without_masks_are_left_alone(root):
+def test_masks_without_images_and_splits_without_masks_are_problems(root):
     for path in root.glob("leftImg8bit/train/aachen/*.png"):
         path.unlink()
     extra = root / "leftImg8bit/train_extra/augsburg"
@@ -77,7 +77,7 @@ def test_a_mask_without_an_image_is_listed_and_splits_without_masks_are_left_alo
     ]
 
 
-def test_another_folder_is_refused_with_what_it_holds(tmp_path):
+def test_another_folder_is_an_error_that_lists_its_contents(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(DataError, match=r"leftImg8bit is missing; .* contains something; expected leftImg8bit/<split>"):
         SOURCES["cityscapes"](str(tmp_path))

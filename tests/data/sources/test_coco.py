@@ -63,7 +63,7 @@ def rectangle(left, top, right, bottom):
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_counted(root, annotate, convert):
+def test_smaller_instances_are_drawn_over_larger_ones_and_crowds_are_ignored(root, annotate, convert):
     def make(number, _split):
         large = {"segmentation": [rectangle(1, 0, 6, 4)], "area": 20, "category_id": 1, "iscrowd": 0}
         small = {"segmentation": [rectangle(2, 1, 3, 3)], "area": 2, "category_id": 18, "iscrowd": 0}
@@ -79,7 +79,7 @@ def test_instances_lie_on_a_background_the_smaller_on_top_and_crowds_are_not_cou
     assert rows == dict.fromkeys(IDS, expected)
 
 
-def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, convert):
+def test_category_ids_may_be_0_or_above_255(root, annotate, convert):
     categories = [{"id": 0, "name": "person"}, {"id": 1000, "name": "dog"}]
     shapes = [(rectangle(0, 0, 3, 4), 0), (rectangle(3, 0, 5, 4), 1000)]
     annotate(
@@ -95,7 +95,7 @@ def test_a_category_may_be_called_0_or_larger_than_a_byte(root, annotate, conver
         SOURCES["coco-instances"](str(root))
 
 
-def test_images_in_folders_of_equal_names_differ_and_none_leaves_the_source(root, annotate, write_image):
+def test_equal_image_names_in_different_folders_have_different_ids(root, annotate, write_image):
     annotate("instances", lambda *_: [])
     file = root / "annotations/instances_val2017.json"
     sizes = {"height": HEIGHT, "width": WIDTH}
@@ -111,7 +111,7 @@ def test_images_in_folders_of_equal_names_differ_and_none_leaves_the_source(root
     assert "elsewhere.jpg: outside the source (" in line
 
 
-def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotate, convert):
+def test_stuff_masks_are_compressed_runs_and_other_pixels_are_ignored(root, annotate, convert):
     from pycocotools import mask
 
     inside = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -131,7 +131,7 @@ def test_stuff_is_compressed_runs_and_what_has_none_is_not_counted(root, annotat
     assert rows == dict.fromkeys(IDS, expected)
 
 
-def test_runs_are_read_as_pycocotools_wrote_them(root, annotate):
+def test_runs_of_pycocotools_are_decoded(root, annotate):
     from pycocotools import mask
 
     rng = np.random.default_rng(0)
@@ -141,12 +141,12 @@ def test_runs_are_read_as_pycocotools_wrote_them(root, annotate):
         assert np.array_equal(coco._decode_segmentation(runs, (HEIGHT, WIDTH)), inside)
 
 
-def test_a_shard_holds_many_images_however_large_their_common_json(root, annotate):
+def test_the_size_of_the_json_does_not_limit_the_rows_of_a_shard(root, annotate):
     annotate("instances", lambda *_: [], [*CATEGORIES, {"id": 99, "name": "x" * 3_000_000}])
     assert all(sample.size_bytes < 10_000 for sample in SOURCES["coco-instances"](str(root)).samples)
 
 
-def test_categories_of_one_name_are_refused_and_years_are_no_part_of_a_split(root, annotate):
+def test_duplicate_category_names_are_errors_and_split_names_have_no_year(root, annotate):
     annotate("instances", lambda *_: [])
     for path in (root, root / "annotations"):
         for one in path.glob("*train2017*"):
@@ -157,14 +157,14 @@ def test_categories_of_one_name_are_refused_and_years_are_no_part_of_a_split(roo
         SOURCES["coco-stuff"](str(root))
 
 
-def test_annotations_of_images_that_are_not_there_are_told(root, annotate):
+def test_annotations_of_unlisted_images_are_problems(root, annotate):
     annotate("instances", lambda number, _: [{"image_id": str(number), "segmentation": [], "category_id": 1}] * 2)
     first, second = SOURCES["coco-instances"](str(root)).problems
     assert first.endswith("instances_train2017.json: 4 annotations have an image_id that is not listed, such as '25'")
     assert "2 annotations" in second
 
 
-def test_an_image_without_annotations_is_background_or_not_counted(root, annotate):
+def test_an_image_without_annotations_is_background_or_ignored(root, annotate):
     annotate("instances", lambda *_: [])
     annotate("stuff", lambda *_: [])
     for kind, expected in (("instances", 0), ("stuff", None)):
@@ -199,21 +199,21 @@ SIZES = {"size": [HEIGHT, WIDTH]}
         {"area": "large"},
     ],
 )
-def test_a_segmentation_that_cannot_be_read_is_named(root, annotate, broken):
+def test_an_invalid_segmentation_is_an_error(root, annotate, broken):
     whole = {"segmentation": {"counts": [24]} | SIZES, "category_id": 92}
     annotate("stuff", lambda number, _: [whole | {"image_id": number} | broken])
     with pytest.raises(DataError, match="stuff_train2017.json, image 9 has an invalid segmentation"):
         SOURCES["coco-stuff"](str(root)).samples[0].read_mask()
 
 
-def test_a_segmentation_of_another_size_is_named(root, annotate):
+def test_a_segmentation_of_the_wrong_size_is_an_error(root, annotate):
     runs = {"counts": [0, 4], "size": [2, 2]}
     annotate("stuff", lambda number, _: [{"image_id": number, "segmentation": runs, "category_id": 92}])
     with pytest.raises(DataError, match=r"has an invalid segmentation \(ValueError\('size 2x2; expected 6x4'\)\)"):
         SOURCES["coco-stuff"](str(root)).samples[0].read_mask()
 
 
-def test_a_file_that_is_no_annotations_is_refused(root, annotate):
+def test_a_file_without_coco_annotations_is_an_error(root, annotate):
     annotate("stuff", lambda *_: [])
     whole = json.loads((root / "annotations/stuff_val2017.json").read_text())
     broken = [[], {}, {**whole, "images": [{"id": 1}]}, {**whole, "annotations": [{}]}, {**whole, "categories": [5]}]
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_annotations_is_refused(root, annotate):
 
 
 @pytest.mark.parametrize("size", [(10**6, 10**6), (0, 6), (-1, -6)])
-def test_a_size_that_no_image_may_have_is_refused_before_anything_is_drawn(root, annotate, size):
+def test_an_invalid_image_size_is_an_error_before_rasterization(root, annotate, size):
     annotate("instances", lambda *_: [])
     file = root / "annotations/instances_train2017.json"
     content = json.loads(file.read_text())

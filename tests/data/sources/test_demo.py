@@ -40,7 +40,7 @@ def test_samples_are_small_jpegs_with_masks_of_the_declared_ids():
         assert (mask == IGNORE).mean() < 0.05
 
 
-def test_the_source_takes_no_folder():
+def test_a_source_folder_is_an_error():
     assert len(SOURCES["demo"](None).samples) == sum(demo.SPLITS.values())
     with pytest.raises(DataError, match="remove --source /data"):
         SOURCES["demo"]("/data")

@@ -26,7 +26,7 @@ def problems(root: Path) -> str:
 
 
 @pytest.mark.parametrize("layout", [("images", "masks"), ("img_dir", "ann_dir")])
-def test_both_layouts_give_the_pairs_of_each_split_in_a_fixed_order(tmp_path, layout):
+def test_both_layouts_give_the_pairs_of_each_split_in_order(tmp_path, layout):
     make(tmp_path, layout, {"val": ["a", "c"], "extra": ["d"], "train": ["b", "a"]})
     samples = SOURCES["folder"](str(tmp_path)).samples
     assert [sample.id for sample in samples] == ["train/a", "train/b", "val/a", "val/c", "extra/d"]
@@ -45,7 +45,7 @@ def test_a_relative_folder_is_read_from_any_working_directory(tmp_path, monkeypa
     assert sample.read_image() == b"images/train/a"
 
 
-def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
+def test_hidden_files_and_folders_are_skipped(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     (tmp_path / "images" / "train" / ".DS_Store").touch()
     (tmp_path / "images" / "train" / "Thumbs.db").touch()
@@ -53,21 +53,21 @@ def test_hidden_files_and_folders_are_not_looked_at(tmp_path):
     assert [sample.id for sample in folder.list_samples(str(tmp_path)).samples] == ["train/a"]
 
 
-def test_names_come_from_classes_txt_where_there_is_one(tmp_path):
+def test_class_names_come_from_classes_txt(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     assert folder.list_samples(str(tmp_path)).classes is None
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     assert folder.list_samples(str(tmp_path)).classes.names == ("sky", "road")
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match=f"source folder {tmp_path}/nowhere does not exist"):
         folder.list_samples(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="requires --source DIR"):
         folder.list_samples(None)
 
 
-def test_a_folder_without_the_layout_says_what_it_holds(tmp_path):
+def test_a_folder_without_the_layout_is_an_error_that_lists_its_contents(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError, match="contains pictures; expected images/ and masks/ or img_dir/ and ann_dir/"):
         folder.list_samples(str(tmp_path))
@@ -77,7 +77,7 @@ def test_a_folder_without_the_layout_says_what_it_holds(tmp_path):
         folder.list_samples(str(tmp_path))
 
 
-def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
+def test_images_and_masks_without_partners_are_problems(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a", "b"], "val": ["c"]})
     (tmp_path / "masks" / "train" / "b.png").unlink()
     (tmp_path / "images" / "val" / "c.jpg").unlink()
@@ -87,14 +87,14 @@ def test_every_image_without_a_mask_and_the_reverse_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["images", "masks"])
-def test_an_empty_split_is_named(tmp_path, side):
+def test_an_empty_split_is_a_problem(tmp_path, side):
     make(tmp_path, ("images", "masks"), {"train": ["a"], "val": []})
     if side == "masks":
         (tmp_path / "masks" / "val").rmdir()
     assert f"{tmp_path}/images/val: empty split" in problems(tmp_path)
 
 
-def test_a_split_on_one_side_only_is_named(tmp_path):
+def test_a_split_without_images_or_masks_is_a_problem(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"], "val": ["b"]})
     (tmp_path / "masks" / "val").rename(tmp_path / "masks" / "valid")
     assert f"{tmp_path}/masks/val: missing folder" in problems(tmp_path)
@@ -110,13 +110,13 @@ def test_a_split_on_one_side_only_is_named(tmp_path):
         ("images/b.jpg", "not in the folder of a split"),
     ],
 )
-def test_files_that_would_be_lost_are_errors(tmp_path, name, message):
+def test_unexpected_files_are_problems(tmp_path, name, message):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     (tmp_path / name).touch()
     assert message in problems(tmp_path)
 
 
-def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
+def test_a_deleted_file_is_an_error_when_it_is_read(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     (sample,) = folder.list_samples(str(tmp_path)).samples
     (tmp_path / "masks" / "train" / "a.png").unlink()
@@ -124,7 +124,7 @@ def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path):
         sample.read_mask()
 
 
-def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
+def test_lists_define_the_splits_without_split_folders(tmp_path):
     for side, suffix in (("images", ".jpg"), ("masks", ".png")):
         (tmp_path / side).mkdir()
         for stem in ("a", "b", "c"):
@@ -143,7 +143,7 @@ def test_lists_tell_the_splits_where_folders_do_not(tmp_path):
         assert part in problems(tmp_path)
 
 
-def test_links_may_lead_about_the_source_but_not_out_of_it(tmp_path):
+def test_links_may_point_inside_the_source_only(tmp_path):
     root = make(tmp_path / "source", ("images", "masks"), {"train": ["a"], "val": ["b"]})
     make(tmp_path / "other", ("images", "masks"), {"test": ["c"]})
     (root / "images/train/a.jpg").rename(root / "a.jpg")
@@ -165,7 +165,7 @@ def test_links_may_lead_about_the_source_but_not_out_of_it(tmp_path):
         assert part in problems(root)
 
 
-def test_a_name_that_is_no_utf8_is_listed_so_that_it_can_be_read(tmp_path):
+def test_a_name_that_is_not_utf8_is_an_encodable_problem(tmp_path):
     make(tmp_path, ("images", "masks"), {"train": ["a"]})
     for side, suffix in (("images", b".jpg"), ("masks", b".png")):
         Path(os.fsdecode(os.fsencode(tmp_path / side / "train") + b"/\xff" + suffix)).touch()

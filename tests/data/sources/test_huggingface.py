@@ -61,7 +61,7 @@ def test_parquet_as_on_the_hub(hub, convert):
     assert rows == EXPECTED
 
 
-def test_other_columns_come_along_as_text(hub):
+def test_other_columns_are_kept_as_text(hub):
     more = table("train", 3).append_column("day", pa.array([True, None, False])).append_column("size", [[1, 2, 3]])
     pq.write_table(more, hub / "data" / "test-00000.parquet", row_group_size=2)
     result = [dict(one.columns) for one in SOURCES["huggingface"](str(hub)).samples if one.split == "test"]
@@ -69,7 +69,7 @@ def test_other_columns_come_along_as_text(hub):
     assert result == [{"scene": f"scene {row}", **day} for row, day in enumerate(days)]
 
 
-def test_a_folder_that_datasets_saved(tmp_path, convert):
+def test_a_folder_saved_by_datasets(tmp_path, convert):
     for split, rows in ROWS.items():
         folder = tmp_path / "saved" / split
         folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_a_folder_that_datasets_saved(tmp_path, convert):
     assert rows == EXPECTED
 
 
-def test_bytes_that_are_missing_lie_beside_the_file(tmp_path):
+def test_missing_bytes_are_read_from_the_path(tmp_path):
     images = [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": None, "path": None}]
     labels = [{"bytes": png(ids("train", row)), "path": None} for row in range(3)]
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet")
@@ -101,7 +101,7 @@ def test_bytes_that_are_missing_lie_beside_the_file(tmp_path):
     assert "row 0, column image has no bytes, and its path 'a.png' is outside the folder" in line
 
 
-def test_a_configuration_is_a_folder_of_splits_and_of_several_one_is_to_be_named(hub):
+def test_several_configurations_are_an_error(hub):
     for name in ("scene_parsing", "instances"):
         (hub / name).mkdir()
     for path in sorted((hub / "data").iterdir()):
@@ -119,7 +119,7 @@ def test_a_configuration_is_a_folder_of_splits_and_of_several_one_is_to_be_named
         SOURCES["huggingface"](str(hub))
 
 
-def test_val_twice_and_splits_of_two_configurations_are_refused(hub):
+def test_ambiguous_splits_are_errors(hub):
     pq.write_table(table("val", 1), hub / "data" / "val.parquet")
     with pytest.raises(DataError, match="contains val and validation; expected one of them"):
         SOURCES["huggingface"](str(hub))
@@ -133,7 +133,7 @@ def test_val_twice_and_splits_of_two_configurations_are_refused(hub):
     assert {one.split for one in SOURCES["huggingface"](str(hub / "two")).samples} == {"train", "test"}
 
 
-def test_listing_reads_no_image_where_the_table_says_that_all_are_there(hub, monkeypatch):
+def test_listing_reads_no_images_if_statistics_show_no_nulls(hub, monkeypatch):
     read_cells = huggingface_tables.read_cells
 
     def read(file, group, column):
@@ -145,7 +145,7 @@ def test_listing_reads_no_image_where_the_table_says_that_all_are_there(hub, mon
     assert len(SOURCES["huggingface"](str(hub)).samples) == 7
 
 
-def test_bytes_that_are_empty_are_told_when_they_are_read_and_a_damaged_table_is_a_problem(hub):
+def test_empty_bytes_are_errors_when_read_and_a_damaged_table_is_a_problem(hub):
     (hub / "data" / "train-00001-of-00002.parquet").write_bytes(b"no table")
     (hub / "data" / "._train.parquet").touch()
     cells = {"image": [{"bytes": b"", "path": "x.png"}], "label": [{"bytes": png(ids("train", 0)), "path": None}]}
@@ -157,7 +157,7 @@ def test_bytes_that_are_empty_are_told_when_they_are_read_and_a_damaged_table_is
         next(one for one in result.samples if one.split == "test").read_image()
 
 
-def test_other_columns_and_damaged_files_are_refused(tmp_path):
+def test_missing_image_columns_and_missing_tables_are_reported(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train.parquet")
     (line,) = SOURCES["huggingface"](str(tmp_path)).problems
     assert "has the columns text; expected one of image, pixel_values" in line
@@ -166,7 +166,7 @@ def test_other_columns_and_damaged_files_are_refused(tmp_path):
         SOURCES["huggingface"](str(tmp_path))
 
 
-def test_a_file_that_changes_while_it_is_converted_is_named(hub):
+def test_a_file_that_changes_during_the_conversion_is_an_error(hub):
     sample = SOURCES["huggingface"](str(hub)).samples[0]
     pq.write_table(table("train", 3), hub / "data" / "train-00000-of-00002.parquet", row_group_size=2)
     with pytest.raises(DataError, match="train-00000-of-00002.parquet has changed since the conversion started"):

@@ -41,7 +41,7 @@ def test_shapes_of_every_kind_are_drawn_in_order(tmp_path, annotate, convert):
     assert rows["val/c"] == [[2] * 6, [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
 
 
-def test_a_mask_lies_between_two_corners(tmp_path, annotate, convert):
+def test_an_embedded_mask_is_placed_between_two_corners(tmp_path, annotate, convert):
     buffer = io.BytesIO()
     Image.fromarray(np.array([[True, False], [True, True]])).save(buffer, "PNG")
     mask = shape("car", [[3, 1], [4, 2]], "mask") | {"mask": b64encode(buffer.getvalue()).decode()}
@@ -58,7 +58,7 @@ def test_a_mask_lies_between_two_corners(tmp_path, annotate, convert):
     assert rows["train/a"] == [[2] * 6, [2, 2, 2, 1, 2, 2], [2, 2, 2, 1, 1, 2], [2] * 6]
 
 
-def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_path, annotate, write_image):
+def test_an_image_may_be_elsewhere_in_the_source_but_not_outside(tmp_path, annotate, write_image):
     annotate("set/train/a")
     file = tmp_path / "set/train/a.json"
     write_image(tmp_path / "set/images/a.jpg")
@@ -71,7 +71,7 @@ def test_an_image_elsewhere_in_the_source_is_found_and_one_outside_is_not(tmp_pa
     assert "a.jpg: outside the source" in line
 
 
-def test_labels_txt_says_the_order_and_other_labels_are_named(tmp_path, annotate):
+def test_labels_txt_defines_the_order_and_other_labels_are_errors(tmp_path, annotate):
     annotate("train/a", shape("road", [[0, 0], [5, 0], [5, 3]]), shape("tree", [[0, 0], [1, 1], [0, 1]]))
     (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\ncar\n")
     result = SOURCES["labelme"](str(tmp_path))
@@ -87,7 +87,7 @@ def test_one_folder_without_splits_is_not_split(tmp_path, annotate):
     assert [sample.id for sample in SOURCES["labelme"](str(tmp_path)).samples] == ["all/a"]
 
 
-def test_files_beside_the_folders_of_the_splits_are_told(tmp_path, annotate):
+def test_files_outside_split_folders_are_problems(tmp_path, annotate):
     for name in ("a", "train/b", "train/._c"):
         annotate(name)
     result = SOURCES["labelme"](str(tmp_path))
@@ -96,7 +96,7 @@ def test_files_beside_the_folders_of_the_splits_are_told(tmp_path, annotate):
     assert "a.json: not in the folder of a split" in line
 
 
-def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, annotate):
+def test_invalid_files_and_missing_images_are_problems(tmp_path, annotate):
     for name in ("train/a", "train/b", "train/c"):
         annotate(name)
     (tmp_path / "train/a.json").write_text("{")
@@ -136,13 +136,13 @@ def test_every_file_that_is_none_and_every_missing_image_is_listed(tmp_path, ann
         shape("road", [[0, 0], [1, float("nan")]], "circle"),
     ],
 )
-def test_a_shape_that_cannot_be_drawn_is_named(tmp_path, annotate, broken):
+def test_an_invalid_shape_is_an_error(tmp_path, annotate, broken):
     annotate("train/a", broken)
     with pytest.raises(DataError, match=r"train/a.json has a "):
         SOURCES["labelme"](str(tmp_path)).samples[0].read_mask()
 
 
-def test_a_size_that_no_image_may_have_is_refused(tmp_path, annotate):
+def test_an_invalid_image_size_is_an_error(tmp_path, annotate):
     annotate("train/a")
     file = tmp_path / "train/a.json"
     file.write_text(file.read_text().replace('"imageWidth": 6', '"imageWidth": 6000000000'))

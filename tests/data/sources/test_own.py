@@ -23,7 +23,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("my_format")
 
 
-def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, write_image, write_mask, convert):
+def test_the_documented_source_converts(module, tmp_path, write_image, write_mask, convert):
     root = tmp_path / "mine"
     write_image(root / "rgb" / "a.jpg")
     write_mask(root / "ids" / "a.png", [[0, 1, 2] * 2] * 4)
@@ -33,7 +33,7 @@ def test_the_documented_one_is_found_by_its_name_and_converts(module, tmp_path, 
     assert rows == {"train/a": [[255, 0, 1] * 2] * 4}
 
 
-def test_names_at_other_ids_than_the_sources_are_refused():
+def test_reordered_class_names_are_errors():
     ours, theirs = Classes.from_names(["background", "road", "car"]), Classes.from_names(["background", "car", "road"])
     with pytest.raises(DataError, match="--classes has road at id 1, where the source has .*does not reorder ids"):
         prepare._check_order(ours, theirs)
@@ -41,7 +41,7 @@ def test_names_at_other_ids_than_the_sources_are_refused():
     prepare._check_order(ours, None)
 
 
-def test_what_a_format_of_ours_cannot_read_is_no_defect_and_what_one_of_theirs_cannot_is(module, tmp_path, monkeypatch):
+def test_errors_of_built_in_sources_are_data_errors_and_those_of_custom_sources_are_not(module, tmp_path, monkeypatch):
     def broken(_source):
         raise KeyError("images")
 
@@ -54,7 +54,7 @@ def test_what_a_format_of_ours_cannot_read_is_no_defect_and_what_one_of_theirs_c
         prepare._read_source(f"{module}:find", str(tmp_path))
 
 
-def test_one_that_is_not_there_is_told():
+def test_an_unknown_source_is_an_error():
     with pytest.raises(DataError, match="--format is 'nowhere:find', which cannot be imported"):
         prepare._find_source("nowhere:find")
     with pytest.raises(DataError, match="--format is cityscape; .*did you mean 'cityscapes'"):

@@ -21,13 +21,13 @@ def root(tmp_path, write_image, write_mask):
     return root
 
 
-def test_colours_become_ids_and_void_is_not_counted(root, convert):
+def test_colours_become_ids_and_void_is_ignored(root, convert):
     names, rows = convert(SOURCES["palette"](str(root)))
     assert names == ("road", "car")
     assert rows == {"train/a": [[0, 1, 255] * 2] * 4, "val/a": [[0, 1, 255] * 2] * 4}
 
 
-def test_an_unknown_colour_is_named_with_file_and_pixel(root, write_mask, convert):
+def test_an_unknown_colour_is_an_error_that_names_file_and_pixel(root, write_mask, convert):
     mask = np.array(MASK)
     mask[2, 4] = (1, 2, 3)
     mask[3, 0] = (128, 64, 129)
@@ -48,7 +48,7 @@ def test_an_unknown_colour_is_named_with_file_and_pixel(root, write_mask, conver
         ("0 0 142 tree", "its name or colour is a duplicate"),
     ],
 )
-def test_a_palette_that_is_none_is_refused(root, line, message):
+def test_an_invalid_palette_is_an_error(root, line, message):
     with (root / "palette.txt").open("a") as file:
         file.write(line)
     with pytest.raises(DataError, match=message):

@@ -26,13 +26,13 @@ def root(tmp_path, write_image, write_mask):
     return root
 
 
-def test_the_lists_make_the_splits_and_the_palettes_indices_are_the_ids(root, convert):
+def test_lists_define_the_splits_and_palette_indices_are_ids(root, convert):
     names, rows = convert(SOURCES["voc"](str(root)))
     assert (len(names), names[0], names[15], names[20]) == (21, "background", "person", "tvmonitor")
     assert rows == dict.fromkeys(("train/2007_000032", "train/2007_000039", "val/2007_000033"), IDS)
 
 
-def test_what_a_list_names_and_is_missing_is_listed(root):
+def test_missing_files_of_a_list_are_problems(root):
     (root / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2007_000050\n2007_000051\n")
     result = SOURCES["voc"](str(root))
     assert [sample.id for sample in result.samples] == ["train/2007_000032", "train/2007_000039", "val/2007_000033"]
@@ -44,7 +44,7 @@ def test_what_a_list_names_and_is_missing_is_listed(root):
     ]
 
 
-def test_an_id_in_two_lists_is_a_problem_and_trainval_stands_in_where_one_is_missing(root):
+def test_an_id_in_two_lists_is_a_problem_and_trainval_replaces_a_missing_list(root):
     lists = root / "ImageSets/Segmentation"
     (lists / "trainaug.txt").write_text("2007_000032\n./2007_000033\n")
     result = SOURCES["voc"](str(root))
