@@ -54,7 +54,7 @@ def test_a_difference_that_is_there_is_told(ours, theirs, said):
 def test_chance_alone_is_rarely_told():
     told = sum(
         compare(
-            counts(range(40), 0.5, seed), counts(range(40), 0.5, seed + 1000), NAMES, IDS, count=300
+            counts(range(40), 0.5, seed), counts(range(40), 0.5, seed + 1000), NAMES, IDS, num_resamples=300
         ).miou.is_significant
         for seed in range(60)
     )

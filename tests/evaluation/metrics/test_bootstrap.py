@@ -22,7 +22,7 @@ def tables(random, images=30, classes=3):
 def test_a_draw_is_the_statistic_of_images_drawn_with_replacement(monkeypatch):
     found = tables(np.random.default_rng(0), images=4)
     monkeypatch.setattr(module, "RESAMPLE_BATCH", 12)  # three draws at a time
-    values = bootstrap(found, miou, count=10, seed=3)
+    values = bootstrap(found, miou, num_resamples=10, seed=3)
     random = np.random.default_rng(3)
     for value in values:
         times = random.multinomial(4, [0.25] * 4)
@@ -51,7 +51,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = 0
     for trial in range(200):
         some = world[random.integers(0, len(world), 40)]
-        low, high = percentile_interval(bootstrap(some, miou, count=300, seed=trial))
+        low, high = percentile_interval(bootstrap(some, miou, num_resamples=300, seed=trial))
         held += low <= truth <= high
     assert 0.88 <= held / 200 <= 0.99
 

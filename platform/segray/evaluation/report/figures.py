@@ -65,7 +65,8 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     """Plots the confusion matrix, normalised by rows and by columns."""
     counts, names = evaluation.counts.confusion, evaluation.classes.names
     side = 2.5 + 0.22 * min(len(names), MAX_LABELLED_CLASSES)
-    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    figure = Figure(figsize=(2 * side, side))
+    figure.set_layout_engine("constrained", h_pad=0.15)  # the titles would touch the edge
     titles = {1: "Confusion matrix, rows normalised", 0: "Confusion matrix, columns normalised"}
     for position, (axis, title) in enumerate(titles.items(), 1):
         axes = figure.add_subplot(1, 2, position)
