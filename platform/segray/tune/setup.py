@@ -1,6 +1,7 @@
 """Preparation of a sweep: validates the settings and resources, then creates the sweep folder or opens it to resume."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,23 +12,24 @@ from segray.cluster.connect import connect
 from segray.cluster.nodes import potential_nodes
 from segray.cluster.resources import TrialSlots
 from segray.config import Config, flatten, paths
-from segray.core.errors import CheckpointError, ConfigError, ResumeError, format_list
+from segray.core.errors import ConfigError, ResumeError, format_list
 from segray.data.manifest import Manifest, read_manifest
 from segray.models import checkpoint
-from segray.tracking.journal import JOURNAL, Journal
+from segray.tracking.journal import Journal
 from segray.tracking.sweep_uploader import trial_dirs
+from segray.tracking.tags import KIND_TAG, SWEEP
+from segray.training import runs
 from segray.training.preflight import preflight
-from segray.training.resume import is_finished, is_locked, lock_run
 from segray.training.setup import run_entry, validate_splits
 from segray.tune import objectives, space
-from segray.tune.journal import KIND_TAG, SWEEP, SweepJournal
+from segray.tune.journal import SweepJournal
 from segray.tune.schedulers.build import build_scheduler, grace_period, perturbation_interval, rung_steps
 from segray.tune.search import PriorTrial
 from segray.tune.trial import Trial
 
 PBT_SECTIONS = ("optim.", "loss.", "data.")
 """Prefixes of the settings that may change during the training of a trial."""
-CHANGEABLE_ON_RESUME = ("tune.trials", "tune.concurrent", "tune.seeds", "tune.budget.")
+CHANGEABLE_ON_RESUME = ("tune.trials", "tune.max_concurrent", "tune.seeds", "tune.budget.")
 """Prefixes of the sweep settings that may change on resume."""
 
 
@@ -43,7 +45,7 @@ class PreparedSweep:
         record: journal of the sweep.
         key: key that identifies the sweep's run in MLflow.
         trials: trials from before a resume.
-        known: trials of an earlier sweep, for a warm start.
+        prior_trials: trials of an earlier sweep, for a warm start.
         spent_s: run time before a resume, in seconds.
         lock: lock file that prevents another process from running the sweep.
     """
@@ -55,7 +57,7 @@ class PreparedSweep:
     record: SweepJournal
     key: str
     trials: list[Trial]
-    known: tuple[PriorTrial, ...]
+    prior_trials: tuple[PriorTrial, ...]
     spent_s: float
     lock: IO[str]
 
@@ -68,7 +70,7 @@ class PreparedSweep:
 def prepare_sweep(
     config: Config,
     resume: str | None,
-    warm: Callable[[Config, str], tuple[PriorTrial, ...]],
+    load_prior_trials: Callable[[Config, str], tuple[PriorTrial, ...]],
     say: Callable[[str], None],
 ) -> PreparedSweep:
     """Prepares a new sweep or an existing one to resume.
@@ -76,59 +78,67 @@ def prepare_sweep(
     Args:
         config: settings of the sweep.
         resume: "auto" or a sweep folder; `None` starts a new sweep.
-        warm: callable that loads the trials of an earlier sweep, given the settings and the URI of the MLflow store.
+        load_prior_trials: callable that loads the trials of an earlier sweep, given the settings and the URI of the
+            MLflow store.
         say: callable that receives messages for the user.
 
     Raises:
         UserError: the sweep cannot run; no folder is created.
     """
-    settled, tracking_uri = paths.resolve_paths(config), paths.tracking_uri(config)
-    space.validate_space(settled)
-    _check_scheduler(settled)
-    manifest = read_manifest(settled.data.root)
-    objectives.validate_objectives(settled, manifest)
-    validate_splits(settled, manifest)
-    folder = _named(settled, manifest, resume, say)
-    connect()
-    slots = resources.allocate_trials(
-        potential_nodes(), settled.train.workers, settled.train.device, settled.tune.concurrent
-    )
-    preflight(settled, tracking_uri, manifest, say, goes_on=folder is not None)
-    is_new = folder is None
-    known = warm(settled, tracking_uri) if is_new and settled.tune.warm_start else ()
-    if folder is None:
-        folder = Path(paths.create_run_dir(settled, SWEEP)[1])
-    lock = lock_run(folder)
-    named = settled.model_copy(update={"name": folder.name, "results": str(folder.parent)})
-    record = SweepJournal(folder, settled.tune.metric)
-    (folder / checkpoint.CONFIG).write_text(named.model_dump_json(indent=2))
-    if is_new:
-        _write_start(record, named, manifest, known)
-    else:
-        record.journal.write("resumed", dataset={"digest": manifest.digest})
-    key, spent_s, known = _read_start(record)
-    return PreparedSweep(named, tracking_uri, manifest, slots, record, key, record.load_trials(), known, spent_s, lock)
+    resolved, tracking_uri = paths.resolve_paths(config), paths.tracking_uri(config)
+    space.validate_space(resolved)
+    _check_scheduler(resolved)
+    manifest = read_manifest(resolved.data.root)
+    objectives.validate_objectives(resolved, manifest)
+    validate_splits(resolved, manifest)
+    folder = _find_sweep(resolved, manifest, resume, say)
+    with ExitStack() as on_error:
+        lock = None
+        if folder is not None:
+            lock = on_error.enter_context(runs.lock_run(folder))
+            _require_resumable(folder, resolved, manifest)
+        connect()
+        slots = resources.allocate_trials(
+            potential_nodes(), resolved.train.workers, resolved.train.device, resolved.tune.max_concurrent
+        )
+        preflight(resolved, tracking_uri, manifest, say, goes_on=folder is not None)
+        is_new = folder is None
+        prior_trials = load_prior_trials(resolved, tracking_uri) if is_new and resolved.tune.warm_start else ()
+        folder = folder or Path(paths.create_run_dir(resolved, SWEEP)[1])
+        if lock is None:
+            lock = on_error.enter_context(runs.lock_run(folder))
+        named = resolved.model_copy(update={"name": folder.name, "results": str(folder.parent)})
+        record = SweepJournal(folder, resolved.tune.metrics)
+        (folder / checkpoint.CONFIG).write_text(named.model_dump_json(indent=2))
+        if is_new:
+            _write_start(record, named, manifest, prior_trials)
+        else:
+            record.journal.write("resumed", dataset={"digest": manifest.digest})
+        key, spent_s, prior_trials = _read_start(record)
+        on_error.pop_all()  # the caller releases the lock
+    trials = record.load_trials()
+    return PreparedSweep(named, tracking_uri, manifest, slots, record, key, trials, prior_trials, spent_s, lock)
 
 
-def _write_start(record: SweepJournal, config: Config, manifest: Manifest, known: tuple[PriorTrial, ...]) -> None:
-    first = run_entry(config, record.folder, manifest)
-    first["tags"] = {**first["tags"], KIND_TAG: SWEEP}
-    record.journal.write("run", **first, known=[[one.values, one.found] for one in known])
+def _write_start(
+    record: SweepJournal, config: Config, manifest: Manifest, prior_trials: tuple[PriorTrial, ...]
+) -> None:
+    entry = run_entry(config, record.folder, manifest)
+    entry["tags"] = {**entry["tags"], KIND_TAG: SWEEP}
+    record.journal.write("run", **entry, known=[[trial.values, trial.metrics] for trial in prior_trials])
     record.journal.write("text", name=checkpoint.CONFIG, text=config.model_dump_json(indent=2))
 
 
 def _read_start(record: SweepJournal) -> tuple[str, float, tuple[PriorTrial, ...]]:
     """Returns the key, the seconds spent before, and the trials of the warm start, from a sweep's journal."""
     records = record.journal.records()
-    starts = [one["time_ms"] for one in records if one["kind"] in ("run", "resumed")]
-    times = [
-        one["time_ms"] for folder in (record.folder, *trial_dirs(record.folder)) for one in Journal(folder).records()
-    ]
-    spent = sum(
-        max(time for time in times if start <= time < end) - start for start, end in pairwise(starts)
-    )  # the journals of the trials show more precisely when the sweep was killed
-    known = tuple(PriorTrial(values, found) for values, found in records[0]["known"])
-    return records[0]["key"], spent / 1000, known
+    starts = [entry["time_ms"] for entry in records if entry["kind"] in ("run", "resumed")]
+    # The journals of the trials show more precisely when the sweep was killed.
+    folders = (record.folder, *trial_dirs(record.folder))
+    times = [entry["time_ms"] for folder in folders for entry in Journal(folder).records()]
+    spent_ms = sum(max(time for time in times if start <= time < end) - start for start, end in pairwise(starts))
+    prior_trials = tuple(PriorTrial(values, metrics) for values, metrics in records[0]["known"])
+    return records[0]["key"], spent_ms / 1000, prior_trials
 
 
 def _check_scheduler(config: Config) -> None:
@@ -141,52 +151,61 @@ def _check_scheduler(config: Config) -> None:
     build_scheduler(config)
     if tune.scheduler in ("asha", "median") and train.val_every >= train.steps:
         raise ConfigError(
-            f"train.val_every is {train.val_every}, and a trial has {train.steps} steps: tune.scheduler "
-            f"{tune.scheduler} has nothing to compare before the end; use --train.val_every "
+            f"train.val_every is {train.val_every}; tune.scheduler {tune.scheduler} expects a value below train.steps, "
+            f"{train.steps}, because it compares validations during the training; use --train.val_every "
             f"{max(1, train.steps // 20)}, or --tune.scheduler none."
         )
     if tune.scheduler == "asha" and not rung_steps(grace_period(config), train.val_every, train.steps):
-        raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
+        raise ConfigError(f"tune.grace_steps is {tune.grace_steps}; expected fewer than train.steps, {train.steps}.")
     if tune.scheduler == "median" and grace_period(config) >= train.steps:
-        raise ConfigError(f"tune.grace is {tune.grace}; expected fewer than train.steps, {train.steps}.")
+        raise ConfigError(f"tune.grace_steps is {tune.grace_steps}; expected fewer than train.steps, {train.steps}.")
     if tune.scheduler == "pbt":
-        if max(perturbation_interval(config), train.val_every) >= train.steps:
+        interval = perturbation_interval(config)
+        if max(interval, train.val_every) >= train.steps:
             raise ConfigError(
-                f"tune.interval is {perturbation_interval(config)} and train.val_every {train.val_every}; expected "
-                f"both below train.steps, {train.steps}: nobody would ever copy."
+                f"tune.perturbation_interval is {interval} and train.val_every is {train.val_every}; tune.scheduler "
+                f"pbt expects both below train.steps, {train.steps}; otherwise, no trial is ever copied."
             )
-        fixed = [one.key for one in space.dimensions(config) if not one.key.startswith(PBT_SECTIONS)]
+        keys = [dimension.key for dimension in space.dimensions(config)]
+        fixed = [key for key in keys if not key.startswith(PBT_SECTIONS)]
         if fixed:
             raise ConfigError(
-                f"tune.space names {fixed[0]}, which a trial keeps while it is trained; with tune.scheduler pbt "
-                f"expected settings of {', '.join(name.rstrip('.') for name in PBT_SECTIONS)}; use asha."
+                f"tune.space contains {fixed[0]}, which cannot change during training; tune.scheduler pbt expects "
+                f"settings of {', '.join(name.rstrip('.') for name in PBT_SECTIONS)}; use --tune.scheduler asha."
             )
 
 
-def _named(config: Config, manifest: Manifest, resume: str | None, say: Callable[[str], None]) -> Path | None:
+def _find_sweep(config: Config, manifest: Manifest, resume: str | None, say: Callable[[str], None]) -> Path | None:
     """Returns the folder of the sweep to resume, or `None` for a new sweep.
 
     Raises:
-        ResumeError: the folder contains no sweep, a sweep with other settings, or a finished one.
+        ResumeError: the folder contains no sweep.
     """
     if resume is None:
         return None
     if resume == paths.RESUME_LATEST:
-        found = _latest(config, manifest)
-        if found is None:
-            say(f"no unfinished sweep with these settings in {config.results}: a new one is started.")
-        return found
+        latest = runs.find_latest(config, lambda folder: not _differences(folder, config, manifest))
+        if latest is None:
+            say(f"{config.results} contains no unfinished sweep with these settings; starting a new sweep.")
+        return latest
     folder = Path(paths.absolute_path("--resume", resume))
-    if not (folder / JOURNAL).exists() or not (folder / checkpoint.CONFIG).exists():
-        raise ResumeError(
-            f"--resume is {resume}, which holds no sweep; expected a folder with {JOURNAL} in it, or auto."
-        )
-    differ = _differences(folder, config, manifest)
-    if differ:
-        raise ResumeError(f"{folder.name} is a sweep of other settings:{format_list(differ)}\nStart a new one.")
-    if is_finished(folder) and not _is_cut_short(folder):
-        raise ResumeError(f"--resume is {resume}, a sweep that is finished; start another.")
+    runs.require_run(folder, resume, "sweep")
     return folder
+
+
+def _require_resumable(folder: Path, config: Config, manifest: Manifest) -> None:
+    """Checks that a sweep can be resumed. The caller has locked the sweep.
+
+    Raises:
+        ResumeError: the settings or the data of the sweep differ, or the sweep is finished.
+    """
+    differences = _differences(folder, config, manifest)
+    if differences:
+        raise ResumeError(
+            f"{folder.name} was started with other settings:{format_list(differences)}\nStart a new sweep."
+        )
+    if runs.is_finished(folder) and not _is_cut_short(folder):
+        raise ResumeError(f"sweep {folder} is finished; start a new sweep.")
 
 
 def _is_cut_short(folder: Path) -> bool:
@@ -195,33 +214,20 @@ def _is_cut_short(folder: Path) -> bool:
     return bool(ends) and ends[-1].get("cut_short") is not None
 
 
-def _latest(config: Config, manifest: Manifest) -> Path | None:
-    found = sorted(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"), key=lambda path: -path.stat().st_mtime)
-    return next((path.parent for path in found if _goes_on(path.parent, config, manifest)), None)
-
-
-def _goes_on(folder: Path, config: Config, manifest: Manifest) -> bool:
-    try:
-        return not (_differences(folder, config, manifest) or is_finished(folder) or is_locked(folder))
-    except CheckpointError:
-        return False
-
-
 def _differences(folder: Path, config: Config, manifest: Manifest) -> list[str]:
     """Returns the forbidden differences from the settings and data of a stored sweep, one line each."""
     stored = checkpoint.load_config(folder)
     if not stored.tune.space:
-        return ["it is no sweep, but a run of its own"]
-    pairs = {
-        key: (_decisive(stored).get(key), _decisive(config).get(key)) for key in {**flatten(stored), **flatten(config)}
-    }
-    digest = SweepJournal(folder, config.tune.metric).journal.records()[0]["dataset"]["digest"]
-    pairs["dataset"] = digest, manifest.digest
-    return [f"{key}: {theirs} so far, {ours} now" for key, (theirs, ours) in pairs.items() if theirs != ours]
+        return ["the folder contains a run, not a sweep"]
+    dataset = {"dataset": Journal(folder).records()[0]["dataset"]["digest"]}
+    return list(
+        runs.diff(_fixed_settings(stored) | dataset, _fixed_settings(config) | {"dataset": manifest.digest}).values()
+    )
 
 
-def _decisive(config: Config) -> dict[str, object]:
-    own = {key: value for key, value in flatten(config).items() if key.startswith("tune.")}
+def _fixed_settings(config: Config) -> dict[str, object]:
+    """Returns the settings that must not change on resume, by dotted key."""
+    sweep_settings = {key: value for key, value in flatten(config).items() if key.startswith("tune.")}
     return config.training_settings() | {
-        key: value for key, value in own.items() if not key.startswith(CHANGEABLE_ON_RESUME)
+        key: value for key, value in sweep_settings.items() if not key.startswith(CHANGEABLE_ON_RESUME)
     }
