@@ -1,6 +1,7 @@
 """Every command ends as promised: 0, 2 with one clear message, never a traceback."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from benchmarks import main as benchmark
 from segray import config
 from segray.cli import main
 from segray.cli.command import CommandParser, parse_dotted_flags, run_command, write_json
+from segray.cli.flags import PARSERS
 from segray.cli.settings import COMMAND_SETTINGS
 from segray.config import Config
 from segray.core.errors import ConfigError, DataError, TrainingError
@@ -136,6 +138,21 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
     assert said in message
     assert message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_need_no_heavy_library():
+    code = (
+        "import sys; from segray.cli.flags import PARSERS; [make_parser() for make_parser in PARSERS.values()]; "
+        "import segray.cli.main, segray.cli.analyse; assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_command_has_flags():
+    assert {*PARSERS, "analyse"} == {*main.COMMANDS, "validate"}
+    for name, make_parser in PARSERS.items():
+        assert make_parser().format_help().startswith("usage: "), name
 
 
 def test_settings_of_a_command_exist():

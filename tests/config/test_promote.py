@@ -17,7 +17,7 @@ def test_floors_are_of_every_class_or_of_those_named(given, found):
 
 @pytest.mark.parametrize("given", ["1.3", "{road: yes}", "{1: 0.5}", "[0.3]", None, "{road: -0.1}", "{"])
 def test_what_is_no_floor_is_refused_with_what_would_be_one(given):
-    with pytest.raises(ConfigError, match="promote.min_class_iou is .*; expected a number from 0 to 1 for every class"):
+    with pytest.raises(ConfigError, match="promote.min_class_iou is .*; expected a number from 0 to 1 for all classes"):
         config.build({"promote.min_class_iou": given})
 
 
@@ -28,7 +28,7 @@ def test_changed_classes_are_names(given, found):
 
 @pytest.mark.parametrize("given", ["[a, no]", "{a: b}", 3])
 def test_what_is_no_name_of_a_class_is_refused(given):
-    with pytest.raises(ConfigError, match="promote.allowed_class_changes is .*; expected names of classes"):
+    with pytest.raises(ConfigError, match="promote.allowed_class_changes is .*; expected a list of class names"):
         config.build({"promote.allowed_class_changes": given})
 
 

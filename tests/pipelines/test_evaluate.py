@@ -72,7 +72,7 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         (["--against", "nowhere"], "checkpoint nowhere is not a folder"),
         (["--report", "full"], "report full is not empty; choose another folder"),
         (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most a window's 512"),
-        (["--json", "nowhere/x.json"], "expected a file in a folder that exists"),
+        (["--json", "nowhere/x.json"], "expected a file in a writable folder that exists"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_counted(folder, streets, tmp_path, words, said, monkeypatch, capsys):

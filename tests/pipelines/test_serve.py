@@ -78,7 +78,7 @@ def test_it_serves_until_it_is_told_to_end(ray_cluster, store, tmp_path):
         (["--alias", "staging"], "champion is 1"),
         (["--name", "roads"], "registered models: streets"),
         (["--canary", "2"], "serve.canary is '2'"),
-        (["--serve.token_file", "none-there"], "serve.token_file none-there cannot be read"),
+        (["--serve.token_file", "none-there"], "cannot read serve.token_file none-there"),
         (["--serve.replicas", "1000"], "serve.replicas is 1000"),
     ],
 )
