@@ -9,7 +9,7 @@ from torch import nn
 
 from segray.config import LossConfig, OptimConfig
 from segray.models.segformer.model import build_segformer
-from segray.training.engine.loop import train_steps
+from segray.training.engine.loop import StepConfig, train_steps
 from segray.training.engine.optim import build_optimizer
 from segray.training.engine.optimizer_step import OptimizerStepper
 from segray.training.losses.build import build_loss
@@ -40,8 +40,9 @@ def moved(optimise, parts, dtype, count=5):
     assert norms
     start = torch.nn.utils.parameters_to_vector(trained.parameters()).detach().clone()
     loss = build_loss(LossConfig(terms=("cross_entropy", {"dice": 0.5})), 5)
-    settings = {"lr_factor": lambda _step: 1.0, "ignore_id": IGNORE, "parts": parts, "frozen": norms}
-    for _ in train_steps(trained, loss, OptimizerStepper(optimise(trained)), batches(count), **settings):
+    config = StepConfig(IGNORE, accumulation_steps=parts, frozen_modules=norms)
+    stepper = OptimizerStepper(optimise(trained))
+    for _ in train_steps(trained, loss, stepper, batches(count), config, lr_factor=lambda _step: 1.0):
         pass
     end = torch.nn.utils.parameters_to_vector(trained.parameters()).detach()
     return end, (end - start).norm()
@@ -77,7 +78,7 @@ torch.set_num_threads(1)
 from segray.training.losses import build as losses
 from segray.config import OptimConfig
 from segray.data.sampler import rank_slots
-from segray.training.engine.loop import train_steps
+from segray.training.engine.loop import StepConfig, train_steps
 from segray.training.engine.optim import build_optimizer
 from segray.training.engine.optimizer_step import OptimizerStepper
 sys.path.insert(0, sys.argv[4])
@@ -89,8 +90,8 @@ if world > 1:
     wrapped = DistributedDataParallel(bare, forward_sync_buffers=False, gradient_as_bucket_view=True)
 own = rank_slots(rank, world, 8)
 share = ({name: value[own.start : own.stop] for name, value in batch.items()} for batch in batches(20))
-updater = OptimizerStepper(build_optimizer(bare, OptimConfig(lr=1e-3, head_lr_factor=1)))
-made = train_steps(wrapped, losses.cross_entropy, updater, share, lr_factor=lambda _: 1.0, ignore_id=IGNORE)
+stepper = OptimizerStepper(build_optimizer(bare, OptimConfig(lr=1e-3, head_lr_factor=1)))
+made = train_steps(wrapped, losses.cross_entropy, stepper, share, StepConfig(IGNORE), lr_factor=lambda _: 1.0)
 found = {"losses": torch.stack([step.loss for step in made]), "state": bare.state_dict()}
 torch.save(found, folder / f"{rank}.pt")
 if world > 1:

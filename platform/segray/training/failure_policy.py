@@ -1,13 +1,16 @@
 """Preemption detection in workers, and the decision to continue or end a run after a failure."""
 
 from ray.train import FailureConfig
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.context import get_train_context
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from segray.cluster.exceptions import root_cause
 from segray.core.errors import RunStoppedError
+from segray.training.ray_internals import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    WorkerHealthCheckFailedError,
+    preemption_info,
+)
 
 
 class PreemptedError(Exception):
@@ -20,7 +23,7 @@ def is_preemption_announced() -> bool:
     Ray's public `get_preemption_info` synchronises all workers at every call. This function reads only the local
     notification. The ranks then agree through the all-reduce that each step performs anyway.
     """
-    return get_train_context().preemption_context.preemption_info is not None
+    return preemption_info() is not None
 
 
 class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
@@ -33,7 +36,7 @@ class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
 
     def __init__(self, failure_config: FailureConfig) -> None:
         super().__init__(failure_config)
-        self._seen: set[str] = set()
+        self._previous_errors: set[str] = set()
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Returns the decision to retry the run or to raise the error."""
@@ -43,8 +46,8 @@ class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
         if any(isinstance(error, PreemptedError) for error in errors):
             return FailureDecision.RETRY
         if not any(isinstance(error, WorkerHealthCheckFailedError) for error in errors):
-            before, self._seen = self._seen, {repr(error) for error in errors}
-            if root_cause(training_failed_error) is not None or before & self._seen:
+            previous, self._previous_errors = self._previous_errors, {repr(error) for error in errors}
+            if root_cause(training_failed_error) is not None or previous & self._previous_errors:
                 return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 

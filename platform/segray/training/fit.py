@@ -221,7 +221,7 @@ def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle) -> SegrayTra
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
     return SegrayTrainer(
         train_loop_per_worker,
-        ours=[RegisterController(monitor)],
+        extra_callbacks=[RegisterController(monitor)],
         # A reference, so that the controller does not deserialise the specification.
         train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=monitor))},
         scaling_config=ScalingConfig(

@@ -6,20 +6,15 @@ The workers still join and leave the process group with Ray's own functions.
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import RayTrainCallback
-from ray.train.v2._internal.util import TrainingFramework
 
+from segray.training import ray_internals
 from segray.training.failure_policy import FailurePolicy
 
 TIMEOUT_S = 1800
@@ -38,67 +33,50 @@ class LazyTorchConfig(BackendConfig):  # type: ignore[misc]
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return _Group
+        return _ProcessGroupBackend
 
     @property
     def train_func_context(self) -> Any:
-        return _on_device
+        return ray_internals.torch_device_context
 
     @property
-    def framework(self) -> TrainingFramework:
-        return TrainingFramework.TORCH
+    def framework(self) -> ray_internals.TrainingFramework:
+        return ray_internals.TrainingFramework.TORCH
 
 
-class _Group(Backend):  # type: ignore[misc]
+class _ProcessGroupBackend(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: LazyTorchConfig) -> None:
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        size = len(worker_group)
+        address, port = worker_group.execute_single(0, ray_internals.get_address_and_port)
+        world = len(worker_group)
         ray.get(
             [
-                worker_group.execute_single_async(
-                    rank, _join, backend=backend_config.backend, me=rank, size=size, address=address, port=port
-                )
-                for rank in range(size)
+                worker_group.execute_single_async(rank, _join, backend_config.backend, rank, world, address, port)
+                for rank in range(world)
             ]
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: LazyTorchConfig) -> None:
         try:
-            ray.get(worker_group.execute_async(_leave, is_group=len(worker_group) > 1), timeout=SHUTDOWN_TIMEOUT_S)
+            references = worker_group.execute_async(
+                ray_internals.shutdown_process_group, is_group=len(worker_group) > 1
+            )
+            ray.get(references, timeout=SHUTDOWN_TIMEOUT_S)
         except GetTimeoutError:  # a worker hangs and is terminated with the others
             return
 
 
-def _join(backend: str, me: int, size: int, address: str, port: int) -> None:
+def _join(backend: str, rank: int, world: int, address: str, port: int) -> None:
     import torch  # noqa: PLC0415 imported only in the workers
-    from ray.train.torch import config  # noqa: PLC0415 likewise
 
     if backend == "nccl" and not torch.cuda.is_available():
         backend = "gloo"  # `resolve_device` checks the node and reports errors
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(
-        backend=backend, world_rank=me, world_size=size, init_method="env://", timeout_s=TIMEOUT_S
-    )
+    ray_internals.setup_process_group(backend, rank, world, TIMEOUT_S)
 
 
-def _leave(is_group: bool) -> None:
-    from ray.train.torch import config  # noqa: PLC0415 as above
-
-    config._shutdown_torch(destroy_process_group=is_group)
-
-
-def _on_device() -> AbstractContextManager[None]:
-    """Returns the context in which a worker runs, on its own GPU if it has one."""
-    from ray.train.torch.config import TorchConfigContextManager  # noqa: PLC0415 as above
-
-    context: AbstractContextManager[None] = TorchConfigContextManager()
-    return context
-
-
-UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
+UNUSED_CALLBACKS = (ray_internals.PlacementGroupCleanerCallback, ray_internals.DatasetsCallback)
 
 
 class SegrayTrainer(TorchTrainer):  # type: ignore[misc]
@@ -110,14 +88,16 @@ class SegrayTrainer(TorchTrainer):  # type: ignore[misc]
     Ray, but Ray's callback would still start a process to distribute them, at a cost of two seconds of CPU time.
     """
 
-    def __init__(self, *arguments: Any, ours: Sequence[RayTrainCallback] = (), **settings: Any) -> None:
-        self._ours = tuple(ours)
+    def __init__(
+        self, *arguments: Any, extra_callbacks: Sequence[ray_internals.RayTrainCallback] = (), **settings: Any
+    ) -> None:
+        self._extra_callbacks = tuple(extra_callbacks)
         super().__init__(*arguments, torch_config=LazyTorchConfig(), **settings)
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[ray_internals.RayTrainCallback]:
         callbacks = super()._create_default_callbacks()
         kept = [callback for callback in callbacks if not isinstance(callback, UNUSED_CALLBACKS)]
-        return [*kept, *self._ours]
+        return [*kept, *self._extra_callbacks]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["failure_policy"] = FailurePolicy(self.run_config.failure_config)

@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from segray.training.ray_internals import ControllerCallback
 
 POLL_S = 0.1
 RAY_TIMEOUT_S = 10.0  # timeout for a cluster that does not respond
@@ -59,8 +60,6 @@ class StopSignal:
             timeout_s: seconds until the job is killed; `None` sets no limit.
         """
         self._is_requested, self._timeout_s = True, timeout_s
-
-    stop = request_stop  # TODO(remove): call sites in tune
 
     def is_stop_requested(self) -> bool:
         """Returns `True` if a stop was requested."""

@@ -9,8 +9,6 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.v2._internal import util as raising
-from ray.train.v2._internal.execution import context as reporting
 from torch import Tensor
 
 from segray.core.errors import OutOfMemoryError, RunStoppedError, SegrayError, TrainingError
@@ -21,10 +19,11 @@ from segray.data.reader import SplitReader
 from segray.data.sampler import rank_slots
 from segray.evaluation.metrics.scores import scores_from_confusion
 from segray.training.checkpoint_store import SCORE_METRIC, CheckpointWriter
-from segray.training.engine.loop import StepResult, TrainMeter
+from segray.training.engine.loop import Hooks, StepResult, TrainMeter
 from segray.training.failure_policy import PreemptedError, is_preemption_announced
 from segray.training.heartbeat import HeartbeatSender
 from segray.training.losses.build import build_loss
+from segray.training.ray_internals import ERROR_LOGGER, REPORT_LOGGER
 from segray.training.reporting import LATEST_CHECKPOINT, RECENT_REPORTS, aggregate_reports
 from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
 from segray.training.system_usage import SystemUsage
@@ -65,7 +64,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _without_traceback() -> None:
-    logging.getLogger(raising.__name__).setLevel(logging.CRITICAL)  # the message is sufficient
+    logging.getLogger(ERROR_LOGGER).setLevel(logging.CRITICAL)  # the message is sufficient
 
 
 def _too_large(job: RunSpec) -> str:
@@ -87,8 +86,7 @@ def _too_large(job: RunSpec) -> str:
 def configure_worker_logging() -> None:
     """Limits the log output of a worker to messages that matter to the user."""
     silence_libraries()
-    # Ray names this logger after its file and logs every report to it.
-    logging.getLogger(reporting.__file__).setLevel(logging.WARNING)
+    logging.getLogger(REPORT_LOGGER).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Grad strides do not match")  # applies to every channels-last convolution
 
 
@@ -162,16 +160,14 @@ class TrainWorker:
             batches,
             ignore_id=classes.ignore_id,
             start=rank.progress.step,
-            before=self._before,
-            at=self._beat,
+            hooks=Hooks(self._start_step, self._beat, self._must_stop),
         )
 
-    def _before(self, step: int) -> bool:
+    def _start_step(self, step: int) -> None:
         self._beat.step(step)
         seed_step(self._job.config.train.seed, step, self._rank.rank)
-        return self._is_to_stop()
 
-    def _is_to_stop(self) -> bool:
+    def _must_stop(self) -> bool:
         return self._beat.stop_requested or is_preemption_announced()
 
     def _is_due(self, step: int) -> bool:
@@ -213,7 +209,7 @@ class TrainWorker:
         progress, config = self._rank.progress, self._job.config
         progress.owed = values
         self._beat("validation")
-        found = validate(self._rank, self._beat.beat, self._is_to_stop)
+        found = validate(self._rank, self._beat.beat, self._must_stop)
         if found is None:
             self._leave()
         scores = scores_from_confusion(found.counts.numpy(), self._job.manifest.classes.names).as_metrics("val")

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from segray.training.engine.loop import StepResult, TrainMeter, reduce_normalizer, train_steps
+from segray.training.engine.loop import (
+    NO_HOOKS,
+    Hooks,
+    StepConfig,
+    StepResult,
+    TrainMeter,
+    reduce_normalizer,
+    train_steps,
+)
 from segray.training.engine.optimizer_step import OptimizerStepper
 from segray.training.losses.build import cross_entropy
 
@@ -33,12 +41,19 @@ def batches(count, size=16):
         }
 
 
-def run(model, count, factor=lambda step: 1.0, optimiser=None, given=None, **settings):
+def run(model, count, factor=lambda step: 1.0, optimiser=None, given=None, start=0, hooks=NO_HOOKS, **settings):
     optimiser = optimiser or torch.optim.SGD([{"params": list(model.parameters()), "peak_lr": 0.1}], lr=0.1)
     given = batches(count) if given is None else given
     return list(
         train_steps(
-            model, cross_entropy, OptimizerStepper(optimiser), given, lr_factor=factor, ignore_id=IGNORE, **settings
+            model,
+            cross_entropy,
+            OptimizerStepper(optimiser),
+            given,
+            StepConfig(IGNORE, **settings),
+            lr_factor=factor,
+            start=start,
+            hooks=hooks,
         )
     )
 
@@ -91,7 +106,7 @@ def test_parts_of_a_step_make_the_step_of_the_whole():
     for batch in given:
         batch["mask"][0] = IGNORE
         batch["mask"][3, :5] = IGNORE
-    made = [run(model, 5, given=given, parts=count) for model, count in ((whole, 1), (parts, 4))]
+    made = [run(model, 5, given=given, accumulation_steps=count) for model, count in ((whole, 1), (parts, 4))]
     assert [float(step.loss) for step in made[0]] == pytest.approx([float(step.loss) for step in made[1]], rel=1e-12)
     for name, value in whole.state_dict().items():
         assert torch.allclose(parts.state_dict()[name], value, rtol=0, atol=1e-9), name
@@ -113,12 +128,14 @@ def test_frozen_modules_stay_in_eval_mode():
     model = nn.Sequential(nn.Dropout(0.5), Tiny())
     seen = []
     model[0].register_forward_pre_hook(lambda module, _: seen.append((module.training, model[1].training)))
-    run(model, 2, frozen=[model[0]])
+    run(model, 2, frozen_modules=[model[0]])
     assert seen == [(False, True)] * 2
 
 
-def test_a_notice_is_told_with_the_step_it_came_before():
-    made = run(Tiny(), 3, before=lambda step: step == 1)
+def test_a_stop_request_belongs_to_the_step_that_starts_after_it():
+    started = []
+    made = run(Tiny(), 3, hooks=Hooks(on_step_start=started.append, is_stop_requested=lambda: started[-1] == 1))
+    assert started == [0, 1, 2]
     assert [bool(step.stop_requested) for step in made] == [False, True, False]
 
 

@@ -35,7 +35,7 @@ def weights(model):
 def test_the_gradient_is_clipped_as_torch_clips_it(model, kind, clip):
     theirs = nn.Linear(3, 2)
     theirs.load_state_dict(model.state_dict())
-    updater = OptimizerStepper(OPTIMISERS[kind](model), clip=clip)
+    updater = OptimizerStepper(OPTIMISERS[kind](model), max_norm=clip)
     optimiser = OPTIMISERS[kind](theirs)
     for _ in range(3):
         norm = step(updater, model).norm
@@ -83,7 +83,7 @@ def test_a_step_that_is_not_made_counts_for_nothing_in_adam(model):
 
 def test_running_moments_stay_when_the_update_is_not_made():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
-    updater = OptimizerStepper(OPTIMISERS["plain"](model), kept=batch_norm_buffers(model))
+    updater = OptimizerStepper(OPTIMISERS["plain"](model), buffers=batch_norm_buffers(model))
     step(updater, model)
     before = [buffer.clone() for buffer in model.buffers()]
     step(updater, model, inputs=torch.full((4, 3), float("nan")))
@@ -96,8 +96,8 @@ def test_the_scale_changes_no_update_and_follows_what_overflows(model):
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     scaled, plain = (
-        OptimizerStepper(OPTIMISERS["fused"](model), scaled=True, clip=1.0),
-        OptimizerStepper(OPTIMISERS["fused"](twin), clip=1.0),
+        OptimizerStepper(OPTIMISERS["fused"](model), scaled=True, max_norm=1.0),
+        OptimizerStepper(OPTIMISERS["fused"](twin), max_norm=1.0),
     )
     for _ in range(3):
         norms = step(scaled, model).norm, step(plain, twin).norm

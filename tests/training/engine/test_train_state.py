@@ -62,8 +62,8 @@ def test_it_goes_on_to_the_bit(changes, tmp_path):
 
 def test_the_scale_of_float16_comes_back(tmp_path):
     first = built(train__precision="fp16")
-    first.updater.load_state_dict({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
-    state = taken_up(first, tmp_path, train__precision="fp16").updater.state_dict()
+    first.stepper.load_state_dict({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
+    state = taken_up(first, tmp_path, train__precision="fp16").stepper.state_dict()
     assert (state["scale"], state["clean"]) == (8, 7)
 
 

@@ -31,10 +31,10 @@ class ModelEma:
     def update(self, model: nn.Module) -> None:
         """Updates the average with the current weights of the model."""
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        followed = [pair for pair in pairs if pair[0].is_floating_point()]
-        share = 1 - min(self._decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_([mine for mine, _ in followed], [theirs for _, theirs in followed], share)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        weight = 1 - min(self._decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_([average for average, _ in floats], [current for _, current in floats], weight)
+        for average, current in pairs:
+            if not average.is_floating_point():
+                average.copy_(current)
         self.updates += 1

@@ -35,34 +35,39 @@ class OptimizerStepper:
 
     Args:
         optimiser: optimiser of parameters on one device.
-        clip: maximum norm of the gradient; `None` disables clipping.
+        max_norm: maximum norm of the gradient; `None` disables clipping.
         scaled: whether the loss is scaled to avoid underflow of float16 gradients.
-        kept: buffers that are restored if the update is skipped, such as the running moments of batch norms.
+        buffers: buffers that are restored if the update is skipped, such as the running moments of batch norms.
     """
 
     def __init__(
-        self, optimiser: Optimizer, *, clip: float | None = None, scaled: bool = False, kept: Sequence[Tensor] = ()
+        self,
+        optimiser: Optimizer,
+        *,
+        max_norm: float | None = None,
+        scaled: bool = False,
+        buffers: Sequence[Tensor] = (),
     ) -> None:
-        self._optimiser, self._clip, self._scaled, self._kept = optimiser, clip, scaled, kept
-        self._before: list[Tensor] = []
+        self._optimiser, self._max_norm, self._scaled, self._buffers = optimiser, max_norm, scaled, buffers
+        self._saved_buffers: list[Tensor] = []
         device = optimiser.param_groups[0]["params"][0].device
         self._scale = torch.tensor(INITIAL_SCALE if scaled else 1.0, device=device)
-        self._clean = torch.zeros((), dtype=torch.int64, device=device)
+        self._finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the loss scale and the number of finite steps since its last change."""
-        return {"scale": self._scale, "clean": self._clean}
+        return {"scale": self._scale, "clean": self._finite_steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores the state returned by `state_dict`."""
         self._scale.copy_(state["scale"])
-        self._clean.copy_(state["clean"])
+        self._finite_steps.copy_(state["clean"])
 
     def start(self, lr_factor: float) -> None:
         """Sets the learning rates of the next step and clears the previous gradients."""
         set_lr(self._optimiser, lr_factor)
         self._optimiser.zero_grad(set_to_none=True)
-        self._before = [buffer.clone() for buffer in self._kept]
+        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
 
     def backward(self, total: Tensor) -> None:
         """Adds the gradients of a loss.
@@ -82,20 +87,20 @@ class OptimizerStepper:
         norm = get_total_norm(grads) / self._scale
         finite = norm.isfinite()
         divisor = self._scale
-        if self._clip is not None:
-            divisor = divisor * (norm / self._clip).clamp_min(1)
+        if self._max_norm is not None:
+            divisor = divisor * (norm / self._max_norm).clamp_min(1)
         _apply(self._optimiser, grads, divisor.float(), finite)
         if self._scaled:
-            self._adapt(finite)
-        for buffer, old in zip(self._kept, self._before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, old))
+            self._update_scale(finite)
+        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+            buffer.copy_(torch.where(finite, buffer, saved))
         return UpdateResult(norm, finite)
 
-    def _adapt(self, finite: Tensor) -> None:
-        self._clean.copy_(torch.where(finite, self._clean + 1, 0))
-        grown = self._clean >= GROWTH_INTERVAL
-        self._scale.mul_(torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)).clamp_(min=MIN_SCALE)
-        self._clean.masked_fill_(grown, 0)
+    def _update_scale(self, finite: Tensor) -> None:
+        self._finite_steps.copy_(torch.where(finite, self._finite_steps + 1, 0))
+        is_due = self._finite_steps >= GROWTH_INTERVAL
+        self._scale.mul_(torch.where(finite, torch.where(is_due, 2.0, 1.0), 0.5)).clamp_(min=MIN_SCALE)
+        self._finite_steps.masked_fill_(is_due, 0)
 
 
 def _apply(optimiser: Optimizer, grads: list[Tensor], divisor: Tensor, finite: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Training state built from the settings: model, optimiser, moving average, and the training steps."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segray.config import Config
 from segray.models.architecture import SegmentationModel
 from segray.training.engine.ema import ModelEma
-from segray.training.engine.loop import Batch, StepResult, train_steps
+from segray.training.engine.loop import NO_HOOKS, Batch, Hooks, StepConfig, StepResult, train_steps
 from segray.training.engine.optim import build_optimizer, load_optimizer_state, lr_multiplier, optimizer_state_by_name
 from segray.training.engine.optimizer_step import OptimizerStepper, batch_norm_buffers
 from segray.training.losses.build import Loss
@@ -24,14 +24,14 @@ class TrainState:
     Attributes:
         config: settings.
         model: bare model on its device, without the DDP wrapper or the compile wrapper.
-        optimiser, updater: optimiser of the model and its stepper.
+        optimiser, stepper: optimiser of the model and its stepper.
         ema: moving average of the model; `None` if disabled.
     """
 
     config: Config
     model: SegmentationModel
     optimiser: torch.optim.Optimizer
-    updater: OptimizerStepper
+    stepper: OptimizerStepper
     ema: ModelEma | None
 
     @property
@@ -54,23 +54,25 @@ class TrainState:
         """
         return {
             "moments": optimizer_state_by_name(self.optimiser, self.model),
-            "updater": self.updater.state_dict(),
+            "updater": self.stepper.state_dict(),
             "averaged": 0 if self.ema is None else self.ema.updates,
         }
 
-    def load_state_dict(self, live: dict[str, Tensor], used: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, weights: dict[str, Tensor], eval_weights: dict[str, Tensor], state: dict[str, Any]
+    ) -> None:
         """Restores the training state.
 
         Args:
-            live: weights in training.
-            used: weights for inference, which are the moving average if there is one.
+            weights: weights in training.
+            eval_weights: weights for inference, which are the moving average if there is one.
             state: state returned by `state_dict`.
         """
-        self.model.load_state_dict(live)
+        self.model.load_state_dict(weights)
         load_optimizer_state(self.optimiser, self.model, state["moments"])
-        self.updater.load_state_dict(state["updater"])
+        self.stepper.load_state_dict(state["updater"])
         if self.ema is not None:
-            self.ema.model.load_state_dict(used)
+            self.ema.model.load_state_dict(eval_weights)
             self.ema.updates = state["averaged"]
 
     def train_steps(
@@ -81,8 +83,7 @@ class TrainState:
         *,
         ignore_id: int,
         start: int = 0,
-        before: Callable[[int], bool] = lambda _step: False,
-        at: Callable[[str], None] = lambda _phase: None,
+        hooks: Hooks = NO_HOOKS,
     ) -> Iterator[StepResult]:
         """Makes one step for each batch and yields its result after the update of the moving average.
 
@@ -92,24 +93,14 @@ class TrainState:
             batches: batches as for `loop.train_steps`.
             ignore_id: mask value excluded from training.
             start: number of steps already made.
-            before: function called before each step, as for `loop.train_steps`.
-            at: callback that receives the name of the starting phase.
+            hooks: callbacks of the training loop.
         """
-        made = train_steps(
-            wrapped,
-            loss,
-            self.updater,
-            batches,
-            lr_factor=partial(lr_multiplier, config=self.config.optim, steps=self.config.train.steps),
-            ignore_id=ignore_id,
-            start=start,
-            precision=self.config.train.precision,
-            parts=self.config.train.accumulation_steps,
-            frozen=self.frozen_modules,
-            before=before,
-            at=at,
-        )
-        for step in made:
+        train = self.config.train
+        config = StepConfig(ignore_id, train.precision, train.accumulation_steps, self.frozen_modules)
+        lr_factor = partial(lr_multiplier, config=self.config.optim, steps=train.steps)
+        for step in train_steps(
+            wrapped, loss, self.stepper, batches, config, lr_factor=lr_factor, start=start, hooks=hooks
+        ):
             if self.ema is not None:
                 self.ema.update(self.model)
             yield step
@@ -127,8 +118,10 @@ def build_train_state(config: Config, model: SegmentationModel, device: torch.de
     model.to(device)
     optimiser = build_optimizer(model, config.optim)
     scaled = config.train.precision == "fp16"
-    updater = OptimizerStepper(optimiser, clip=config.optim.max_grad_norm, scaled=scaled, kept=batch_norm_buffers(model))
+    stepper = OptimizerStepper(
+        optimiser, max_norm=config.optim.max_grad_norm, scaled=scaled, buffers=batch_norm_buffers(model)
+    )
     ema = ModelEma(model, config.train.ema_decay) if config.train.ema_decay else None
     if config.train.compile:
         model.compile()
-    return TrainState(config, model, optimiser, updater, ema)
+    return TrainState(config, model, optimiser, stepper, ema)
