@@ -106,7 +106,7 @@ def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, erro
     writer.submit(1, writes(1, 0.5))
     writer.submit(2, write)
     reason = rf"checkpoint of step 2 cannot be written .*{error.args[-1]}.* \d+ MiB are free there"
-    said = rf"{reason}; the last whole one is step-000001; .*--resume"
+    said = rf"{reason}; the latest complete one is step-000001; .*--resume"
     with pytest.raises(TrainingError, match=said):
         writer.wait()
     assert names(tmp_path) == ["step-000001"]
@@ -123,7 +123,7 @@ def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
         writer.submit(3, writes(3))
 
     writer.submit(1, write)
-    with pytest.raises(TrainingError, match="Input/output error.*no whole one yet"):
+    with pytest.raises(TrainingError, match="Input/output error.*no complete one exists"):
         submit_two_more()
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_wai
     writer.raise_if_failed()
     writer.submit(3, fails)
     until = monotonic() + 10
-    while not writer._waiting[0].done():
+    while not writer._pending[0].done():
         assert monotonic() < until
     with pytest.raises(TrainingError, match="No space left"):
         writer.raise_if_failed()

@@ -67,7 +67,7 @@ def test_the_folder_of_a_trial_that_fails_stays_for_whoever_uploads_it(tmp_path,
     run = tmp_path / "trial-000"
     run.mkdir()
     prepared = SimpleNamespace(folder=run, is_new=True, tracking_uri="sqlite:///gone.db")
-    with pytest.raises(DataError), fit._tracked(prepared, upload, [].append):
+    with pytest.raises(DataError), fit._journal_of_run(prepared, upload, [].append):
         raise DataError("row 3 is bad")
     assert run.exists() is is_kept
     if is_kept:

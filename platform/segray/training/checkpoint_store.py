@@ -52,7 +52,7 @@ def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None
         run: run folder.
         warn: callback that receives a line about each incomplete checkpoint.
     """
-    found = []
+    checkpoints = []
     for folder in sorted(path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)):
         try:
             meta = checkpoint.load_meta(folder)
@@ -60,21 +60,23 @@ def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None
         except CheckpointError as error:
             warn(f"{error} It is skipped.")
             continue
-        found.append(CheckpointInfo(meta.step, meta.metrics.get(SCORE_METRIC), folder))
-    return sorted(found, key=lambda one: one.step)
+        checkpoints.append(CheckpointInfo(meta.step, meta.metrics.get(SCORE_METRIC), folder))
+    return sorted(checkpoints, key=lambda info: info.step)
 
 
-def best_checkpoint(found: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
+def best_checkpoint(checkpoints: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
     """Returns the validated checkpoint with the highest score. If scores are equal, the earliest one wins."""
-    validated = [one for one in found if one.score is not None]
-    return max(validated, key=lambda one: (one.score, -one.step), default=None)
+    validated = [info for info in checkpoints if info.score is not None]
+    return max(validated, key=lambda info: (info.score, -info.step), default=None)
 
 
-def steps_to_keep(found: Sequence[CheckpointInfo], num_best: int, every: int | None) -> set[int]:
+def steps_to_keep(checkpoints: Sequence[CheckpointInfo], num_best: int, every: int | None) -> set[int]:
     """Returns the steps of the checkpoints to keep: the last one, the best ones, and multiples of `every`."""
-    ranked = sorted((one for one in found if one.score is not None), key=lambda one: (-(one.score or 0), one.step))
-    steps = {one.step for one in ranked[:num_best]} | {max((one.step for one in found), default=0)}
-    return steps | {one.step for one in found if every is not None and one.step % every == 0}
+    ranked = sorted(
+        (info for info in checkpoints if info.score is not None), key=lambda info: (-(info.score or 0), info.step)
+    )
+    steps = {info.step for info in ranked[:num_best]} | {max((info.step for info in checkpoints), default=0)}
+    return steps | {info.step for info in checkpoints if every is not None and info.step % every == 0}
 
 
 class CheckpointWriter:
@@ -92,10 +94,10 @@ class CheckpointWriter:
     def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
         self._run, self._num_best, self._every = run, num_best, every
         self._pool = ThreadPoolExecutor(1, "segray-checkpoints")
-        self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
         self.latest_path: str | None = None
-        for left in run.glob(f"step-*{TEMP_SUFFIX}"):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in run.glob(f"step-*{TEMP_SUFFIX}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def submit(self, step: int, write: Callable[[Path], None]) -> None:
         """Schedules the checkpoint of a step.
@@ -111,9 +113,9 @@ class CheckpointWriter:
             TrainingError: an earlier checkpoint could not be written.
         """
         self.raise_if_failed()
-        while len(self._waiting) >= MAX_PENDING:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._write, step, write))
+        while len(self._pending) >= MAX_PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._write, step, write))
 
     def raise_if_failed(self) -> None:
         """Checks the finished writes without waiting.
@@ -121,8 +123,8 @@ class CheckpointWriter:
         Raises:
             TrainingError: an earlier checkpoint could not be written.
         """
-        while self._waiting and self._waiting[0].done():
-            self._waiting.popleft().result()
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
     def wait(self) -> None:
         """Waits until all pending checkpoints are written.
@@ -130,8 +132,8 @@ class CheckpointWriter:
         Raises:
             TrainingError: a checkpoint could not be written.
         """
-        while self._waiting:
-            self._waiting.popleft().result()
+        while self._pending:
+            self._pending.popleft().result()
 
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
         final = checkpoint_dir(self._run, step)
@@ -146,25 +148,27 @@ class CheckpointWriter:
             self.latest_path = str(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
             shutil.rmtree(partial, ignore_errors=True)
-            raise TrainingError(self._complaint(step, error)) from error
+            raise TrainingError(self._error_message(step, error)) from error
         self._prune()
 
-    def _complaint(self, step: int, error: Exception) -> str:
-        found = list_checkpoints(self._run)
-        why = getattr(error, "strerror", None) or error
-        room = shutil.disk_usage(self._run).free / MIB  # torch does not report a full disk
-        last = f"the last whole one is {found[-1].folder.name}" if found else "there is no whole one yet"
+    def _error_message(self, step: int, error: Exception) -> str:
+        checkpoints = list_checkpoints(self._run)
+        reason = getattr(error, "strerror", None) or error
+        free = shutil.disk_usage(self._run).free / MIB  # torch does not report a full disk
+        latest = (
+            f"the latest complete one is {checkpoints[-1].folder.name}" if checkpoints else "no complete one exists"
+        )
         return (
-            f"the checkpoint of step {step} cannot be written to {self._run} ({why}); {room:.0f} MiB are free "
-            f"there; {last}; make room and go on with --resume {self._run}."
+            f"the checkpoint of step {step} cannot be written to {self._run} ({reason}); {free:.0f} MiB are free "
+            f"there; {latest}; free disk space and resume with --resume {self._run}."
         )
 
     def _prune(self) -> None:
-        found = list_checkpoints(self._run)
-        steps = steps_to_keep(found, self._num_best, self._every)
-        for one in found:
-            if one.step not in steps:
-                shutil.rmtree(one.folder, ignore_errors=True)
+        checkpoints = list_checkpoints(self._run)
+        kept = steps_to_keep(checkpoints, self._num_best, self._every)
+        for info in checkpoints:
+            if info.step not in kept:
+                shutil.rmtree(info.folder, ignore_errors=True)
 
 
 def _force_to_disk(folder: Path) -> None:

@@ -71,7 +71,7 @@ def fit(
     allowed: Collection[str] = (),
     say: Callable[[str], None] = print,
     watch: Callable[[Path], None] | None = None,
-    part: TrialContext | None = None,
+    trial: TrialContext | None = None,
     stop: StopRequest | None = None,
 ) -> TrainResult:
     """Trains, validates, tracks and registers the model described by a Config.
@@ -83,7 +83,7 @@ def fit(
             affect the training result.
         say: callback that receives the few lines meant for the user.
         watch: callback that receives the run folder before training starts, for example to follow the journal.
-        part: sweep context, if the run is a trial; the sweep then uploads the journal and registers the models.
+        trial: sweep context, if the run is a trial; the sweep then uploads the journal and registers the models.
         stop: stop request of the caller; it has the same effect as Ctrl-C and SIGTERM.
 
     Raises:
@@ -91,18 +91,18 @@ def fit(
         RunStoppedError: the run was stopped on request; `resume` continues it.
         TrainingError: the run started and failed; its folder keeps everything saved so far.
     """
-    prepared = prepare_run(config, resume, allowed, say, part)
+    prepared = prepare_run(config, resume, allowed, say, trial)
     say(f"run {prepared.name}: {prepared.job.placement}")
     if not prepared.is_new:
         say(_describe_start(prepared, say))
     if watch is not None:
         watch(prepared.folder)
-    upload = None if part else RunUploader(prepared.folder, prepared.tracking_uri, say)
-    with prepared.lock, _tracked(prepared, upload, say) as journal:
+    uploader = None if trial else RunUploader(prepared.folder, prepared.tracking_uri, say)
+    with prepared.lock, _journal_of_run(prepared, uploader, say) as journal:
         best = _train(prepared, journal, stop or StopRequest(), say)
-        if part is None:
+        if trial is None:
             queue_registration(journal, best, config.tracking.model)
-    return _result(prepared, best, upload)
+    return _result(prepared, best, uploader)
 
 
 def queue_registration(journal: Journal, checkpoint_folder: Path, model: str) -> None:
@@ -122,12 +122,14 @@ def _describe_start(prepared: PreparedRun, say: Callable[[str], None]) -> str:
 
 
 @contextmanager
-def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[str], None]) -> Iterator[Journal]:
+def _journal_of_run(
+    prepared: PreparedRun, uploader: RunUploader | None, say: Callable[[str], None]
+) -> Iterator[Journal]:
     """Uploads the journal during training, if this process is responsible for it, and writes the final status."""
     journal = Journal(prepared.folder)
-    uploading = None if upload is None else UploadThread(upload, say)
-    if uploading is not None:
-        uploading.start()
+    upload_thread = None if uploader is None else UploadThread(uploader, say)
+    if upload_thread is not None:
+        upload_thread.start()
     status, keep = "FAILED", True
     try:
         yield journal
@@ -137,13 +139,13 @@ def _tracked(prepared: PreparedRun, upload: RunUploader | None, say: Callable[[s
         raise
     except UserError:
         is_empty = prepared.is_new and not any(prepared.folder.glob(f"*/{checkpoint.META}"))
-        keep = upload is None or not is_empty  # the uploader of a sweep may already read the folder
+        keep = uploader is None or not is_empty  # the uploader of a sweep may already read the folder
         raise
     finally:
         _write_end(journal, status, say)
-        if uploading is not None and not uploading.close() and keep:
+        if upload_thread is not None and not upload_thread.close() and keep:
             uri = paths.redact(prepared.tracking_uri)
-            say(f"what {uri} lacks is uploaded later by `segray tracking sync {prepared.folder}`.")
+            say(f"the upload to {uri} is incomplete; complete it with `segray tracking sync {prepared.folder}`.")
         if not keep:
             shutil.rmtree(prepared.folder)
 
@@ -156,12 +158,12 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
     try:
         journal.write("end", status=status)
     except OSError as error:
-        say(f"the run's end, {status}, cannot be written to {journal.path} ({error.strerror}).")
+        say(f"the final status {status} cannot be written to {journal.path} ({error.strerror}).")
 
 
 def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Callable[[str], None]) -> Path:
     """Runs the training and returns the folder of the best checkpoint."""
-    monitor = prepared.job.heartbeat or create_heartbeat_actor()
+    monitor = prepared.job.heartbeat_monitor or create_local_actor(HeartbeatMonitor)
     monitor.reset.remote()
     watchdog = HangWatchdog(
         monitor, prepared.config.train.hang_timeout_s, lambda line: journal.write("event", text=line)
@@ -171,17 +173,17 @@ def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Call
         with (
             handle_signals(lambda: stop.request(paths.job_stop_timeout_s()), stop.force),
             stop_on_request(stop, monitor, say),
-            _waiting(_is_elastic(prepared.config)),
+            _worker_start_timeout(_is_elastic(prepared.config)),
         ):
             _trainer(prepared, monitor).fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = root_cause(error)
         if stop.requested and (cause is None or isinstance(cause, RunStoppedError)):
-            raise RunStoppedError(_stopped(prepared)) from error
+            raise RunStoppedError(_stop_message(prepared)) from error
         raise cause or TrainingError(f"run {prepared.name} failed: {error}") from error
     finally:
         watchdog.stop()
-        if prepared.job.heartbeat is None:
+        if prepared.job.heartbeat_monitor is None:
             ray.kill(monitor)
     best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(prepared.folder))
     if best is None:
@@ -189,15 +191,10 @@ def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Call
     return best.folder
 
 
-def _stopped(prepared: PreparedRun) -> str:
+def _stop_message(prepared: PreparedRun) -> str:
     checkpoints = checkpoint_store.list_checkpoints(prepared.folder)
     position = f"at step {checkpoints[-1].step}" if checkpoints else "before its first checkpoint"
     return f"run {prepared.name} was stopped {position}; resume it with --resume {prepared.folder}."
-
-
-def create_heartbeat_actor() -> ray.actor.ActorHandle:
-    """Returns a new `HeartbeatMonitor` actor on this node."""
-    return create_local_actor(HeartbeatMonitor)
 
 
 def _is_elastic(config: Config) -> bool:
@@ -205,14 +202,14 @@ def _is_elastic(config: Config) -> bool:
 
 
 @contextmanager
-def _waiting(elastic: bool) -> Iterator[None]:
+def _worker_start_timeout(is_elastic: bool) -> Iterator[None]:
     """Sets the worker start timeout of Ray Train for this run, unless the environment already sets it."""
-    is_given = START_TIMEOUT_VARIABLE in os.environ
-    os.environ.setdefault(START_TIMEOUT_VARIABLE, START_TIMEOUT_S[elastic])  # Ray Train passes it to the controller
+    is_set = START_TIMEOUT_VARIABLE in os.environ
+    os.environ.setdefault(START_TIMEOUT_VARIABLE, START_TIMEOUT_S[is_elastic])  # Ray Train passes it to the controller
     try:
         yield
     finally:
-        if not is_given:
+        if not is_set:
             del os.environ[START_TIMEOUT_VARIABLE]
 
 
@@ -223,7 +220,7 @@ def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle) -> SegrayTra
         train_loop_per_worker,
         extra_callbacks=[RegisterController(monitor)],
         # A reference, so that the controller does not deserialise the specification.
-        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat=monitor))},
+        train_loop_config={"job": ray.put(replace(prepared.job, heartbeat_monitor=monitor))},
         scaling_config=ScalingConfig(
             num_workers=(train.min_workers, train.workers) if _is_elastic(prepared.config) else train.workers,
             use_gpu=placement.gpus > 0,
@@ -246,7 +243,7 @@ def _attempt(folder: Path) -> str:
     return f"attempt-{1 + len(list((folder / RAY_FOLDER).glob('attempt-*')))}"
 
 
-def _result(prepared: PreparedRun, best: Path, upload: RunUploader | None) -> TrainResult:
+def _result(prepared: PreparedRun, best: Path, uploader: RunUploader | None) -> TrainResult:
     meta = checkpoint.load_meta(best)
     return TrainResult(
         name=prepared.name,
@@ -255,7 +252,7 @@ def _result(prepared: PreparedRun, best: Path, upload: RunUploader | None) -> Tr
         step=meta.step,
         scores=scores_from_confusion(np.asarray(meta.confusion), prepared.job.manifest.classes.names),
         tracking_uri=paths.redact(prepared.tracking_uri),
-        run_id=upload.run_id if upload else None,
+        run_id=uploader.run_id if uploader else None,
         model=prepared.config.tracking.model,
-        version=upload.version if upload else None,
+        version=uploader.version if uploader else None,
     )

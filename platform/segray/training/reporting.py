@@ -27,9 +27,9 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
 
     def __init__(self, folder: str) -> None:
         self._journal = Journal(Path(folder))
-        self._last: int | None = None
-        self._newest: str | None = None
-        self._waiting: list[tuple[Kind, dict[str, Any]]] = []
+        self._last_step: int | None = None
+        self._latest_checkpoint: str | None = None
+        self._pending: list[tuple[Kind, dict[str, Any]]] = []
 
     def after_report(
         self,
@@ -38,41 +38,41 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
         checkpoint: Checkpoint | None,
     ) -> None:
         """Writes the new records."""
-        if self._last is None:
-            self._last = self._journal.last_step()
+        if self._last_step is None:
+            self._last_step = self._journal.last_step()
         for step, values in metrics[0][RECENT_REPORTS]:
-            if step > self._last:
-                self._last = step
+            if step > self._last_step:
+                self._last_step = step
                 self._write("metrics", step=step, values=values)
-                picture = preview_path(self._journal.path.parent, step)
-                if picture.exists():
-                    place = picture.parent.name
-                    self._write("image", file=f"{place}/{picture.name}", place=place)
-        newest = metrics[0].get(LATEST_CHECKPOINT)
-        if newest is not None and newest != self._newest:
-            self._newest = newest
-            self._write("tag", name=CHECKPOINT_TAG, value=newest)
+                preview = preview_path(self._journal.path.parent, step)
+                if preview.exists():
+                    folder = preview.parent.name
+                    self._write("image", file=f"{folder}/{preview.name}", place=folder)
+        latest = metrics[0].get(LATEST_CHECKPOINT)
+        if latest is not None and latest != self._latest_checkpoint:
+            self._latest_checkpoint = latest
+            self._write("tag", name=CHECKPOINT_TAG, value=latest)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Writes the errors of the workers."""
         for rank, error in sorted(worker_exceptions.items()):
-            self._write("event", text=_told(rank, error))
+            self._write("event", text=_error_line(rank, error))
             if isinstance(error, PreemptedError | RunStoppedError):  # all ranks report the same error
                 return
 
     def _write(self, kind: Kind, **fields: Any) -> None:
         """Appends a record. Records that cannot be written are kept for the next call."""
-        self._waiting.append((kind, fields))
-        while self._waiting:
+        self._pending.append((kind, fields))
+        while self._pending:
             try:
-                self._journal.write(self._waiting[0][0], **self._waiting[0][1])
+                self._journal.write(self._pending[0][0], **self._pending[0][1])
             except OSError as error:
                 logging.getLogger(__name__).warning("the journal cannot be written: %s", error)
                 return
-            self._waiting.pop(0)
+            self._pending.pop(0)
 
 
-def _told(rank: int, error: Exception) -> str:
+def _error_line(rank: int, error: Exception) -> str:
     if isinstance(error, PreemptedError | RunStoppedError):
         return str(error)
     return f"rank {rank} ended: {first_line(error)}"
@@ -98,7 +98,7 @@ def aggregate_reports(reports: list[dict[str, Any]]) -> dict[str, float]:
         "train/images_per_s": sum(meter["images"] for meter in meters) / max(elapsed, 1e-9),
         "train/data_wait": max(meter["wait_s"] for meter in meters) / max(elapsed, 1e-9),
         "system/workers": float(len(reports)),  # varies in an elastic run
-        **_of_machines([report["system"] for report in reports]),
+        **_aggregate_usage([report["system"] for report in reports]),
     }
     for name, count in _counts(reports).items():
         if count:
@@ -113,10 +113,10 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _of_machines(usages: list[dict[str, float]]) -> dict[str, float]:
+def _aggregate_usage(usages: list[dict[str, float]]) -> dict[str, float]:
     """Returns the mean percentages and the maximum memory sizes over all ranks."""
-    found = {}
+    totals = {}
     for name in usages[0]:
         values = [usage[name] for usage in usages]
-        found[f"system/{name}"] = max(values) if name.endswith("gib") else sum(values) / len(values)
-    return found
+        totals[f"system/{name}"] = max(values) if name.endswith("gib") else sum(values) / len(values)
+    return totals

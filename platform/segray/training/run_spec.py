@@ -30,7 +30,7 @@ class RunSpec:
         folder: run folder; contains the checkpoints.
         draws_per_row: number of times an epoch samples each row of the training split; `None` samples each row once.
         initial_weights: reference to the initial state dict; `None` keeps the random initialisation.
-        heartbeat: actor that receives the heartbeats of all ranks; `None` disables monitoring.
+        heartbeat_monitor: actor that receives the heartbeats of all ranks; `None` disables monitoring.
         shared_splits: rows already stored in the cluster's memory, by split.
     """
 
@@ -40,7 +40,7 @@ class RunSpec:
     folder: Path
     draws_per_row: NDArray[np.float64] | None = None
     initial_weights: ray.ObjectRef | None = None
-    heartbeat: ray.actor.ActorHandle | None = None
+    heartbeat_monitor: ray.actor.ActorHandle | None = None
     shared_splits: Mapping[str, SharedSplit] = field(default_factory=dict)
 
 
@@ -51,16 +51,16 @@ class BadRowPolicy:
         count: number of skipped rows since the worker started; a row counts each time it is read.
     """
 
-    def __init__(self, setting: str) -> None:
-        self._setting = setting
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
         self.count = 0
 
     def __call__(self, error: DataError) -> None:
         """Raises the error or counts it, depending on the setting."""
-        if self._setting == "fail":
+        if self._policy == "fail":
             raise error
         self.count += 1
-        logging.getLogger(__name__).warning("left out: %s", error)
+        logging.getLogger(__name__).warning("skipped: %s", error)
 
 
 def loader_resources(config: Config, placement: WorkerResources, shared: SharedSplit | None = None) -> LoaderResources:
@@ -69,7 +69,9 @@ def loader_resources(config: Config, placement: WorkerResources, shared: SharedS
     return LoaderResources(placement.read_cpus, placement.threads, tasks, placement.device == "cuda", shared)
 
 
-def build_epoch_plan(source: SplitReader, config: Config, times: NDArray[np.float64] | None) -> EpochPlan:
+def build_epoch_plan(source: SplitReader, config: Config, draws_per_row: NDArray[np.float64] | None) -> EpochPlan:
     """Returns the plan that defines the row order of a run."""
     batch = config.train.batch
-    return EpochPlan(source.rows_per_group(), batch, config.train.seed, shuffle_window_steps(source, batch), times)
+    return EpochPlan(
+        source.rows_per_group(), batch, config.train.seed, shuffle_window_steps(source, batch), draws_per_row
+    )

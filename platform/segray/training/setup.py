@@ -80,7 +80,7 @@ def prepare_run(
     resume: str | None,
     allowed: Collection[str],
     say: Callable[[str], None],
-    part: TrialContext | None = None,
+    trial: TrialContext | None = None,
 ) -> PreparedRun:
     """Checks a new or resumed run and starts or continues its journal.
 
@@ -91,7 +91,7 @@ def prepare_run(
         resume: "auto", a run folder or its latest checkpoint; `None` starts a new run.
         allowed: names of settings that may differ from those of the resumed run.
         say: callback that receives the few lines meant for the user.
-        part: sweep context, if the run is a trial.
+        trial: sweep context, if the run is a trial.
 
     Returns:
         Run that is ready to train.
@@ -99,14 +99,14 @@ def prepare_run(
     Raises:
         UserError: the run cannot work.
     """
-    target = _resolve(config, resume, part, say)
+    target = _resolve(config, resume, trial, say)
     with ExitStack() as on_error:
         lock = None if target.run is None else on_error.enter_context(lock_run(target.run))
         changes = _compare_settings(target, resume, allowed)
         train = validate_splits(target.config, target.manifest)
         weights = _load_weights(target, say)
         connect()
-        placement = _allocate_workers(target, say) if part is None else part.placement
+        placement = _allocate_workers(target, say) if trial is None else trial.placement
         draws_per_row = draws_per_epoch(SplitReader(target.config.data.root, train), target.config.data)
         initial_weights = None if weights is None else ray.put(weights)  # other nodes may not see the file
         folder = target.run or Path(paths.create_run_dir(target.config)[1])
@@ -114,9 +114,9 @@ def prepare_run(
             lock = on_error.enter_context(lock_run(folder))
         named = target.config.model_copy(update={"name": folder.name, "results": str(folder.parent)})
         job = RunSpec(named, target.manifest, placement, folder, draws_per_row, initial_weights)
-        if part is not None:
-            job = replace(job, shared_splits=part.shared, heartbeat=part.pulse)
-        _write_start(job, target.run is None, changes, say, part)
+        if trial is not None:
+            job = replace(job, shared_splits=trial.shared_splits, heartbeat_monitor=trial.heartbeat_monitor)
+        _write_start(job, target.run is None, changes, say, trial)
         on_error.pop_all()  # the caller releases the lock
     return PreparedRun(job, target.tracking_uri, target.run is None, lock)
 
@@ -138,12 +138,12 @@ class _RunTarget:
     run: Path | None
 
 
-def _resolve(config: Config, resume: str | None, part: TrialContext | None, say: Callable[[str], None]) -> _RunTarget:
+def _resolve(config: Config, resume: str | None, trial: TrialContext | None, say: Callable[[str], None]) -> _RunTarget:
     """Resolves the paths of the settings and the run to resume. For a trial, the sweep has resolved the paths."""
-    if part is None:
+    if trial is None:
         config, tracking_uri = paths.resolve_paths(config), paths.tracking_uri(config)
     else:
-        tracking_uri = part.tracking_uri
+        tracking_uri = trial.tracking_uri
     run = None if resume in (None, paths.RESUME_LATEST) else resolve_run(str(resume))
     manifest = read_manifest(config.data.root)
     if resume == paths.RESUME_LATEST:
@@ -209,14 +209,16 @@ def _allocate_workers(target: _RunTarget, say: Callable[[str], None]) -> resourc
 
 
 def _write_start(
-    job: RunSpec, is_new: bool, changes: list[str], say: Callable[[str], None], part: TrialContext | None
+    job: RunSpec, is_new: bool, changes: list[str], say: Callable[[str], None], trial: TrialContext | None
 ) -> None:
     """Starts the journal of a new run, or continues the journal of a resumed run."""
     journal = Journal(job.folder)
     text = job.config.model_dump_json(indent=2)
     (job.folder / checkpoint.CONFIG).write_text(text)
     if is_new:
-        journal.write("run", **run_entry(job.config, job.folder, job.manifest), **(part.journal_fields if part else {}))
+        journal.write(
+            "run", **run_entry(job.config, job.folder, job.manifest), **(trial.journal_fields if trial else {})
+        )
         journal.write("text", name=checkpoint.CONFIG, text=text)
         return
     journal.write("resumed", dataset={"digest": job.manifest.digest})

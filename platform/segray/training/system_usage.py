@@ -21,14 +21,14 @@ class SystemUsage:
     def __call__(self) -> dict[str, float]:
         """Returns the current values by name."""
         memory = self._process.memory_info().rss / GIB
-        found = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
-        return found | (_of_gpu(self._device) if self._device.type == "cuda" else {})
+        usage = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
+        return usage | (_gpu_usage(self._device) if self._device.type == "cuda" else {})
 
 
-def _of_gpu(device: torch.device) -> dict[str, float]:
+def _gpu_usage(device: torch.device) -> dict[str, float]:
     free, total = torch.cuda.mem_get_info(device)
-    found = {"gpu_memory_gib": (total - free) / GIB}
+    usage = {"gpu_memory_gib": (total - free) / GIB}
     try:
-        return found | {"gpu_percent": float(torch.cuda.utilization(device))}
+        return usage | {"gpu_percent": float(torch.cuda.utilization(device))}
     except ModuleNotFoundError:  # nvidia-ml-py is not installed
-        return found
+        return usage

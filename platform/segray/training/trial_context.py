@@ -15,22 +15,23 @@ class TrialContext:
     """Context of a trial run. The sweep uploads the journal of the run and registers its models.
 
     Attributes:
-        sweep: key of the sweep's own run, which is the parent of this run in MLflow.
+        sweep_key: key of the sweep's own run, which is the parent of this run in MLflow.
         number: number of the trial.
         placement: resources of each worker, next to those of other trials.
         tracking_uri: MLflow store including the password, which the settings of the run do not contain.
-        shared: rows already stored in the cluster's memory, by split.
-        pulse: heartbeat monitor actor, reused by consecutive trials of a slot; `None` creates one for the run.
+        shared_splits: rows already stored in the cluster's memory, by split.
+        heartbeat_monitor: `HeartbeatMonitor` actor, reused by consecutive trials of a slot; `None` creates one for
+            the run.
     """
 
-    sweep: str
+    sweep_key: str
     number: int
     placement: WorkerResources
     tracking_uri: str = field(repr=False)
-    shared: Mapping[str, SharedSplit] = field(default_factory=dict)
-    pulse: ray.actor.ActorHandle | None = None
+    shared_splits: Mapping[str, SharedSplit] = field(default_factory=dict)
+    heartbeat_monitor: ray.actor.ActorHandle | None = None
 
     @property
     def journal_fields(self) -> dict[str, Any]:
         """Journal fields that link the run to its sweep."""
-        return {"parent": self.sweep, "number": self.number}
+        return {"parent": self.sweep_key, "number": self.number}

@@ -35,70 +35,74 @@ class ValidationCounts:
     bad_rows: int
 
 
-def validate(rank: WorkerState, sign: Callable[[], None], stops: Callable[[], bool]) -> ValidationCounts | None:
+def validate(
+    state: WorkerState, on_image: Callable[[], None], must_stop: Callable[[], bool]
+) -> ValidationCounts | None:
     """Computes the confusion counts over the complete validation split.
 
     Rank 0 also saves a preview of the predictions for its first images.
 
     Args:
-        rank: state of this worker.
-        sign: callback called for every image.
-        stops: function that returns `True` if this rank must stop; called before every image.
+        state: state of this worker.
+        on_image: callback called for every image.
+        must_stop: function that returns `True` if this rank must stop; called before every image.
 
     Returns:
         Counts over all ranks, or `None` if any rank had to stop.
     """
-    classes, first = rank.job.manifest.classes, list[Any]()
-    bad_before, stopped = rank.val_bad_rows.count, False
+    classes, preview_rows = state.job.manifest.classes, list[Any]()
+    bad_before, stopped = state.val_bad_rows.count, False
 
-    def told() -> Iterator[Any]:
+    def rows() -> Iterator[Any]:
         nonlocal stopped
-        for row in _rows(rank):
-            sign()
-            stopped = stops()
+        for row in _rows(state):
+            on_image()
+            stopped = must_stop()
             if stopped:
                 return
-            if rank.rank == 0 and len(first) < NUM_PREVIEWS:
-                first.append(row)
+            if state.rank == 0 and len(preview_rows) < NUM_PREVIEWS:
+                preview_rows.append(row)
             yield row
 
-    wanted, mode = CountSpec(classes.num_classes, classes.ignore_id), InferenceConfig.from_config(rank.job.config)
+    spec, mode = CountSpec(classes.num_classes, classes.ignore_id), InferenceConfig.from_config(state.job.config)
     counts = torch.from_numpy(
-        accumulate_counts(rank.learner.eval_model, told(), wanted, rank.job.placement.threads, mode).confusion
+        accumulate_counts(state.train_state.eval_model, rows(), spec, state.job.placement.threads, mode).confusion
     )
-    whole = torch.cat([counts.flatten(), torch.tensor([rank.val_bad_rows.count - bad_before, int(stopped)])])
-    if rank.world > 1:
-        whole = whole.to(rank.device)
-        dist.all_reduce(whole)
-    *_, bad_rows, stops_now = whole.tolist()
-    if stops_now:
+    sums = torch.cat([counts.flatten(), torch.tensor([state.val_bad_rows.count - bad_before, int(stopped)])])
+    if state.world > 1:
+        sums = sums.to(state.device)
+        dist.all_reduce(sums)
+    *_, bad_rows, any_stopped = sums.tolist()
+    if any_stopped:
         return None
-    if first:
-        _show(rank, first)
-    return ValidationCounts(whole[:-2].view(counts.shape).cpu(), bad_rows)
+    if preview_rows:
+        _save_preview(state, preview_rows)
+    return ValidationCounts(sums[:-2].view(counts.shape).cpu(), bad_rows)
 
 
-def _rows(rank: WorkerState) -> Iterator[dict[str, Any]]:
-    config, manifest = rank.job.config, rank.job.manifest
+def _rows(state: WorkerState) -> Iterator[dict[str, Any]]:
+    config, manifest = state.job.config, state.job.manifest
     source = SplitReader(config.data.root, manifest.split(config.data.val_split))
     return evaluation_rows(
         source,
-        rank_rows(rank.rank, rank.world, source.split.rows),
+        rank_rows(state.rank, state.world, source.split.rows),
         config.data.short_side,
         config.eval.size_multiple,
-        loader_resources(config, rank.job.placement, rank.job.shared_splits.get(config.data.val_split)),
-        rank.val_bad_rows,
+        loader_resources(config, state.job.placement, state.job.shared_splits.get(config.data.val_split)),
+        state.val_bad_rows,
     )
 
 
-def _show(rank: WorkerState, rows: list[dict[str, Any]]) -> None:
-    shown = []
+def _save_preview(state: WorkerState, rows: list[dict[str, Any]]) -> None:
+    previews = []
     for row in rows:
         truth = row["mask"][0].cpu().numpy()
-        images, mode = row["image"].to(rank.device), InferenceConfig.from_config(rank.job.config)
-        found = segment(rank.learner.eval_model, images, truth.shape, mode)[0].cpu().numpy()
-        shown.append(visualize.PreviewRow(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, found))
+        images, mode = row["image"].to(state.device), InferenceConfig.from_config(state.job.config)
+        prediction = segment(state.train_state.eval_model, images, truth.shape, mode)[0].cpu().numpy()
+        previews.append(visualize.PreviewRow(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, prediction))
     try:
-        visualize.save_previews(shown, rank.job.manifest.classes, preview_path(rank.job.folder, rank.progress.step))
+        visualize.save_previews(
+            previews, state.job.manifest.classes, preview_path(state.job.folder, state.progress.step)
+        )
     except OSError as error:
-        logging.getLogger(__name__).warning("the picture of step %d cannot be written: %s", rank.progress.step, error)
+        logging.getLogger(__name__).warning("the preview of step %d cannot be written: %s", state.progress.step, error)

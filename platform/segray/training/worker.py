@@ -41,21 +41,21 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     try:
         job: RunSpec = resolve_device(ray.get(settings["job"]))
         context = ray.train.get_context()
-        beat = HeartbeatSender(
-            job.heartbeat, context.get_world_rank(), context.get_world_size(), job.config.train.hang_timeout_s
+        heartbeat = HeartbeatSender(
+            job.heartbeat_monitor, context.get_world_rank(), context.get_world_size(), job.config.train.hang_timeout_s
         )
         try:
-            TrainWorker(job, beat).train()
+            TrainWorker(job, heartbeat).train()
         finally:
-            beat.stop()
+            heartbeat.stop()
     except (SegrayError, PreemptedError):
-        _without_traceback()
+        _suppress_traceback()
         raise
     except RuntimeError as error:  # torch has an out-of-memory class for devices, but not for the CPU
         if not is_out_of_memory(error):
             raise
-        _without_traceback()
-        raise OutOfMemoryError(_too_large(job)) from error
+        _suppress_traceback()
+        raise OutOfMemoryError(_out_of_memory_message(job)) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -63,23 +63,23 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _without_traceback() -> None:
+def _suppress_traceback() -> None:
     logging.getLogger(ERROR_LOGGER).setLevel(logging.CRITICAL)  # the message is sufficient
 
 
-def _too_large(job: RunSpec) -> str:
+def _out_of_memory_message(job: RunSpec) -> str:
     train = job.config.train
     images = -(-train.batch // (train.workers * train.accumulation_steps))
-    most = train.batch // train.workers
-    advice = (
-        f"use --train.accumulation_steps {min(2 * train.accumulation_steps, most)}"
-        if train.accumulation_steps < most
+    max_steps = train.batch // train.workers
+    hint = (
+        f"use --train.accumulation_steps {min(2 * train.accumulation_steps, max_steps)}"
+        if train.accumulation_steps < max_steps
         else "use a smaller data.crop"
     )
     return (
         f"a {job.placement.device} worker has not enough memory for {images} images of {job.config.data.crop} px "
         f"({job.config.model.variant}, train.batch {train.batch}, {train.workers} workers, "
-        f"{train.accumulation_steps} accumulation steps); {advice}, or --model.activation_checkpointing."
+        f"{train.accumulation_steps} accumulation steps); {hint}, or --model.activation_checkpointing."
     )
 
 
@@ -95,23 +95,23 @@ class TrainWorker:
 
     Args:
         job: specification of the run.
-        beat: heartbeat sender of this rank.
+        heartbeat: heartbeat sender of this rank.
     """
 
-    def __init__(self, job: RunSpec, beat: HeartbeatSender) -> None:
-        self._job, self._beat = job, beat
-        self._rank = init_worker(job)
-        self._usage = SystemUsage(self._rank.device)
+    def __init__(self, job: RunSpec, heartbeat: HeartbeatSender) -> None:
+        self._job, self._heartbeat = job, heartbeat
+        self._state = init_worker(job)
+        self._usage = SystemUsage(self._state.device)
         self._meter = TrainMeter()
         self._writer: CheckpointWriter | None = None
-        if self._rank.rank == 0:
+        if self._state.rank == 0:
             self._writer = CheckpointWriter(job.folder, job.config.train.keep_best, job.config.train.keep_every)
 
     def train(self) -> None:
         """Makes the remaining steps and waits until their checkpoints are written."""
         for _ in self.steps():
             pass
-        self._beat.mark_idle()  # slow storage does not count as a hang
+        self._heartbeat.mark_idle()  # slow storage does not count as a hang
         if self._writer is not None:
             self._writer.wait()
 
@@ -120,79 +120,83 @@ class TrainWorker:
 
         Yields each step after its report, validation and checkpoint, if any of these is due.
         """
-        rank = self._rank
-        if rank.recent_reports:  # the controller may have died before writing them
+        state = self._state
+        if state.recent_reports:  # the controller may have died before writing them
             self._report()
-        if rank.progress.owed is not None:
-            self._validate(rank.progress.owed)
-        if rank.progress.is_over(self._job.config):
+        if state.progress.owed is not None:
+            self._validate(state.progress.owed)
+        if state.progress.is_over(self._job.config):
             return
-        noticed: Tensor | None = None
+        stop_requested: Tensor | None = None
         for step in self._steps():
-            rank.progress.step = step.step
+            state.progress.step = step.step
             self._meter.add(step)
             # Check the flag of the previous step. Reading the flag of this step would stall the device.
-            if noticed is not None and noticed:
+            if stop_requested is not None and stop_requested:
                 self._stop(step)
-            noticed = step.stop_requested
-            is_over = self._is_due(step.step) and self._conclude(step)
+            stop_requested = step.stop_requested
+            is_over = self._is_report_due(step.step) and self._finish_step(step)
             yield step
             if is_over:
                 return
 
     def _steps(self) -> Iterator[StepResult]:
-        job, rank = self._job, self._rank
+        job, state = self._job, self._state
         config, classes = job.config, job.manifest.classes
         source = SplitReader(config.data.root, job.manifest.split(config.data.train_split))
         batches = training_batches(
             source,
             build_epoch_plan(source, config, job.draws_per_row),
-            rank_slots(rank.rank, rank.world, config.train.batch),
-            rank.progress.step,
+            rank_slots(state.rank, state.world, config.train.batch),
+            state.progress.step,
             config.train.steps,
             Augmenter(config.data, classes.ignore_id),
             loader_resources(config, job.placement, job.shared_splits.get(config.data.train_split)),
-            rank.train_bad_rows,
+            state.train_bad_rows,
         )
-        return rank.learner.train_steps(
-            wrap_ddp(rank),
+        return state.train_state.train_steps(
+            wrap_ddp(state),
             build_loss(config.loss, classes.num_classes, source.split.class_pixels),
             batches,
             ignore_id=classes.ignore_id,
-            start=rank.progress.step,
-            hooks=Hooks(self._start_step, self._beat, self._must_stop),
+            start=state.progress.step,
+            hooks=Hooks(self._start_step, self._heartbeat, self._must_stop),
         )
 
     def _start_step(self, step: int) -> None:
-        self._beat.step(step)
-        seed_step(self._job.config.train.seed, step, self._rank.rank)
+        self._heartbeat.step(step)
+        seed_step(self._job.config.train.seed, step, self._state.rank)
 
     def _must_stop(self) -> bool:
-        return self._beat.stop_requested or is_preemption_announced()
+        return self._heartbeat.stop_requested or is_preemption_announced()
 
-    def _is_due(self, step: int) -> bool:
+    def _is_report_due(self, step: int) -> bool:
         """Returns `True` if a report follows this step. All ranks report at the same steps."""
-        return step % self._job.config.train.log_every == 0 or self._validates(step) or self._saves(step)
+        return (
+            step % self._job.config.train.log_every == 0
+            or self._is_validation_due(step)
+            or self._is_checkpoint_due(step)
+        )
 
-    def _validates(self, step: int) -> bool:
+    def _is_validation_due(self, step: int) -> bool:
         train = self._job.config.train
         return step % train.val_every == 0 or step == train.steps
 
-    def _saves(self, step: int) -> bool:
+    def _is_checkpoint_due(self, step: int) -> bool:
         every = self._job.config.train.checkpoint_every
         return every is not None and step % every == 0
 
-    def _conclude(self, step: StepResult) -> bool:
+    def _finish_step(self, step: StepResult) -> bool:
         """Reports the steps since the last report, and validates or saves a checkpoint if due.
 
         Returns:
             `True` if this was the last step.
         """
-        values = self._joined(step)
-        if self._validates(step.step):
+        values = self._aggregate_metrics(step)
+        if self._is_validation_due(step.step):
             return self._validate(values)
-        self._note(values)
-        if self._saves(step.step):
+        self._queue_report(values)
+        if self._is_checkpoint_due(step.step):
             self._save({}, None)
         self._report()
         return False
@@ -206,79 +210,79 @@ class TrainWorker:
         Returns:
             `True` if the run is over.
         """
-        progress, config = self._rank.progress, self._job.config
+        progress, config = self._state.progress, self._job.config
         progress.owed = values
-        self._beat("validation")
-        found = validate(self._rank, self._beat.beat, self._must_stop)
-        if found is None:
-            self._leave()
-        scores = scores_from_confusion(found.counts.numpy(), self._job.manifest.classes.names).as_metrics("val")
+        self._heartbeat("validation")
+        result = validate(self._state, self._heartbeat.beat, self._must_stop)
+        if result is None:
+            self._save_and_exit()
+        scores = scores_from_confusion(result.counts.numpy(), self._job.manifest.classes.names).as_metrics("val")
         progress.validated(scores[SCORE_METRIC], config)
-        self._note(values | scores | ({"val/bad_rows": found.bad_rows} if found.bad_rows else {}))
-        self._save(scores, found.counts)
+        self._queue_report(values | scores | ({"val/bad_rows": result.bad_rows} if result.bad_rows else {}))
+        self._save(scores, result.counts)
         self._report()
         return progress.is_over(config)
 
-    def _joined(self, step: StepResult) -> dict[str, float]:
+    def _aggregate_metrics(self, step: StepResult) -> dict[str, float]:
         """Returns the metrics of the steps since the last report. They are equal on every rank."""
-        found = self._found(step)
-        everyone = [found]
-        if self._rank.world > 1:
-            self._beat("report")
-            everyone = [{} for _ in range(self._rank.world)]
-            dist.all_gather_object(everyone, found)
-        return aggregate_reports(everyone)
+        report = self._local_report(step)
+        reports = [report]
+        if self._state.world > 1:
+            self._heartbeat("report")
+            reports = [{} for _ in range(self._state.world)]
+            dist.all_gather_object(reports, report)
+        return aggregate_reports(reports)
 
-    def _found(self, step: StepResult) -> dict[str, Any]:
-        taken = self._meter.flush()
+    def _local_report(self, step: StepResult) -> dict[str, Any]:
+        meter = self._meter.flush()
         config = self._job.config
         if len(self._meter.skipped_steps) >= config.train.max_nonfinite_steps:
-            raise TrainingError(_diverged(self._meter.skipped_steps, self._job))
+            raise TrainingError(_divergence_message(self._meter.skipped_steps, self._job))
         lr = config.optim.lr * step.lr_factor
-        return {"lr": lr, "meter": taken, "system": self._usage(), "bad_rows": self._rank.train_bad_rows.count}
+        return {"lr": lr, "meter": meter, "system": self._usage(), "bad_rows": self._state.train_bad_rows.count}
 
-    def _note(self, values: dict[str, float]) -> None:
+    def _queue_report(self, values: dict[str, float]) -> None:
         """Queues metrics of the last step for the next report. The previous report is kept and sent again."""
-        self._rank.recent_reports = [*self._rank.recent_reports[-1:], (self._rank.progress.step, values)]
+        self._state.recent_reports = [*self._state.recent_reports[-1:], (self._state.progress.step, values)]
 
     def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
         if self._writer is not None:
-            self._beat.beat()
-            self._writer.submit(self._rank.progress.step, self._rank.checkpoint_contents(scores, counts).write)
+            self._heartbeat.beat()
+            self._writer.submit(self._state.progress.step, self._state.checkpoint_contents(scores, counts).write)
 
     def _report(self) -> None:
-        self._beat("report")
-        told: dict[str, Any] = {RECENT_REPORTS: self._rank.recent_reports}
-        if self._rank.recent_reports:
-            step, values = self._rank.recent_reports[-1]
-            told |= {"step": step, **values}
+        self._heartbeat("report")
+        report: dict[str, Any] = {RECENT_REPORTS: self._state.recent_reports}
+        if self._state.recent_reports:
+            step, values = self._state.recent_reports[-1]
+            report |= {"step": step, **values}
         if self._writer is not None:
             self._writer.raise_if_failed()
-            told[LATEST_CHECKPOINT] = self._writer.latest_path
-        ray.train.report(told)
+            report[LATEST_CHECKPOINT] = self._writer.latest_path
+        ray.train.report(report)
         self._meter.flush()  # exclude validation and reporting from the training time
 
     def _stop(self, step: StepResult) -> NoReturn:
         """Ends this worker after a step because a stop was requested or a node is preempted."""
-        values = self._joined(step)
-        if self._validates(step.step):
-            self._rank.progress.owed = values
+        values = self._aggregate_metrics(step)
+        if self._is_validation_due(step.step):
+            self._state.progress.owed = values
         else:
-            self._note(values)
-        self._leave()
+            self._queue_report(values)
+        self._save_and_exit()
 
-    def _leave(self) -> NoReturn:
+    def _save_and_exit(self) -> NoReturn:
         """Saves a checkpoint of the current step and ends this worker. The run resumes from that checkpoint."""
         self._save({}, None)
         if self._writer is not None:
             self._writer.wait()
         self._report()  # a barrier: no rank exits before the checkpoint is complete
-        if self._beat.stop_requested:
-            raise RunStoppedError(f"stopped at step {self._rank.progress.step}.")
-        raise PreemptedError(f"a node is preempted; the run resumes from step {self._rank.progress.step}.")
+        if self._heartbeat.stop_requested:
+            raise RunStoppedError(f"stopped at step {self._state.progress.step}.")
+        raise PreemptedError(f"a node is preempted; the run resumes from step {self._state.progress.step}.")
 
 
-def _diverged(skipped: range, job: RunSpec) -> str:
+def _divergence_message(skipped: range, job: RunSpec) -> str:
     config = job.config
     if config.train.precision == "fp16":
         cause = "float16 cannot hold them; use --train.precision bf16"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S
 from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.data.sampler import row_seed
@@ -28,7 +29,6 @@ from segray.training.run_spec import BadRowPolicy, RunSpec
 
 FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
 """Variable that Ray sets on nodes that its fake autoscaler starts on one machine for testing."""
-SEES_WITHIN_S = 10.0
 """Seconds to wait for a new folder to become visible on a network file system."""
 
 
@@ -50,15 +50,15 @@ class RunProgress:
 
     def validated(self, score: float, config: Config) -> None:
         """Records the score of a validation."""
-        better = score > self.best + config.train.min_delta or self.best == float("-inf")
-        self.best, self.stale = max(score, self.best), 0 if better else self.stale + 1
+        is_better = score > self.best + config.train.min_delta or self.best == float("-inf")
+        self.best, self.stale = max(score, self.best), 0 if is_better else self.stale + 1
         self.owed = None
 
     def is_over(self, config: Config) -> bool:
         """Returns `True` if training is complete: all steps are made, or the patience is exhausted."""
         train = config.train
-        patient = train.patience is None or self.stale < train.patience or self.step < train.min_steps
-        return self.owed is None and (self.step >= train.steps or not patient)
+        has_patience = train.patience is None or self.stale < train.patience or self.step < train.min_steps
+        return self.owed is None and (self.step >= train.steps or not has_patience)
 
 
 @dataclass
@@ -69,7 +69,7 @@ class WorkerState:
         job: specification of the run.
         rank, world: rank of this worker and number of ranks.
         device: device that computes.
-        learner: model and its training state.
+        train_state: model and its training state.
         progress: progress of the run.
         recent_reports: step and metrics of the last two reports.
         train_bad_rows, val_bad_rows: policies for rows that cannot be decoded.
@@ -79,7 +79,7 @@ class WorkerState:
     rank: int
     world: int
     device: torch.device
-    learner: TrainState
+    train_state: TrainState
     progress: RunProgress = field(default_factory=RunProgress)
     recent_reports: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     train_bad_rows: BadRowPolicy = field(default_factory=lambda: BadRowPolicy("fail"))
@@ -99,15 +99,17 @@ class WorkerState:
             dataset_digest=self.job.manifest.digest,
             versions=checkpoint.library_versions(),
         )
-        state = {**self.learner.state_dict(), "progress": asdict(self.progress), "recent": self.recent_reports}
-        model, ema = self.learner.model, self.learner.ema
-        average = None if ema is None else ema.model
-        return checkpoint.snapshot(model, state, self.job.config, self.job.manifest.classes, meta, average)
+        state = {**self.train_state.state_dict(), "progress": asdict(self.progress), "recent": self.recent_reports}
+        model, ema = self.train_state.model, self.train_state.ema
+        ema_model = None if ema is None else ema.model
+        return checkpoint.snapshot(model, state, self.job.config, self.job.manifest.classes, meta, ema_model)
 
     def restore(self, folder: Path) -> None:
         """Restores the state from a checkpoint."""
         state = checkpoint.load_state(folder)
-        self.learner.load_state_dict(checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state)
+        self.train_state.load_state_dict(
+            checkpoint.load_weights(folder, live=True), checkpoint.load_weights(folder), state
+        )
         self.progress = RunProgress(**state["progress"])
         self.recent_reports = state["recent"]
 
@@ -121,7 +123,7 @@ def init_worker(job: RunSpec) -> WorkerState:
     torch.set_num_threads(job.placement.threads)
     if config.train.deterministic:
         enable_determinism()
-    rank = WorkerState(
+    state = WorkerState(
         job,
         context.get_world_rank(),
         context.get_world_size(),
@@ -130,10 +132,10 @@ def init_worker(job: RunSpec) -> WorkerState:
         train_bad_rows=BadRowPolicy(config.data.bad_rows),
         val_bad_rows=BadRowPolicy(config.data.bad_rows),
     )
-    folder = _agreed_start(rank)
+    folder = _select_checkpoint(state)
     if folder is not None:
-        rank.restore(folder)
-    return rank
+        state.restore(folder)
+    return state
 
 
 def resolve_device(job: RunSpec) -> RunSpec:
@@ -150,8 +152,8 @@ def resolve_device(job: RunSpec) -> RunSpec:
     if FAKE_CLUSTER_VARIABLE in os.environ:
         return replace(job, placement=replace(job.placement, device="cpu"))
     raise ClusterError(
-        f"node {ray.util.get_node_ip_address()} offers a GPU, and torch {torch.__version__} sees none there; look at "
-        "nvidia-smi, and whether that torch was built for CUDA."
+        f"torch {torch.__version__} detects no GPU on node {ray.util.get_node_ip_address()}, although Ray assigned "
+        "one; check nvidia-smi and that torch was built for CUDA."
     )
 
 
@@ -161,9 +163,9 @@ def _check_storage(job: RunSpec) -> None:
     Raises:
         ClusterError: the node does not see the run folder.
     """
-    until = monotonic() + SEES_WITHIN_S
+    deadline = monotonic() + VISIBILITY_TIMEOUT_S
     while not (job.folder / checkpoint.CONFIG).exists():
-        if monotonic() > until:
+        if monotonic() > deadline:
             raise ClusterError(
                 f"results is {job.config.results}, and node {ray.util.get_node_ip_address()} does not see run "
                 f"{job.folder.name} there; expected storage that all nodes share, such as NFS."
@@ -181,36 +183,36 @@ def _model(job: RunSpec) -> SegmentationModel:
     return model
 
 
-def _agreed_start(rank: WorkerState) -> Path | None:
-    """Returns the checkpoint to resume from, as found by rank 0, or `None`.
+def _select_checkpoint(state: WorkerState) -> Path | None:
+    """Returns the checkpoint to resume from, as selected by rank 0, or `None`.
 
     Rank 0 decides for all ranks because the storage of other ranks may lag.
     """
-    found: list[Path | None] = [None]
-    if rank.rank == 0:
-        whole = checkpoint_store.list_checkpoints(rank.job.folder, logging.getLogger(__name__).warning)
-        found = [whole[-1].folder if whole else None]
-    if rank.world > 1:
-        dist.broadcast_object_list(found, src=0, device=rank.device)
-    return found[0]
+    latest: list[Path | None] = [None]
+    if state.rank == 0:
+        checkpoints = checkpoint_store.list_checkpoints(state.job.folder, logging.getLogger(__name__).warning)
+        latest = [checkpoints[-1].folder if checkpoints else None]
+    if state.world > 1:
+        dist.broadcast_object_list(latest, src=0, device=state.device)
+    return latest[0]
 
 
-def wrap_ddp(rank: WorkerState) -> nn.Module:
+def wrap_ddp(state: WorkerState) -> nn.Module:
     """Returns the model used for training: wrapped in DDP if there are several ranks."""
-    model = rank.learner.model
-    if rank.world == 1:
+    model = state.train_state.model
+    if state.world == 1:
         return model
-    devices = [rank.device] if rank.device.type == "cuda" else None
+    devices = [state.device] if state.device.type == "cuda" else None
     # Batch norm already keeps its running moments equal on all ranks.
     return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seeds the random generators for a step on a rank, so that a resumed run samples the same values."""
-    drawn = row_seed(seed, step, rank, copy=-1)  # copy -1 is not used by any row
-    torch.manual_seed(drawn)
-    np.random.seed(drawn)
-    random.seed(drawn)
+    step_seed = row_seed(seed, step, rank, copy=-1)  # copy -1 is not used by any row
+    torch.manual_seed(step_seed)
+    np.random.seed(step_seed)
+    random.seed(step_seed)
 
 
 def enable_determinism() -> None:

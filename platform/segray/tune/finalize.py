@@ -171,7 +171,7 @@ def _train_with_seed(sweep: PreparedSweep, best: Trial, number: int, say: Callab
     say(f"training the best settings with seed {train.seed} ({number} of {sweep.config.tune.seeds}).")
     context = TrialContext(sweep.key, len(sweep.trials) + number - 1, sweep.slots.placement, sweep.tracking_uri)
     try:
-        fit(config, resume=resumable_run(folder), say=lambda _line: None, part=context)
+        fit(config, resume=resumable_run(folder), say=lambda _line: None, trial=context)
         _best_checkpoint(folder)
     except RunStoppedError:
         raise

@@ -32,7 +32,7 @@ from ray.tune.stopper import Stopper
 from segray.core.errors import SegrayError
 from segray.core.logging import silence_libraries
 from segray.core.signals import handle_signals
-from segray.training.fit import create_heartbeat_actor
+from segray.training.heartbeat import HeartbeatMonitor, create_local_actor
 from segray.training.trial_context import TrialContext
 from segray.tune.controller import SweepController
 from segray.tune.schedulers.base import SchedulerDecision
@@ -68,7 +68,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], context: TrialContext, stop_signal: ray.actor.ActorHandle) -> None:
         silence_libraries()
-        self._context = replace(context, pulse=create_heartbeat_actor())
+        self._context = replace(context, heartbeat_monitor=create_local_actor(HeartbeatMonitor))
         self._stop_signal = stop_signal
         self._start_run(config)
 

@@ -170,7 +170,7 @@ class TrialRun:
                     resume=resumable_run(self._folder),
                     allowed=[*self._task.changed_settings, "train.accumulation_steps"],
                     say=logging.getLogger(__name__).info,
-                    part=self._context,
+                    trial=self._context,
                     stop=self.stop,
                 )
                 return
