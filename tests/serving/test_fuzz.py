@@ -1,4 +1,4 @@
-"""Whatever a stranger sends is answered in order: never by a 5xx, never by a replica that dies or grows."""
+"""Malformed requests never cause a status 5xx, a crash of a replica, or growing memory."""
 
 import asyncio
 import os
@@ -55,13 +55,13 @@ def chunk(kind, content):
 
 
 def giant(draw, _):
-    """A PNG that lies about its size."""
+    """A PNG with a wrong size in its header."""
     sides = draw.randrange(1, 2**31).to_bytes(4, "big") + draw.randrange(1, 2**31).to_bytes(4, "big")
     return PNG[:8] + chunk(b"IHDR", sides + PNG[24:29]) + PNG[33:]
 
 
 def wordy(_draw, _):
-    """A PNG with a text that unpacks to a thousand times its size."""
+    """A PNG with a text that decompresses to a thousand times its size."""
     return PNG[:33] + chunk(b"zTXt", b"x\0\0" + LONG) + PNG[33:]
 
 
@@ -78,11 +78,11 @@ def dashes(draw, _):
 SPOILT = (cut, flipped, noise, headed, giant, wordy, form, dashes)
 
 
-async def fuzzed(url, draw, bodies=BODIES):
-    """How many bodies were answered with which status."""
+async def fuzz(url, draw, bodies=BODIES):
+    """The number of responses by status."""
     counts, limit = Counter(), asyncio.Semaphore(AT_ONCE)
 
-    async def one(session):
+    async def send(session):
         path = draw.choice(["/v1/segment", "/v1/segment", "/v1/segment/batch"]) + draw.choice(QUERIES[:4] * 2 + QUERIES)
         headers = {"Authorization": KNOWN["Authorization"], "Content-Type": draw.choice(TYPES[:4] + TYPES)}
         headers |= {"Accept": draw.choice(["*/*", "application/json", "\xff", "image/png;q=x", ""])}
@@ -92,7 +92,7 @@ async def fuzzed(url, draw, bodies=BODIES):
             counts[answer.status] += 1
 
     async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(one(session) for _ in range(bodies)))
+        await asyncio.gather(*(send(session) for _ in range(bodies)))
     return counts
 
 
@@ -106,9 +106,9 @@ def memory():
 def test_malformed_bodies_and_parameters_are_refused_without_a_crash_or_growth(server):
     info, _, _ = server
     draw = random.Random(0)
-    warm = asyncio.run(fuzzed(info.url, random.Random(1), 500))  # whatever is loaded but once
+    warm = asyncio.run(fuzz(info.url, random.Random(1), 500))  # allocates what is allocated once
     before = memory()
-    counts = asyncio.run(fuzzed(info.url, draw))
+    counts = asyncio.run(fuzz(info.url, draw))
     grown = memory() - before
     print(f"{BODIES} bodies: {dict(sorted(counts.items()))}, {grown:+.0f} MiB")
     assert sum(counts.values()) == BODIES

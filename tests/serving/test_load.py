@@ -1,4 +1,4 @@
-"""A promotion and a rollback while a hundred clients ask: nobody notices but by the version."""
+"""A promotion and a rollback under the load of a hundred clients fail no request."""
 
 import json
 import time
@@ -18,10 +18,10 @@ BODIES = [
 ]
 
 
-def loaded(plan, known=None):
-    """What becomes of a plan, from a process of its own."""
+def run_load(plan, masks=None):
+    """The result of a load plan, run in a separate process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(apply_load, plan, MaskChecker(known) if known else None).result()
+        return pool.submit(apply_load, plan, MaskChecker(masks) if masks else None).result()
 
 
 def version(url):
@@ -34,9 +34,9 @@ def version(url):
 def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_no_request(server):
     info, store, _ = server
     url, bodies = f"{info.url}/v1/segment", [(body, KNOWN) for body in BODIES]
-    known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
-    loaded(LoadPlan(url, bodies, 16, 4.0))
-    saturated = loaded(LoadPlan(url, bodies, 16, 8.0)).rate
+    masks = {(index, number): store.mask(number, body) for index, body in enumerate(BODIES) for number in ("1", "2")}
+    run_load(LoadPlan(url, bodies, 16, 4.0))
+    saturated = run_load(LoadPlan(url, bodies, 16, 8.0)).rate
 
     set_at = {}
 
@@ -48,12 +48,11 @@ def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_no_request(s
 
     with ThreadPoolExecutor(1) as pool:
         promoting = pool.submit(promote)
-        load = loaded(LoadPlan(url, bodies, CLIENTS, SECONDS, rate=saturated / 2), known)
+        load = run_load(LoadPlan(url, bodies, CLIENTS, SECONDS, rate=saturated / 2), masks)
         promoting.result()
-    answered = [(load.begun + one.sent + one.seconds, one.version) for one in load.samples]
+    answers = [(load.begun + sample.sent + sample.seconds, sample.version) for sample in load.samples]
     delays = {
-        number: min(at for at, by in answered if by == number and at > since) - since
-        for number, since in set_at.items()
+        number: min(at for at, by in answers if by == number and at > since) - since for number, since in set_at.items()
     }
     print(
         f"saturated {saturated:.0f}/s; {len(load.samples)} requests at {load.rate:.0f}/s, {len(load.failed)} failed, "
@@ -61,6 +60,6 @@ def test_promotion_and_rollback_at_half_of_the_saturation_load_fail_no_request(s
         f"to the first answer {delays['2']:.1f} s and {delays['1']:.1f} s"
     )
     assert not load.failed, load.failed[0]
-    assert {one.version for one in load.samples} == {"1", "2"}
+    assert {sample.version for sample in load.samples} == {"1", "2"}
     assert max(delays.values()) <= SOON_S
     assert version(info.url) == "1"

@@ -1,4 +1,4 @@
-"""Real Ray Serve on the test session's cluster: it follows the alias under load, and outlives a replica."""
+"""Ray Serve on the cluster of the test session: it follows the alias under load, and survives a replica failure."""
 
 import asyncio
 import base64
@@ -33,18 +33,18 @@ def get(url, path):
         return answer.read()
 
 
-def loaded(server, seconds, meanwhile):
-    """What became of requests of mixed sizes while something was done, each answer compared with its version's mask."""
+def run_under_load(server, seconds, action):
+    """The load of mixed sizes during an action, each mask compared with that of its version; the action's result."""
     info, store, _ = server
-    known = {(which, number): store.mask(number, body) for which, body in enumerate(BODIES) for number in ("1", "2")}
+    masks = {(index, number): store.mask(number, body) for index, body in enumerate(BODIES) for number in ("1", "2")}
     plan = LoadPlan(f"{info.url}/v1/segment", [(body, KNOWN) for body in BODIES], 8, seconds)
     with ThreadPoolExecutor(1) as pool:
-        going = pool.submit(apply_load, plan, MaskChecker(known))
-        told = meanwhile()
-        return going.result(), told
+        load = pool.submit(apply_load, plan, MaskChecker(masks))
+        result = action()
+        return load.result(), result
 
 
-def until_answered_by(info, version, seconds=20):
+def wait_for_version(info, version, seconds=20):
     async def wait():
         async with asyncio.timeout(seconds):
             while json.loads(get(info.url, "/v1/model"))["version"] != version:
@@ -59,11 +59,11 @@ def test_a_promotion_and_a_rollback_under_load_fail_no_request(server):
     def promote():
         for version in ("2", "1"):
             store.set("champion", version)
-            until_answered_by(info, version)
+            wait_for_version(info, version)
 
-    load, _ = loaded(server, 12, promote)
+    load, _ = run_under_load(server, 12, promote)
     assert not load.failed, load.failed[0]
-    assert {one.version for one in load.samples} == {"1", "2"}
+    assert {sample.version for sample in load.samples} == {"1", "2"}
     assert load.samples[-1].version == "1"
 
 
@@ -71,32 +71,32 @@ def test_a_replica_that_is_killed_under_load_fails_no_request(server):
     info, _, _ = server
 
     def kill():
-        time.sleep(2.0)  # until requests are in hand
-        names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
+        time.sleep(2.0)  # until requests are in progress
+        names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         replicas = [name for name in names if "#replica#" in name]
         ray.kill(ray.get_actor(replicas[0], namespace="serve"))
         return replicas
 
-    async def until(happened, seconds):
+    async def until(predicate, seconds):
         async with asyncio.timeout(seconds):
-            while not happened():
+            while not predicate():
                 await asyncio.sleep(0.2)
 
-    def is_whole():
+    def has_all_replicas():
         return json.loads(get(info.url, "/readyz"))["replicas"] == 2
 
-    def is_told():
+    def has_retries():
         return re.search(rb"segray_retries_total [1-9]", get(info.url, "/metrics")) is not None
 
-    for _ in range(4):  # on a fast machine the one that dies may have nothing in hand
-        load, replicas = loaded(server, 6, kill)
+    for _ in range(4):  # on a fast machine, the killed replica may have no request in progress
+        load, replicas = run_under_load(server, 6, kill)
         assert len(replicas) == 2
         assert not load.failed, load.failed[0]
-        asyncio.run(until(is_whole, 90))
+        asyncio.run(until(has_all_replicas, 90))
         with suppress(TimeoutError):
-            asyncio.run(until(is_told, 5))
+            asyncio.run(until(has_retries, 5))
             break
-    assert is_told()
+    assert has_retries()
 
 
 def test_the_server_listens_on_its_address_and_requires_the_token(server):
@@ -157,24 +157,26 @@ def test_the_page_segments_an_image_and_blends_the_mask(server, tmp_path):
             await page.until("document.querySelector('#model').textContent.includes('streets version 1')")
             await page.choose("#file", tmp_path / "street.jpg")
             await page.until("document.querySelector('#app').classList.contains('done')")
-            seen = {}
+            opacities = {}
             for share in (0.0, 1.0):
                 await page.press("#opacity", 0.002 + 0.996 * share)
-                seen[share] = (await page.value("+opacity.value"), json.loads(await page.value(pixels)))
-            legend = await page.value("[...document.querySelectorAll('#legend li')].map(one => one.innerText)")
+                opacities[share] = (await page.value("+opacity.value"), json.loads(await page.value(pixels)))
+            legend = await page.value("[...document.querySelectorAll('#legend li')].map(item => item.innerText)")
             timing = await page.value("document.querySelector('#timing').innerText")
             saved = await page.value("document.querySelector('#save').href")
-            return seen, legend, timing, saved, page.fetched, page.complaints
+            return opacities, legend, timing, saved, page.fetched, page.errors
 
-    seen, legend, timing, saved, fetched, complaints = asyncio.run(visit())
+    opacities, legend, timing, saved, fetched, errors = asyncio.run(visit())
     mask, classes = store.mask("1", body), demo.demo_classes()
-    bare, covered = (np.array(seen[share][1], np.uint8).reshape(96, 160, 4)[..., :3] for share in (0.0, 1.0))
-    assert [seen[share][0] for share in (0.0, 1.0)] == [0, 100]
+    image, covered = (np.array(opacities[share][1], np.uint8).reshape(96, 160, 4)[..., :3] for share in (0.0, 1.0))
+    assert [opacities[share][0] for share in (0.0, 1.0)] == [0, 100]
     assert np.array_equal(covered, np.array(classes.palette, np.uint8)[mask])
-    assert np.abs(bare.astype(int) - decode_image(body)).mean() < 4  # two decoders of JPEG
-    assert sorted(line.splitlines()[0] for line in legend) == sorted(classes.names[one] for one in np.unique(mask))
+    assert np.abs(image.astype(int) - decode_image(body)).mean() < 4  # two decoders of JPEG
+    assert sorted(line.splitlines()[0] for line in legend) == sorted(
+        classes.names[class_id] for class_id in np.unique(mask)
+    )
     assert "160 \u00d7 96" in timing
     assert "ms" in timing
     assert np.array_equal(decode_mask(base64.b64decode(saved.partition("base64,")[2])), mask)
     assert all(url.startswith((info.url, "data:", "blob:")) for url in fetched), fetched
-    assert [one for one in complaints if "401" not in str(one)] == []
+    assert [error for error in errors if "401" not in str(error)] == []
