@@ -1,4 +1,4 @@
-"""The checkpoints of a run: whole or not there, the right ones kept, and training does not wait for them."""
+"""Checkpoints of a run: complete or absent, retention, and writing in the background."""
 
 import threading
 from pathlib import Path
@@ -36,7 +36,7 @@ def names(run):
     return sorted(path.name for path in run.iterdir())
 
 
-def test_the_last_the_best_and_every_so_many_are_kept():
+def test_steps_to_keep_are_the_last_the_best_and_the_multiples():
     scores = {10: 0.5, 20: None, 30: 0.7, 40: 0.7, 50: 0.2, 60: None}
     found = [CheckpointInfo(step, score, Path()) for step, score in scores.items()]
     assert steps_to_keep(found, 1, None) == {30, 60}
@@ -47,7 +47,7 @@ def test_the_last_the_best_and_every_so_many_are_kept():
     assert best_checkpoint(found[1:2]) is None
 
 
-def test_written_ones_are_whole_and_the_others_go(tmp_path):
+def test_written_checkpoints_are_complete_and_others_are_removed(tmp_path):
     writer = CheckpointWriter(tmp_path, num_best=1)
     for step, score in ((1, 0.9), (2, 0.1), (3, None)):
         writer.submit(step, writes(step, score))
@@ -56,7 +56,7 @@ def test_written_ones_are_whole_and_the_others_go(tmp_path):
     assert [(one.step, one.score) for one in list_checkpoints(tmp_path)] == [(1, 0.9), (3, None)]
 
 
-def test_one_that_is_not_whole_is_passed_over_and_said_so(tmp_path):
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path):
     writer = CheckpointWriter(tmp_path)
     writer.submit(1, writes(1))
     writer.wait()
@@ -68,7 +68,7 @@ def test_one_that_is_not_whole_is_passed_over_and_said_so(tmp_path):
     assert "is skipped" in said[0]
 
 
-def test_what_a_dead_writer_left_is_removed_and_never_taken_for_a_checkpoint(tmp_path):
+def test_temporary_folders_of_a_dead_writer_are_removed_and_never_listed(tmp_path):
     (tmp_path / f"step-000004{checkpoint_store.TEMP_SUFFIX}").mkdir()
     writes(4)(tmp_path / f"step-000004{checkpoint_store.TEMP_SUFFIX}")
     assert list_checkpoints(tmp_path) == []
@@ -76,7 +76,7 @@ def test_what_a_dead_writer_left_is_removed_and_never_taken_for_a_checkpoint(tmp
     assert names(tmp_path) == []
 
 
-def test_training_does_not_wait_for_slow_storage_but_memory_has_an_end(tmp_path):
+def test_training_waits_for_slow_storage_only_if_too_many_writes_are_pending(tmp_path):
     slow = threading.Event()
 
     def write(folder):
@@ -97,7 +97,7 @@ def test_training_does_not_wait_for_slow_storage_but_memory_has_an_end(tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
-def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, error):
+def test_a_full_disk_ends_the_run_and_keeps_the_latest_complete_checkpoint(tmp_path, error):
     def write(folder):
         (folder / checkpoint.WEIGHTS).write_bytes(b"half")
         raise error
@@ -112,7 +112,7 @@ def test_a_full_disk_ends_the_run_with_the_last_good_one_in_place(tmp_path, erro
     assert names(tmp_path) == ["step-000001"]
 
 
-def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
+def test_a_write_error_is_raised_by_the_next_submit(tmp_path):
     def write(_folder):
         raise OSError(5, "Input/output error")
 
@@ -127,7 +127,7 @@ def test_a_failure_is_raised_by_the_next_one_at_the_latest(tmp_path):
         submit_two_more()
 
 
-def test_a_damaged_one_is_passed_over_and_one_that_failed_is_noticed_without_waiting(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_a_write_error_is_raised_without_waiting(tmp_path):
     writer = CheckpointWriter(tmp_path)
     for step in (1, 2):
         writer.submit(step, writes(step, score=step / 10))

@@ -1,4 +1,4 @@
-"""What a run goes on after, and what ends it."""
+"""Which errors a run survives, and which end it."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def decisions(*failures, most=2):
     return [policy.make_decision(WorkerGroupError("failed", dict(enumerate(errors)))) for errors in failures]
 
 
-def test_dead_workers_are_replaced_so_many_times():
+def test_dead_workers_are_replaced_up_to_the_limit():
     assert decisions([DEATH], [DEATH], [DEATH]) == [RETRY, RETRY, RAISE]
 
 
@@ -33,17 +33,17 @@ def test_preemptions_do_not_count():
     assert decisions(*[stopped] * 5, most=0) == [RETRY] * 5
 
 
-def test_a_run_that_was_asked_to_end_does_though_a_node_goes_as_well():
+def test_a_stop_request_ends_the_run_even_during_a_preemption():
     assert decisions([PreemptedError("a node goes"), RunStoppedError("stopped at step 3.")]) == [RAISE]
 
 
 @pytest.mark.parametrize("error", [DataError("row 3 is bad"), TypeError("a bug")])
-def test_what_comes_again_each_time_ends_the_run(error):
+def test_a_repeated_error_ends_the_run(error):
     ours = isinstance(error, DataError)
     assert decisions([error], [type(error)(*error.args)], most=9) == [RAISE if ours else RETRY, RAISE]
 
 
-def test_errors_that_are_not_the_same_are_tried_again():
+def test_different_errors_are_retried():
     assert decisions([RuntimeError("port 1")], [RuntimeError("port 2")], [RuntimeError("port 3")]) == [
         RETRY,
         RETRY,
@@ -51,11 +51,11 @@ def test_errors_that_are_not_the_same_are_tried_again():
     ]
 
 
-def test_what_a_death_does_to_the_others_is_not_taken_for_their_own_error():
+def test_errors_caused_by_the_death_of_a_worker_are_retried():
     assert decisions([DataError("a shard cannot be read"), DEATH]) == [RETRY]
 
 
-def test_a_run_that_fails_is_told_by_its_workers_own_error():
+def test_the_error_of_a_run_is_the_first_line_of_its_worker_error():
     failed = TrainingError("run trial-003 failed: Training failed due to worker errors:\n[Rank 0 Error Snippet]:")
     failed.__cause__ = WorkerGroupError("snippets", {1: RuntimeError("Traceback ...\n  in loss\nValueError: boom\n")})
     assert one_line(failed) == "ValueError: boom"
@@ -63,7 +63,7 @@ def test_a_run_that_fails_is_told_by_its_workers_own_error():
 
 
 @pytest.mark.parametrize(("upload", "is_kept"), [(None, True), (SimpleNamespace(drain=lambda: None), False)])
-def test_the_folder_of_a_trial_that_fails_stays_for_whoever_uploads_it(tmp_path, upload, is_kept):
+def test_the_folder_of_a_failed_trial_is_kept_for_the_uploader_of_the_sweep(tmp_path, upload, is_kept):
     run = tmp_path / "trial-000"
     run.mkdir()
     prepared = SimpleNamespace(folder=run, is_new=True, tracking_uri="sqlite:///gone.db")

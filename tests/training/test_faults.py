@@ -1,4 +1,4 @@
-"""Runs whose workers, drivers and nodes are killed: they end as if nothing had been."""
+"""Runs whose workers, drivers and nodes are killed: they end as without the failure."""
 
 import contextlib
 import itertools
@@ -232,7 +232,7 @@ def drain(nodes, node):
     subprocess.run([script, "drain-node", "--address", nodes.address, "--node-id", node.node_id, *how], check=True)
 
 
-def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, streets, undisturbed, tmp_path, calls):
+def test_a_preemption_loses_and_repeats_no_step(nodes, streets, undisturbed, tmp_path, calls):
     run = Run(nodes, streets, tmp_path, "--loss.terms", "counting:loss")
     run.start()
     run.reaches(8)
@@ -251,7 +251,7 @@ def test_after_a_notice_of_preemption_no_step_is_lost_or_made_twice(nodes, stree
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_keeps_all_it_did_and_goes_on(nodes, streets, undisturbed, tmp_path, calls, number):
+def test_a_stopped_run_saves_its_step_and_resumes(nodes, streets, undisturbed, tmp_path, calls, number):
     run = Run(nodes, streets, tmp_path, "--loss.terms", "counting:loss")
     run.start()
     run.reaches(8)
@@ -270,7 +270,7 @@ def test_a_run_that_is_stopped_keeps_all_it_did_and_goes_on(nodes, streets, undi
     assert_same(run, undisturbed)
 
 
-def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
+def test_a_second_signal_ends_a_run_immediately(nodes, streets, tmp_path):
     stand = nodes.calls.with_name("stand")
     run = Run(nodes, streets, tmp_path, "--loss.terms", "standing:loss")
     run.start()
@@ -290,7 +290,7 @@ def test_a_second_signal_ends_a_run_at_once(nodes, streets, tmp_path):
     assert "Traceback" not in run.log.read_text()
 
 
-def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(nodes, streets, tmp_path, calls):
+def test_an_elastic_run_makes_each_batch_once(nodes, streets, tmp_path, calls):
     more = [
         "--train.min_workers",
         "1",
@@ -319,7 +319,7 @@ def test_workers_that_go_and_come_change_neither_the_batches_nor_their_number(no
     assert run.steps_in_mlflow() == list(range(1, 121))
 
 
-def test_a_rank_that_hangs_is_named_with_its_step_and_replaced(nodes, streets, undisturbed, tmp_path):
+def test_a_hanging_rank_is_reported_with_its_step_and_replaced(nodes, streets, undisturbed, tmp_path):
     run = Run(nodes, streets, tmp_path, "--train.hang_timeout_s", "6")
     run.start()
     run.reaches(10)
@@ -343,7 +343,7 @@ def assert_same(run, undisturbed):
     assert run.steps_in_mlflow() == list(range(1, STEPS + 1))
 
 
-def test_a_run_killed_at_ten_moments_ends_as_if_nothing_had_been(nodes, streets, undisturbed, tmp_path):
+def test_a_run_killed_at_ten_moments_equals_an_undisturbed_run(nodes, streets, undisturbed, tmp_path):
     rng = random.Random(4)
     run = Run(nodes, streets, tmp_path)
     run.start()
@@ -381,7 +381,7 @@ def cluster_to_lose():
         process.wait()
 
 
-def test_when_the_head_is_lost_the_same_command_goes_on_on_another_cluster(nodes, streets, undisturbed, tmp_path):
+def test_the_same_command_resumes_on_another_cluster_after_the_head_is_lost(nodes, streets, undisturbed, tmp_path):
     """The last test here: the other tests' cluster is gone."""
     nodes.shutdown()
     run = Run(nodes, streets, tmp_path)

@@ -83,7 +83,7 @@ def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(tr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_workers(trained, streets, workers):
+def test_evaluation_equals_the_validation_for_any_number_of_workers(trained, streets, workers):
     counted = json.loads((Path(trained.checkpoint) / checkpoint.META).read_text())["confusion"]
     found = evaluate(Path(trained.checkpoint), EvaluationRequest(str(streets), "val", workers))
     assert np.array_equal(found.counts.confusion, counted)
@@ -93,7 +93,7 @@ def test_evaluating_gives_the_counts_of_the_validation_whatever_the_number_of_wo
     assert found.counts.confusion.sum(axis=1).tolist() == list(split.class_pixels)
 
 
-def test_the_same_seed_gives_the_same_losses_and_a_name_used_again_another_run_and_version(trained, tmp_path):
+def test_the_same_seed_gives_the_same_losses_and_a_repeated_name_a_new_run_and_version(trained, tmp_path):
     """The second run lies where the first did, which is moved aside."""
     aside = shutil.move(trained.folder, tmp_path / "aside")
     expected = [record["values"]["train/loss"] for record in Journal(aside).records() if record["kind"] == "metrics"]
@@ -116,7 +116,7 @@ def test_another_seed_gives_other_losses(trained, tiny):
     assert other.folder != trained.folder
 
 
-def test_a_run_starts_from_the_weights_it_names(trained, tiny, streets):
+def test_a_run_starts_from_the_given_weights(trained, tiny, streets):
     said = []
     source = f"models:/segray/{trained.version}"
     settings = {"model__init": source, "tracking__uri": trained.tracking_uri, "train__steps": 2, "optim__lr": 1e-12}
@@ -148,14 +148,14 @@ def own(streets, plugins, tmp_path_factory):
         return fit(config.build(run), say=said.append), said
 
 
-def test_a_head_and_a_loss_of_ones_own_are_trained_and_the_parts_of_the_loss_recorded(own):
+def test_custom_heads_and_losses_are_trained_and_loss_parts_recorded(own):
     values = records(own[0], "metrics")[0]["values"]
     assert values["train/loss"] == pytest.approx(
         values["train/loss/cross_entropy"] + 0.4 * values["train/loss/coarse"], rel=1e-5
     )
 
 
-def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(own):
+def test_an_unreachable_server_is_reported_once_and_uploaded_to_later(own):
     result, said = own
     complaints = [line for line in said if "127.0.0.1:9" in line]
     assert len(complaints) == 2, said
@@ -177,26 +177,26 @@ def test_a_server_that_does_not_answer_is_said_once_and_uploaded_later(own):
         ({"model__head": "nowhere:Head"}, ModelError, "nowhere"),
     ],
 )
-def test_what_cannot_run_is_refused_at_once_and_leaves_nothing(tiny, changes, error, said):
+def test_invalid_settings_are_rejected_and_leave_no_folder(tiny, changes, error, said):
     with pytest.raises(error, match=said):
         fit(with_settings(tiny, **changes), say=quiet)
     assert not Path(tiny.results).exists()
 
 
-def test_a_name_that_is_taken_is_refused(tiny):
+def test_an_existing_name_is_rejected(tiny):
     named = with_settings(tiny, name="mine")
     (Path(tiny.results) / "mine").mkdir(parents=True)
     with pytest.raises(ConfigError, match="choose another name"):
         fit(named, say=quiet)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tiny):
+def test_a_non_finite_loss_ends_the_run(tiny):
     said = r"not finite in 3 consecutive steps, \d+ to \d+; likely cause: the learning rate 1e\+30 is too high"
     with pytest.raises(TrainingError, match=said):
         fit(with_settings(tiny, optim__lr=1e30, train__steps=20, train__max_nonfinite_steps=3), say=quiet)
 
 
-def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
+def test_a_relative_path_is_rejected_in_a_submitted_job(tiny, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match="results is results, a relative path"):
         fit(with_settings(tiny, results="results"), say=quiet)
@@ -206,7 +206,7 @@ def test_a_relative_place_is_refused_in_a_submitted_job(tiny, monkeypatch):
         fit(with_settings(tiny, tracking__uri="sqlite:///mlflow.db"), say=quiet)
 
 
-def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(tiny):
+def test_transforms_that_do_not_fit_the_images_are_rejected_before_the_run(tiny):
     crop = [{"RandomCrop": {"height": 160, "width": 160}}]
     large = with_settings(tiny, data__crop=160, data__augment=crop)
     with pytest.raises(ConfigError, match="data.augment fails on an image of 192x144: Crop size"):
@@ -215,7 +215,7 @@ def test_a_pipeline_that_cannot_work_on_these_images_is_refused_before_the_run(t
 
 
 @pytest.mark.slow
-def test_a_shard_damaged_behind_the_manifest_ends_the_run_and_is_named(tiny, streets, tmp_path):
+def test_a_damaged_shard_ends_the_run_and_is_named(tiny, streets, tmp_path):
     copy = shutil.copytree(streets, tmp_path / "copy")
     for shard in sorted((copy / "train").iterdir()):
         content = bytearray(shard.read_bytes())
@@ -260,7 +260,7 @@ ENGINE = {  # half precision, parts, clipping, an average, a frozen encoder and 
 
 
 @pytest.mark.slow
-def test_every_part_of_the_data_plane_and_of_the_engine_at_once(tiny, spoilt):
+def test_all_options_of_data_and_engine_together(tiny, spoilt):
     """Two rows are left out and counted; only the head moves, but for its norms."""
     changes = EVERY_PART | ENGINE | {"data__root": str(spoilt), "train__workers": 2}
     result = fit(with_settings(tiny, train__steps=11, train__val_every=11, **changes), say=quiet)
@@ -306,7 +306,7 @@ class Head(SegFormerHead):
 
 
 @pytest.mark.slow
-def test_preemptions_at_validations_cost_no_validation(tiny, plugins, monkeypatch, tmp_path):
+def test_a_preemption_during_validation_loses_no_validation(tiny, plugins, monkeypatch, tmp_path):
     """Behind a step that a validation is due after, in the midst of that validation, and behind the last step."""
     plan = tmp_path / "plan"
     plan.write_text("")

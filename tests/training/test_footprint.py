@@ -1,4 +1,4 @@
-"""What a run or a sweep stores, before there is any of it."""
+"""Estimates of the storage of a run or a sweep."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from segray.training.diagnose import PLACEHOLDER_CLASSES
 VARIANTS = {"tune.space": {"model.variant": {"choice": ["b1", "b0"]}}}
 
 
-def test_a_sweep_over_variants_sums_as_much_as_the_largest_and_stores_the_mean():
+def test_a_sweep_over_variants_reduces_the_largest_gradients_and_stores_the_mean_checkpoint():
     alone = [config.build({"model.variant": name}) for name in ("b0", "b1")]
     b0, b1 = (footprint.gradient_bytes(one, PLACEHOLDER_CLASSES) for one in alone)
     assert b1 > 3 * b0

@@ -13,7 +13,7 @@ from segray.training import preview
 from segray.training.run_spec import build_epoch_plan
 
 
-def test_the_first_batches_are_on_it(tiny, tmp_path):
+def test_the_preview_shows_the_first_batches(tiny, tmp_path):
     preview.save_batch_preview(tiny, 2, tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     manifest = read_manifest(tiny.data.root)

@@ -1,4 +1,4 @@
-"""One line of figures from the reports of all ranks."""
+"""Aggregation of the reports of all ranks into journal records."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_losses_are_averaged_images_summed_and_the_slowest_rank_sets_the_time():
     }
 
 
-def test_rows_left_out_are_summed_over_the_ranks():
+def test_skipped_rows_are_summed_over_the_ranks():
     found = aggregate_reports(
         [
             report(1.0, 6.0, 2.0, 0.5, bad_rows=2),
@@ -56,7 +56,7 @@ def test_the_callback_appends_a_record(tmp_path):
     assert (record["kind"], record["step"], record["values"]) == ("metrics", 20, {"train/loss": 1.5})
 
 
-def test_the_newest_checkpoint_and_the_picture_of_a_step_are_told_once(tmp_path):
+def test_the_latest_checkpoint_and_the_preview_of_a_step_are_recorded_once(tmp_path):
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "step-000040.png").write_bytes(b"png")
     callback = JournalCallback(str(tmp_path))
@@ -70,7 +70,7 @@ def test_the_newest_checkpoint_and_the_picture_of_a_step_are_told_once(tmp_path)
     ]
 
 
-def test_steps_made_again_are_written_once_and_the_first_stays(tmp_path):
+def test_a_repeated_step_keeps_its_first_record(tmp_path):
     """By one controller after its workers were replaced, and by another after its driver was."""
     for callback in (JournalCallback(str(tmp_path)), JournalCallback(str(tmp_path))):
         for step, loss in ((20, 1.0), (40, 2.0), (20, 9.0), (40, 9.0), (60, 3.0)):
@@ -78,7 +78,7 @@ def test_steps_made_again_are_written_once_and_the_first_stays(tmp_path):
     assert written(tmp_path) == [(20, 1.0), (40, 2.0), (60, 3.0)]
 
 
-def test_a_report_that_its_controller_died_with_is_written_by_the_next(tmp_path):
+def test_a_report_lost_with_its_controller_is_written_by_the_next(tmp_path):
     JournalCallback(str(tmp_path)).after_report(None, recent((20, 1.0)), None)
     after = JournalCallback(str(tmp_path))
     after.after_report(None, recent((20, 1.0), (40, 2.0)), None)
@@ -86,7 +86,7 @@ def test_a_report_that_its_controller_died_with_is_written_by_the_next(tmp_path)
     assert written(tmp_path) == [(20, 1.0), (40, 2.0), (60, 3.0)]
 
 
-def test_skipped_steps_are_counted_and_a_mean_over_none_left_out():
+def test_skipped_steps_are_counted_and_a_mean_over_no_steps_is_omitted():
     found = aggregate_reports([report(float("nan"), 6.0, 2.0, 0.5)])
     assert "train/loss" not in found
     spoilt = report(1.0, 6.0, 2.0, 0.5)
@@ -95,7 +95,7 @@ def test_skipped_steps_are_counted_and_a_mean_over_none_left_out():
     assert "train/skipped" not in aggregate_reports(REPORTS)
 
 
-def test_what_ended_workers_is_noted_in_a_line_each(tmp_path):
+def test_worker_errors_are_recorded_in_one_line_each(tmp_path):
     callback = JournalCallback(str(tmp_path))
     callback.after_exception(None, {1: ValueError("one\ntwo"), 0: RuntimeError("gone")})
     callback.after_exception(None, {0: PreemptedError("a node goes"), 1: PreemptedError("a node goes")})
@@ -103,7 +103,7 @@ def test_what_ended_workers_is_noted_in_a_line_each(tmp_path):
     assert texts == ["rank 0 ended: gone", "rank 1 ended: one", "a node goes"]
 
 
-def test_what_a_full_disk_did_not_take_is_written_later(tmp_path, monkeypatch):
+def test_records_rejected_by_a_full_disk_are_written_later(tmp_path, monkeypatch):
     callback = JournalCallback(str(tmp_path))
     callback.after_report(None, recent((20, 1.0)), None)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Going on with a run: the same run, to the bit, or refused with what differs."""
+"""Resuming a run: bit-exact, or rejected with the differences."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def losses(run):
     ]
 
 
-def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, settings):
+def test_a_resumed_run_equals_an_uninterrupted_run(died, finished, settings):
     """Its newest checkpoint was only half written: it is skipped, and said so."""
     half = shutil.copytree(finished / "step-000004", died / "step-000003")
     (half / checkpoint.META).unlink()
@@ -95,11 +95,11 @@ def test_a_resumed_run_is_the_one_that_was_never_interrupted(died, finished, set
 
 
 @pytest.mark.parametrize("named", [".", "step-000002"])
-def test_a_run_is_named_by_its_folder_or_its_latest_checkpoint(died, settings, named):
+def test_resume_accepts_a_run_folder_or_its_latest_checkpoint(died, settings, named):
     assert resuming.resolve_run(str(died / named)) == died
 
 
-def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died, settings):
+def test_free_and_allowed_changes_are_accepted_and_listed(died, settings):
     said = []
     changes = {"train__workers": 2, "train__val_every": 4, "optim__lr": 2e-3}
     fit(settings(**changes), resume=str(died), allowed=["optim.lr"], say=said.append)
@@ -113,7 +113,7 @@ def test_what_may_change_and_what_is_allowed_by_name_is_taken_on_and_listed(died
     assert checkpoint.load_config(died).optim.lr == 2e-3  # the next time there is nothing to allow
 
 
-def test_everything_that_differs_is_listed_and_nothing_that_does_not(died, settings):
+def test_exactly_the_differences_are_listed(died, settings):
     changes = {
         "data__bad_rows": "fail",
         "model__activation_checkpointing": True,
@@ -131,7 +131,7 @@ def test_everything_that_differs_is_listed_and_nothing_that_does_not(died, setti
     ]
 
 
-def test_weights_of_another_shape_cannot_be_gone_on_with_whatever_is_allowed(died, settings):
+def test_weights_of_another_shape_are_rejected_even_if_allowed(died, settings):
     with pytest.raises(
         ResumeError, match=r"weights of .*step-000002 do not match the model:\n  encoder[\s\S]*--model\.init"
     ):
@@ -139,7 +139,7 @@ def test_weights_of_another_shape_cannot_be_gone_on_with_whatever_is_allowed(die
     assert Journal(died).last_step() == 2
 
 
-def test_auto_takes_the_run_of_the_name_that_is_given_and_of_the_same_data(died, settings, streets, tmp_path):
+def test_auto_selects_by_name_and_dataset(died, settings, streets, tmp_path):
     other = Path(shutil.copytree(died, died.with_name("other")))
     os.utime(other / "journal.jsonl", (2e9, 2e9))
     assert auto(settings()) == other
@@ -157,7 +157,7 @@ def test_auto_takes_the_run_of_the_name_that_is_given_and_of_the_same_data(died,
         ({"loss__terms": "dice"}, r"loss.terms: ['cross_entropy'] -> ['dice']"),
     ],
 )
-def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
+def test_changes_of_training_settings_are_rejected(died, settings, changes, said):
     with pytest.raises(ResumeError) as raised:
         fit(settings(**changes), resume=str(died), say=lambda _line: None)
     name = said.partition(":")[0]
@@ -167,12 +167,12 @@ def test_what_decides_what_is_learned_may_not(died, settings, changes, said):
     assert Journal(died).last_step() == 2
 
 
-def test_a_name_that_cannot_be_allowed_is_refused(died, settings):
+def test_an_unknown_allowed_name_is_rejected(died, settings):
     with pytest.raises(ConfigError, match=r"--allow is optim.lrr; expected a setting .* dataset or classes"):
         fit(settings(), resume=str(died), allowed=["optim.lrr"])
 
 
-def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, streets, tmp_path):
+def test_another_dataset_and_other_classes_are_rejected(died, settings, streets, tmp_path):
     copy = shutil.copytree(streets, tmp_path / "copy")
     manifest = read_manifest(str(copy))
     names = ("sky", "building", "road", "pavement", "tree", "car", "person", "sign")
@@ -186,7 +186,7 @@ def test_another_dataset_or_other_classes_are_refused_with_both(died, settings, 
 
 
 @pytest.mark.slow
-def test_a_run_without_a_checkpoint_begins_anew(died, finished, settings):
+def test_a_run_without_a_checkpoint_starts_at_step_0(died, finished, settings):
     shutil.rmtree(died / "step-000002")
     said = []
     fit(settings(), resume=str(died), say=said.append)
@@ -194,7 +194,7 @@ def test_a_run_without_a_checkpoint_begins_anew(died, finished, settings):
     assert losses(died) == losses(finished)
 
 
-def test_a_finished_run_and_an_older_checkpoint_are_refused(died, finished, settings):
+def test_a_finished_run_and_an_older_checkpoint_are_rejected(died, finished, settings):
     with pytest.raises(ResumeError, match="is finished; start a new run from it with --model.init"):
         fit(settings(), resume=str(finished))
     shutil.copytree(finished / "step-000004", died / "step-000004")
@@ -203,14 +203,14 @@ def test_a_finished_run_and_an_older_checkpoint_are_refused(died, finished, sett
 
 
 @pytest.mark.slow
-def test_auto_takes_no_run_with_other_settings_and_starts_a_new_one(died, settings):
+def test_auto_starts_a_new_run_if_the_settings_differ(died, settings):
     said = []
     other = fit(settings(train__steps=2), resume="auto", say=said.append)
     assert Path(other.folder) != died
     assert any("contains no unfinished run with these settings" in line for line in said)
 
 
-def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(died, settings):
+def test_a_locked_run_is_rejected_before_its_comparison_and_skipped_by_auto(died, settings):
     with runs.lock_run(died):
         with pytest.raises(ResumeError, match="another process trains in"):
             fit(settings(optim__lr=2e-3), resume=str(died))  # the lock comes first
@@ -221,7 +221,7 @@ def test_a_run_that_somebody_trains_is_refused_by_name_and_not_taken_by_auto(die
 
 
 @pytest.mark.slow
-def test_early_stopping_ends_a_run_that_gets_no_better(settings):
+def test_early_stopping_ends_a_run_without_improvement(settings):
     result = fit(
         settings(train__steps=20, train__val_every=1, train__patience=1, train__min_delta=0.9, train__min_steps=3),
         say=lambda _line: None,

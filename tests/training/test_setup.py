@@ -1,4 +1,4 @@
-"""What a run of a sweep has from it."""
+"""Setup of a run with the context of a sweep."""
 
 import pytest
 
@@ -10,7 +10,7 @@ STORE = "http://me:h1dden@127.0.0.1:1"
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_of_a_sweep_has_the_store_with_its_password_and_writes_it_down_nowhere(tiny):
+def test_a_trial_gets_the_password_of_the_store_and_writes_it_to_no_file(tiny):
     shown = tiny.model_copy(update={"tracking": tiny.tracking.model_copy(update={"uri": "http://me:***@127.0.0.1:1"})})
     part = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), STORE)
     prepared = prepare_run(shown, None, (), lambda _line: None, part)

@@ -1,4 +1,4 @@
-"""How long a run that is stopped may take."""
+"""Time limits of a stop request."""
 
 import pytest
 

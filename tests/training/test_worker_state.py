@@ -1,4 +1,4 @@
-"""When a run is over: all steps are made, or validations have got no better for long enough."""
+"""End of a run: after its last step, or early without improvement."""
 
 import pytest
 
@@ -18,7 +18,7 @@ VALIDATIONS = [(1, 0.1), (2, 0.3), (3, 0.35), (4, 0.2), (5, 0.34), (6, 0.1)]
         ({"patience": 2, "min_delta": 0.1}, 4),  # 0.35 is no more than 0.1 better than 0.3
     ],
 )
-def test_a_run_ends_after_its_steps_or_once_its_patience_has(settings, last):
+def test_a_run_ends_after_its_steps_or_when_its_patience_is_exhausted(settings, last):
     wanted = config.build({"train": {"steps": 6, "val_every": 1, "batch": 1} | settings, "optim.warmup_steps": 1})
     progress = RunProgress()
     for step, score in VALIDATIONS:

@@ -1,4 +1,4 @@
-"""The loop: steps as torch would make them, and a loss that means the same however pixels are spread."""
+"""Training loop: equal to a plain torch loop, for any distribution of valid pixels."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def run(model, count, factor=lambda step: 1.0, optimiser=None, given=None, start
     )
 
 
-def test_steps_are_what_a_plain_loop_makes():
+def test_steps_equal_those_of_a_plain_loop():
     torch.manual_seed(0)
     ours, plain = Tiny(), Tiny()
     plain.load_state_dict(ours.state_dict())
@@ -78,19 +78,19 @@ def test_steps_are_what_a_plain_loop_makes():
         assert torch.allclose(ours.state_dict()[name], value, atol=1e-6), name
 
 
-def test_steps_count_from_where_the_run_goes_on():
+def test_steps_are_numbered_from_the_start():
     seen = []
     made = run(Tiny(), 2, factor=lambda step: seen.append(step) or 1.0, start=7)
     assert [step.step for step in made] == [8, 9]
     assert seen == [7, 8]
 
 
-def test_an_ignored_batch_divides_by_one_and_not_by_zero():
+def test_the_normalizer_of_an_ignored_batch_is_one():
     assert reduce_normalizer(torch.full((1, 4, 4), IGNORE), IGNORE)[0] == 1
     assert reduce_normalizer(torch.zeros(1, 4, 4, dtype=torch.uint8), IGNORE)[0] == 16
 
 
-def test_parts_of_a_step_make_the_step_of_the_whole():
+def test_accumulation_equals_one_pass():
     """In float64, with ignored pixels spread unevenly; three parts of two images and one of one."""
     torch.manual_seed(0)
     whole, parts = Tiny().double(), Tiny().double()
@@ -139,7 +139,7 @@ def test_a_stop_request_belongs_to_the_step_that_starts_after_it():
     assert [bool(step.stop_requested) for step in made] == [False, True, False]
 
 
-def test_a_batch_that_is_not_finite_is_skipped_and_the_run_goes_on():
+def test_a_non_finite_batch_is_skipped():
     class Spoilt(Tiny):
         def forward(self, images):
             return {"seg": super().forward(images)["seg"] * (float("nan") if images[0, 0, 0, 0] == 0 else 1.0)}
@@ -165,7 +165,7 @@ def step(number, loss=1.0, finite=True):
     )
 
 
-def test_the_meter_averages_and_starts_anew():
+def test_the_meter_averages_and_resets():
     meter = TrainMeter()
     for number, loss in enumerate((1.0, 3.0), 1):
         meter.add(step(number, loss))
@@ -175,7 +175,7 @@ def test_the_meter_averages_and_starts_anew():
     assert meter.flush()["images"] == 0
 
 
-def test_a_run_of_skipped_steps_is_followed_from_one_report_to_the_next():
+def test_consecutive_skipped_steps_are_counted_across_reports():
     meter = TrainMeter()
     runs = []
     for first, window in ((1, [True, False]), (3, [False, False]), (5, [False, True, False]), (8, [True, True])):

@@ -1,4 +1,4 @@
-"""An optimiser's update: clipped, scaled, or not made at all."""
+"""Optimiser update: clipped, scaled or skipped."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_the_gradient_is_clipped_as_torch_clips_it(model, kind, clip):
 
 @pytest.mark.parametrize("kind", OPTIMISERS)
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
-def test_an_update_with_a_number_that_is_not_finite_is_not_made(model, kind, spoilt):
+def test_a_non_finite_update_is_skipped(model, kind, spoilt):
     updater = OptimizerStepper(OPTIMISERS[kind](model))
     assert step(updater, model).finite
     before = weights(model)
@@ -61,7 +61,7 @@ def test_an_update_with_a_number_that_is_not_finite_is_not_made(model, kind, spo
     assert not torch.equal(weights(model), before)
 
 
-def test_a_loss_that_is_not_finite_spoils_gradients_that_are(model):
+def test_a_non_finite_loss_makes_finite_gradients_non_finite(model):
     """On one rank of several, the others' average must know of it."""
     updater = OptimizerStepper(OPTIMISERS["fused"](model))
     updater.start(1.0)
@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_spoils_gradients_that_are(model):
     assert not updater.apply().finite
 
 
-def test_a_step_that_is_not_made_counts_for_nothing_in_adam(model):
+def test_a_skipped_step_does_not_change_the_state_of_adam(model):
     """Moments and bias correction go on as if it had not been."""
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
@@ -81,7 +81,7 @@ def test_a_step_that_is_not_made_counts_for_nothing_in_adam(model):
     assert torch.equal(weights(model), weights(twin))
 
 
-def test_running_moments_stay_when_the_update_is_not_made():
+def test_running_moments_are_restored_if_the_update_is_skipped():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     updater = OptimizerStepper(OPTIMISERS["plain"](model), buffers=batch_norm_buffers(model))
     step(updater, model)
@@ -92,7 +92,7 @@ def test_running_moments_stay_when_the_update_is_not_made():
     assert model[0].num_batches_tracked == 2
 
 
-def test_the_scale_changes_no_update_and_follows_what_overflows(model):
+def test_the_loss_scale_changes_no_update_and_adapts_to_overflows(model):
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     scaled, plain = (

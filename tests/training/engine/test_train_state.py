@@ -1,4 +1,4 @@
-"""A learner that is put down and taken up again goes on as one that was not, with the settings of now."""
+"""A restored training state continues bit-exactly, with the current settings."""
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def trained(one, count, first=0):
     return [float(step.loss) for step in made]
 
 
-def taken_up(one, folder, **changes):
-    """A learner of its own that goes on from what the other leaves on the disk."""
+def restored(one, folder, **changes):
+    """Returns a new training state restored from what the other one writes to disk."""
     meta = checkpoint.Meta(step=0, dataset_digest="d", versions={})
     average = one.ema and one.ema.model
     checkpoint.snapshot(one.model, one.state_dict(), one.config, CLASSES, meta, average).write(folder)
@@ -49,28 +49,28 @@ def taken_up(one, folder, **changes):
 @pytest.mark.parametrize(
     "changes", [{}, {"train__channels_last": True}, {"train__ema_decay": 0}, {"optim__max_grad_norm": 0.1}]
 )
-def test_it_goes_on_to_the_bit(changes, tmp_path):
+def test_a_restored_state_continues_bit_exactly(changes, tmp_path):
     whole, first = built(**changes), built(**changes)
     expected = trained(whole, 6)
     found = trained(first, 3)
-    second = taken_up(first, tmp_path, **changes)
+    second = restored(first, tmp_path, **changes)
     assert found + trained(second, 3, 3) == expected
     for mine, theirs in ((second.model, whole.model), (second.eval_model, whole.eval_model)):
         pairs = zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
 
 
-def test_the_scale_of_float16_comes_back(tmp_path):
+def test_the_loss_scale_is_restored(tmp_path):
     first = built(train__precision="fp16")
     first.stepper.load_state_dict({"scale": torch.tensor(8.0), "clean": torch.tensor(7)})
-    state = taken_up(first, tmp_path, train__precision="fp16").stepper.state_dict()
+    state = restored(first, tmp_path, train__precision="fp16").stepper.state_dict()
     assert (state["scale"], state["clean"]) == (8, 7)
 
 
-def test_rates_and_decay_are_those_of_the_settings_not_of_what_was_stored(tmp_path):
+def test_learning_rates_and_decay_follow_the_current_settings(tmp_path):
     first = built()
     trained(first, 2)
-    after = taken_up(first, tmp_path, optim__lr=2e-5, optim__weight_decay=0.5, optim__beta1=0.5)
+    after = restored(first, tmp_path, optim__lr=2e-5, optim__weight_decay=0.5, optim__beta1=0.5)
     fresh = built(optim__lr=2e-5, optim__weight_decay=0.5, optim__beta1=0.5)
     for mine, theirs in zip(after.optimiser.param_groups, fresh.optimiser.param_groups, strict=True):
         kinds = ("peak_lr", "weight_decay", "betas")
@@ -80,10 +80,10 @@ def test_rates_and_decay_are_those_of_the_settings_not_of_what_was_stored(tmp_pa
 @pytest.mark.parametrize(
     "changes", [{"optim__layer_decay": 0.9}, {"optim__head_lr_factor": 1}, {"train__freeze_encoder": True}]
 )
-def test_moments_belong_to_parameters_whatever_groups_these_are_in(changes, tmp_path):
+def test_moments_are_restored_by_parameter_for_any_groups(changes, tmp_path):
     first = built()
     trained(first, 2)
-    after = taken_up(first, tmp_path, **changes)
+    after = restored(first, tmp_path, **changes)
     theirs = dict(first.model.named_parameters())
     known = [(name, one) for name, one in after.model.named_parameters() if one in after.optimiser.state]
     assert len(known) == sum(len(group["params"]) for group in after.optimiser.param_groups)
@@ -93,10 +93,10 @@ def test_moments_belong_to_parameters_whatever_groups_these_are_in(changes, tmp_
     trained(after, 1, 2)
 
 
-def test_a_parameter_that_was_frozen_starts_afresh(tmp_path):
+def test_a_formerly_frozen_parameter_starts_without_moments(tmp_path):
     first = built(train__freeze_encoder=True)
     trained(first, 2)
-    after = taken_up(first, tmp_path)
+    after = restored(first, tmp_path)
     assert {name.split(".")[0] for name, one in after.model.named_parameters() if one in after.optimiser.state} == {
         "head"
     }
