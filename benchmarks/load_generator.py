@@ -153,4 +153,6 @@ async def _send(
             message = "" if response.status == 200 else content[:200].decode("utf-8", "replace")
             return RequestSample(sent - begin, seconds, response.status, version, is_right, message)
     except (aiohttp.ClientError, OSError) as error:
-        return RequestSample(sent - begin, perf_counter() - sent, NO_RESPONSE, "", None, f"{type(error).__name__}: {error}")
+        return RequestSample(
+            sent - begin, perf_counter() - sent, NO_RESPONSE, "", None, f"{type(error).__name__}: {error}"
+        )

@@ -1,1 +1,1 @@
-"""Networks: the contract of an architecture, SegFormer, plug-ins, checkpoints, and weight layouts of other libraries."""
+"""Networks: the contract of an architecture, SegFormer, plug-ins, checkpoints, and weight layouts of libraries."""
