@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S
+
 from .conftest import BIN, ROOT, end, free_ports, head_shell, start_head, until
 
 pytestmark = pytest.mark.slow
 
 HEAD, OTHER = "127.0.0.1", "127.0.0.2"
-MOST_S = 20
+MOST_S = 20  # without the time that a node waits for a shared file system
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 
@@ -31,7 +34,7 @@ class Cluster:
         words = ["--node-ip-address", HEAD, "--num-cpus", 2, "--object-store-memory", 200_000_000]
         self.head = start_head(folder, self.shell, *words)
 
-    def doctor(self, *more, shell=()):
+    def doctor(self, *more, shell=(), most_s=MOST_S):
         """Runs the command, and returns its verdicts, what it said, and how long it took."""
         out = self.folder / "verdicts.json"
         out.unlink(missing_ok=True)
@@ -41,7 +44,7 @@ class Cluster:
         began = time.monotonic()
         done = self.head.run(*command, shell=shell)
         took = time.monotonic() - began
-        assert took < MOST_S, done.stdout + done.stderr
+        assert took < most_s, done.stdout + done.stderr
         assert out.exists(), done.stdout + done.stderr
         verdicts = {one["check"]: one for one in json.loads(out.read_text())}
         is_wrong = any(one["level"] == "fail" for one in verdicts.values())
@@ -115,9 +118,13 @@ OF_THE_NODE = {
     "no way to the others": (
         {"shell": lambda _: {"GLOO_SOCKET_IFNAME": "none0"}},
         {"network": "fail"},
-        "name the interface between them in GLOO_SOCKET_IFNAME",
+        "set GLOO_SOCKET_IFNAME on each node to the network interface",
     ),
-    "GPUs that are not there": ({"words": ["--num-gpus", 4]}, {"gpus": "warn"}, "offers 4 GPUs, its driver shows 0"),
+    "GPUs that are not there": (
+        {"words": ["--num-gpus", 4]},
+        {"gpus": "warn"},
+        "offers 4 GPUs, but its NVIDIA driver reports 0",
+    ),
     "a small object store": (
         {"words": ["--object-store-memory", 80_000_000]},
         {"object store": "warn"},
@@ -126,12 +133,12 @@ OF_THE_NODE = {
     "results that it does not see": (
         {"before": "mount -t tmpfs none {folder}/shared"},
         {"results": "fail"},
-        "results is not there, on node 127.0.0.2",
+        r"on node 127\.0\.0\.2 .*results does not exist",
     ),
     "results that it may only read": (
         {"before": "mount --bind {folder}/shared {folder}/shared; mount -o remount,bind,ro {folder}/shared"},
         {"results": "fail"},
-        "results cannot be written to there (Read-only file system), on node 127.0.0.2",
+        r"on node 127\.0\.0\.2 .*results is not writable \(Read-only file system\)",
     ),
     "a dataset that it does not see": (
         {"before": "mount -t tmpfs none {streets}"},
@@ -154,9 +161,10 @@ def test_a_fault_of_a_node_is_found(cluster, fault):
     before = how.get("before", "").format(folder=cluster.folder, streets=cluster.streets)
     shell = how["shell"](cluster.folder) if "shell" in how else {}
     with cluster.other(*how.get("words", ()), before=before, shell=shell):
-        verdicts, told, took = cluster.doctor()
+        waits_s = VISIBILITY_TIMEOUT_S if fault == "results that it does not see" else 0
+        verdicts, told, took = cluster.doctor(most_s=MOST_S + waits_s)
     assert levels(verdicts) == expected, told
-    assert said in told
+    assert re.search(said, told)
     print(f"{fault}: {took:.1f} s")
 
 
@@ -179,7 +187,7 @@ ELSEWHERE = f"http://127.0.0.1:{free_ports(1)[0]}"
 @pytest.mark.parametrize(
     ("words", "check", "said"),
     [
-        (["--tracking.uri", ELSEWHERE], "tracking", "does not answer"),
+        (["--tracking.uri", ELSEWHERE], "tracking", "does not respond"),
         (["--data.root", "/nowhere/data"], "dataset", "/nowhere/data"),
         (["--train.workers", 9], "run fits", "the cluster can hold 2"),
         (["--train.device", "cuda"], "run fits", "or a cluster with GPUs"),
@@ -259,7 +267,7 @@ def test_a_cluster_that_lets_strangers_in_is_told_though_this_shell_has_a_token(
     # Workers of an open cluster have no token for who asks for one: it would not work, and nothing is told to be well.
     assert levels(verdicts) == {"token": "warn", "nodes": "fail"}, told
     assert not {"versions", "results", "dataset"} & set(verdicts)
-    assert "who reaches the cluster can run what they like on it" in told
+    assert "every client that reaches the cluster can run any code on it" in told
 
 
 def test_a_job_that_would_be_killed_too_early_is_warned_of(cluster):
@@ -272,7 +280,7 @@ def test_a_job_that_would_be_killed_too_early_is_warned_of(cluster):
     assert "`ray job stop` kills this job after 60 s" in " ".join(said.split())
 
 
-def test_places_that_a_job_loses_are_told(cluster):
+def test_paths_that_a_job_loses_are_reported(cluster):
     job = cluster.head.submit("python", "pipelines/doctor.py", "--data.root", cluster.streets)
     said, _ = job.communicate(timeout=120)
     assert "results is results, a relative path" in said
@@ -288,5 +296,5 @@ def test_what_a_fault_of_a_node_does_to_a_run_is_told_before_it_begins(cluster):
         done = cluster.head.run(*command, shell=cluster.head.shell | {"RAY_ADDRESS": cluster.head.address})
         print(f"refused after {time.monotonic() - began:.1f} s")
     assert done.returncode == 2
-    assert "results is not there, on node 127.0.0.2" in done.stderr
+    assert re.search(r"on node 127\.0\.0\.2 .*results does not exist", done.stderr)
     assert not Path(cluster.results).exists()

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segray.cli.command import make_console, write_json
-from segray.cluster.doctor.results import CheckResult, Severity, max_severity
+from segray.cluster.doctor.checks import CheckResult, Severity, max_severity
 from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.training.diagnose import diagnose_cluster

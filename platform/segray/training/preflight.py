@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from segray.cluster.doctor import checks, node_probe
-from segray.cluster.doctor.probes import ResultsNotWritableError, check_nodes, not_writable_result, probing_nodes
-from segray.cluster.doctor.results import CheckResult, Severity
+from segray.cluster.doctor.checks import CheckResult, Severity, check_disk, check_stop_timeout, check_tracking
+from segray.cluster.doctor.node_checks import check_run_requirements, results_not_writable
+from segray.cluster.doctor.node_probe import disk_free_bytes, path_exists
+from segray.cluster.doctor.probes import ResultsNotWritableError, node_probes, report_nodes
 from segray.cluster.nodes import is_multi_host, list_nodes
 from segray.config import Config, paths
 from segray.core.classes import Classes
@@ -30,24 +31,26 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
     Raises:
         ClusterError: a check failed; the message lists all failed checks.
     """
-    found = [
-        checks.check_tracking(paths.redact(uri), is_multi_host(), ""),
+    results = [
+        check_tracking(paths.redact(uri), is_multi_host(), ""),
         preflight_stop_timeout(),
         check_disk_space(config, manifest.classes, goes_on),
     ]
-    members = list_nodes()
-    if len(members) > 1:
+    nodes = list_nodes()
+    if len(nodes) > 1:
         try:
-            with probing_nodes(config, manifest, members) as asked:
-                found += check_nodes(config, asked.wait(), silent=Severity.WARN)  # it may be joining or leaving
+            with node_probes(nodes) as probes:
+                replies = report_nodes(probes, config, manifest)
+            # A node that does not respond may be joining or leaving the cluster.
+            results += check_run_requirements(config, manifest, replies, unresponsive=Severity.WARN)
         except ResultsNotWritableError as error:
-            found.append(not_writable_result(error))
-    wrong = [verdict for verdict in found if verdict.level is Severity.FAIL]
-    if wrong:
-        raise ClusterError("\n".join(str(verdict) for verdict in wrong) + ".")
-    for verdict in found:
-        if verdict.level is Severity.WARN:
-            say(f"{verdict}.")
+            results.append(results_not_writable(error))
+    failed = [result for result in results if result.level is Severity.FAIL]
+    if failed:
+        raise ClusterError("\n".join(str(result) for result in failed) + ".")
+    for result in results:
+        if result.level is Severity.WARN:
+            say(f"{result}.")
 
 
 def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) -> CheckResult:
@@ -55,13 +58,13 @@ def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) ->
 
     For a resumed run, only the space for the next checkpoints is required.
     """
-    there = next(one for one in (Path(config.results), *Path(config.results).parents) if node_probe.path_exists(one))
-    kept = footprint.ALWAYS_KEPT if goes_on else footprint.num_kept_checkpoints(config)
-    return checks.check_disk(
-        config.results, node_probe.disk_free_bytes(str(there)), footprint.checkpoint_bytes(config, classes), kept
-    )
+    results = Path(config.results)
+    existing = next(folder for folder in (results, *results.parents) if path_exists(folder))
+    num_kept = footprint.ALWAYS_KEPT if goes_on else footprint.num_kept_checkpoints(config)
+    checkpoint = footprint.checkpoint_bytes(config, classes)
+    return check_disk(config.results, disk_free_bytes(str(existing)), checkpoint, num_kept)
 
 
 def preflight_stop_timeout() -> CheckResult:
     """Checks that `ray job stop` leaves this process enough time to shut down in order."""
-    return checks.check_stop_timeout(paths.job_stop_timeout_s())
+    return check_stop_timeout(paths.job_stop_timeout_s())

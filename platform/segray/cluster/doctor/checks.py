@@ -1,270 +1,205 @@
-"""Checks of the reports of nodes, as pure functions."""
+"""Results of the doctor, and the checks of the cluster and of the services of a run, as pure functions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
-from segray.cluster.doctor.node_probe import NodeReport
-from segray.cluster.doctor.results import MAX_NAMED, CheckResult, Severity, format_nodes
 from segray.cluster.resources import NodeResources, allocate_trials, allocate_workers
 from segray.config import Config
 from segray.core.errors import CapacityError
-from segray.core.numbers import GIB, MIB
 
-CLOCK_S = 1.0
-CLOCK_MOST_S = 300.0  # S3 and TLS reject clocks that differ by minutes
-MIN_STORE = 128 * MIB  # several blocks of 32 MiB
-MIN_TEMPORARY = 2 * GIB
-MIN_BYTES_PER_S = GIB / 8  # bytes per second: 1 Gbit/s
+MAX_NAMED = 3
+MIB, GIB = 2**20, 2**30
+MIN_BYTES_PER_S = GIB / 8  # 1 Gbit/s
 MAX_REDUCE_S = 1.0
 MIN_STOP_TIMEOUT_S = 30  # time for a checkpoint of a large variant on slow storage
 
 
-def check_responses(silent: Mapping[str, str], asked: int, level: Severity = Severity.FAIL) -> CheckResult:
-    """Checks that all nodes respond.
+class Severity(StrEnum):
+    """Severity of a result."""
 
-    Args:
-        silent: reason by name of each node that does not respond.
-        asked: number of probed nodes.
-        level: severity of a node that does not respond.
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Result of a check.
+
+    Attributes:
+        check: name of the check.
+        level: severity of the result.
+        found: description of the finding.
+        fix: suggested fix, or an empty string if none is needed.
     """
-    if not silent:
-        return CheckResult("nodes", Severity.OK, f"{asked} answer" if asked > 1 else "this one answers")
-    why = "; ".join(f"{name}: {reason}" for name, reason in list(silent.items())[:MAX_NAMED])
-    found = f"{len(silent)} of {asked} cannot work: {why}"
-    return CheckResult("nodes", level, found, "look into the logs of their raylets, or end them")
+
+    check: str
+    level: Severity
+    found: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.found}" + (f"; {self.fix}" if self.fix else "")
 
 
-def check_capacity(config: Config, alive: Sequence[NodeResources], possible: Sequence[NodeResources]) -> CheckResult:
+def max_severity(results: Iterable[CheckResult]) -> Severity:
+    """Returns the highest severity of the results, or OK if there are none."""
+    order = list(Severity)
+    return max((result.level for result in results), key=order.index, default=Severity.OK)
+
+
+def format_nodes(nodes: Iterable[str]) -> str:
+    """Returns the names of the first few nodes and the number of the others."""
+    names = list(nodes)
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{'node' if len(names) == 1 else 'nodes'} {', '.join(names[:MAX_NAMED])}{more}"
+
+
+def failed_result(check: str, error: Exception) -> CheckResult:
+    """Returns the failed check for an error whose message ends with "; " and the suggested fix."""
+    found, _, fix = str(error).rstrip(".").rpartition("; ")
+    return CheckResult(check, Severity.FAIL, found, fix)
+
+
+def check_capacity(config: Config, alive: Sequence[NodeResources], potential: Sequence[NodeResources]) -> CheckResult:
     """Checks that the cluster can hold the run or sweep, now or after the autoscaler starts nodes.
 
     Args:
         config: settings of the run or sweep.
         alive: nodes that are alive.
-        possible: nodes to which the cluster can grow.
+        potential: nodes to which the cluster can grow.
     """
-    wanted, is_sweep = config.train, bool(config.tune.space)
+    train, is_sweep = config.train, bool(config.tune.space)
 
-    def room(nodes: Sequence[NodeResources]) -> str:
+    def allocate(nodes: Sequence[NodeResources]) -> str:
         if is_sweep:
-            found = allocate_trials(nodes, wanted.workers, wanted.device, config.tune.max_concurrent)
-            return f"{found.num_concurrent} trials at once, each {found.placement}"
-        return str(allocate_workers(nodes, wanted.workers, wanted.device, least=wanted.min_workers))
+            slots = allocate_trials(nodes, train.workers, train.device, config.tune.max_concurrent)
+            return f"{slots.num_concurrent} concurrent trials, each {slots.placement}"
+        return str(allocate_workers(nodes, train.workers, train.device, least=train.min_workers))
 
     check = "sweep fits" if is_sweep else "run fits"
     try:
-        most = room(possible)
+        later = allocate(potential)
     except CapacityError as error:
-        said, _, fix = str(error).rstrip(".").rpartition("; ")
-        return CheckResult(check, Severity.FAIL, said, fix)
+        return failed_result(check, error)
     try:
-        now = room(alive)
+        now = allocate(alive)
     except CapacityError:
-        return CheckResult(check, Severity.OK, f"once nodes are started: {most}")
-    return CheckResult(check, Severity.OK, now if now == most else f"{now}; once nodes are started: {most}")
-
-
-def check_versions(ours: Mapping[str, str], theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Checks that all nodes have the same versions as this process."""
-    others = {
-        f"{library} {report.versions.get(library, 'missing')} on {name}, {version} here"
-        for name, report in theirs.items()
-        for library, version in ours.items()
-        if _release(report.versions.get(library)) != _release(version)
-    }
-    if not others:
-        told = ", ".join(f"{library} {version}" for library, version in ours.items())
-        return CheckResult("versions", Severity.OK, told)
-    more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
-    found = "; ".join(sorted(others)[:MAX_NAMED]) + more
+        return CheckResult(check, Severity.OK, f"after the autoscaler starts nodes: {later}")
     return CheckResult(
-        "versions", Severity.FAIL, found, "install segray by the same constraints.txt, or image, everywhere"
+        check, Severity.OK, now if now == later else f"{now}; after the autoscaler starts nodes: {later}"
     )
 
 
-def _release(version: str | None) -> str | None:
-    """Returns a version without its build tag, because torch builds differ between nodes with and without GPUs."""
-    return None if version is None else version.partition("+")[0]
-
-
-def check_gpus(claimed: Mapping[str, float], theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Checks that the nodes have the GPUs that Ray offers."""
-    wrong = [name for name, report in theirs.items() if report.gpus < claimed.get(name, 0)]
-    if wrong:
-        first = wrong[0]
-        found = f"{first} offers {claimed[first]:g} GPUs, its driver shows {theirs[first].gpus}"
-        return CheckResult("gpus", Severity.WARN, found, "look at nvidia-smi there, and at --num-gpus of its ray start")
-    return CheckResult("gpus", Severity.OK, f"{sum(claimed.values()):g} offered, and there")
-
-
-def check_clocks(ahead_s: Mapping[str, float]) -> CheckResult:
-    """Checks that the clocks of the nodes agree with the local clock."""
-    off = {name: seconds for name, seconds in ahead_s.items() if abs(seconds) > CLOCK_S}
-    if not off:
-        return CheckResult("clocks", Severity.OK, f"agree within {CLOCK_S:g} s")
-    most = max(off.values(), key=abs)
-    level = Severity.FAIL if abs(most) > CLOCK_MOST_S else Severity.WARN
-    found = f"{format_nodes(off)} {'ahead' if most > 0 else 'behind'} by up to {abs(most):.0f} s"
-    return CheckResult("clocks", level, found, "let chrony or systemd-timesyncd set them")
-
-
-def check_storage(results: str, theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Checks that all nodes see the results folder and can write to it."""
-    wrong = {name: report.storage for name, report in theirs.items() if report.storage}
-    fix = "expected storage that all nodes share, such as NFS; see --results"
-    return _everywhere("results", wrong, f"{results} is written to", fix)
-
-
-def check_dataset(root: str, theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Checks that all nodes can read the dataset."""
-    wrong = {name: report.dataset for name, report in theirs.items() if report.dataset}
-    return _everywhere("dataset", wrong, f"{root} is read", "expected a folder that all nodes share, or s3:// or gs://")
-
-
-def _everywhere(check: str, wrong: Mapping[str, str], done: str, fix: str) -> CheckResult:
-    """Returns the result of a check that every node must pass, from the errors by node name."""
-    if not wrong:
-        return CheckResult(check, Severity.OK, f"{done} from every node that is there")
-    return CheckResult(check, Severity.FAIL, f"{next(iter(wrong.values())).rstrip('.')}, on {format_nodes(wrong)}", fix)
-
-
-def check_disk(results: str, free: int | None, checkpoint: int, kept: int) -> CheckResult:
+def check_disk(results: str, free: int | None, checkpoint: int, num_kept: int) -> CheckResult:
     """Checks that the disk can hold the checkpoints of a run.
 
     Args:
         results: results folder.
         free: free bytes on its disk, or None if unknown.
         checkpoint: size of a checkpoint in bytes.
-        kept: number of checkpoints that exist at the same time.
+        num_kept: number of checkpoints that exist at the same time.
     """
-    needs = f"{kept} checkpoints of {checkpoint / MIB:.0f} MiB"
     if free is None:
-        return CheckResult("disk", Severity.FAIL, f"{results} cannot be asked for its room", "see --results")
-    found = f"{free / GIB:.1f} GiB left at {results}; a run keeps {needs}"
-    if free < checkpoint * kept:
-        return CheckResult("disk", Severity.FAIL, found, "make room, or name another place with --results")
-    return CheckResult("disk", Severity.OK if free > 2 * checkpoint * kept else Severity.WARN, found, "")
+        fix = "check that the folder is accessible, or set --results to another folder"
+        return CheckResult("disk", Severity.FAIL, f"cannot determine the free space of {results}", fix)
+    found = f"{free / GIB:.1f} GiB free at {results}; a run keeps {num_kept} checkpoints of {checkpoint / MIB:.0f} MiB"
+    if free < checkpoint * num_kept:
+        return CheckResult("disk", Severity.FAIL, found, "free disk space, or set --results to another folder")
+    return CheckResult("disk", Severity.OK if free > 2 * checkpoint * num_kept else Severity.WARN, found)
 
 
-def check_temp_dir(theirs: Mapping[str, NodeReport]) -> CheckResult:
-    """Checks that Ray has disk space for its logs and for objects spilled from memory."""
-    tight = [name for name, report in theirs.items() if report.temporary < MIN_TEMPORARY]
-    if not tight:
-        return CheckResult("temporary", Severity.OK, f"more than {MIN_TEMPORARY / GIB:g} GiB left for Ray's own files")
-    least = min(report.temporary for report in theirs.values())
-    found = f"{least / GIB:.1f} GiB left for Ray's own files on {format_nodes(tight)}"
-    return CheckResult("temporary", Severity.WARN, found, "make room, or start Ray with another --temp-dir")
-
-
-def check_object_store(stores: Mapping[str, int], theirs: Mapping[str, NodeReport]) -> list[CheckResult]:
-    """Checks that the object stores are large enough and lie in memory."""
-    small = [name for name, store in stores.items() if store < MIN_STORE]
-    least = min(stores.values(), default=0)
-    told = CheckResult("object store", Severity.OK, f"{least / MIB:.0f} MiB a node at least")
-    if small:
-        found = f"{least / MIB:.0f} MiB on {format_nodes(small)}; expected {MIN_STORE // MIB} MiB"
-        told = CheckResult("object store", Severity.WARN, found, "start Ray there with a larger --object-store-memory")
-    on_disk = [
-        name
-        for name, report in theirs.items()
-        if report.shared_memory is not None and report.shared_memory < stores.get(name, 0)
-    ]
-    if not on_disk:
-        return [told, CheckResult("shared memory", Severity.OK, "/dev/shm holds the object store")]
-    found = f"/dev/shm is smaller than the object store on {format_nodes(on_disk)}, which lies on disk instead"
-    return [
-        told,
-        CheckResult("shared memory", Severity.WARN, found, "give the container --shm-size, or mount a larger /dev/shm"),
-    ]
-
-
-def check_bandwidth(nodes: int, backend: str, size: int, seconds: float, gradients: int) -> CheckResult:
+def check_bandwidth(num_nodes: int, backend: str, size: int, seconds: float, gradients: int) -> CheckResult:
     """Checks the measured bandwidth of the all-reduce between nodes.
 
     Args:
-        nodes: number of nodes.
+        num_nodes: number of nodes.
         backend: backend of torch.distributed.
         size: size of the reduced tensor in bytes.
         seconds: duration of the all-reduce.
         gradients: size in bytes of the gradients that each step of the run reduces.
     """
     # Bytes per second that each node sends and receives in a ring all-reduce.
-    rate = 2 * (nodes - 1) / nodes * size / seconds
+    rate = 2 * (num_nodes - 1) / num_nodes * size / seconds
     step_s = gradients / size * seconds
-    found = f"{rate / GIB * 8:.1f} Gbit/s by {backend} over {nodes} nodes; a step's gradients take {step_s:.2f} s"
+    found = (
+        f"{rate / GIB * 8:.1f} Gbit/s with {backend} on {num_nodes} nodes; the gradients of a step take {step_s:.2f} s"
+    )
     if rate < MIN_BYTES_PER_S and step_s > MAX_REDUCE_S:
-        fix = "use nodes of one zone with faster networks, or larger steps by --train.accumulation_steps"
+        fix = "use nodes of one zone with a faster network, or larger steps with --train.accumulation_steps"
         return CheckResult("network", Severity.WARN, found, fix)
     return CheckResult("network", Severity.OK, found)
 
 
-def bandwidth_failed(silent: Mapping[str, str], backend: str) -> CheckResult:
+def bandwidth_failed(errors: Mapping[str, str], backend: str) -> CheckResult:
     """Returns the failed check for nodes whose all-reduce failed.
 
     Args:
-        silent: reason of the failure by node name.
+        errors: error message by node name.
         backend: backend of torch.distributed.
     """
-    reasons = Counter(silent.values())
-    found = f"{format_nodes(silent)} cannot sum over the network by {backend}: {reasons.most_common(1)[0][0]}"
+    most_common = Counter(errors.values()).most_common(1)[0][0]
+    found = f"the all-reduce with {backend} failed on {format_nodes(errors)}: {most_common}"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
-    fix = f"open all ports between the nodes, and name the interface between them in {variable} on each"
+    fix = f"open all ports between the nodes, and set {variable} on each node to the network interface between them"
     return CheckResult("network", Severity.FAIL, found, fix)
 
 
-def check_tracking(uri: str, spans_machines: bool, error: str) -> CheckResult:
+def check_tracking(uri: str, is_multi_host: bool, error: str) -> CheckResult:
     """Checks that MLflow responds, and that all machines can use it.
 
     Args:
         uri: tracking URI without its password.
-        spans_machines: whether the cluster has, or can have, several machines.
+        is_multi_host: whether the cluster has, or can have, several machines.
         error: error of a request to MLflow, or an empty string.
     """
-    if uri.startswith("sqlite") and spans_machines:
-        return CheckResult(
-            "tracking", Severity.FAIL, f"{uri} is a file, which one machine alone sees", SERVER_HINT.format(uri=uri)
-        )
+    if uri.startswith("sqlite") and is_multi_host:
+        found = f"{uri} is an SQLite file, and the cluster has, or can have, several machines"
+        return CheckResult("tracking", Severity.FAIL, found, SERVER_HINT.format(uri=uri))
     if error:
-        return CheckResult(
-            "tracking", Severity.FAIL, error.rstrip("."), "start it, or name another with --tracking.uri"
-        )
-    return CheckResult("tracking", Severity.OK, f"{uri} answers")
+        fix = "start the MLflow server, or set --tracking.uri to another one"
+        return CheckResult("tracking", Severity.FAIL, error.rstrip("."), fix)
+    return CheckResult("tracking", Severity.OK, f"{uri} responds")
 
 
 SERVER_HINT = (
-    "start a server on one of them, mlflow server --backend-store-uri {uri} --artifacts-destination ./mlartifacts "
-    "--host ADDRESS --allowed-hosts ADDRESS:5000, and use --tracking.uri http://ADDRESS:5000"
+    "start a server on one machine, mlflow server --backend-store-uri {uri} --artifacts-destination ./mlartifacts "
+    "--host ADDRESS --allowed-hosts ADDRESS:5000, and set --tracking.uri http://ADDRESS:5000"
 )
 
 
-def check_stop_timeout(wait_s: int | None) -> CheckResult:
+def check_stop_timeout(timeout_s: int | None) -> CheckResult:
     """Checks that `ray job stop` gives a job enough time to write a checkpoint.
 
     Args:
-        wait_s: timeout in seconds before the job is killed, or None outside a submitted job.
+        timeout_s: timeout in seconds before the job is killed, or None outside a submitted job.
     """
-    if wait_s is None:
-        return CheckResult("job stop", Severity.OK, "not in a submitted job: Ctrl-C ends it in order")
-    found = f"`ray job stop` kills this job after {wait_s} s"
-    if wait_s < MIN_STOP_TIMEOUT_S:
+    if timeout_s is None:
+        return CheckResult("job stop", Severity.OK, "not in a submitted job: Ctrl-C stops the run gracefully")
+    found = f"`ray job stop` kills this job after {timeout_s} s"
+    if timeout_s < MIN_STOP_TIMEOUT_S:
         variable = f"RAY_JOB_STOP_WAIT_TIME_S={MIN_STOP_TIMEOUT_S}"
         fix = f"submit it with --runtime-env clusters/runtime-env.yaml, or set {variable}"
-        return CheckResult("job stop", Severity.WARN, f"{found}, in the middle of a checkpoint perhaps", fix)
+        return CheckResult("job stop", Severity.WARN, f"{found}, possibly before a checkpoint is complete", fix)
     return CheckResult("job stop", Severity.OK, found)
 
 
-def check_auth(is_locked: bool | None, spans_machines: bool) -> CheckResult:
+def check_auth(requires_token: bool | None, is_multi_host: bool) -> CheckResult:
     """Checks that the cluster requires a token.
 
     Args:
-        is_locked: whether clients without a token are rejected, or None if unknown.
-        spans_machines: whether the cluster has, or can have, several machines.
+        requires_token: whether the cluster rejects clients without a token, or None if unknown.
+        is_multi_host: whether the cluster has, or can have, several machines.
     """
-    if is_locked:
-        return CheckResult("token", Severity.OK, "asked for: who has none is refused")
-    if is_locked is None:
-        return CheckResult(
-            "token", Severity.WARN, "whether who has none is refused was not found out", "look at the head's log"
-        )
-    level = Severity.WARN if spans_machines else Severity.OK
-    fix = "start all nodes with RAY_AUTH_MODE=token and one token" if spans_machines else ""
-    return CheckResult("token", level, "none is asked for: who reaches the cluster can run what they like on it", fix)
+    if requires_token:
+        return CheckResult("token", Severity.OK, "required: the cluster rejects clients without a token")
+    if requires_token is None:
+        found = "cannot determine whether the cluster rejects clients without a token"
+        return CheckResult("token", Severity.WARN, found, "read the logs of the head in /tmp/ray/session_latest/logs")
+    level = Severity.WARN if is_multi_host else Severity.OK
+    fix = "start all nodes with RAY_AUTH_MODE=token and the same token" if is_multi_host else ""
+    return CheckResult(
+        "token", level, "not required: every client that reaches the cluster can run any code on it", fix
+    )

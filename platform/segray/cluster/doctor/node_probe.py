@@ -1,4 +1,4 @@
-"""Probe of a node, which runs there in an actor that reserves no CPU."""
+"""Functions that run on the probed nodes, in actors that reserve no CPU. torch and the data package load on demand."""
 
 import os
 import platform
@@ -7,32 +7,20 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
 
+from segray.cluster.ray_internals import ray_session_dir
+
 SHARED_MEMORY = Path("/dev/shm")
-NVIDIA = Path("/proc/driver/nvidia/gpus")
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 LIBRARIES = ("ray", "torch", "segray", "numpy", "pyarrow")
-VISIBILITY_TIMEOUT_S = 3.0  # network file systems may show a new file this late
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """Request to probe a node.
-
-    Attributes:
-        results: results folder, which every node must see.
-        marker_file: name, and also content, of a file that the driver created in the results folder.
-        root: root of the dataset, or None to skip the dataset.
-        digest: digest of the dataset as seen by the driver.
-    """
-
-    results: str
-    marker_file: str
-    root: str | None
-    digest: str | None
+VISIBILITY_TIMEOUT_S = 10.0  # shared file systems may show a new file this late
+ALL_REDUCE_TIMEOUT_S = 10.0
+ALL_REDUCE_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -41,122 +29,89 @@ class NodeReport:
 
     Attributes:
         versions: versions of Python and of the libraries that must be equal on all nodes.
-        shared_memory: capacity of /dev/shm in bytes, or None if it does not exist.
-        free: free bytes on the disk of the results folder, or None if the folder does not exist.
-        temporary: free bytes on the disk of Ray's session files.
-        gpus: number of GPUs that the NVIDIA driver reports.
-        storage: error of the results folder on the node, or an empty string.
-        dataset: error of the dataset on the node, or an empty string.
+        shared_memory_bytes: capacity of /dev/shm, or None if it does not exist.
+        temp_free_bytes: free space on the disk of Ray's session files.
+        num_gpus: number of GPUs that the NVIDIA driver reports.
+        results_error: error of the results folder on the node, or an empty string.
+        dataset_error: error of the dataset on the node, or an empty string.
     """
 
     versions: dict[str, str]
-    shared_memory: int | None
-    free: int | None
-    temporary: int
-    gpus: int = 0
-    storage: str = ""
-    dataset: str = ""
+    shared_memory_bytes: int | None
+    temp_free_bytes: int
+    num_gpus: int = 0
+    results_error: str = ""
+    dataset_error: str = ""
+
+
+def report_node(results: str, marker: str, root: str | None, digest: str | None) -> NodeReport:
+    """Returns the report of this node.
+
+    Args:
+        results: results folder, which every node must see.
+        marker: name, and also content, of a file that the driver created in the results folder.
+        root: root of the dataset, or None to skip the dataset.
+        digest: digest of the dataset as seen by the driver.
+    """
+    return NodeReport(
+        versions=probe_versions(),
+        shared_memory_bytes=_disk_total_bytes(SHARED_MEMORY),
+        temp_free_bytes=disk_free_bytes(ray_session_dir()) or 0,
+        num_gpus=len(list(NVIDIA_GPUS.iterdir())) if NVIDIA_GPUS.exists() else 0,
+        results_error=probe_results_dir(Path(results), marker),
+        dataset_error="" if root is None else probe_dataset(root, digest),
+    )
 
 
 def probe_versions() -> dict[str, str]:
     """Returns the versions of Python and the libraries that must be equal on all nodes."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself checks the patch version
-    for name in LIBRARIES:
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself checks the patch version
+    for library in LIBRARIES:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[library] = version(library)
+    return versions
 
 
-class NodeProbe:
-    """Probe of the node on which it runs."""
-
-    def report(self, question: ProbeRequest) -> NodeReport:
-        """Returns the report of the node."""
-        return NodeReport(
-            versions=probe_versions(),
-            shared_memory=disk_total_bytes(SHARED_MEMORY),
-            free=disk_free_bytes(question.results),
-            temporary=disk_free_bytes(ray_session_dir()) or 0,
-            gpus=len(list(NVIDIA.iterdir())) if NVIDIA.exists() else 0,
-            storage=probe_results_dir(question, f"{question.marker_file}-{os.getpid()}-{socket.gethostname()}"),
-            dataset=probe_dataset(question),
-        )
-
-    def time_s(self) -> float:
-        """Returns the time of the node in seconds since the epoch."""
-        return time.time()
-
-    def import_torch(self) -> None:
-        """Imports torch, so that slow imports do not delay the rendezvous."""
-        from segray.cluster.doctor import bandwidth  # noqa: F401, PLC0415 only this needs torch
-
-    def free_port(self) -> int:
-        """Returns a free port."""
-        with socket.create_server(("", 0)) as found:
-            return int(found.getsockname()[1])
-
-    def time_all_reduce(self, backend: str, address: str, rank: int, world: int, count: int) -> float:
-        """Returns the duration in seconds of an all-reduce of `count` float32 values, without the rendezvous."""
-        from segray.cluster.doctor.bandwidth import time_all_reduce  # noqa: PLC0415 only this needs torch
-
-        return time_all_reduce(backend, address, rank, world, count)
-
-
-def probe_results_dir(question: ProbeRequest, ours: str) -> str:
-    """Checks that the driver's marker file is visible and that the results folder is writable.
-
-    Args:
-        question: request with the folder and the marker file.
-        ours: name of the file to write.
-
-    Returns:
-        The error, or an empty string.
-    """
-    folder = Path(question.results)
-    until = time.monotonic() + VISIBILITY_TIMEOUT_S
-    while not _has(folder / question.marker_file, question.marker_file):
-        if time.monotonic() > until:
-            return f"{folder} is another folder there" if folder.is_dir() else f"{folder} is not there"
+def probe_results_dir(results: Path, marker: str) -> str:
+    """Waits until the driver's marker file is visible, and writes a file. Returns the error, or an empty string."""
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
+    while not _has_content(results / marker, marker):
+        if time.monotonic() > deadline:
+            return f"{results} is not the folder of the driver" if results.is_dir() else f"{results} does not exist"
         time.sleep(0.1)
+    own_file = results / f"{marker}-{os.getpid()}-{socket.gethostname()}"
     try:
-        (folder / ours).write_text(question.marker_file)
-        (folder / ours).unlink()
+        own_file.write_text(marker)
+        own_file.unlink()
     except OSError as error:
-        return f"{folder} cannot be written to there ({error.strerror})"
+        return f"{results} is not writable ({error.strerror})"
     return ""
 
 
-def _has(file: Path, content: str) -> bool:
+def _has_content(file: Path, content: str) -> bool:
     try:
         return file.read_text() == content
     except OSError:
         return False
 
 
-def probe_dataset(question: ProbeRequest) -> str:
+def probe_dataset(root: str, digest: str | None) -> str:
     """Returns the error of the dataset (unreadable, or different from the driver's), or an empty string."""
-    if question.root is None:
-        return ""
     from segray.core.errors import DataError  # noqa: PLC0415
     from segray.data.manifest import read_manifest  # noqa: PLC0415
     from segray.data.reader import SplitReader  # noqa: PLC0415 takes a second to import; the driver does not need it
     from segray.data.storage import strip_credentials  # noqa: PLC0415
 
     try:
-        manifest = read_manifest(question.root)
-        if question.digest not in (None, manifest.digest):
-            return f"{strip_credentials(question.root)} is another dataset there, digest {manifest.digest[:12]}"
+        manifest = read_manifest(root)
+        if digest not in (None, manifest.digest):
+            return f"{strip_credentials(root)} is not the dataset of the driver (digest {manifest.digest[:12]})"
         for split in manifest.splits.values():
             if split.rows:
-                SplitReader(question.root, split).read([0])
+                SplitReader(root, split).read([0])
     except DataError as error:
         return str(error)
     return ""
-
-
-def ray_session_dir() -> str:
-    """Returns the folder of Ray's session files on the node of this process."""
-    return str(ray._private.worker._global_node.get_session_dir_path())
 
 
 def path_exists(path: Path) -> bool:
@@ -175,9 +130,56 @@ def disk_free_bytes(folder: str) -> int | None:
         return None
 
 
-def disk_total_bytes(folder: Path) -> int | None:
-    """Returns the capacity in bytes of the disk of a folder, or None if the folder is not accessible."""
+def _disk_total_bytes(folder: Path) -> int | None:
     try:
         return shutil.disk_usage(folder).total
     except OSError:
         return None
+
+
+def find_free_port() -> int:
+    """Returns a free port of this node."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def import_torch() -> None:
+    """Imports torch, so that slow imports do not delay the rendezvous of the all-reduce."""
+    import torch.distributed  # noqa: F401, PLC0415
+
+
+def time_all_reduce(backend: str, init_method: str, node_ids: list[str], count: int) -> float:
+    """Returns the duration in seconds of an all-reduce of `count` float32 values: the minimum of several rounds.
+
+    DDP makes such an all-reduce with the gradients of every step. The duration excludes the rendezvous.
+
+    Args:
+        backend: backend of torch.distributed, "gloo" or "nccl".
+        init_method: `tcp://host:port` of the first node.
+        node_ids: Ray's ids of the nodes, in the order of their ranks.
+        count: number of values.
+
+    Raises:
+        RuntimeError: the nodes cannot connect, or a connection is lost.
+    """
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
+    dist.init_process_group(
+        backend,
+        init_method=init_method,
+        rank=node_ids.index(ray.get_runtime_context().get_node_id()),
+        world_size=len(node_ids),
+        timeout=timedelta(seconds=ALL_REDUCE_TIMEOUT_S),
+    )
+    try:
+        values = torch.ones(count, device="cuda" if backend == "nccl" else "cpu")
+        durations = []
+        for _ in range(1 + ALL_REDUCE_ROUNDS):  # the first round is a warm-up
+            start = time.perf_counter()
+            dist.all_reduce(values)
+            values[0].item()  # waits for the device
+            durations.append(time.perf_counter() - start)
+        return min(durations[1:])
+    finally:
+        dist.destroy_process_group()

@@ -1,266 +1,215 @@
-"""Probe actors, one per node, that are queried concurrently."""
+"""Probes of the cluster: functions that run on every node at the same time, and a connection without a token."""
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segray.cluster.doctor import checks, node_probe
-from segray.cluster.doctor.node_probe import NodeProbe, NodeReport, ProbeRequest, path_exists
-from segray.cluster.doctor.results import CheckResult, Severity
+from segray.cluster.doctor import node_probe
+from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S, NodeReport
 from segray.cluster.exceptions import one_line
 from segray.cluster.nodes import NodeInfo, list_nodes
 from segray.config import Config
 from segray.data.manifest import Manifest
-from segray.data.storage import strip_credentials
 
-ANSWER_TIMEOUT_S = 12.0  # for all nodes together
+ANSWER_TIMEOUT_S = 12.0  # for all nodes together, including the start of their processes
 RENDEZVOUS_TIMEOUT_S = 20.0  # import of torch, and ten seconds for the rendezvous
-ROUNDS = 3
+CLOCK_ROUNDS = 3
+
+PING_WITHOUT_TOKEN = """
+import sys
+from ray.exceptions import AuthenticationError
+from segray.cluster.ray_internals import ping_head
+try:
+    ping_head(sys.argv[1], 5)
+except AuthenticationError:
+    sys.exit(3)
+"""
+AUTH_EXIT_CODES = {0: False, 3: True}
+AUTH_TIMEOUT_S = 10.0
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class ProbeAnswers:
-    """Answers of nodes.
+class NodeProbe:
+    """Actor that runs functions on a node."""
 
-    Attributes:
-        replies: answers by node.
-        failures: reasons for missing answers, by node.
-    """
-
-    replies: dict[NodeInfo, Any]
-    failures: dict[NodeInfo, str]
-
-
-@dataclass(frozen=True)
-class PendingAnswers:
-    """Pending requests to nodes.
-
-    Attributes:
-        references: object references of the answers, by node.
-    """
-
-    references: dict[NodeInfo, ray.ObjectRef]
-
-    def wait(self, patience_s: float = ANSWER_TIMEOUT_S, together: bool = False) -> ProbeAnswers:
-        """Waits for the answers until a timeout and returns those received.
-
-        Args:
-            patience_s: timeout in seconds for all nodes together.
-            together: whether the nodes depend on each other. If so, the first failure ends the wait, and only that
-                failure is returned.
-        """
-        said: dict[NodeInfo, Any] = {}
-        failed: dict[NodeInfo, str] = {}
-        until = time.monotonic() + patience_s
-        asked = {reference: one for one, reference in self.references.items()}
-        late = list(asked)
-        while late and not (together and failed):
-            done, late = ray.wait(late, timeout=max(0.0, until - time.monotonic()))
-            if not done:
-                break
-            try:
-                said[asked[done[0]]] = ray.get(done[0])
-            except RayError as error:
-                failed[asked[done[0]]] = one_line(error)
-        if together and failed:
-            return ProbeAnswers(said, failed)
-        return ProbeAnswers(said, failed | {asked[one]: f"no answer in {patience_s:g} s" for one in late})
-
-
-class NodeProbes:
-    """Probe actors of several nodes.
-
-    Args:
-        members: nodes to probe.
-        gpus: number of GPUs that each actor reserves.
-    """
-
-    def __init__(self, members: Sequence[NodeInfo], gpus: int) -> None:
-        self._actors = {one: _examiner(one, gpus) for one in members}
-
-    def submit(self, method: str, *arguments: Any) -> PendingAnswers:
-        """Calls a method of all actors with the same arguments."""
-        return PendingAnswers({one: getattr(actor, method).remote(*arguments) for one, actor in self._actors.items()})
-
-    def clock_offsets_s(self, of: Sequence[NodeInfo]) -> dict[NodeInfo, float]:
-        """Returns the offset in seconds of each node's clock from the local clock: a lower bound, positive if ahead."""
-        return {one: _ahead_s(self._actors[one]) for one in of}
-
-    def time_all_reduce(self, members: Sequence[NodeInfo], backend: str, count: int) -> ProbeAnswers:
-        """Returns the duration in seconds of an all-reduce of `count` float32 values over some nodes."""
-        first = members[0]
-        warm = PendingAnswers({one: self._actors[one].import_torch.remote() for one in members}).wait(
-            RENDEZVOUS_TIMEOUT_S
-        )
-        if warm.failures:  # the other nodes would wait for the failed one
-            return warm
-        try:
-            port = ray.get(self._actors[first].free_port.remote(), timeout=ANSWER_TIMEOUT_S)
-        except RayError as error:
-            return ProbeAnswers({}, {first: one_line(error)})
-        host = f"[{first.address}]" if ":" in first.address else first.address
-        where = f"tcp://{host}:{port}"
-        return PendingAnswers(
-            {
-                one: self._actors[one].time_all_reduce.remote(backend, where, rank, len(members), count)
-                for rank, one in enumerate(members)
-            }
-        ).wait(RENDEZVOUS_TIMEOUT_S, together=True)
-
-    def shutdown(self) -> None:
-        """Kills all actors."""
-        for actor in self._actors.values():
-            ray.kill(actor)
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Returns the result of a function."""
+        return function(*arguments)
 
 
 @contextmanager
-def node_probes(members: Sequence[NodeInfo], gpus: int = 0) -> Iterator[NodeProbes]:
-    """Yields a probe actor on each node and kills the actors on exit.
+def node_probes(nodes: Sequence[NodeInfo], gpus: int = 0) -> Iterator[dict[NodeInfo, ActorHandle]]:
+    """Yields an actor on each node and kills the actors on exit.
 
     Args:
-        members: nodes to probe.
+        nodes: nodes to probe.
         gpus: number of GPUs that each actor reserves.
     """
-    found = NodeProbes(members, gpus)
+    probes = {node: _start_probe(node, gpus) for node in nodes}
     try:
-        yield found
+        yield probes
     finally:
-        found.shutdown()
+        for probe in probes.values():
+            ray.kill(probe)
 
 
-def _examiner(member: NodeInfo, gpus: int) -> ray.actor.ActorHandle:
-    there = NodeAffinitySchedulingStrategy(member.id, soft=False)
-    return ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy=there)(NodeProbe).remote()
+def _start_probe(node: NodeInfo, gpus: int) -> ActorHandle:
+    this_node = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy=this_node)(NodeProbe).remote()
 
 
-def _ahead_s(actor: ray.actor.ActorHandle) -> float:
-    """Returns the part of the clock difference that the round trip cannot explain, the minimum of several rounds."""
-    found = [0.0]
-    with suppress(RayError):
-        rounds = [_asked(actor) for _ in range(ROUNDS)]
-        found = [min(there - before, 0.0) or max(there - after, 0.0) for before, there, after in rounds]
-    return min(found, key=abs)
+def probe_nodes(
+    probes: Mapping[NodeInfo, ActorHandle],
+    function: Callable[..., T],
+    *arguments: Any,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    fail_fast: bool = False,
+) -> dict[NodeInfo, T | str]:
+    """Runs a function on all nodes at the same time and returns its result, or the error message, for each node.
+
+    Args:
+        probes: actors of the nodes.
+        function: importable function. It does not return a string.
+        *arguments: arguments of the function.
+        timeout_s: timeout in seconds for all nodes together.
+        fail_fast: whether to return after the first error, without the nodes that have not answered yet. Use it for
+            functions that wait for each other.
+    """
+    pending = {probe.run.remote(function, *arguments): node for node, probe in probes.items()}
+    replies: dict[NodeInfo, T | str] = {}
+    deadline = time.monotonic() + timeout_s
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return replies | dict.fromkeys(pending.values(), f"no answer in {timeout_s:g} s")
+        node = pending.pop(ready[0])
+        try:
+            replies[node] = ray.get(ready[0])
+        except RayError as error:
+            replies[node] = one_line(error)
+            if fail_fast:
+                break
+    return replies
 
 
-def _asked(actor: ray.actor.ActorHandle) -> tuple[float, float, float]:
-    before = time.time()
-    there = ray.get(actor.time_s.remote(), timeout=ANSWER_TIMEOUT_S)
-    return before, there, time.time()
+def select_errors(replies: Mapping[NodeInfo, T | str]) -> dict[NodeInfo, str]:
+    """Returns the error messages of the nodes that failed."""
+    return {node: reply for node, reply in replies.items() if isinstance(reply, str)}
 
 
 class ResultsNotWritableError(Exception):
     """This process cannot write to the results folder."""
 
 
-@dataclass(frozen=True)
-class ProbeResults:
-    """Reports of the probed nodes.
-
-    Attributes:
-        members: probed nodes.
-        answers: reports and failures.
-        data: root of the probed dataset, or None if the dataset was not probed.
-    """
-
-    members: Sequence[NodeInfo]
-    answers: ProbeAnswers
-    data: str | None
-
-    @property
-    def reports(self) -> dict[str, NodeReport]:
-        """Reports by node name."""
-        return by_node_name(self.answers.replies)
-
-
-class PendingProbes:
-    """Probes that run in the background.
-
-    Attributes:
-        crew: probe actors of the nodes.
-    """
-
-    def __init__(self, members: Sequence[NodeInfo], found: NodeProbes, question: ProbeRequest) -> None:
-        self.crew = found
-        self._members, self._data = members, question.root
-        self._asked: PendingAnswers = found.submit("report", question)
-
-    def wait(self) -> ProbeResults:
-        """Waits for the reports and returns them. Nodes that left the cluster meanwhile are ignored."""
-        answers = self._asked.wait()
-        there = {one.id for one in list_nodes()} if answers.failures else set()
-        silent = {one: why for one, why in answers.failures.items() if one.id in there}
-        return ProbeResults([*answers.replies, *silent], ProbeAnswers(answers.replies, silent), self._data)
-
-
-@contextmanager
-def probing_nodes(config: Config, manifest: Manifest | None, members: Sequence[NodeInfo]) -> Iterator[PendingProbes]:
-    """Starts probes of the results folder and the dataset on several nodes.
+def report_nodes(
+    probes: Mapping[NodeInfo, ActorHandle], config: Config, manifest: Manifest | None
+) -> dict[NodeInfo, NodeReport | str]:
+    """Returns the report, or the error message, of each node that is still in the cluster.
 
     Args:
+        probes: actors of the nodes.
         config: settings of the run.
-        manifest: manifest of the dataset. With None, the dataset is not probed.
-        members: nodes to probe.
+        manifest: manifest of the dataset. With None, the nodes do not read the dataset.
 
     Raises:
         ResultsNotWritableError: this process cannot write to the results folder.
     """
     root, digest = (config.data.root, manifest.digest) if manifest else (None, None)
-    with _marked(config.results) as mark, node_probes(members) as found:
-        yield PendingProbes(members, found, ProbeRequest(config.results, mark, root, digest))
+    with _marker_file(Path(config.results)) as marker:
+        errors = select_errors(probe_nodes(probes, time.time))  # nodes on which no process starts do not delay the rest
+        replies: dict[NodeInfo, NodeReport | str] = probe_nodes(
+            {node: probe for node, probe in probes.items() if node not in errors},
+            node_probe.report_node,
+            *(config.results, marker, root, digest),
+            timeout_s=VISIBILITY_TIMEOUT_S + ANSWER_TIMEOUT_S,
+        )
+    errors |= select_errors(replies)
+    alive = {node.id for node in list_nodes()} if errors else set()
+    return {node: reply for node, reply in (replies | errors).items() if node not in errors or node.id in alive}
 
 
 @contextmanager
-def _marked(results: str) -> Iterator[str]:
+def _marker_file(results: Path) -> Iterator[str]:
     """Creates a marker file in the results folder, and removes it on exit, together with folders created for it."""
-    folder = Path(results)
-    made = [one for one in (folder, *folder.parents) if not path_exists(one)]
-    mark = folder / f".doctor-{uuid4().hex[:12]}"
+    new_folders = [folder for folder in (results, *results.parents) if not node_probe.path_exists(folder)]
+    marker = results / f".doctor-{uuid4().hex[:12]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(mark.name)
+        results.mkdir(parents=True, exist_ok=True)
+        marker.write_text(marker.name)
     except OSError as error:
-        raise ResultsNotWritableError(f"{results} cannot be written to ({error.strerror})") from error
+        raise ResultsNotWritableError(f"{results} is not writable ({error.strerror})") from error
     try:
-        yield mark.name
+        yield marker.name
     finally:
         with suppress(OSError):  # a run has started in the folder meanwhile, or the storage is gone
-            mark.unlink(missing_ok=True)
-            for one in made:
-                one.rmdir()
+            marker.unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
 
 
-def by_node_name(by_member: Mapping[NodeInfo, Any]) -> dict[str, Any]:
-    """Returns the mapping with node names as keys."""
-    return {str(one): value for one, value in by_member.items()}
+def measure_clock_offset_s(probe: ActorHandle) -> float:
+    """Returns the offset in seconds of a node's clock, positive if ahead: the part that no round trip explains."""
+    offsets = [0.0]
+    with suppress(RayError):
+        rounds = [_exchange_times(probe) for _ in range(CLOCK_ROUNDS)]
+        offsets = [min(remote - before, 0.0) or max(remote - after, 0.0) for before, remote, after in rounds]
+    return min(offsets, key=abs)
 
 
-def check_nodes(config: Config, told: ProbeResults, silent: Severity = Severity.FAIL) -> list[CheckResult]:
-    """Returns the results of the checks that every run must pass.
-
-    Args:
-        config: settings of the run.
-        told: reports of the nodes.
-        silent: severity of a node that does not respond.
-    """
-    answered = checks.check_responses(by_node_name(told.answers.failures), len(told.members), silent)
-    if not told.answers.replies:  # there is no report to check
-        return [answered]
-    found = [
-        answered,
-        checks.check_versions(node_probe.probe_versions(), told.reports),
-        checks.check_storage(config.results, told.reports),
-    ]
-    return [*found, checks.check_dataset(strip_credentials(told.data), told.reports)] if told.data else found
+def _exchange_times(probe: ActorHandle) -> tuple[float, float, float]:
+    before = time.time()
+    remote = ray.get(probe.run.remote(time.time), timeout=ANSWER_TIMEOUT_S)
+    return before, remote, time.time()
 
 
-def not_writable_result(error: ResultsNotWritableError) -> CheckResult:
-    """Returns the failed check for a results folder to which this process cannot write."""
-    return CheckResult("results", Severity.FAIL, str(error), "name another place with --results")
+def time_all_reduce(probes: Mapping[NodeInfo, ActorHandle], backend: str, count: int) -> dict[NodeInfo, float | str]:
+    """Returns the duration in seconds of an all-reduce of `count` float32 values, or the error, for each node."""
+    imports = probe_nodes(probes, node_probe.import_torch, timeout_s=RENDEZVOUS_TIMEOUT_S)
+    if errors := select_errors(imports):  # the other nodes would wait for the failed one
+        return {**errors}
+    first = next(iter(probes))
+    port = probe_nodes({first: probes[first]}, node_probe.find_free_port)[first]
+    if isinstance(port, str):
+        return {first: port}
+    host = f"[{first.address}]" if ":" in first.address else first.address
+    return probe_nodes(
+        probes,
+        node_probe.time_all_reduce,
+        *(backend, f"tcp://{host}:{port}", [node.id for node in probes], count),
+        timeout_s=RENDEZVOUS_TIMEOUT_S,
+        fail_fast=True,
+    )
+
+
+def start_auth_probe() -> subprocess.Popen[bytes]:
+    """Starts a process that connects to the cluster without a token. Local settings do not show if one is required."""
+    environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
+    return subprocess.Popen(
+        [sys.executable, "-c", PING_WITHOUT_TOKEN, ray.get_runtime_context().gcs_address],
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def requires_token(auth_probe: subprocess.Popen[bytes]) -> bool | None:
+    """Waits for the process of `start_auth_probe`. Returns whether the cluster rejected it, or None if unknown."""
+    try:
+        return AUTH_EXIT_CODES.get(auth_probe.wait(AUTH_TIMEOUT_S))
+    except subprocess.TimeoutExpired:
+        auth_probe.kill()
+        auth_probe.wait()
+        return None
