@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Installs segray at its pins into ~/segray-venv, from the pieces of the repository that the launcher copied to ~/segray.
-# Where it is installed already, pip only looks, and takes segray itself anew.
+# Installs segray and the pinned packages in ~/segray-venv, from the files that the launcher copied to ~/segray.
+# If the packages are installed, only segray itself is installed again.
 set -euo pipefail
 cd ~/segray
 
 [ -x ~/segray-venv/bin/python ] || python3.11 -m venv ~/segray-venv
 pip="$HOME/segray-venv/bin/pip --quiet --disable-pip-version-check"
 
-# Built from a copy: setuptools would leave folders in the original, and the launcher copies that on to the workers.
+# Build from a copy: setuptools would add folders to ~/segray, which the launcher copies to the workers.
 copy="$(mktemp -d)"
 trap 'rm -rf "$copy"' EXIT
 cp -R platform pyproject.toml README.md LICENSE "$copy"
 
-# torch first and pinned: left to the other packages, pip may take another build of it.
+# Install torch first and pinned; as a dependency of other packages, pip may select another build.
 $pip install --constraint constraints.txt torch
 $pip install --constraint constraints.txt "$copy"
 
-# `ray down` calls `ray` by its bare name, in a login shell; those have this folder on their path.
+# `ray down` calls `ray` in a login shell, which has this folder on its path.
 mkdir -p ~/.local/bin
 ln -sf ~/segray-venv/bin/ray ~/.local/bin/ray
-chmod 600 ~/.ray/auth_token # Ray writes it readable for all
+chmod 600 ~/.ray/auth_token # Ray creates it readable for all users

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the cluster's folders on the shared storage and, unless it is there, the file that SEGRAY_CONFIG names:
-# settings every command on the cluster begins with. MLflow is named by MLFLOW_TRACKING_URI, so not here.
+# Creates the cluster's folders on the shared storage and, if it does not exist, the file that SEGRAY_CONFIG names: the
+# default settings of every command on the cluster. It does not name MLflow, because MLFLOW_TRACKING_URI does.
 set -euo pipefail
 . ~/segray.env
 mkdir -p "$SEGRAY_SHARED/results" "$SEGRAY_SHARED/mlflow"
