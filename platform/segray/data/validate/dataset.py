@@ -91,7 +91,7 @@ def validate_dataset(root: str, on_progress: OnProgress = lambda stage, done, to
         *_stray_files(root, manifest),
         *_list_errors(root, manifest, {row_id for row_id, _ in image_rows}),
         *(error for shard in in_order for error in shard.errors),
-        *_duplicate_ids(by_split),
+        *_duplicate_ids(image_rows),
         *leaks,
     ]
     return ValidationReport(manifest, errors, [*duplicates, *_rare_classes(manifest, splits)], splits)
@@ -164,9 +164,8 @@ def _stray_files(root: str, manifest: Manifest) -> Iterator[str]:
             yield f"{display_path(root, relative)}: not part of the dataset; remove it"
 
 
-def _duplicate_ids(by_split: dict[str, list[ShardFindings]]) -> Iterator[str]:
-    counts = Counter(name for shards in by_split.values() for shard in shards for name, _ in shard.rows)
-    for name, count in counts.items():
+def _duplicate_ids(rows: list[tuple[str, str]]) -> Iterator[str]:
+    for name, count in Counter(name for name, _ in rows).items():
         if count > 1:
             yield f"{name}: {count} rows have this id; expected one"
 
