@@ -53,10 +53,12 @@ def test_workers_of_lost_nodes_squeezed_onto_one_leave_a_read_task_its_place(cpu
 
 
 def test_fewer_workers_do_where_they_are_said_to():
-    assert allocate_workers([NodeResources(1)], 2, "cpu", least=1).workers == 1
-    assert allocate_workers([NodeResources(4)], 2, "cpu", least=1) == allocate_workers([NodeResources(4)], 2, "cpu")
+    assert allocate_workers([NodeResources(1)], 2, "cpu", min_workers=1).workers == 1
+    assert allocate_workers([NodeResources(4)], 2, "cpu", min_workers=1) == allocate_workers(
+        [NodeResources(4)], 2, "cpu"
+    )
     with pytest.raises(CapacityError, match="train.workers is 4"):
-        allocate_workers([NodeResources(2)], 4, "cpu", least=3)
+        allocate_workers([NodeResources(2)], 4, "cpu", min_workers=3)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def allocate_workers(
     workers: int,
     device: str,
     setting: str = "--train.workers",
-    least: int | None = None,
+    min_workers: int | None = None,
 ) -> WorkerResources:
     """Returns the resources of each worker on a cluster that can grow to `nodes`.
 
@@ -73,23 +73,23 @@ def allocate_workers(
         workers: requested number of workers, with one GPU each, or at least one CPU each.
         device: "cpu", "cuda" or "auto", which uses GPUs if the cluster has any.
         setting: flag that sets `workers`, for the error message.
-        least: minimum number of workers to allocate if the cluster cannot hold `workers`. By default, it must hold all.
+        min_workers: minimum number of workers to allocate if the cluster cannot hold `workers`. By default, all.
 
     Raises:
         CapacityError: the cluster can never hold the workers.
     """
     if device == "auto":
         device = "cuda" if any(node.gpus >= 1 for node in nodes) else "cpu"
-    fits = _by_gpu(nodes) if device == "cuda" else _by_cpu(nodes)
-    if least is not None and least <= fits < workers:
-        workers = fits
-    if workers > fits:
-        raise CapacityError(_refusal(nodes, workers, device, fits, setting))
-    share = _share(nodes, workers, device)
+    capacity = _gpu_capacity(nodes) if device == "cuda" else _cpu_capacity(nodes)
+    if min_workers is not None and min_workers <= capacity < workers:
+        workers = capacity
+    if workers > capacity:
+        raise CapacityError(_capacity_message(nodes, workers, device, capacity, setting))
+    share = _smallest_share(nodes, workers, device)
     threads = max(1, int(share))
     reserved = round(share * RESERVED_FRACTION, 4)
-    spare = sum(node.cpus for node in nodes) / workers - reserved
-    return WorkerResources(workers, device, threads, reserved, int(device == "cuda"), share - reserved, spare)
+    free = sum(node.cpus for node in nodes) / workers - reserved
+    return WorkerResources(workers, device, threads, reserved, int(device == "cuda"), share - reserved, free)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class TrialSlots:
     placement: WorkerResources
 
 
-def allocate_trials(nodes: Sequence[NodeResources], workers: int, device: str, wanted: int | None = None) -> TrialSlots:
+def allocate_trials(
+    nodes: Sequence[NodeResources], workers: int, device: str, max_concurrent: int | None = None
+) -> TrialSlots:
     """Returns the number of concurrent trials, and their resources, on a cluster that can grow to `nodes`.
 
     The cluster can hold the workers of all these trials at the same time, and each worker leaves CPUs for reading, so
@@ -115,47 +117,48 @@ def allocate_trials(nodes: Sequence[NodeResources], workers: int, device: str, w
         nodes: all nodes that the cluster has or can start.
         workers: number of workers per trial, with one GPU each, or at least one CPU each.
         device: "cpu", "cuda" or "auto", which uses GPUs if the cluster has any.
-        wanted: requested number of concurrent trials. Defaults to the capacity of the cluster.
+        max_concurrent: requested number of concurrent trials. Defaults to the capacity of the cluster.
 
     Raises:
         CapacityError: the cluster can never hold a trial, or the requested number of concurrent trials.
     """
-    one = allocate_workers(nodes, workers, device)
-    fits = (_by_gpu(nodes) if one.device == "cuda" else _by_cpu(nodes)) // workers
-    if wanted is not None and wanted > fits:
+    device = allocate_workers(nodes, workers, device).device
+    capacity = (_gpu_capacity(nodes) if device == "cuda" else _cpu_capacity(nodes)) // workers
+    if max_concurrent is not None and max_concurrent > capacity:
         raise CapacityError(
-            f"tune.max_concurrent is {wanted}, with {workers} workers each; the cluster can hold {fits} such trials at "
-            f"once; use --tune.max_concurrent {fits}."
+            f"tune.max_concurrent is {max_concurrent}, with {workers} workers each; the cluster can hold {capacity} "
+            f"such trials at once; use --tune.max_concurrent {capacity}."
         )
-    count = fits if wanted is None else wanted
-    return TrialSlots(count, replace(allocate_workers(nodes, count * workers, one.device), workers=workers))
+    count = capacity if max_concurrent is None else max_concurrent
+    return TrialSlots(count, replace(allocate_workers(nodes, count * workers, device), workers=workers))
 
 
-def _by_gpu(nodes: Sequence[NodeResources]) -> int:
+def _gpu_capacity(nodes: Sequence[NodeResources]) -> int:
     return sum(int(node.gpus) for node in nodes if node.cpus >= 1)
 
 
-def _by_cpu(nodes: Sequence[NodeResources]) -> int:
+def _cpu_capacity(nodes: Sequence[NodeResources]) -> int:
     return sum(int(node.cpus) for node in nodes)
 
 
-def _share(nodes: Sequence[NodeResources], workers: int, device: str) -> float:
+def _smallest_share(nodes: Sequence[NodeResources], workers: int, device: str) -> float:
     """Returns the CPU share of a worker on the node with the smallest share."""
     if device == "cuda":
         return min(node.cpus / node.gpus for node in nodes if node.gpus >= 1 and node.cpus >= 1)
     usable = sorted((node for node in nodes if node.cpus >= 1), key=lambda node: -node.cpus)
-    spread = usable[: min(workers, len(usable))]
-    return max(1.0, min(node.cpus for node in spread) / ceil(workers / len(spread)))
+    used = usable[:workers]
+    return max(1.0, min(node.cpus for node in used) / ceil(workers / len(used)))
 
 
-def _refusal(nodes: Sequence[NodeResources], workers: int, device: str, fits: int, setting: str) -> str:
+def _capacity_message(nodes: Sequence[NodeResources], workers: int, device: str, capacity: int, setting: str) -> str:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    needs = "one GPU" if device == "cuda" else "one CPU"
-    other = "use --train.device cpu, or a cluster with GPUs" if device == "cuda" else "use a cluster with CPUs"
-    advice = f"use {setting} {fits}" if fits else other
+    needed = "one GPU" if device == "cuda" else "one CPU"
+    fix = "use --train.device cpu, or a cluster with GPUs" if device == "cuda" else "use a cluster with CPUs"
+    if capacity:
+        fix = f"use {setting} {capacity}"
     return (
-        f"{setting.removeprefix('--')} is {workers}, with {needs} each; the cluster can hold {fits}: "
-        f"it has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; {advice}."
+        f"{setting.removeprefix('--')} is {workers}, with {needed} each; the cluster can hold {capacity}: "
+        f"it has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; {fix}."
     )
 
 
@@ -169,5 +172,5 @@ def default_num_workers(nodes: Sequence[NodeResources], device: str) -> int:
 
 def max_num_workers(nodes: Sequence[NodeResources], device: str) -> int:
     """Returns the maximum number of workers with one GPU, or one CPU, each that the cluster can hold; minimum 1."""
-    gpus = _by_gpu(nodes)
-    return max(1, gpus if device == "cuda" or (device == "auto" and gpus) else _by_cpu(nodes))
+    gpus = _gpu_capacity(nodes)
+    return max(1, gpus if device == "cuda" or (device == "auto" and gpus) else _cpu_capacity(nodes))

@@ -77,7 +77,7 @@ def check_capacity(config: Config, alive: Sequence[NodeResources], potential: Se
         if is_sweep:
             slots = allocate_trials(nodes, train.workers, train.device, config.tune.max_concurrent)
             return f"{slots.num_concurrent} concurrent trials, each {slots.placement}"
-        return str(allocate_workers(nodes, train.workers, train.device, least=train.min_workers))
+        return str(allocate_workers(nodes, train.workers, train.device, min_workers=train.min_workers))
 
     check = "sweep fits" if is_sweep else "run fits"
     try:
