@@ -124,13 +124,13 @@ def raylets(node_id):
 
 CONVERT = """
 import sys
-from segray import cluster
+from segray.cluster.connect import connect
 from segray.data.convert.convert import convert_dataset
 from segray.data.convert.shards import ShardLimits
 from segray.data.sources.sample import SourceListing; from segray.data.sources import demo
-cluster.connect()
-samples = demo.samples(splits={"train": 41, "val": 7, "test": 5})
-convert_dataset(SourceListing(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
+connect()
+samples = demo.demo_samples(splits={"train": 41, "val": 7, "test": 5})
+convert_dataset(SourceListing(samples, demo.demo_classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
 """
 
 

@@ -31,13 +31,13 @@ WAIT_S = 120
 
 CONVERT = """
 import sys
-from segray import cluster
+from segray.cluster.connect import connect
 from segray.data.convert.convert import convert_dataset
 from segray.data.convert.shards import ShardLimits
 from segray.data.sources.sample import SourceListing; from segray.data.sources import demo
-cluster.connect()
-samples = demo.samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
-convert_dataset(SourceListing(samples, demo.classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
+connect()
+samples = demo.demo_samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
+convert_dataset(SourceListing(samples, demo.demo_classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
 """
 
 
