@@ -85,7 +85,7 @@ def spoilt(streets: Path, tmp_path: Path) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a model of the streets' classes that has learned nothing."""
     torch.manual_seed(0)
-    settings, classes = config.build({"eval.align": 64}), demo.demo_classes()
+    settings, classes = config.build({"eval.size_multiple": 64}), demo.demo_classes()
     model = build_model(settings, classes)
     made = tmp_path_factory.mktemp("run") / "step-000007"
     made.mkdir()

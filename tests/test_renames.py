@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segray.core.moved import MOVED
+from segray.core.imports import MOVED
 
 ROOT = Path(__file__).parents[1]
 LIBRARY, BENCHMARKS = ROOT / "platform/segray", ROOT / "benchmarks"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from segray.core.moved import explain_moved_imports
+from segray.core.imports import explain_moved_imports
 
 if TYPE_CHECKING:
     from segray.tracking.references import ReferencePredictor as Predictor

@@ -11,9 +11,8 @@ import pytest
 import torch
 from ray.exceptions import OutOfDiskError
 
-from segray.cluster.exceptions import root_cause
 from segray.config import DataConfig
-from segray.core.errors import CapacityError, DataError
+from segray.core.errors import CapacityError, DataError, root_cause
 from segray.data import prefetch
 from segray.data.augment.augmenter import Augmenter
 from segray.data.images import decode_image, decode_mask

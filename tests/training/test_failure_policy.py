@@ -9,8 +9,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from segray.cluster.exceptions import one_line
-from segray.core.errors import DataError, RunStoppedError, TrainingError
+from segray.core.errors import DataError, RunStoppedError, TrainingError, one_line
 from segray.tracking.journal import Journal
 from segray.training import fit
 from segray.training.failure_policy import FailurePolicy, PreemptedError

@@ -37,7 +37,8 @@ from segray.data.convert.shards import ShardLimits
 from segray.data.sources.sample import SourceListing; from segray.data.sources import demo
 connect()
 samples = demo.demo_samples(splits={"train": int(sys.argv[2]), "val": 7, "test": 5})
-convert_dataset(SourceListing(samples, demo.demo_classes(), absent_ok=True), sys.argv[1], bounds=ShardLimits(group_rows=4))
+listing = SourceListing(samples, demo.demo_classes(), absent_ok=True)
+convert_dataset(listing, sys.argv[1], bounds=ShardLimits(group_rows=4))
 """
 
 

@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config import parsers
-from segray.config.base import Fraction, Positive, Settings
-from segray.config.parsers import invalid_setting
+from segray.config import fields
+from segray.config.fields import Fraction, Positive, Settings, invalid_setting
 
 Transform = str | dict[str, dict[str, Any] | None]
 """A transform: NAME, or NAME: {argument: value, ...}."""
@@ -40,7 +39,7 @@ class DataConfig(Settings):
     """Randomly distort brightness, contrast, saturation and hue."""
     class_crop_prob: Fraction = 0.0
     """Fraction of the crops that contain a pixel of a randomly chosen class of the image."""
-    augment: Annotated[Transforms, BeforeValidator(parsers.parse_transforms)] = None
+    augment: Annotated[Transforms, BeforeValidator(fields.parse_transforms)] = None
     """Albumentations transforms that replace the default augmentation: a list of NAME or NAME: {argument: value}."""
     mosaic_prob: Fraction = 0.0
     """Probability that a crop is a mosaic of four images."""

@@ -4,13 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config import parsers
-from segray.config.base import Positive, Settings
+from segray.config import fields
 from segray.config.data import CROP_MULTIPLE
-from segray.config.parsers import invalid_setting
+from segray.config.fields import Positive, Settings, invalid_setting
 
-Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(parsers.parse_numbers)]
-BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(parsers.parse_numbers)]
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(fields.parse_numbers)]
+BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(fields.parse_numbers)]
 
 STRIDE_MULTIPLE = 4  # a model's logits have a quarter of the image's resolution
 

@@ -4,9 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config import parsers
-from segray.config.base import Fraction, Positive, Settings
-from segray.config.parsers import LOSSES, invalid_setting
+from segray.config import fields
+from segray.config.fields import LOSSES, Fraction, Positive, Settings, invalid_setting
 
 Terms = tuple[str | dict[str, float], ...]
 """Losses, each NAME or NAME: weight."""
@@ -16,9 +15,9 @@ ClassWeights = str | tuple[float, ...] | None
 class LossConfig(Settings):
     """The training objective: a weighted sum of losses."""
 
-    terms: Annotated[Terms, BeforeValidator(parsers.parse_loss_terms)] = ("cross_entropy",)
+    terms: Annotated[Terms, BeforeValidator(fields.parse_loss_terms)] = ("cross_entropy",)
     """Losses: a list of NAME or NAME: weight. A name may be a module:attribute of your own code."""
-    class_weights: Annotated[ClassWeights, BeforeValidator(parsers.parse_class_weights)] = None
+    class_weights: Annotated[ClassWeights, BeforeValidator(fields.parse_class_weights)] = None
     """Class weights of cross_entropy, ohem and focal: one number per class, or balanced or median (pixel counts)."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing of cross_entropy and ohem: fraction of the target that is spread over all classes."""

@@ -4,8 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from segray.config.base import Fraction, Settings
-from segray.config.parsers import invalid_setting
+from segray.config.fields import Fraction, Settings, invalid_setting
 
 
 class ModelConfig(Settings):

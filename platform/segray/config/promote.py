@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from segray.config.base import Fraction, Settings
-from segray.config.parsers import parse_class_floors, parse_class_names
+from segray.config.fields import Fraction, Settings, parse_class_floors, parse_class_names
 
 ClassFloors = float | dict[str, float]
 """Minimum IoU of every class, or by class name."""

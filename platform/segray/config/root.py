@@ -11,17 +11,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from segray.config.base import Settings
 from segray.config.data import DataConfig
 from segray.config.eval import EvalConfig
+from segray.config.fields import Settings, invalid_setting
 from segray.config.loss import LossConfig
 from segray.config.model import ModelConfig
-from segray.config.optim import OptimConfig
-from segray.config.parsers import invalid_setting
 from segray.config.promote import PromoteConfig
 from segray.config.serve import ServeConfig
 from segray.config.tracking import NAME, TrackingConfig
-from segray.config.train import TrainConfig
+from segray.config.train import OptimConfig, TrainConfig
 from segray.config.tune import TuneConfig
 from segray.core.errors import ConfigError
 

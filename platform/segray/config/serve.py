@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from segray.config.base import Fraction, Positive, Settings
+from segray.config.fields import Fraction, Positive, Settings
 
 
 class ServeConfig(Settings):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from segray.config.base import Settings
+from segray.config.fields import Settings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # a valid name of a folder and of a registered model
 

@@ -5,8 +5,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config.base import Count, Fraction, Positive, Settings
-from segray.config.parsers import invalid_setting, parse_objectives, parse_search_space
+from segray.config.fields import (
+    Count,
+    Fraction,
+    Positive,
+    Settings,
+    invalid_setting,
+    parse_objectives,
+    parse_search_space,
+)
 
 Space = dict[str, dict[str, Any]]
 """Search space: ranges by dotted key, such as {"optim.lr": {"loguniform": [1e-5, 1e-3]}}."""

@@ -12,12 +12,11 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from segray.cluster.connect import connect
-from segray.cluster.exceptions import root_cause
 from segray.cluster.nodes import potential_nodes
 from segray.cluster.resources import WorkerResources, allocate_workers, default_num_workers
 from segray.config import Config, EvalConfig, paths
 from segray.core.classes import Classes
-from segray.core.errors import ConfigError, DataError, SegrayError
+from segray.core.errors import ConfigError, DataError, SegrayError, root_cause
 from segray.data.loader import LoaderResources, evaluation_rows
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader

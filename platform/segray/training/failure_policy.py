@@ -3,8 +3,7 @@
 from ray.train import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from segray.cluster.exceptions import root_cause
-from segray.core.errors import RunStoppedError
+from segray.core.errors import RunStoppedError, root_cause
 from segray.training.ray_internals import (
     DefaultFailurePolicy,
     FailureDecision,

@@ -12,9 +12,8 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from segray.cluster.exceptions import root_cause
 from segray.config import Config, paths
-from segray.core.errors import RunStoppedError, TrainingError, UserError
+from segray.core.errors import RunStoppedError, TrainingError, UserError, root_cause
 from segray.core.signals import handle_signals
 from segray.evaluation.metrics.scores import Scores, scores_from_confusion
 from segray.models import checkpoint

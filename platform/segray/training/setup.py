@@ -203,7 +203,9 @@ def _allocate_workers(target: _RunTarget, say: Callable[[str], None]) -> resourc
             f'node, use `ray job submit --entrypoint-label-selector \'{{"{SPOT_LABEL}": "!spot"}}\'`.'
         )
     train = target.config.train
-    placement = resources.allocate_workers(potential_nodes(), train.workers, train.device, min_workers=train.min_workers)
+    placement = resources.allocate_workers(
+        potential_nodes(), train.workers, train.device, min_workers=train.min_workers
+    )
     preflight(target.config, target.tracking_uri, target.manifest, say, goes_on=target.run is not None)
     return placement
 

@@ -26,9 +26,8 @@ from segray.training.losses.build import build_loss
 from segray.training.ray_internals import ERROR_LOGGER, REPORT_LOGGER
 from segray.training.reporting import LATEST_CHECKPOINT, RECENT_REPORTS, aggregate_reports
 from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
-from segray.training.system_usage import SystemUsage
 from segray.training.validation import validate
-from segray.training.worker_state import init_worker, resolve_device, seed_step, wrap_ddp
+from segray.training.worker_state import SystemUsage, init_worker, resolve_device, seed_step, wrap_ddp
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:

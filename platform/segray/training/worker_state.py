@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import numpy as np
+import psutil
 import ray
 import ray.train
 import ray.train.torch
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S
 from segray.config import Config
 from segray.core.errors import ClusterError
+from segray.core.numbers import GIB
 from segray.data.sampler import row_seed
 from segray.models import checkpoint
 from segray.models.architecture import SegmentationModel
@@ -220,3 +222,31 @@ def enable_determinism() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
+
+
+class SystemUsage:
+    """Measures the resource usage of this process.
+
+    CPU usage is in percent of one core since the last call. Memory is in GiB. On a GPU, memory and utilisation of the
+    device are also measured.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only sets the reference time
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the current values by name."""
+        memory = self._process.memory_info().rss / GIB
+        usage = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
+        return usage | (_gpu_usage(self._device) if self._device.type == "cuda" else {})
+
+
+def _gpu_usage(device: torch.device) -> dict[str, float]:
+    free, total = torch.cuda.mem_get_info(device)
+    usage = {"gpu_memory_gib": (total - free) / GIB}
+    try:
+        return usage | {"gpu_percent": float(torch.cuda.utilization(device))}
+    except ModuleNotFoundError:  # nvidia-ml-py is not installed
+        return usage

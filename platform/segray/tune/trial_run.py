@@ -12,9 +12,8 @@ from time import monotonic, sleep
 import ray
 from ray.exceptions import RayError
 
-from segray.cluster.exceptions import one_line
 from segray.config import Config, paths
-from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError
+from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError, one_line
 from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal, JournalReader, Record
 from segray.training import checkpoint_store

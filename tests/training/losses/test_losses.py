@@ -280,7 +280,7 @@ def test_weights_are_made_of_the_pixel_counts():
     ("settings", "said"),
     [
         ({"class_weights": [1, 2]}, "loss.class_weights has 2 numbers; expected one for each of 4 classes"),
-        ({"class_weights": "balanced"}, "loss.class_weights is balanced; expected numbers, where no data set"),
+        ({"class_weights": "balanced"}, "loss.class_weights is balanced; expected numbers, because the pixel counts"),
     ],
 )
 def test_weights_that_do_not_fit_the_classes_are_refused(settings, said):

@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.cluster.doctor import node_probe
 from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S, NodeReport
-from segray.cluster.exceptions import one_line
 from segray.cluster.nodes import NodeInfo, list_nodes
 from segray.config import Config
+from segray.core.errors import one_line
 from segray.data.manifest import Manifest
 
 ANSWER_TIMEOUT_S = 12.0  # for all nodes together, including the start of their processes

@@ -61,21 +61,23 @@ def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int]
         ModelError: a user-defined loss cannot be imported or is not callable.
     """
     weights = class_weights(config, num_classes, class_pixels)
-    plain = CrossEntropyLoss(weights, config.smoothing)
-    known: dict[str, PixelSum] = {
-        "cross_entropy": plain,
-        "ohem": OhemLoss(plain, config.ohem_threshold, config.ohem_min_kept),
+    cross_entropy_sum = CrossEntropyLoss(weights, config.smoothing)
+    pixel_sums: dict[str, PixelSum] = {
+        "cross_entropy": cross_entropy_sum,
+        "ohem": OhemLoss(cross_entropy_sum, config.ohem_threshold, config.ohem_min_kept),
         "focal": FocalLoss(weights, config.focal_gamma),
         "dice": dice_loss(),
         "tversky": TverskyLoss(config.tversky_alpha, config.tversky_beta),
         "lovasz": LovaszSoftmaxLoss(),
         "boundary": BoundaryLoss(config.boundary_width_px),
     }
-    terms = [
-        (weight, _divided(name, known[name]) if name in known else import_callable("loss.terms", name, ModelError))
-        for name, weight in config.weight_by_loss().items()
-    ]
-    return _weighted_sum(terms, _divided("aux", plain), config.aux_weight)
+    terms: list[tuple[float, Loss]] = []
+    for name, weight in config.weight_by_loss().items():
+        if name in pixel_sums:
+            terms.append((weight, _normalized(name, pixel_sums[name])))
+        else:
+            terms.append((weight, import_callable("loss.terms", name, ModelError)))
+    return _weighted_sum(terms, _normalized("aux", cross_entropy_sum), config.aux_weight)
 
 
 def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weight: float) -> Loss:
@@ -86,17 +88,19 @@ def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weig
         ignore_id: int,
         normaliser: Tensor | None = None,
     ) -> tuple[Tensor, LossParts]:
-        found = [(weight, *term(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)) for weight, term in terms]
+        results = [
+            (weight, *term(outputs, batch, ignore_id=ignore_id, normaliser=normaliser)) for weight, term in terms
+        ]
         if aux_weight and "aux" in outputs:
-            inner = {"seg": outputs["aux"]}
-            found.append((aux_weight, *auxiliary(inner, batch, ignore_id=ignore_id, normaliser=normaliser)))
-        total = torch.stack([weight * value for weight, value, _ in found]).sum()
-        return total, {name: part for _, _, parts in found for name, part in parts.items()}
+            aux_outputs = {"seg": outputs["aux"]}
+            results.append((aux_weight, *auxiliary(aux_outputs, batch, ignore_id=ignore_id, normaliser=normaliser)))
+        total = torch.stack([weight * value for weight, value, _ in results]).sum()
+        return total, {name: part for _, _, parts in results for name, part in parts.items()}
 
     return loss
 
 
-def _divided(name: str, pixel_sum: PixelSum) -> Loss:
+def _normalized(name: str, pixel_sum: PixelSum) -> Loss:
     """Returns a loss that divides a sum over pixels by the normaliser, by default the batch's valid pixel count."""
 
     def loss(
@@ -117,7 +121,7 @@ def _divided(name: str, pixel_sum: PixelSum) -> Loss:
     return loss
 
 
-cross_entropy = _divided("cross_entropy", CrossEntropyLoss())
+cross_entropy = _normalized("cross_entropy", CrossEntropyLoss())
 """Published loss: mean cross-entropy of the bilinearly resized logits over the valid pixels.
 
 Masks are (B, H, W) of any integer dtype. A batch without valid pixels has loss 0 and gradients 0. Raises `DataError`
@@ -135,28 +139,30 @@ def class_weights(config: LossConfig, num_classes: int, class_pixels: Sequence[i
     Raises:
         ConfigError: the number of class weights is not K, or the pixel counts are required and unknown.
     """
-    given = config.class_weights
-    if given is None:
+    setting = config.class_weights
+    if setting is None:
         return None
-    if isinstance(given, str):
+    if isinstance(setting, str):
         if class_pixels is None:
-            raise ConfigError(f"loss.class_weights is {given}; expected numbers, where no data set's counts are known.")
+            raise ConfigError(
+                f"loss.class_weights is {setting}; expected numbers, because the pixel counts are unknown."
+            )
         counts = torch.tensor(class_pixels, dtype=torch.float64)
-        there = counts > 0
-        wanted = counts[there].median() if given == "median" else counts.sum() / there.sum()
-        return (wanted / counts.clamp_min(1)).where(there, 0).float()
-    if len(given) != num_classes:
+        is_present = counts > 0
+        reference = counts[is_present].median() if setting == "median" else counts.sum() / is_present.sum()
+        return (reference / counts.clamp_min(1)).where(is_present, 0).float()
+    if len(setting) != num_classes:
         raise ConfigError(
-            f"loss.class_weights has {len(given)} numbers; expected one for each of {num_classes} classes."
+            f"loss.class_weights has {len(setting)} numbers; expected one for each of {num_classes} classes."
         )
-    return torch.tensor(given)
+    return torch.tensor(setting)
 
 
 def _check_ids(mask: Tensor, num_classes: int, ignore_id: int) -> None:
-    foreign = (mask < 0) | ((mask >= num_classes) & (mask != ignore_id))
-    if foreign.any():
-        ids = mask[foreign].unique().tolist()
+    invalid = (mask < 0) | ((mask >= num_classes) & (mask != ignore_id))
+    if invalid.any():
+        ids = mask[invalid].unique().tolist()
         raise DataError(
-            f"mask holds the ids {ids[:5]} in {int(foreign.sum())} pixels; expected 0..{num_classes - 1}, "
-            f"or {ignore_id} for ignored pixels; convert the data set again with its true classes."
+            f"the mask contains the ids {ids[:5]} in {int(invalid.sum())} pixels; expected 0..{num_classes - 1}, "
+            f"or {ignore_id} for ignored pixels; convert the dataset again with the correct classes."
         )

@@ -48,23 +48,23 @@ def pixel_loss_sum(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLos
         ignore_id: mask value to exclude.
         score: function that computes the loss of some rows and its gradient.
     """
-    total: Tensor = _Summed.apply(logits, mask, ignore_id, score)  # type: ignore[no-untyped-call]
+    total: Tensor = _PixelLossSum.apply(logits, mask, ignore_id, score)  # type: ignore[no-untyped-call]
     return total
 
 
 @torch.no_grad()
 def true_class_log_probs(logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
     """Returns the log-probabilities (B, H, W) of the true classes; 0 at ignored pixels."""
-    found = torch.zeros(mask.shape, dtype=_precise(logits), device=mask.device)
+    log_probs = torch.zeros(mask.shape, dtype=_at_least_float32(logits), device=mask.device)
     with torch.autocast(logits.device.type, enabled=False):
         for chunk in _chunks(logits, mask):
             target = mask[chunk.image, chunk.rows].unsqueeze(1)
             valid = target != ignore_id
-            found[chunk.image, chunk.rows] = (chunk.logs.gather(1, target.where(valid, 0)) * valid).squeeze(1)
-    return found
+            log_probs[chunk.image, chunk.rows] = (chunk.logs.gather(1, target.where(valid, 0)) * valid).squeeze(1)
+    return log_probs
 
 
-class _Summed(torch.autograd.Function):
+class _PixelLossSum(torch.autograd.Function):
     """Sum of a loss over the valid pixels.
 
     The sum is a scalar, so the forward pass already computes its gradient, and the backward pass only scales it.
@@ -72,9 +72,9 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: AutogradContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
-        grad = torch.zeros_like(logits, dtype=_precise(logits)) if ctx.needs_input_grad[0] else None
+        grad = torch.zeros_like(logits, dtype=_at_least_float32(logits)) if ctx.needs_input_grad[0] else None
         with torch.autocast(logits.device.type, enabled=False):
-            total = _add_up(logits, mask, ignore_id, score, grad)
+            total = _sum_chunks(logits, mask, ignore_id, score, grad)
         if grad is not None:
             ctx.save_for_backward(grad.to(logits.dtype))
         return total
@@ -86,40 +86,40 @@ class _Summed(torch.autograd.Function):
         return grad * grad_total.to(grad.dtype), None, None, None
 
 
-def _add_up(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss, grad: Tensor | None) -> Tensor:
+def _sum_chunks(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss, grad: Tensor | None) -> Tensor:
     """Returns the summed loss and adds its gradient to `grad` (B, K, h, w).
 
     A resize multiplies by an interpolation matrix (H, h) from the left and by another (w, W) from the right. The
     gradient is multiplied by their transposes. A chunk of rows depends on few rows of the logits.
     """
-    total = torch.zeros((), device=logits.device, dtype=_precise(logits))
-    back = bilinear_matrix(mask.shape[2], logits.shape[3], like=total)
+    total = torch.zeros((), device=logits.device, dtype=_at_least_float32(logits))
+    columns_back = bilinear_matrix(mask.shape[2], logits.shape[3], like=total)
     for chunk in _chunks(logits, mask):
         target = mask[chunk.image, chunk.rows].unsqueeze(1)
         valid = target != ignore_id
-        part, slopes = score(chunk.logs, target.where(valid, 0), valid)
-        total += part
+        chunk_loss, logit_grad = score(chunk.logs, target.where(valid, 0), valid)
+        total += chunk_loss
         if grad is not None:
-            narrow = (chunk.left.t() @ slopes.flatten(1)).unflatten(1, slopes.shape[1:])
-            grad[chunk.image, :, chunk.near] += (narrow @ back).transpose(0, 1)
+            few_rows = (chunk.left.t() @ logit_grad.flatten(1)).unflatten(1, logit_grad.shape[1:])
+            grad[chunk.image, :, chunk.near] += (few_rows @ columns_back).transpose(0, 1)
     return total
 
 
 def _chunks(logits: Tensor, mask: Tensor) -> Iterator[RowChunk]:
     num_images, num_classes, height, width = logits.shape
     rows, columns = mask.shape[1:]
-    like = torch.empty((), device=logits.device, dtype=_precise(logits))
+    like = torch.empty((), device=logits.device, dtype=_at_least_float32(logits))
     left, right = bilinear_matrix(rows, height, like), bilinear_matrix(columns, width, like).t().contiguous()
     step = max(1, CHUNK_ELEMENTS.get(logits.device.type, 1 << 27) // (num_classes * columns))
     for image in range(num_images):
         source = logits[image].transpose(0, 1).to(like.dtype)  # (h, K, w)
         for top in range(0, rows, step):
-            some = slice(top, min(top + step, rows))
-            near = source_rows(some, rows, height)
-            wide = (source[near] @ right).flatten(1)
-            scores = (left[some, near] @ wide).unflatten(1, (num_classes, columns))  # (R, K, W)
-            yield RowChunk(image, some, near, left[some, near], torch.log_softmax(scores, dim=1))
+            selected = slice(top, min(top + step, rows))
+            near = source_rows(selected, rows, height)
+            full_width = (source[near] @ right).flatten(1)
+            scores = (left[selected, near] @ full_width).unflatten(1, (num_classes, columns))  # (R, K, W)
+            yield RowChunk(image, selected, near, left[selected, near], torch.log_softmax(scores, dim=1))
 
 
-def _precise(logits: Tensor) -> torch.dtype:
+def _at_least_float32(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)

@@ -25,22 +25,22 @@ class CrossEntropyLoss:
         return pixel_loss_sum(logits, mask, ignore_id, self._score())
 
     def _score(self) -> ChunkLoss:
-        return _plain if self.weights is None and self.smoothing == 0 else self._weighted
+        return _unweighted if self.weights is None and self.smoothing == 0 else self._score_weighted
 
-    def _weighted(self, logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_weighted(self, logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Computes -sum(v * logs) and its gradient p * sum(v) - v for targets v_k with any sum."""
         weights = _column(self.weights, logs)
-        spread = (weights * (self.smoothing / logs.shape[1])).expand_as(logs)
-        sharp = weights.expand_as(logs).gather(1, target) * (1 - self.smoothing)
-        wanted = spread.scatter_add(1, target, sharp) * valid
-        total = -(wanted * logs).sum()
-        return total, logs.exp_().mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
+        smooth = (weights * (self.smoothing / logs.shape[1])).expand_as(logs)
+        true_class = weights.expand_as(logs).gather(1, target) * (1 - self.smoothing)
+        soft_target = smooth.scatter_add(1, target, true_class) * valid
+        total = -(soft_target * logs).sum()
+        return total, logs.exp_().mul_(soft_target.sum(1, keepdim=True)).sub_(soft_target)
 
 
-def _plain(logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def _unweighted(logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     total = -(logs.gather(1, target) * valid).sum()
-    slopes = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logs.dtype)).mul_(valid)
-    return total, slopes
+    logit_grad = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logs.dtype)).mul_(valid)
+    return total, logit_grad
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class FocalLoss:
 
     def _score(self, logs: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         factor = _column(self.weights, logs).expand_as(logs).gather(1, target) * valid
-        own = logs.gather(1, target)
-        missing = -torch.expm1(own)  # 1 - p
-        total = -(factor * missing**self.gamma * own).sum()
-        slope = missing**self.gamma  # negative derivative with respect to log p
+        log_prob = logs.gather(1, target)
+        complement = -torch.expm1(log_prob)  # 1 - p
+        total = -(factor * complement**self.gamma * log_prob).sum()
+        slope = complement**self.gamma  # negative derivative with respect to log p
         if self.gamma:
-            slope = slope - self.gamma * missing ** (self.gamma - 1) * own.exp() * own
+            slope = slope - self.gamma * complement ** (self.gamma - 1) * log_prob.exp() * log_prob
         slope = slope * factor
         return total, logs.exp_().mul_(slope).scatter_add_(1, target, -slope)
 
@@ -80,27 +80,27 @@ class OhemLoss:
     The sum is divided by the number of all valid pixels, as in mmsegmentation.
 
     Attributes:
-        inner: loss of the selected pixels.
+        loss: loss of the selected pixels.
         threshold: probability of the true class below which a pixel is hard.
-        share: minimum fraction of the valid pixels of an image to select, hardest first.
+        min_kept: minimum fraction of the valid pixels of an image to select, hardest first.
     """
 
-    inner: CrossEntropyLoss
+    loss: CrossEntropyLoss
     threshold: float = 0.7
-    share: float = 1 / 16
+    min_kept: float = 1 / 16
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
         """Returns the sum over the hard pixels for logits (B, K, h, w) and ids (B, H, W) int64."""
         probability = true_class_log_probs(logits, mask, ignore_id).exp()
         valid = mask != ignore_id
-        kept = torch.stack([self._hard(*pair) for pair in zip(probability, valid, strict=True)])
-        return self.inner(logits, mask.where(kept, ignore_id), ignore_id)
+        kept = torch.stack([self._select_hard(*pair) for pair in zip(probability, valid, strict=True)])
+        return self.loss(logits, mask.where(kept, ignore_id), ignore_id)
 
-    def _hard(self, probability: Tensor, valid: Tensor) -> Tensor:
+    def _select_hard(self, probability: Tensor, valid: Tensor) -> Tensor:
         count = valid.sum()
         if count == 0:
             return valid
-        hardest = probability[valid].kthvalue(max(1, int(count * self.share))).values
+        hardest = probability[valid].kthvalue(max(1, int(count * self.min_kept))).values
         return valid & ((probability < self.threshold) | (probability <= hardest))
 
 

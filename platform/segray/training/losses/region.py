@@ -35,12 +35,14 @@ def sum_over_images(logits: Tensor, mask: Tensor, ignore_id: int, loss: ImageLos
     for image, ids in zip(logits, mask, strict=True):
         valid = ids != ignore_id
         if valid.any():
-            part = checkpoint(_of_image, image, ids, valid, loss, use_reentrant=False, preserve_rng_state=False)
-            total = total + part * valid.sum()
+            image_loss = checkpoint(
+                _compute_image_loss, image, ids, valid, loss, use_reentrant=False, preserve_rng_state=False
+            )
+            total = total + image_loss * valid.sum()
     return total
 
 
-def _of_image(image: Tensor, ids: Tensor, valid: Tensor, loss: ImageLoss) -> Tensor:
+def _compute_image_loss(image: Tensor, ids: Tensor, valid: Tensor, loss: ImageLoss) -> Tensor:
     with torch.autocast(image.device.type, enabled=False):
         precise = image.to(torch.promote_types(image.dtype, torch.float32))
         full = F.interpolate(precise.unsqueeze(0), size=ids.shape, mode="bilinear", align_corners=False)
@@ -63,12 +65,13 @@ class TverskyLoss:
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
         """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
-        return sum_over_images(logits, mask, ignore_id, self._of_image)
+        return sum_over_images(logits, mask, ignore_id, self._image_loss)
 
-    def _of_image(self, probabilities: Tensor, truth: Tensor, _valid: Tensor) -> Tensor:
-        hit = (probabilities * truth).sum((1, 2))
+    def _image_loss(self, probabilities: Tensor, truth: Tensor, _valid: Tensor) -> Tensor:
+        true_positives = (probabilities * truth).sum((1, 2))
         predicted, true = probabilities.sum((1, 2)), truth.sum((1, 2))
-        index = hit / (hit + self.alpha * (predicted - hit) + self.beta * (true - hit)).clamp_min(1e-6)
+        denominator = true_positives + self.alpha * (predicted - true_positives) + self.beta * (true - true_positives)
+        index = true_positives / denominator.clamp_min(1e-6)
         return 1 - index[true > 0].mean()
 
 
@@ -86,9 +89,9 @@ class LovaszSoftmaxLoss:
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
         """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
-        return sum_over_images(logits, mask, ignore_id, self._of_image)
+        return sum_over_images(logits, mask, ignore_id, self._image_loss)
 
-    def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    def _image_loss(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         present = truth.flatten(1).any(1).nonzero().flatten()
         return torch.stack([_lovasz(probabilities[k][valid], truth[k][valid]) for k in present]).mean()
 
@@ -96,9 +99,9 @@ class LovaszSoftmaxLoss:
 def _lovasz(probability: Tensor, truth: Tensor) -> Tensor:
     """Returns the surrogate loss of one class for pixels (P,)."""
     errors, order = (truth - probability).abs().sort(descending=True)
-    wrong = truth[order]
-    union = truth.sum() + (1 - wrong).cumsum(0)
-    jaccard = 1 - (truth.sum() - wrong.cumsum(0)) / union
+    sorted_truth = truth[order]
+    union = truth.sum() + (1 - sorted_truth).cumsum(0)
+    jaccard = 1 - (truth.sum() - sorted_truth.cumsum(0)) / union
     return errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1))
 
 
@@ -107,41 +110,41 @@ class BoundaryLoss:
     """One minus the boundary F1 score, averaged over the classes with an outline in the image.
 
     The outline of a class contains its pixels within one pixel of another class. An outline pixel counts as matched if
-    the other outline is within `reach` pixels.
+    the other outline is within `width_px` pixels.
 
     Attributes:
-        reach: matching distance in pixels.
+        width_px: matching distance in pixels.
 
     See: Bokhovkin and Burnaev, Boundary Loss for Remote Sensing Imagery, arXiv 1905.07852.
     """
 
-    reach: int = 2
+    width_px: int = 2
 
     def __call__(self, logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor:
         """Returns the sum over images for logits (B, K, h, w) and ids (B, H, W) int64."""
-        return sum_over_images(logits, mask, ignore_id, self._of_image)
+        return sum_over_images(logits, mask, ignore_id, self._image_loss)
 
-    def _of_image(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        drawn, wanted = self._outline(probabilities, valid), self._outline(truth, valid)
-        here = wanted.sum((1, 2)) > 0
-        precision = _share(drawn * _grown(wanted, self.reach), drawn)
-        recall = _share(wanted * _grown(drawn, self.reach), wanted)
+    def _image_loss(self, probabilities: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        predicted, true = self._outline(probabilities, valid), self._outline(truth, valid)
+        has_outline = true.sum((1, 2)) > 0
+        precision = _fraction(predicted * _dilate(true, self.width_px), predicted)
+        recall = _fraction(true * _dilate(predicted, self.width_px), true)
         f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-6)
-        return 1 - f1[here].mean() if here.any() else (probabilities * 0).sum()
+        return 1 - f1[has_outline].mean() if has_outline.any() else (probabilities * 0).sum()
 
     def _outline(self, classes: Tensor, valid: Tensor) -> Tensor:
         """Returns the outlines of the classes.
 
         An outline contains the pixels of a class within one pixel of its outside, except next to an ignored pixel.
         """
-        near_ignored = _grown((~valid).to(classes).unsqueeze(0), 1)
-        return (_grown(1 - classes, 1) - (1 - classes)) * (1 - near_ignored)
+        near_ignored = _dilate((~valid).to(classes).unsqueeze(0), 1)
+        return (_dilate(1 - classes, 1) - (1 - classes)) * (1 - near_ignored)
 
 
-def _grown(maps: Tensor, reach: int) -> Tensor:
-    """Returns the maximum within `reach` pixels, (K, H, W)."""
-    return F.max_pool2d(maps.unsqueeze(0), 2 * reach + 1, stride=1, padding=reach)[0]
+def _dilate(maps: Tensor, radius: int) -> Tensor:
+    """Returns the maximum within `radius` pixels, (K, H, W)."""
+    return F.max_pool2d(maps.unsqueeze(0), 2 * radius + 1, stride=1, padding=radius)[0]
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return part.sum((1, 2)) / whole.sum((1, 2)).clamp_min(1e-6)
+def _fraction(part: Tensor, total: Tensor) -> Tensor:
+    return part.sum((1, 2)) / total.sum((1, 2)).clamp_min(1e-6)

@@ -1,12 +1,24 @@
-"""Parsers of settings that are written as YAML in files and flags, such as the search space."""
+"""Base class, field types and parsers of the settings. Settings such as the search space are written as YAML."""
 
 from collections.abc import Iterator, Mapping
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from segray.config.renamed import current_key
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Base class of a section of the settings: immutable, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
 
 FLOAT_KINDS = ("uniform", "loguniform")
 INTEGER_KINDS = ("int", "logint")
