@@ -18,8 +18,8 @@ from segray.config import Config
 from segray.core.errors import DataError, ModelError
 from segray.data.images import decode_image, decode_mask
 from segray.data.manifest import read_manifest
+from segray.data.preprocess import preprocess
 from segray.data.reader import SplitReader
-from segray.data.resize import preprocess
 from segray.evaluation.evaluate import EvaluationRequest, evaluate
 from segray.evaluation.metrics.confusion import Confusion
 from segray.inference.timing import time_call

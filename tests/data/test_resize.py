@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.data.resize import model_input_size, preprocess, resize_image, resize_mask, scale_to_short_side
+from segray.data.preprocess import model_input_size, preprocess
+from segray.data.resize import resize_image, resize_mask, scale_to_short_side
 
 
 @pytest.mark.parametrize(

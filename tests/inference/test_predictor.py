@@ -6,7 +6,7 @@ import torch
 
 from segray import config
 from segray.core.classes import Classes
-from segray.data.resize import preprocess
+from segray.data.preprocess import preprocess
 from segray.inference.predictor import Predictor
 from segray.inference.segment import segment
 from segray.models import checkpoint

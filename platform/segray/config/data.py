@@ -4,8 +4,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config import fields
-from segray.config.fields import Fraction, Positive, Settings, invalid_setting
+from segray.config.fields import Fraction, Positive, Settings, from_yaml, invalid_setting, is_name_entry
+
+
+def parse_transforms(value: object) -> object:
+    """Returns the list of transforms given in a file or flag."""
+    expected = "a list of NAME or NAME: {argument: value}, e.g. '[ScaledCrop, {GaussNoise: {p: 0.2}}]'"
+    transforms = from_yaml("data.augment", value, expected)
+    if transforms is None:
+        return None
+    if not isinstance(transforms, list | tuple):
+        raise invalid_setting("data.augment", value, expected)
+    if not all(is_name_entry(transform, (dict, type(None))) for transform in transforms):
+        raise invalid_setting("data.augment", value, expected)
+    return transforms
+
 
 Transform = str | dict[str, dict[str, Any] | None]
 """A transform: NAME, or NAME: {argument: value, ...}."""
@@ -39,7 +52,7 @@ class DataConfig(Settings):
     """Randomly distort brightness, contrast, saturation and hue."""
     class_crop_prob: Fraction = 0.0
     """Fraction of the crops that contain a pixel of a randomly chosen class of the image."""
-    augment: Annotated[Transforms, BeforeValidator(fields.parse_transforms)] = None
+    augment: Annotated[Transforms, BeforeValidator(parse_transforms)] = None
     """Albumentations transforms that replace the default augmentation: a list of NAME or NAME: {argument: value}."""
     mosaic_prob: Fraction = 0.0
     """Probability that a crop is a mosaic of four images."""

@@ -4,12 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config import fields
 from segray.config.data import CROP_MULTIPLE
 from segray.config.fields import Positive, Settings, invalid_setting
 
-Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(fields.parse_numbers)]
-BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(fields.parse_numbers)]
+
+def parse_numbers(value: object) -> object:
+    """Returns the list of numbers given in a file, or in a flag separated by commas: `3,5`."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+
+
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.1, le=10)], ...], BeforeValidator(parse_numbers)]
+BandWidths = Annotated[tuple[Positive, ...], BeforeValidator(parse_numbers)]
 
 STRIDE_MULTIPLE = 4  # a model's logits have a quarter of the image's resolution
 

@@ -4,7 +4,32 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from segray.config.fields import Fraction, Settings, parse_class_floors, parse_class_names
+from segray.config.fields import Fraction, Settings, from_yaml, invalid_setting
+
+
+def parse_class_floors(value: object) -> object:
+    """Returns the minimum IoU of every class, or of named classes, given in a file or flag."""
+    expected = "a number from 0 to 1 for all classes, or one per named class, e.g. '{road: 0.9, person: 0.4}'"
+    floors = from_yaml("promote.min_class_iou", value, expected)
+    by_class = floors if isinstance(floors, dict) else {"": floors}
+    if not all(isinstance(name, str) and _is_fraction(floor) for name, floor in by_class.items()):
+        raise invalid_setting("promote.min_class_iou", value, expected)
+    return floors
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def parse_class_names(value: object) -> object:
+    """Returns the list of class names given in a file or flag. A single name needs no list."""
+    expected = "a list of class names, e.g. '[road, person]'"
+    names = from_yaml("promote.allowed_class_changes", value, expected)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise invalid_setting("promote.allowed_class_changes", value, expected)
+    return names
+
 
 ClassFloors = float | dict[str, float]
 """Minimum IoU of every class, or by class name."""

@@ -1,19 +1,80 @@
 """Settings of a sweep: search space, metrics, scheduler and budget."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from segray.config.fields import (
-    Count,
-    Fraction,
-    Positive,
-    Settings,
-    invalid_setting,
-    parse_objectives,
-    parse_search_space,
-)
+from segray.config.fields import Count, Fraction, Positive, Settings, from_yaml, invalid_setting
+from segray.config.renamed import current_key
+
+FLOAT_KINDS = ("uniform", "loguniform")
+INTEGER_KINDS = ("int", "logint")
+KINDS = (*FLOAT_KINDS, *INTEGER_KINDS, "choice")
+EXPECTED = "one of uniform, loguniform, int, logint: [LOW, HIGH], or choice: [VALUE, ...]"
+
+
+def parse_search_space(value: object) -> dict[str, dict[str, list[Any]]]:
+    """Returns the ranges of a search space by dotted key. Sections may be nested or dotted.
+
+    Raises:
+        ValueError: an entry is not a range. The message names it.
+    """
+    space = from_yaml("tune.space", value, f"settings, each with {EXPECTED}")
+    if not isinstance(space, Mapping):
+        raise invalid_setting("tune.space", value, f"settings, each with {EXPECTED}")
+    return {current_key(key): values for key, values in _leaves(space)}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, list[Any]]]]:
+    for name, inner in tree.items():
+        key = f"{prefix}{name}"
+        entry = from_yaml(f"tune.space.{key}", inner, EXPECTED)
+        if not isinstance(entry, Mapping) or not entry:
+            raise invalid_setting(f"tune.space.{key}", inner, EXPECTED)
+        kinds = [kind for kind in entry if kind in KINDS]
+        if kinds:
+            yield key, _parse_range(f"tune.space.{key}", entry, kinds)
+        else:
+            yield from _leaves(entry, f"{key}.")
+
+
+def _parse_range(key: str, entry: Mapping[str, Any], kinds: list[str]) -> dict[str, list[Any]]:
+    if len(entry) > 1:
+        raise invalid_setting(key, dict(entry), EXPECTED, "use only one of them")
+    kind = kinds[0]
+    values = entry[kind]
+    if not isinstance(values, list | tuple):
+        raise invalid_setting(f"{key}.{kind}", values, "a list")
+    if kind == "choice":
+        if not values:
+            raise invalid_setting(f"{key}.choice", [], "at least one value")
+        if any(choice in values[:index] for index, choice in enumerate(values)):
+            raise invalid_setting(f"{key}.choice", list(values), "distinct values")
+        return {kind: list(values)}
+    return {kind: _parse_bounds(f"{key}.{kind}", kind, values)}
+
+
+def _parse_bounds(key: str, kind: str, values: Any) -> list[Any]:
+    try:
+        low, high = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise invalid_setting(key, list(values), "two numbers, [LOW, HIGH]") from error
+    if kind in INTEGER_KINDS and not (low.is_integer() and high.is_integer()):
+        raise invalid_setting(key, list(values), "two integers, [LOW, HIGH]")
+    if not (low < high and math.isfinite(high - low)):
+        raise invalid_setting(key, list(values), "LOW < HIGH")
+    if kind.startswith("log") and low <= 0:
+        raise invalid_setting(key, list(values), "LOW > 0")
+    return [int(low), int(high)] if kind in INTEGER_KINDS else [low, high]
+
+
+def parse_objectives(value: object) -> object:
+    """Returns the list of metrics given in a file or flag. A single metric needs no list."""
+    metrics = from_yaml("tune.metrics", value, "a metric, or a list of metrics")
+    return [metrics] if isinstance(metrics, str) else metrics
+
 
 Space = dict[str, dict[str, Any]]
 """Search space: ranges by dotted key, such as {"optim.lr": {"loguniform": [1e-5, 1e-3]}}."""

@@ -19,8 +19,8 @@ from segray.data.augment.augmenter import Augmenter
 from segray.data.crops import Batch, SlotDraw, batches_on_cluster, batches_on_threads
 from segray.data.images import decode_image, decode_mask
 from segray.data.prefetch import RowCache, SharedSplit, prefetch_rows
+from segray.data.preprocess import preprocess
 from segray.data.reader import SplitReader
-from segray.data.resize import preprocess
 from segray.data.sampler import EpochPlan, row_seed
 
 OnBadRow = Callable[[DataError], None]

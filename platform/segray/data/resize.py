@@ -1,17 +1,9 @@
-"""Resizing of images and masks, and the preprocessing of images for evaluation and prediction."""
-
-from math import ceil
+"""Resizing of images and masks."""
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from segray.core.errors import DataError
 from segray.data.images import Mask, Pixels
-
-MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
-"""An image is rejected if its model input exceeds both limits: pixels, and pixels relative to the original image."""
 
 
 def resize_image(image: Pixels, height: int, width: int) -> Pixels:
@@ -39,41 +31,3 @@ def scale_to_short_side(height: int, width: int, short_side: int) -> tuple[int, 
     """Returns (height, width) scaled so that the shorter side equals `short_side`."""
     scale = short_side / min(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def model_input_size(height: int, width: int, short_side: int | None, size_multiple: int) -> tuple[int, int]:
-    """Returns the (height, width) at which an image is evaluated.
-
-    The image is scaled to `short_side` (`None` keeps its size), and both sides are rounded up to a multiple of
-    `size_multiple`.
-    """
-    scale = 1.0 if short_side is None else short_side / min(height, width)
-    # 1e-6 prevents floating-point error from rounding up a side that is already a multiple.
-    up = [ceil(side * scale / size_multiple - 1e-6) * size_multiple for side in (height, width)]
-    return up[0], up[1]
-
-
-def preprocess(image: Pixels, short_side: int | None, size_multiple: int) -> Tensor:
-    """Converts an image to model input; validation, evaluation, prediction and serving all use this function.
-
-    Colours are not normalized here, because the model normalizes them itself.
-
-    Args:
-        image: RGB image, (H, W, 3) uint8.
-        short_side: setting `data.short_side`.
-        size_multiple: setting `eval.size_multiple`.
-
-    Returns:
-        A batch of one image, (1, 3, H', W') uint8, channels-last in memory; see `model_input_size` for its size.
-
-    Raises:
-        DataError: the image is so long and narrow that its model input would be too large.
-    """
-    height, width = model_input_size(image.shape[0], image.shape[1], short_side, size_multiple)
-    if height * width > max(MAX_INPUT_PIXELS, MAX_UPSCALE * image.shape[0] * image.shape[1]):
-        raise DataError(
-            f"the image is {image.shape[1]}x{image.shape[0]}; data.short_side {short_side} enlarges it to "
-            f"{width}x{height}; expected at most {MAX_INPUT_PIXELS} pixels or {MAX_UPSCALE} times those of the image; "
-            "crop or pad it."
-        )
-    return torch.from_numpy(resize_image(image, height, width)).permute(2, 0, 1)[None]

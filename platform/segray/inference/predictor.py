@@ -13,7 +13,7 @@ from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.errors import CapacityError, DataError
 from segray.data.images import Mask
-from segray.data.resize import preprocess
+from segray.data.preprocess import preprocess
 from segray.inference.segment import InferenceConfig, segment, segment_with_probabilities
 from segray.models import checkpoint
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from segray.config import Config
 from segray.data.images import Mask, Pixels, decode_image, decode_mask
+from segray.data.preprocess import preprocess
 from segray.data.reader import SplitReader
-from segray.data.resize import preprocess
 from segray.evaluation.results import ImageScore
 from segray.inference.segment import InferenceConfig, segment
 from segray.models import checkpoint
