@@ -153,7 +153,9 @@ def test_an_elastic_run_shrinks_and_grows(autoscaled, streets, mlflow_server, tm
         until(lambda: sizes(run)[-1] < WORKERS, "it goes on with fewer", 120)
         shrunk_s = time.monotonic() - killed
     until(lambda: sizes(run)[-1] == WORKERS, "it has grown again", 240)
-    print(f"elastic: {WORKERS} workers after {grown_s:.0f} s; one killed: fewer go on after {shrunk_s:.0f} s, ", end="")
+    print(
+        f"elastic: {WORKERS} workers after {grown_s:.0f} s; one killed: fewer continue after {shrunk_s:.0f} s, ", end=""
+    )
     print(f"{WORKERS} again after {time.monotonic() - killed:.0f} s; sizes {sizes(run)}")
     run.wait()
     assert {WORKERS - 1, WORKERS} <= set(sizes(run))
@@ -189,7 +191,7 @@ def test_a_sweep_over_the_variants_scales_with_its_trials(autoscaled, streets, m
     assert {trial["state"] for trial in result["trials"]} == {"finished"}
     assert most == WORKERS
     gone_s = until(lambda: autoscaled.nodes() == [], "the nodes are gone")
-    print(f"sweep: 6 trials in {took:.0f} s on up to {most} nodes, gone {gone_s:.0f} s later")
+    print(f"sweep: 6 trials in {took:.0f} s on up to {most} nodes, no node {gone_s:.0f} s later")
 
 
 def test_a_job_that_no_node_could_ever_hold_is_refused_at_once(autoscaled, streets, mlflow_server, tmp_path):
