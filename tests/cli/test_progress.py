@@ -53,6 +53,6 @@ def test_a_table_names_absent_classes_and_places_are_never_cut():
     print_paths(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
     shown = out.getvalue()
     assert "mIoU 0.2500   mAcc 0.5000   aAcc 0.5000" in shown
-    assert "absent from ground truth and prediction, not counted: ghost" in shown
-    assert "absent from ground truth, counted as 0: car" in shown
+    assert "classes without ground truth and predictions: ghost" in shown
+    assert "classes predicted without ground truth, IoU 0: car" in shown
     assert "/a/very/long/path/" + "x" * 80 + "\n" in shown

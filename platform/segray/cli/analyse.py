@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     subject = argv[0] if argv else "--help"
     if subject in {"-h", "--help"}:
         lines = [f"  {name:<8} {description}" for name, (description, _) in SUBJECTS.items()]
-        print("usage: analyse SUBJECT [--help] ...", *lines, sep="\n")
+        print("usage: segray analyse SUBJECT [--help] ...", *lines, sep="\n")
         return
     if subject not in SUBJECTS:
         hint = did_you_mean(subject, SUBJECTS) or "."

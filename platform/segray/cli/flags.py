@@ -25,7 +25,7 @@ def _prepare_parser() -> CommandParser:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, in order of their ids")
     map_help = "YAML: `class: class` merges or renames, `class: null` drops a class; `*` matches all other classes"
     parser.add_argument("--map", type=Path, metavar="FILE", help=map_help)
-    ignore_help = "mask id of the source to ignore in training; 255, or 65535 with 256 or more classes, always is"
+    ignore_help = "mask id of the source to ignore in training; 255 (65535 with 256 or more classes) is always ignored"
     parser.add_argument("--ignore-id", type=int, action="append", default=[], metavar="ID", help=ignore_help)
     split_help = "fractions of train/val/test, or of train/val, e.g. 0.8/0.1/0.1; replaces the splits of the source"
     parser.add_argument("--split", type=parse_fractions, metavar="FRACTIONS", help=split_help)
@@ -42,7 +42,7 @@ def _prepare_parser() -> CommandParser:
 
 
 def _validate_parser() -> CommandParser:
-    parser = CommandParser("prepare", "Validates a dataset and describes it on a page. Exits with 2 if it has errors.")
+    parser = CommandParser("prepare", "Validates a dataset and writes a page about it. Exits with code 2 on errors.")
     parser.add_argument("--check", required=True, metavar="DIR", help="dataset to validate: folder, s3:// or gs://")
     parser.add_argument("--out", metavar="DIR", help="folder of the page and the contact sheet (default: NAME-check)")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
@@ -63,7 +63,7 @@ def _train_parser() -> CommandParser:
 
 
 def _tune_parser() -> CommandParser:
-    parser = CommandParser("tune", "Searches settings, stops bad trials early, and registers the best model.")
+    parser = CommandParser("tune", "Searches hyperparameters, stops bad trials early, and registers the best model.")
     parser.add_common("data", "json", "quiet", "resume")
     return parser
 
@@ -77,7 +77,7 @@ def _evaluate_parser() -> CommandParser:
         "additional scores by a column of the dataset, by `size`, or by a regular expression on ids; repeatable"
     )
     parser.add_argument("--slice", action="append", default=[], metavar="NAME[=REGEX]", help=slice_help)
-    group_help = "as --slice: the bootstrap resamples groups of dependent images, such as frames of one video"
+    group_help = "resample groups of dependent images, such as the frames of a video; syntax as for --slice"
     parser.add_argument("--group-by", metavar="NAME[=REGEX]", help=group_help)
     parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report with figures to DIR")
     return parser

@@ -58,22 +58,23 @@ def print_results(console: Console, title: str, results: EvaluationResults, unit
 
 
 def print_comparison(console: Console, comparison: Comparison, candidate: str, baseline: str) -> None:
-    """Prints the gain of the candidate over the baseline, by class and by image, and the conclusion."""
+    """Prints the difference of the candidate from the baseline, by class and by image, and the conclusion."""
     table = Table(show_edge=False, pad_edge=False, header_style="")
     table.add_column("class")
-    for title in ("candidate", "baseline", "gain", "95%"):
+    for title in ("candidate", "baseline", "difference", "95% interval"):
         table.add_column(title, justify="right")
     table.add_column("")
     for name, delta in comparison.iou.items():
         conclusion = ("better" if delta.delta > 0 else "worse") if delta.is_significant else ""
-        table.add_row(name, *_gain_cells(delta), conclusion)
+        table.add_row(name, *_difference_cells(delta), conclusion)
     console.print(table)
     console.print(
-        f"{len(comparison.improved)} of {len(comparison.images)} images are better, {len(comparison.regressed)} worse; "
-        f"gain of the mean per-image mIoU {_format_gain(comparison.image_miou)}",
+        f"{len(comparison.improved)} of {len(comparison.images)} images improved, "
+        f"{len(comparison.regressed)} regressed; "
+        f"difference in the average of the per-image mIoU {_format_difference(comparison.image_miou)}",
         highlight=False,
     )
-    for title, images in (("improved most", comparison.improved), ("regressed most", comparison.regressed)):
+    for title, images in (("largest improvement", comparison.improved), ("largest regression", comparison.regressed)):
         for image in images[:MAX_IMAGES]:
             console.print(f"  {title}  {image.id}  {image.baseline:.4f} -> {image.candidate:.4f}", highlight=False)
     console.print(comparison.summary_line(candidate, baseline), style="bold", highlight=False)
@@ -91,14 +92,14 @@ def print_decision(console: Console, decision: Decision, split: str, rows: int) 
     console.print(table)
 
 
-def _gain_cells(delta: MetricDelta) -> tuple[str, str, str, str]:
+def _difference_cells(delta: MetricDelta) -> tuple[str, str, str, str]:
     candidate, baseline = _format_score(delta.candidate), _format_score(delta.baseline)
     if isnan(delta.delta):
         return candidate, baseline, "-", ""
     return candidate, baseline, f"{delta.delta:+.4f}", f"{delta.interval.low:+.4f} {delta.interval.high:+.4f}"
 
 
-def _format_gain(delta: MetricDelta) -> str:
+def _format_difference(delta: MetricDelta) -> str:
     return f"{delta.delta:+.4f} [{delta.interval.low:+.4f}, {delta.interval.high:+.4f}]"
 
 
@@ -107,7 +108,7 @@ def _class_table(scores: Scores, intervals: Mapping[str, Interval | None]) -> Ta
     table.add_column("class")
     table.add_column("IoU", justify="right")
     if intervals:
-        table.add_column("95%", justify="right")
+        table.add_column("95% interval", justify="right")
         table.add_column("precision", justify="right")
         table.add_column("recall", justify="right")
     table.add_column("", justify="left")
@@ -138,9 +139,9 @@ def _format_score(value: float | None) -> str:
 
 def _print_notes(console: Console, scores: Scores) -> None:
     if scores.absent:
-        console.print(f"absent from ground truth and prediction, not counted: {', '.join(scores.absent)}")
+        console.print(f"classes without ground truth and predictions: {', '.join(scores.absent)}")
     if scores.without_truth:
-        console.print(f"predicted but absent from ground truth, counted as 0: {', '.join(scores.without_truth)}")
+        console.print(f"classes predicted without ground truth, IoU 0: {', '.join(scores.without_truth)}")
 
 
 def print_paths(console: Console, rows: dict[str, str]) -> None:

@@ -40,7 +40,7 @@ class PromoteConfig(Settings):
     """Promotion gates. A model must pass every gate; a gate that cannot be evaluated fails."""
 
     max_miou_drop: Fraction = 0.01
-    """Maximum drop in mean IoU from the champion. The 95% interval of the gain must lie above the negative value."""
+    """Maximum drop in mean IoU from the champion. The 95% interval of the difference must be above minus this value."""
     max_class_iou_drop: Fraction = 0.05
     """Maximum drop in the IoU of any class from the champion."""
     min_class_iou: Annotated[ClassFloors, BeforeValidator(parse_class_floors)] = 0.0

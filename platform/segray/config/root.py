@@ -49,7 +49,7 @@ class Config(Settings):
     name: Annotated[str, Field(pattern=NAME)] | None = None
     """Name of the run and its folder. Defaults to a generated name."""
     results: str = "results"
-    """Folder of all runs. On a cluster, every node must see it under the same path."""
+    """Folder of all runs. On a cluster, every node must have access to it under the same path."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

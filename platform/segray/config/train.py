@@ -48,7 +48,7 @@ class TrainConfig(Settings):
     workers: Positive = 1
     """Number of DDP workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Training device. auto uses GPUs if the cluster has any."""
+    """Device for training and evaluation. auto uses GPUs if the cluster has any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of weights, sample order, crops and dropout."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -92,4 +92,4 @@ class TrainConfig(Settings):
     min_workers: Positive | None = None
     """Minimum number of workers to continue with if resources are missing. Defaults to waiting for all workers."""
     resize_interval_s: Annotated[float, Field(gt=0)] = 60
-    """Interval in seconds between checks for resources for more workers while there are fewer than train.workers."""
+    """Interval in seconds at which a run with fewer than train.workers workers checks for resources for more."""

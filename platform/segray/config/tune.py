@@ -112,7 +112,7 @@ class TuneConfig(Settings):
     search: Literal["random", "grid", "optuna"] = "optuna"
     """Search algorithm: random, grid (every combination of the choices), or optuna (Optuna's TPE)."""
     scheduler: Scheduler = "asha"
-    """Scheduler: none, asha (only the best pass a rung), median (those below stop), pbt (the worst copy the best)."""
+    """Scheduler: none, asha (best trials continue), median (trials below it stop), pbt (worst trials copy best)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
     max_concurrent: Positive | None = None
@@ -120,11 +120,11 @@ class TuneConfig(Settings):
     grace_steps: Positive | None = None
     """Schedulers asha and median: minimum number of steps before a trial may stop. Defaults to 15% of train.steps."""
     reduction_factor: Annotated[float, Field(ge=1.5, le=10)] = 4.0
-    """Scheduler asha: one in this many trials continues from each rung to the next, which is twice as far."""
+    """Scheduler asha: one of this many trials continues beyond each rung. Each rung has twice the steps of the last."""
     perturbation_interval: Positive | None = None
     """Scheduler pbt: number of steps between exchanges of trials. Defaults to a tenth of train.steps."""
     quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Scheduler pbt: fraction of the worst trials that copy one of the same fraction of the best."""
+    """Scheduler pbt: fraction of the trials, the worst, that copy from the same fraction of the best."""
     resample_prob: Fraction = 0.25
     """Scheduler pbt: probability that a copied setting is resampled; otherwise it changes by a fifth up or down."""
     warm_start: str | None = None

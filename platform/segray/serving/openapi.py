@@ -56,7 +56,7 @@ def _errors(descriptions: dict[int, str]) -> Responses:
 _COMMON_ERRORS = _errors({401: "Missing or invalid token", 503: "No replica is available, or the request timed out"})
 _IMAGE_ERRORS = _errors(
     {
-        413: "Request with too many bytes, pixels or images",
+        413: "The request exceeds the limit of bytes, pixels or images",
         415: "Unsupported media type; expected JPEG, PNG or WebP",
         422: "Missing or damaged image, or invalid parameter",
         429: "Too many pending images",
@@ -70,13 +70,13 @@ AUTHENTICATED: Responses = {
 }
 METRICS: Responses = {
     **_COMMON_ERRORS,
-    200: {"description": "Metrics in the text format", "content": {"text/plain": {"schema": _STRING}}},
+    200: {"description": "Metrics in the Prometheus text format", "content": {"text/plain": {"schema": _STRING}}},
 }
 SEGMENT: Responses = {
     **_COMMON_ERRORS,
     **_IMAGE_ERRORS,
     200: {
-        "description": "Mask of class ids or overlay (PNG), or JSON; the header X-Segray-Version contains the version",
+        "description": "Mask of class ids or overlay (PNG), or JSON. The header X-Segray-Version contains the version",
         "content": {PNG: {"schema": _BINARY}, JSON: {"schema": _RESULT}},
     },
 }

@@ -101,7 +101,7 @@ def plot_images(evaluation: Evaluation) -> Figure:
     figure, axes = new_axes(6, 3.2)
     axes.hist([image.miou for image in evaluation.results.images], bins=20, range=(0, 1), color=BLUE, rwidth=0.92)
     axes.set(xlim=(0, 1), xlabel="mean IoU of an image", ylabel="number of images")
-    axes.set_title(f"Mean IoU per image ({len(evaluation.results.images)} images)", **TITLE)
+    axes.set_title(f"Histogram of mean IoU per image ({len(evaluation.results.images)} images)", **TITLE)
     return figure
 
 
