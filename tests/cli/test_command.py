@@ -140,6 +140,11 @@ def test_a_mistake_is_one_line_and_exit_code_two(argv, said, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_earlier_command_names_its_new_command_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segray", "benchmark", "model"])
+    assert ended(main.main, capsys) == (2, "error: `segray benchmark` is now `python pipelines/benchmark.py`.\n")
+
+
 def test_flags_need_no_heavy_library():
     code = (
         "import sys; from segray.cli.flags import PARSERS; [make_parser() for make_parser in PARSERS.values()]; "

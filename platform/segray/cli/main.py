@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from segray.cli.command import run_command
 from segray.cli.flags import PARSERS
+from segray.core.errors import ConfigError
 
 COMMANDS = {
     "prepare": "convert images and masks to a dataset of Parquet shards, or validate a dataset",
@@ -19,6 +20,8 @@ COMMANDS = {
     "doctor": "check whether a run or sweep can work on a cluster",
     "tracking": "upload the records that a run could not send to MLflow",
 }
+MOVED = {"benchmark": "python pipelines/benchmark.py"}
+"""New command line by earlier name of a command."""
 
 
 def main() -> None:
@@ -27,6 +30,8 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [f"segray {name}", *sys.argv[2:]]
         run(name)
+    if name in MOVED:
+        run_command(lambda: _raise_moved(name))
     lines = [f"  {command:<10} {description}" for command, description in COMMANDS.items()]
     print("usage: segray COMMAND [--help] ...", *lines, sep="\n")
     sys.exit(0 if name in ("-h", "--help") else 2)
@@ -35,6 +40,10 @@ def main() -> None:
 def run(name: str) -> NoReturn:
     """Runs a command with the arguments of the process, and exits."""
     run_command(lambda: _run(name))
+
+
+def _raise_moved(name: str) -> NoReturn:
+    raise ConfigError(f"`segray {name}` is now `{MOVED[name]}`.")
 
 
 def _run(name: str) -> None:
