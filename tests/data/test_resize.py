@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.data.preprocess import model_input_size, preprocess
+from segray.core.errors import DataError
+from segray.data.preprocess import model_input_size, preprocess, require_input_limits
 from segray.data.resize import resize_image, resize_mask, scale_to_short_side
 
 
@@ -30,6 +31,13 @@ def test_model_input_is_channels_last_uint8_and_not_normalized():
     assert batch.dtype == torch.uint8
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), image)
+
+
+def test_only_prediction_limits_the_model_input_of_narrow_images():
+    image = np.zeros((10, 21_000, 3), np.uint8)  # validation at the end of a long training must not fail because of it
+    assert preprocess(image, 96, 32).shape == (1, 3, 96, 201_600)
+    with pytest.raises(DataError, match="the image is 21000x10; data.short_side 96 enlarges it to 201600x96"):
+        require_input_limits(image, 96, 32)
 
 
 def test_downscaling_below_half_averages_fine_patterns():

@@ -10,7 +10,7 @@ from segray.data.images import Pixels
 from segray.data.resize import resize_image
 
 MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
-"""An image is rejected if its model input exceeds both limits: pixels, and pixels relative to the original image."""
+"""Limits of model input: pixels, and pixels relative to the original image. It must not exceed both."""
 
 
 def model_input_size(height: int, width: int, short_side: int | None, size_multiple: int) -> tuple[int, int]:
@@ -37,6 +37,13 @@ def preprocess(image: Pixels, short_side: int | None, size_multiple: int) -> Ten
 
     Returns:
         A batch of one image, (1, 3, H', W') uint8, channels-last in memory; see `model_input_size` for its size.
+    """
+    height, width = model_input_size(image.shape[0], image.shape[1], short_side, size_multiple)
+    return torch.from_numpy(resize_image(image, height, width)).permute(2, 0, 1)[None]
+
+
+def require_input_limits(image: Pixels, short_side: int | None, size_multiple: int) -> None:
+    """Checks the limits of model input. Only prediction and serving do so, because anyone may send them an image.
 
     Raises:
         DataError: the image is so long and narrow that its model input would be too large.
@@ -48,4 +55,3 @@ def preprocess(image: Pixels, short_side: int | None, size_multiple: int) -> Ten
             f"{width}x{height}; expected at most {MAX_INPUT_PIXELS} pixels or {MAX_UPSCALE} times those of the image; "
             "crop or pad it."
         )
-    return torch.from_numpy(resize_image(image, height, width)).permute(2, 0, 1)[None]

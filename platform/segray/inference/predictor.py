@@ -13,7 +13,7 @@ from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.errors import CapacityError, DataError
 from segray.data.images import Mask
-from segray.data.preprocess import preprocess
+from segray.data.preprocess import preprocess, require_input_limits
 from segray.inference.segment import InferenceConfig, segment, segment_with_probabilities
 from segray.models import checkpoint
 
@@ -52,7 +52,7 @@ class Predictor:
         """Returns the class ids (H, W) of an RGB image (H, W, 3) uint8; uint8 for fewer than 256 classes, else uint16.
 
         Raises:
-            DataError: the image has another dtype or shape.
+            DataError: the image has another dtype or shape, or it is so narrow that its model input would be too large.
         """
         return self.predict_batch([image])[0]
 
@@ -84,7 +84,9 @@ class Predictor:
         """Returns the image as model input (1, 3, H', W') on the device."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3), RGB.")
-        return preprocess(image, self.config.data.short_side, self.config.eval.size_multiple).to(self._device)
+        short_side, size_multiple = self.config.data.short_side, self.config.eval.size_multiple
+        require_input_limits(image, short_side, size_multiple)
+        return preprocess(image, short_side, size_multiple).to(self._device)
 
     def _mask(self, ids: Tensor) -> Mask:
         mask = ids.cpu().numpy()
