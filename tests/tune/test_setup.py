@@ -12,6 +12,7 @@ from segray.models import checkpoint
 from segray.tracking.journal import Journal
 from segray.training import resume
 from segray.tune.journal import SweepJournal
+from segray.tune.search import PriorTrial
 from segray.tune.setup import prepare_sweep
 from segray.tune.sweep import run_sweep
 from segray.tune.trial import State, Trial
@@ -169,6 +170,18 @@ def test_the_journal_restores_the_trials(tmp_path):
     assert [trial.curve for trial in restored] == [{}, {}, {2: 0.2, 4: 0.4}, {2: 0.2}, {}]
     assert restored[0].values == {"optim.lr": 0.0}
     assert restored[2].seconds == 2.5
+
+
+def test_a_warm_start_is_restored_under_todays_names_of_settings(settings):
+    started = prepare(settings())
+    started.lock.close()
+    file = started.record.journal.path
+    first, *rest = file.read_text().splitlines(keepends=True)
+    known = [[{"optim.clip": 0.5}, {"val/miou": 0.25}]]
+    file.write_text(json.dumps(json.loads(first) | {"known": known}) + "\n" + "".join(rest))
+    resumed = prepare(settings(), resume=str(started.folder))
+    resumed.lock.close()
+    assert resumed.prior_trials == (PriorTrial({"optim.max_grad_norm": 0.5}, {"val/miou": 0.25}),)
 
 
 def create_running_trial(tmp_path, **changes):

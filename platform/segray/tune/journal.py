@@ -61,7 +61,7 @@ class SweepJournal:
         self._pause_steps, self._change_times = {}, {}
         for record in self.journal.records():
             if record["kind"] == "trial":
-                trials.append(Trial(record["number"], _values_of(record)))
+                trials.append(Trial(record["number"], current_values(record["values"])))
             elif record["kind"] == "became":
                 number = record["number"]
                 _restore_state(trials[number], record)
@@ -100,7 +100,7 @@ class SweepJournal:
 
 
 def _restore_state(trial: Trial, record: dict[str, Any]) -> None:
-    trial.state, trial.reason, trial.values = State(record["state"]), record["why"], _values_of(record)
+    trial.state, trial.reason, trial.values = State(record["state"]), record["why"], current_values(record["values"])
     trial.copy_from, trial.seconds = record["copies"], record["seconds"]
     trial.other_metrics |= record["costs"]
 
@@ -118,6 +118,6 @@ def active_seconds(records: Sequence[dict[str, Any]]) -> float:
     return (total + last - start) / 1000 if start is not None else 0.0
 
 
-def _values_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a trial by dotted key; an older journal may hold earlier names."""
-    return {current_key(key): value for key, value in record["values"].items()}
+def current_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns stored settings by today's dotted keys. An older journal may contain earlier names."""
+    return {current_key(key): value for key, value in values.items()}

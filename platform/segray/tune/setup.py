@@ -22,7 +22,7 @@ from segray.training import runs
 from segray.training.preflight import preflight
 from segray.training.setup import run_entry, validate_splits
 from segray.tune import objectives, space
-from segray.tune.journal import SweepJournal
+from segray.tune.journal import SweepJournal, current_values
 from segray.tune.schedulers.build import build_scheduler, grace_period, perturbation_interval, rung_steps
 from segray.tune.search import PriorTrial
 from segray.tune.trial import Trial
@@ -137,7 +137,7 @@ def _read_start(record: SweepJournal) -> tuple[str, float, tuple[PriorTrial, ...
     folders = (record.folder, *trial_dirs(record.folder))
     times = [entry["time_ms"] for folder in folders for entry in Journal(folder).records()]
     spent_ms = sum(max(time for time in times if start <= time < end) - start for start, end in pairwise(starts))
-    prior_trials = tuple(PriorTrial(values, metrics) for values, metrics in records[0]["known"])
+    prior_trials = tuple(PriorTrial(current_values(values), metrics) for values, metrics in records[0]["known"])
     return records[0]["key"], spent_ms / 1000, prior_trials
 
 

@@ -42,6 +42,13 @@ def test_another_job_is_not_let_in(record):
         pass
 
 
+def test_a_job_goes_on_under_todays_names_of_settings(record):
+    with record.lock(JOB | {"settings": {"align": 32, "precision": "float32", "mode": "whole"}}):
+        record.save((0, 0), ChunkResult(16))
+    with record.lock(JOB | {"settings": {"size_multiple": 32, "precision": "fp32", "mode": "whole"}}) as done:
+        assert list(done) == [(0, 0)]
+
+
 def test_two_at_once_are_not_let_in(record):
     with record.lock(JOB), pytest.raises(DataError, match="another job is writing"), record.lock(JOB):
         pass

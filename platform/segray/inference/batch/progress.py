@@ -9,6 +9,7 @@ from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
+from segray.config.renamed import use_current_names
 from segray.core.errors import DataError, format_list
 from segray.data.locks import exclusive_lock
 from segray.data.storage import UNFINISHED, filesystem, strip_credentials, translate_write_errors, write_atomic
@@ -106,6 +107,8 @@ class JobProgress:
             return
         with fs.open_input_stream(path) as file:
             stored = json.loads(file.read())
+        if "settings" in stored:
+            stored["settings"] = use_current_names({"eval": stored["settings"]})["eval"]
         current = json.loads(json.dumps(job))
         differences = [
             f"{name}: {stored.get(name)} in the folder, {current.get(name)} now"
