@@ -34,6 +34,10 @@ def settings(search_space, **overrides):
         ({"optim.lr": {"normal": [0, 1]}}, "tune.space.optim.lr.normal is [0, 1]; expected one of uniform"),
         ({"data.crop": {"choice": [96, 100]}}, "tune.space contains data.crop 100, which is invalid"),
         ({"data.crop": {"int": [256, 512]}}, ", which is invalid: data.crop is "),  # of 32 px alone
+        (
+            {"data.augment": {"choice": [["ScaledCrop"], ["ScaledCorp"]]}},
+            "tune.space contains data.augment ['ScaledCorp'], which is invalid: data.augment contains ScaledCorp,",
+        ),
         ({"optim.lr": {"uniform": [-1, 1]}}, "tune.space contains optim.lr -1.0, which is invalid"),
         ({"train.seed": {"int": [0.5, 3]}}, "expected two integers"),
         ({"optim.lr": {"choice": [1e-3, 1e-3]}}, "expected distinct values"),

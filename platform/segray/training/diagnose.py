@@ -24,9 +24,10 @@ from segray.cluster.doctor.probes import (
     time_all_reduce,
 )
 from segray.cluster.nodes import NodeInfo, is_multi_host, list_nodes, potential_nodes
-from segray.config import Config, paths
+from segray.config import Config, DataConfig, paths
 from segray.core.classes import Classes
 from segray.core.errors import CapacityError, ConfigError, DataError, RegistryError
+from segray.data.augment.augmenter import validate_augment
 from segray.data.manifest import Manifest, read_manifest
 
 ALL_REDUCE_ELEMENTS = 2**22  # number of float32 elements to sum
@@ -60,6 +61,7 @@ def diagnose_cluster(config: Config, say: Callable[[str], None] = lambda _line: 
         checks.check_auth(requires_token(auth_probe), is_multi_host()),
         checks.check_capacity(resolved, [node.resources for node in nodes], potential_nodes()),
         *manifest_results,
+        *_check_augment(resolved.data),
     ]
     say("probing the nodes ...")
     with ThreadPoolExecutor(1) as pool, node_probes(nodes) as probes:
@@ -78,6 +80,15 @@ def _read_manifest(root: str) -> tuple[Manifest | None, list[CheckResult]]:
         return read_manifest(root), []
     except DataError as error:
         return None, [CheckResult("dataset", Severity.FAIL, str(error).rstrip("."))]
+
+
+def _check_augment(config: DataConfig) -> list[CheckResult]:
+    """Returns a result only if a transform of `data.augment` is invalid."""
+    try:
+        validate_augment(config)
+    except ConfigError as error:
+        return [CheckResult("augmentation", Severity.FAIL, str(error).rstrip("."))]
+    return []
 
 
 def _describe_cluster(nodes: Sequence[NodeInfo]) -> CheckResult:

@@ -12,7 +12,7 @@ from segray.cluster.resources import WorkerResources
 from segray.config import Config
 from segray.core.classes import Classes
 from segray.core.visualize import BACK, LINE, TEXT, draw_legend, draw_overlay
-from segray.data.augment.augmenter import Augmenter
+from segray.data.augment.augmenter import Augmenter, validate_augment
 from segray.data.class_balance import draws_per_epoch
 from segray.data.crops import Batch
 from segray.data.loader import training_batches
@@ -34,8 +34,10 @@ def save_batch_preview(config: Config, count: int, file: Path) -> None:
         file: path of the PNG to write.
 
     Raises:
+        ConfigError: a transform of `data.augment` is invalid.
         DataError: the dataset does not exist, or a row cannot be read.
     """
+    validate_augment(config.data)
     manifest = read_manifest(config.data.root)
     source = SplitReader(config.data.root, manifest.split(config.data.train_split))
     connect()

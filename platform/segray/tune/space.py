@@ -4,13 +4,15 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from segray import config
-from segray.config import Config
+from segray.config import Config, DataConfig
 from segray.core.errors import ConfigError, did_you_mean
+from segray.data.augment.augmenter import validate_augment
 
 Values = dict[str, Any]
 """Settings by dotted key."""
@@ -171,10 +173,21 @@ def _check_values(settings: Config, values: Values) -> None:
 
 def _validation_error(settings: Config, values: Values) -> ConfigError | None:
     try:
-        apply_values(settings, values)
+        data = apply_values(settings, values).data
+        _validate_augment(data.model_dump_json(include={"augment", "crop", "short_side"}))
     except ConfigError as error:
         return error
     return None
+
+
+@cache
+def _validate_augment(data: str) -> None:
+    """Validates `data.augment`, once for all points that have the same transforms and sizes, because it takes long.
+
+    Args:
+        data: JSON text of the settings that make a transform invalid.
+    """
+    validate_augment(DataConfig.model_validate_json(data))
 
 
 def _check_grid(space: tuple[Dimension, ...], trials: int) -> None:
