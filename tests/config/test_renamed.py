@@ -88,3 +88,9 @@ def test_both_names_in_one_file_are_an_error(tmp_path):
 def test_a_search_space_may_use_earlier_names():
     space = {"train": {"ema": {"uniform": [0.0, 0.5]}}, "optim.clip": {"choice": [1, 2]}}
     assert set(config.build({"tune.space": space}).tune.space) == {"train.ema_decay", "optim.max_grad_norm"}
+
+
+def test_both_names_in_a_search_space_are_an_error():
+    space = {"optim.max_grad_norm": {"choice": [1, 2]}, "optim.clip": {"choice": [3]}}
+    with pytest.raises(ConfigError, match=r"tune.space.optim.clip is .*; expected one entry for optim.max_grad_norm."):
+        config.build({"tune.space": space})

@@ -67,7 +67,7 @@ class EvalConfig(Settings):
             crop: side of a window in px if `crop` is not set.
 
         Raises:
-            ValueError: the windows leave gaps, or `align` is not a multiple of 32.
+            ValueError: the windows leave gaps, or `size_multiple` is not a multiple of 32.
         """
         side = self.crop or crop
         if self.mode == "slide" and self.stride is not None and self.stride > side:

@@ -19,12 +19,18 @@ def parse_search_space(value: object) -> dict[str, dict[str, list[Any]]]:
     """Returns the ranges of a search space by dotted key. Sections may be nested or dotted.
 
     Raises:
-        ValueError: an entry is not a range. The message names it.
+        ValueError: an entry is not a range, or the same setting has two entries. The message names it.
     """
     space = from_yaml("tune.space", value, f"settings, each with {EXPECTED}")
     if not isinstance(space, Mapping):
         raise invalid_setting("tune.space", value, f"settings, each with {EXPECTED}")
-    return {current_key(key): values for key, values in _leaves(space)}
+    ranges: dict[str, dict[str, list[Any]]] = {}
+    for key, values in _leaves(space):
+        current = current_key(key)
+        if current in ranges:
+            raise invalid_setting(f"tune.space.{key}", values, f"one entry for {current}")
+        ranges[current] = values
+    return ranges
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, list[Any]]]]:

@@ -31,7 +31,6 @@ from segray.training.run_spec import BadRowPolicy, RunSpec
 
 FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
 """Variable that Ray sets on nodes that its fake autoscaler starts on one machine for testing."""
-"""Seconds to wait for a new folder to become visible on a network file system."""
 
 
 @dataclass

@@ -28,7 +28,7 @@ def save_weights(
         model: model to be saved.
         target: "segray": a .safetensors file; "nvlabs", "mmseg", "smp": a .pth file; "transformers": a folder, which
             `SegformerForSemanticSegmentation.from_pretrained` of transformers 4 and 5 loads. transformers uses 1e-5 as
-            the epsilon of every layer norm, so its logits differ slightly if the model has another `norm_eps`.
+            the epsilon of every layer norm, so its logits differ slightly if the model has another `norm_eps_from`.
         layout: one of these names.
         class_names: K names, saved if the layout has a field for them.
 

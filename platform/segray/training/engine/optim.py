@@ -71,14 +71,14 @@ def _poly(step: int, config: OptimConfig, steps: int) -> float:
 
 
 def _cosine(step: int, config: OptimConfig, steps: int) -> float:
-    """Linear warm-up, then a half cosine down to `min_ratio`."""
+    """Linear warm-up, then a half cosine down to `min_lr_ratio`."""
     if step < config.warmup_steps:
         return _warmed(step, config)
     return _between(config.min_lr_ratio, 1, _half_cosine((step - config.warmup_steps) / (steps - config.warmup_steps)))
 
 
 def _one_cycle(step: int, config: OptimConfig, steps: int) -> float:
-    """Half cosine up from `warmup_ratio`, then a half cosine down to `min_ratio` at the last step.
+    """Half cosine up from `warmup_lr_ratio`, then a half cosine down to `min_lr_ratio` at the last step.
 
     The schedule matches torch's OneCycleLR.
     """
