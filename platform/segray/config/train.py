@@ -92,4 +92,4 @@ class TrainConfig(Settings):
     min_workers: Positive | None = None
     """Minimum number of workers to continue with if resources are missing. Defaults to waiting for all workers."""
     resize_interval_s: Annotated[float, Field(gt=0)] = 60
-    """Interval in seconds at which a run with fewer than train.workers workers checks for resources for more."""
+    """With fewer than train.workers workers: interval in seconds between checks for free resources."""

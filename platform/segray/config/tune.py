@@ -118,7 +118,7 @@ class TuneConfig(Settings):
     search: Literal["random", "grid", "optuna"] = "optuna"
     """Search algorithm: random, grid (every combination of the choices), or optuna (Optuna's TPE)."""
     scheduler: Scheduler = "asha"
-    """Scheduler: none, asha (best trials continue), median (trials below it stop), pbt (worst trials copy best)."""
+    """Scheduler: none, asha (best trials continue), median (trials below the median stop), pbt (worst copy best)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
     max_concurrent: Positive | None = None
@@ -130,7 +130,7 @@ class TuneConfig(Settings):
     perturbation_interval: Positive | None = None
     """Scheduler pbt: number of steps between exchanges of trials. Defaults to a tenth of train.steps."""
     quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Scheduler pbt: fraction of the trials, the worst, that copy from the same fraction of the best."""
+    """Scheduler pbt: fraction of the trials that are replaced (the worst) and that are copied (the best)."""
     resample_prob: Fraction = 0.25
     """Scheduler pbt: probability that a copied setting is resampled; otherwise it changes by a fifth up or down."""
     warm_start: str | None = None
