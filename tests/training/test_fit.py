@@ -159,7 +159,7 @@ def test_an_unreachable_server_is_reported_once_and_uploaded_to_later(own):
     result, said = own
     complaints = [line for line in said if "127.0.0.1:9" in line]
     assert len(complaints) == 2, said
-    assert "training goes on" in complaints[0]
+    assert "training continues" in complaints[0]
     assert f"segray tracking sync {result.folder}" in complaints[1]
     assert (result.run_id, result.version) == (None, None)
     assert result.scores.pixels > 0
