@@ -6,10 +6,9 @@ from pathlib import Path
 import cv2
 
 from segray.data.convert.convert import convert_dataset
-from segray.data.images import decode_image, decode_mask, encode_mask
+from segray.data.images import decode_image, decode_mask, encode_mask, resize_image, resize_mask
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
-from segray.data.resize import resize_image, resize_mask
 from segray.data.sources.sample import SourceListing, SourceSample
 
 SPLIT = "train"

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from segray.core.errors import DataError
-from segray.data.images import Pixels
-from segray.data.resize import resize_image
+from segray.data.images import Pixels, resize_image
 
 MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
 """Limits of model input: pixels, and pixels relative to the original image. It must not exceed both."""

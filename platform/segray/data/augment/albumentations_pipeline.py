@@ -18,8 +18,7 @@ from segray.core.errors import ConfigError, DataError
 from segray.data.augment.crop import PAD_COLOUR, require_same_size
 from segray.data.augment.custom_transforms import CUSTOM_TRANSFORMS
 from segray.data.augment.recipe import crop_rule_from_config
-from segray.data.images import Mask, Pixels, decode_image, decode_mask
-from segray.data.resize import resize_image, resize_mask, scale_to_short_side
+from segray.data.images import Mask, Pixels, decode_image, decode_mask, resize_image, resize_mask, scale_to_short_side
 
 TRIALS = 8
 QUICK_TRIALS = 2

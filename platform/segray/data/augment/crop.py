@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.core.errors import DataError
-from segray.data.images import Mask, Pixels, decode_image, is_jpeg
-from segray.data.resize import resize_image, resize_mask
+from segray.data.images import Mask, Pixels, decode_image, is_jpeg, resize_image, resize_mask
 
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet. The published recipe pads with 0 after normalization, which equals this colour."""

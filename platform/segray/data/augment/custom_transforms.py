@@ -7,8 +7,7 @@ import numpy as np
 
 from segray.data.augment.colour import Distortion, apply_distortion, sample_distortion
 from segray.data.augment.crop import CropRule, Window, crop_image, crop_mask, sample_window
-from segray.data.images import Mask, Pixels
-from segray.data.resize import resize_image, resize_mask
+from segray.data.images import Mask, Pixels, resize_image, resize_mask
 
 
 class ScaledCrop(A.DualTransform):  # type: ignore[misc]

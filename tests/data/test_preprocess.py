@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segray.core.errors import DataError
+from segray.data.images import resize_image, resize_mask, scale_to_short_side
 from segray.data.preprocess import model_input_size, preprocess, require_input_limits
-from segray.data.resize import resize_image, resize_mask, scale_to_short_side
 
 
 @pytest.mark.parametrize(
