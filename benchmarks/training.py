@@ -26,6 +26,7 @@ from segray.data.loader import training_batches
 from segray.data.reader import SplitReader
 from segray.data.sampler import rank_slots
 from segray.models.build import build_model
+from segray.models.checkpoint import CONFIG
 from segray.training.heartbeat import HeartbeatSender
 from segray.training.losses.build import cross_entropy
 from segray.training.ray_trainer import SegrayTrainer
@@ -102,6 +103,8 @@ def run_benchmark(case: TrainingCase) -> TrainingReport:
     """Measures the images per second of all candidates, in alternating turns in the same workers."""
     placement = case.job.placement
     with TemporaryDirectory(prefix="segray-benchmark-") as folder:
+        # Workers recognise a shared run folder by this file.
+        (Path(folder) / CONFIG).write_text(case.job.config.model_dump_json())
         run_case = replace(case, job=replace(case.job, folder=Path(folder)))
         _trainer(run_case, placement, folder).fit()
         results = torch.load(Path(folder) / RESULTS)

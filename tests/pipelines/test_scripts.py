@@ -124,7 +124,7 @@ def test_the_benchmark_of_the_model_needs_torch_and_no_cluster(tmp_path):
         "atexit.register(lambda: print('imported', sorted(heavy & set(sys.modules))))\n"
         "main()"
     )
-    done = run("-c", code, *words, cwd=tmp_path)
+    done = run("-c", code, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported []"
     found = json.loads((tmp_path / "rows.json").read_text())
