@@ -9,7 +9,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from segray.core.errors import DataError, RunStoppedError, TrainingError, one_line
+from segray.core.errors import DataError, RunStoppedError, TrainingError, cause_summary
 from segray.tracking.journal import Journal
 from segray.training import fit
 from segray.training.failure_policy import FailurePolicy, PreemptedError
@@ -57,8 +57,8 @@ def test_errors_caused_by_the_death_of_a_worker_are_retried():
 def test_the_error_of_a_run_is_the_first_line_of_its_worker_error():
     failed = TrainingError("run trial-003 failed: Training failed due to worker errors:\n[Rank 0 Error Snippet]:")
     failed.__cause__ = WorkerGroupError("snippets", {1: RuntimeError("Traceback ...\n  in loss\nValueError: boom\n")})
-    assert one_line(failed) == "ValueError: boom"
-    assert one_line(DataError("row 3 is bad:\nmore")) == "row 3 is bad:"
+    assert cause_summary(failed) == "ValueError: boom"
+    assert cause_summary(DataError("row 3 is bad:\nmore")) == "row 3 is bad:"
 
 
 @pytest.mark.parametrize(("upload", "is_kept"), [(None, True), (SimpleNamespace(drain=lambda: None), False)])

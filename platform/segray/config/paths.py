@@ -33,8 +33,8 @@ def job_stop_timeout_s() -> int | None:
     """Returns the timeout in seconds after which `ray job stop` kills this job, or None outside a submitted job."""
     if not in_submitted_job():
         return None
-    told = os.environ.get(JOB_WAIT, "")
-    return int(told) if told.isdecimal() else JOB_WAIT_S
+    value = os.environ.get(JOB_WAIT, "")
+    return int(value) if value.isdecimal() else JOB_WAIT_S
 
 
 def is_uri(place: str) -> bool:

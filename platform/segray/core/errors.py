@@ -129,7 +129,7 @@ def root_cause(error: BaseException) -> SegrayError | None:
     return None
 
 
-def one_line(error: BaseException) -> str:
+def cause_summary(error: BaseException) -> str:
     """Returns the cause of an error as one line of text. Errors of training workers take precedence."""
     failures = [*getattr(error.__cause__, "worker_failures", {}).values()]
     cause = failures[0] if failures else getattr(error, "cause", None) or error  # Ray wraps the error of a task

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from segray.config import Config, paths
-from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError, one_line
+from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError, cause_summary
 from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal, JournalReader, Record
 from segray.training import checkpoint_store
@@ -155,7 +155,7 @@ class TrialRun:
             logging.getLogger(__name__).info("trial %d was stopped", self._task.number)
         except SegrayError as error:
             logging.getLogger(__name__).info("trial %d: %s", self._task.number, error)
-            self._error = one_line(error)
+            self._error = cause_summary(error)
         except Exception as error:  # an unexpected error fails the trial, not the sweep
             logging.getLogger(__name__).exception("trial %d", self._task.number)
             self._error = paths.redact(f"{type(error).__name__}: {error}")

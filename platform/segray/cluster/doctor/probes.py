@@ -19,7 +19,7 @@ from segray.cluster.doctor import node_probe
 from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S, NodeReport
 from segray.cluster.nodes import NodeInfo, list_nodes
 from segray.config import Config
-from segray.core.errors import one_line
+from segray.core.errors import cause_summary
 from segray.data.manifest import Manifest
 
 ANSWER_TIMEOUT_S = 12.0  # for all nodes together, including the start of their processes
@@ -99,7 +99,7 @@ def probe_nodes(
         try:
             replies[node] = ray.get(ready[0])
         except RayError as error:
-            replies[node] = one_line(error)
+            replies[node] = cause_summary(error)
             if fail_fast:
                 break
     return replies
