@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from segray.core.errors import DataError
 from segray.training.losses import fused
 from segray.training.losses.build import cross_entropy
+from segray.training.losses.pixel import CrossEntropyLoss, FocalLoss, OhemLoss
+
+WEIGHTS = torch.tensor([1.0, 1.0, 8000.0])
+"""Balanced class weights, if a class has a millionth of the pixels."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +106,23 @@ def test_evaluation_without_gradients_keeps_none():
     with torch.no_grad():
         total, _ = cross_entropy({"seg": logits}, {"mask": mask}, ignore_id=255)
     assert not total.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss_scale", [1.0, 512.0])
+@pytest.mark.parametrize(
+    "term",
+    [CrossEntropyLoss(WEIGHTS, 0.1), FocalLoss(WEIGHTS), OhemLoss(CrossEntropyLoss(WEIGHTS))],
+    ids=["cross_entropy", "focal", "ohem"],
+)
+def test_a_gradient_that_half_precision_can_hold_is_not_lost_on_the_way(term, loss_scale, dtype):
+    """The sum over pixels with such weights exceeds float16's maximum of 65504, its mean does not."""
+    logits = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    mask = torch.randint(0, 3, (1, 256, 256))
+    gradients = []
+    for leaf in (logits.to(dtype), logits.to(dtype).double()):
+        loss = term(leaf.requires_grad_(), mask, 255) / mask.numel()
+        gradients.append(torch.autograd.grad(loss * loss_scale, leaf)[0].double())
+    half, exact = gradients
+    assert 1 < exact.abs().max() < 65504
+    torch.testing.assert_close(half, exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 * exact.abs().max().item())

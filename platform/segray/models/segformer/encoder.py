@@ -207,8 +207,9 @@ class Encoder(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Initialises the weights as published.
 
-    Linear weights are sampled from N(0, 0.02), truncated at 2 sigma. Convolution weights are sampled by fan-out. Biases
-    are 0.
+    Linear weights are sampled from a normal distribution with standard deviation 0.02, truncated at -2 and 2. These
+    bounds are absolute and lie 100 standard deviations from the mean, so the truncation has no effect. Convolution
+    weights are sampled by fan-out. Biases are 0.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

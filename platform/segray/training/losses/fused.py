@@ -4,7 +4,7 @@ A few rows at a time are resized, scored and differentiated, at least in float32
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -64,26 +64,39 @@ def true_class_log_probs(logits: Tensor, mask: Tensor, ignore_id: int) -> Tensor
     return log_probs
 
 
+class LossContext(AutogradContext, Protocol):
+    """The context of the sum of a loss.
+
+    Attributes:
+        dtype: dtype of the logits.
+    """
+
+    dtype: torch.dtype
+
+
 class _PixelLossSum(torch.autograd.Function):
     """Sum of a loss over the valid pixels.
 
-    The sum is a scalar, so the forward pass already computes its gradient, and the backward pass only scales it.
+    The sum is a scalar, so the forward pass already computes its gradient, and the backward pass only scales it. The
+    gradient is stored at least in float32: the gradient of the sum may exceed the range of float16, although that of
+    the normalised loss does not.
     """
 
     @staticmethod
-    def forward(ctx: AutogradContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
+    def forward(ctx: LossContext, logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss) -> Tensor:
         grad = torch.zeros_like(logits, dtype=_at_least_float32(logits)) if ctx.needs_input_grad[0] else None
         with torch.autocast(logits.device.type, enabled=False):
             total = _sum_chunks(logits, mask, ignore_id, score, grad)
         if grad is not None:
-            ctx.save_for_backward(grad.to(logits.dtype))
+            ctx.save_for_backward(grad)
+        ctx.dtype = logits.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: AutogradContext, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: LossContext, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_total.to(grad.dtype), None, None, None
+        return (grad * grad_total).to(ctx.dtype), None, None, None
 
 
 def _sum_chunks(logits: Tensor, mask: Tensor, ignore_id: int, score: ChunkLoss, grad: Tensor | None) -> Tensor:
