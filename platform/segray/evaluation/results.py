@@ -113,7 +113,7 @@ def compute_results(
         slices={
             name: {
                 value: scores_from_counts(table, names, absent, beta)
-                for value, table in group_counts(list(tables), [values[row] for row in rows]).items()
+                for value, table in group_counts(tables, [values[row] for row in rows]).items()
             }
             for name, values in (slices or {}).items()
         },

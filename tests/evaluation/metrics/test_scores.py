@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray.evaluation.metrics.confusion import confusion_matrix
-from segray.evaluation.metrics.scores import scores_from_confusion
+from segray.evaluation.metrics.scores import group_counts, scores_from_confusion
 
 IGNORE = 255
 
@@ -146,3 +146,28 @@ def test_a_matrix_that_counted_nothing_scores_zero():
     result = scores_from_confusion(np.zeros((2, 2), np.int64), ["road", "car"])
     assert (result.miou, result.macc, result.aacc, result.kappa, result.pixels) == (0.0, 0.0, 0.0, 0.0, 0)
     assert result.absent == ("road", "car")
+
+
+class CountedName(str):
+    """A group name that counts how often it is compared with another name."""
+
+    comparisons = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.comparisons += 1
+        return str.__eq__(self, other)
+
+
+def test_the_sums_of_groups_are_those_of_a_loop_and_the_work_is_linear():
+    random = np.random.default_rng(0)
+    tables = random.integers(0, 100, (20_000, 2, 3))
+    names = [f"scene {number}" for number in random.integers(0, 2000, len(tables))]
+    expected = {}
+    for table, name in zip(tables, names, strict=True):
+        expected[name] = expected.get(name, 0) + table
+    CountedName.comparisons = 0
+    found = group_counts(tables, [CountedName(name) for name in names])
+    assert list(found) == sorted(expected)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert CountedName.comparisons < 10 * len(tables)

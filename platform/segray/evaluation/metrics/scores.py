@@ -1,6 +1,7 @@
 """Scores from counts, per class and averaged over classes."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -188,9 +189,9 @@ def _kappa(table: ClassCounts) -> float:
     return float((agreement - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
-def group_counts(tables: Sequence[ClassCounts], groups: Sequence[str]) -> Mapping[str, ClassCounts]:
-    """Returns the sum of the images' tables (K, 3) of each group, sorted by group name."""
-    return {
-        name: np.sum([table for table, group in zip(tables, groups, strict=True) if group == name], axis=0)
-        for name in sorted(set(groups))
-    }
+def group_counts(tables: ClassCounts, groups: Sequence[str]) -> dict[str, ClassCounts]:
+    """Returns the sum of the images' tables (N, K, 3) of each group, sorted by group name."""
+    members = defaultdict[str, list[int]](list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    return {name: tables[members[name]].sum(axis=0) for name in sorted(members)}
