@@ -58,7 +58,7 @@ def decode_mask(encoded: bytes) -> Mask:
         DataError: the bytes are not a one-channel PNG with 8 or 16 bits.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=("PNG",))
         if image.mode in {"L", "I;16"}:
             return mask_array(image)
         mode = image.mode

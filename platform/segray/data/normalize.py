@@ -10,8 +10,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segray.core.errors import DataError
-from segray.data.images import MODES_16BIT, Mask, Pixels, mask_array
+from segray.data.images import MODES_16BIT, Mask, Pixels, decode_image, mask_array
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Formats that Pillow may read; its JPEG reader also reads MPO. Without names, it tries the readers of all its formats,
+and a small hostile file keeps some of them busy for minutes."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**27
 PILLOW_MAX_PIXELS = 178_956_970
@@ -64,18 +67,53 @@ def normalize_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> 
             equivalent.
     """
     with _open_image(encoded, name, max_pixels) as image:
-        orientation = _orientation(image)
-        reason = _reencoding_reason(image, encoded, orientation)
         height, width = image.height, image.width
-        if not reason and image.format == "JPEG":
-            image.draft("L", (1, 1))  # detects truncated files too, in half the time of a full decode
-        image.load()
+        reason, orientation = _load_image(image, encoded)
     if not reason:
         return NormalizedImage(encoded, height, width, UPRIGHT, "")
+    upright = _upright(image, orientation, name)
+    return NormalizedImage(_png(upright), upright.height, upright.width, orientation, reason)
+
+
+def decode_upright(encoded: bytes, name: str, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Pixels:
+    """Returns the pixels (H, W, 3) uint8 RGB that `normalize_image` and `decode_image` return together.
+
+    An image that conversion would re-encode is not encoded here.
+
+    Args:
+        encoded: bytes of the file.
+        name: name of the image for error messages.
+        max_pixels: maximum number of pixels; a larger image is rejected without decoding.
+        formats: names of the formats in Pillow that are read.
+
+    Raises:
+        DataError: as `normalize_image`.
+    """
+    with _open_image(encoded, name, max_pixels, formats) as image:
+        reason, orientation = _load_image(image, encoded)
+    if not reason:
+        return decode_image(encoded)
+    return np.array(_upright(image, orientation, name).convert("RGB"))
+
+
+def _load_image(image: Image.Image, encoded: bytes) -> tuple[str, int]:
+    """Loads the pixels, and returns the reason to re-encode the image, or "", and its EXIF orientation.
+
+    Without a reason, a JPEG image is loaded at a reduced size, which only serves to detect truncated files.
+    """
+    orientation = _orientation(image)
+    reason = _reencoding_reason(image, encoded, orientation)
+    if not reason and image.format == "JPEG":
+        image.draft("L", (1, 1))  # half the time of a full decode
+    image.load()
+    return reason, orientation
+
+
+def _upright(image: Image.Image, orientation: int, name: str) -> Image.Image:
+    """Returns a loaded image upright, as 8-bit RGB or grey."""
     if orientation != UPRIGHT and image.format != "TIFF":  # Pillow rotates a TIFF upright on load
         image = image.transpose(EXIF_TRANSPOSES[orientation])
-    upright = _eight_bit(image, name)
-    return NormalizedImage(_png(upright), upright.height, upright.width, orientation, reason)
+    return _eight_bit(image, name)
 
 
 def decode_source_mask(encoded: bytes | Mask, name: str, max_pixels: int = MAX_PIXELS) -> Mask:
@@ -163,7 +201,9 @@ def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixel
 
 
 @contextmanager
-def _open_image(encoded: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+def _open_image(
+    encoded: bytes, name: str, max_pixels: int, formats: tuple[str, ...] = FORMATS
+) -> Iterator[Image.Image]:
     """Yields an opened image whose pixels are not loaded yet, and converts errors of Pillow to DataError.
 
     Raises:
@@ -173,7 +213,7 @@ def _open_image(encoded: bytes, name: str, max_pixels: int) -> Iterator[Image.Im
         with warnings.catch_warnings():
             # Pillow's own lower limit only warns; `max_pixels` is the limit that is enforced.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded), formats=formats)
         if image.width * image.height > max_pixels:
             raise DataError(_too_large(name, str(image.width * image.height), max_pixels))
         yield image

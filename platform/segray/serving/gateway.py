@@ -114,7 +114,7 @@ class Gateway:
             ServingError: no replica can segment an image.
         """
         for name, body in images:
-            validate_image(body, self.settings, name)
+            await asyncio.to_thread(validate_image, body, self.settings, name)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self.segment(body, options, name)) for name, body in images]
@@ -129,7 +129,7 @@ class Gateway:
             RequestError: the image is invalid or too large.
             ServingError: no replica can segment the image.
         """
-        validate_image(body, self.settings, name)
+        await asyncio.to_thread(validate_image, body, self.settings, name)
         for _ in range(MAX_ATTEMPTS):
             try:
                 response = await self._replicas.segment(body, options)

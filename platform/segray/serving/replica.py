@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from segray.config import ServeConfig
 from segray.core.classes import Classes
 from segray.core.errors import DataError, SegrayError, ServingError
-from segray.data.images import Mask, Pixels, decode_image
-from segray.data.normalize import normalize_image
+from segray.data.images import Mask, Pixels
+from segray.data.normalize import decode_upright
 from segray.serving.batcher import Batcher, BatchResult
 from segray.serving.controller import StatusReport, TargetVersions
 from segray.serving.failures import FailureLog
+from segray.serving.image_header import read_image_header
 from segray.serving.metrics import Counters
 from segray.serving.model_version import LoadedModel, ModelFiles
 from segray.serving.requests import RequestError, ResponseOptions
@@ -270,7 +271,7 @@ def _encode_response(
 
 
 def _decode(body: bytes, max_pixels: int) -> Pixels:
-    return decode_image(normalize_image(body, "the image", max_pixels).encoded)
+    return decode_upright(body, "the image", max_pixels, (read_image_header(body).format,))
 
 
 def _error_text(error: Exception) -> str:
