@@ -32,7 +32,7 @@ from segray.core.numbers import MIB
 from segray.data.images import decode_image, encode_mask
 from segray.inference.predictor import Predictor
 from segray.serving.server import running_server
-from segray.tracking.registry import download_checkpoint
+from segray.tracking.registry import open_checkpoint
 
 CLIENTS = 16
 JPEG = {"Content-Type": "image/jpeg"}
@@ -69,10 +69,14 @@ def run_benchmark(
         log: callback that receives progress messages.
     """
     uri, name = str(config.tracking.uri), config.tracking.model
-    folder = download_checkpoint(f"models:/{name}/{version}", uri)
     rows = list[Row]()
     case: dict[str, str | int] = {"model": name, "version": version, "clients": CLIENTS, "turns": settings.turns}
-    with running_server(config, log) as server, _mlflow(name, version, uri) as mlflow_url, _new_process() as pool:
+    with (
+        open_checkpoint(f"models:/{name}/{version}", uri) as folder,
+        running_server(config, log) as server,
+        _mlflow(name, version, uri) as mlflow_url,
+        _new_process() as pool,
+    ):
         loop = pool.submit(_load_predictor, folder, available_cpus())
         loop.result()
         for size in settings.sizes:

@@ -16,7 +16,7 @@ from segray.cli import main as cli
 from segray.core.classes import Classes
 from segray.models import checkpoint
 from segray.promotion import measure
-from segray.tracking.registry import download_checkpoint, register_checkpoint
+from segray.tracking.registry import open_checkpoint, register_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "promote.py"
 LENIENT = ("--promote.max_miou_drop", "1", "--promote.max_class_iou_drop", "1", "--promote.max_latency_ratio", "9")
@@ -65,8 +65,9 @@ def aliases(store):
 
 
 def served(store):
-    folder = download_checkpoint("models:/s@champion", store.uri).parents[1]
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with open_checkpoint("models:/s@champion", store.uri) as folder:
+        package = folder.parents[1]
+        return {path.relative_to(package): path.read_bytes() for path in package.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

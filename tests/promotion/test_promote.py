@@ -6,6 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +34,7 @@ from segray.promotion.audit import PromotionOptions
 from segray.promotion.gates import ModelMeasurements
 from segray.promotion.measure import Measurements
 from segray.promotion.promote import PromotionRequest, rollback
-from segray.tracking.registry import download_checkpoint, register_checkpoint
+from segray.tracking.registry import download_checkpoint, open_checkpoint, register_checkpoint
 from tests.promotion.conftest import Dying, Killed
 
 CLASSES = Classes.from_names(["road", "car", "sky"])
@@ -250,8 +252,9 @@ def test_a_rollback_serves_again_what_was_served_byte_for_byte(store):
 
 
 def content(store):
-    folder = download_checkpoint("models:/streets@champion", store.uri).parents[1]
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with open_checkpoint("models:/streets@champion", store.uri) as folder:
+        package = folder.parents[1]
+        return {path.relative_to(package): path.read_bytes() for path in package.rglob("*") if path.is_file()}
 
 
 def test_killed_at_any_write_the_same_command_again_ends_with_it_promoted(store, monkeypatch):
@@ -264,9 +267,16 @@ def test_a_rollback_killed_at_any_write_and_repeated_goes_back_once(store, monke
 
 def _killed_everywhere(store, monkeypatch, command, after, verdict):
     """Kills the command at each of its writes in turn, repeats it, and returns how many there were."""
-    keep = lru_cache(promote._download_candidate)  # what was fetched once need not be again
-    real = store.client
-    monkeypatch.setattr(promote, "_download_candidate", lambda _, *which: keep(real, *which))
+    downloads = {}
+
+    @contextmanager
+    def open_once(reference, uri):  # what was fetched once need not be again
+        if reference not in downloads:
+            target = Path(tempfile.mkdtemp(dir=store.database.parent))
+            downloads[reference] = download_checkpoint(reference, uri, target)
+        yield downloads[reference]
+
+    monkeypatch.setattr(promote, "open_checkpoint", open_once)
     start, client, last, is_over = store.database.read_bytes(), store.client, 0, False
     while not is_over:
         last += 1
@@ -394,12 +404,15 @@ def test_what_is_not_there_is_told_with_what_is(store, model, version, said):
         promoted(store, version)
 
 
-def test_a_version_without_files_is_not_gone_back_to(store, monkeypatch):
-    monkeypatch.setattr(checkpoint, "META", "deleted.json")
-    with pytest.raises(
-        RegistryError, match="models:/streets/1 cannot be loaded: .* does not contain a complete segray checkpoint"
-    ):
-        back(store)
+def test_a_version_without_files_is_not_gone_back_to(store):
+    run = store.client.get_run(store.client.get_model_version("streets", "1").run_id)
+    meta = Path(run.info.artifact_uri) / "model" / "data" / "checkpoint" / checkpoint.META
+    hidden = meta.rename(meta.parents[3] / "hidden")
+    try:
+        with pytest.raises(RegistryError, match="models:/streets/1 cannot be loaded: it does not contain .*meta.json"):
+            back(store)
+    finally:
+        hidden.rename(meta)
     assert aliases(store) == ("1", "2", "3")
 
 
@@ -413,14 +426,14 @@ def test_a_store_that_fails_in_the_middle_is_named(store, monkeypatch):
 
 
 def test_a_champion_whose_files_are_gone_is_replaced_only_by_force(store, monkeypatch):
-    fetch, said = download_checkpoint, []
+    fetch, said = open_checkpoint, []
 
     def fetched(reference, uri):
         if reference.endswith("/2"):
             raise RegistryError("its files are gone.")
         return fetch(reference, uri)
 
-    monkeypatch.setattr(promote, "download_checkpoint", fetched)
+    monkeypatch.setattr(promote, "open_checkpoint", fetched)
     with pytest.raises(RegistryError, match=r"cannot be loaded: its files are gone\. --force promotes without it"):
         promoted(store)
     assert aliases(store) == ("1", "2", "3")

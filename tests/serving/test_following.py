@@ -21,8 +21,7 @@ from segray.serving.model_version import LoadedModel
 from segray.serving.replica import Replica, count_agreeing_pixels
 from segray.serving.requests import ResponseOptions
 from segray.serving.server import load_initial_version
-from segray.tracking.package import package_digest
-from segray.tracking.tags import DIGEST_TAG
+from segray.tracking.integrity import integrity_tags
 
 from .conftest import MODEL, LocalServing, Store, picture, served
 
@@ -89,7 +88,8 @@ def damaged_version(store, damage):
     elif damage == "of another variant":
         settings = file.with_name("config.json")
         settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
-        store.client.set_model_version_tag(MODEL, number, DIGEST_TAG, package_digest(file.parent))
+        for key, value in integrity_tags(file.parents[2]).items():
+            store.client.set_model_version_tag(MODEL, number, key, value)
     return number
 
 

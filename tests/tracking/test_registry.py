@@ -1,7 +1,9 @@
 """Versions: registered once a run, fetched by every kind of reference, loaded without a pickle."""
 
 import base64
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,8 +33,9 @@ from segray.data.images import decode_mask
 from segray.inference.predictor import Predictor
 from segray.models import checkpoint
 from segray.models.build import build_model
-from segray.tracking import model_card, package
+from segray.tracking import model_card
 from segray.tracking.client import connect_mlflow, with_retries
+from segray.tracking.integrity import LOADER_MODULE
 from segray.tracking.registry import available_hint, download_checkpoint, register_checkpoint
 from segray.tracking.tags import LOCK_SUFFIX
 
@@ -67,9 +70,9 @@ def test_a_run_registers_one_version_however_often_it_is_asked(store):
 
 
 @pytest.mark.parametrize("reference", ["models:/streets@challenger", "models:/streets/1", "runs:/{run}/model"])
-def test_every_kind_of_reference_finds_the_checkpoint(store, reference):
+def test_every_kind_of_reference_finds_the_checkpoint(store, reference, tmp_path):
     uri, _, run_id, folder, _ = store
-    found = download_checkpoint(reference.format(run=run_id), uri)
+    found = download_checkpoint(reference.format(run=run_id), uri, tmp_path)
     assert (found / checkpoint.WEIGHTS).read_bytes() == (folder / checkpoint.WEIGHTS).read_bytes()
     assert not (found / checkpoint.STATE).exists()
     assert not list(found.parents[1].rglob("*.pkl"))
@@ -87,17 +90,17 @@ def test_every_kind_of_reference_finds_the_checkpoint(store, reference):
         ("runs:/0123456789abcdef/model", "cannot be loaded"),
     ],
 )
-def test_a_reference_to_nothing_says_what_there_is(store, reference, said):
+def test_a_reference_to_nothing_says_what_there_is(store, reference, said, tmp_path):
     with pytest.raises(RegistryError, match=said):
-        download_checkpoint(reference, store[0])
+        download_checkpoint(reference, store[0], tmp_path)
 
 
-def test_a_lock_is_no_model(store):
+def test_a_lock_is_no_model(store, tmp_path):
     uri, client, *_ = store
     client.create_registered_model(f"streets{LOCK_SUFFIX}")
     try:
         with pytest.raises(RegistryError, match=r"registered models: streets\)"):
-            download_checkpoint("models:/nothing/1", uri)
+            download_checkpoint("models:/nothing/1", uri, tmp_path)
     finally:
         client.delete_registered_model(f"streets{LOCK_SUFFIX}")
 
@@ -124,7 +127,11 @@ def test_a_version_says_what_it_was_made_of(store):
     parts = ("model.safetensors", "config.json", "classes.json", "meta.json")
     digest = sha256(b"".join(sha256((folder / part).read_bytes()).digest() for part in parts)).hexdigest()
     expected = {"segray.run": "k3y", "segray.dataset": "d1g", "segray.checkpoint": digest, "segray.git": "c0mmit"}
+    files = json.loads(found.tags.pop("segray.files"))
     assert found.tags == expected
+    assert {name: files[f"data/checkpoint/{name}"] for name in parts} == {
+        name: sha256((folder / name).read_bytes()).hexdigest() for name in parts
+    }
     assert found.run_id == run_id
     for said in ("# streets", "SegFormer-B0", "camvid", "`d1g`", "| val |  | 0.2500 | [0.1250, 0.5000] |", "c0mmit"):
         assert said in found.description
@@ -145,8 +152,8 @@ def test_a_version_is_never_there_without_its_card_and_tags(store, monkeypatch):
     client.delete_registered_model("others")
 
 
-@pytest.mark.parametrize("lost", [".", "artifacts/checkpoint/meta.json"])
-def test_a_version_whose_files_were_deleted_says_so_and_what_else_there_is(store, lost):
+@pytest.mark.parametrize("lost", [".", "data/checkpoint/meta.json"])
+def test_a_version_whose_files_were_deleted_says_so(store, lost, tmp_path):
     uri, client, _, folder, _ = store
     run_id = client.create_run("1").info.run_id
     version = register_checkpoint(client, run_id, folder, "streets", [])
@@ -154,9 +161,9 @@ def test_a_version_whose_files_were_deleted_says_so_and_what_else_there_is(store
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     try:
         with pytest.raises(
-            RegistryError, match=f"/{version} cannot be loaded: .*choose another version .*streets has versions 1"
+            RegistryError, match=f"/{version} cannot be loaded: .*{re.escape(Path(lost).name)}.*choose another version"
         ):
-            download_checkpoint(f"models:/streets/{version}", uri)
+            download_checkpoint(f"models:/streets/{version}", uri, tmp_path)
     finally:
         client.delete_model_version("streets", version)
 
@@ -189,16 +196,16 @@ def test_a_store_that_says_no_is_not_asked_again():
     assert len(asked) == 1
 
 
-def test_what_a_version_requires_is_all_that_its_loader_imports(store):
+def test_what_a_version_requires_is_all_that_its_loader_imports(store, tmp_path):
     uri, *_ = store
-    place = Path(download_checkpoint("models:/streets/1", uri)).parents[1]
+    place = Path(download_checkpoint("models:/streets/1", uri, tmp_path)).parents[1]
     lines = (place / "requirements.txt").read_text().split()
     required = {line.partition("==")[0].lower() for line in lines}
     assert all("==" in line for line in lines)
     code = (
         "import sys, importlib.metadata as known, mlflow.models\n"
         "before = {name.partition('.')[0] for name in sys.modules}\n"
-        f"import runpy; runpy.run_path({str(package.LOADER)!r})\n"
+        f"import {LOADER_MODULE}\n"
         "after = {name.partition('.')[0] for name in sys.modules}\n"
         "found = known.packages_distributions()\n"
         "print(*{name.lower() for top in after - before for name in found.get(top, [])})"

@@ -73,11 +73,11 @@ def test_mlflow_has_the_parameters_the_metrics_the_dataset_and_the_config(traine
     assert {"system/cpu_percent", "system/memory_gib", "train/grad_norm", "train/images_per_s"} <= set(run.data.metrics)
 
 
-def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(trained):
+def test_the_best_checkpoint_is_registered_as_challenger_and_loads_from_there(trained, tmp_path):
     client = MlflowClient(trained.tracking_uri)
     version = client.get_model_version_by_alias("segray", CHALLENGER)
     assert (str(version.version), version.run_id) == (trained.version, trained.run_id)
-    folder = download_checkpoint(f"models:/segray@{CHALLENGER}", trained.tracking_uri)
+    folder = download_checkpoint(f"models:/segray@{CHALLENGER}", trained.tracking_uri, tmp_path)
     ours, theirs = checkpoint.load_weights(Path(trained.checkpoint)), checkpoint.load_weights(folder)
     assert all((ours[name] == theirs[name]).all() for name in ours)
 

@@ -73,9 +73,9 @@ def test_train_accepts_the_file_with_the_best_settings(sweep_run, tmp_path):
     assert config.load([other_file, Path(result.config)]).digest == stored.digest
 
 
-def test_the_best_checkpoint_is_the_challenger(sweep_run):
+def test_the_best_checkpoint_is_the_challenger(sweep_run, tmp_path):
     result, folder, _ = sweep_run
-    fetched = download_checkpoint("models:/segray@challenger", f"sqlite:///{folder}/mlflow.db")
+    fetched = download_checkpoint("models:/segray@challenger", f"sqlite:///{folder}/mlflow.db", tmp_path)
     assert result.version == "1"
     assert checkpoint.load_weights(fetched).keys() == checkpoint.load_weights(Path(result.checkpoint)).keys()
     assert checkpoint.load_meta(fetched) == checkpoint.load_meta(Path(result.checkpoint))

@@ -1,6 +1,7 @@
 """Command `evaluate`: computes exact pixel counts and metrics of a model on a split."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -22,15 +23,22 @@ from segray.evaluation.report.page import Baseline
 from segray.evaluation.report.write import prepare_output_dir, write_report
 from segray.models import checkpoint
 from segray.tracking import evaluations
-from segray.tracking.references import resolve_checkpoint
+from segray.tracking.references import open_model
 
 
 def run(flags: argparse.Namespace, config: Config) -> None:
     """Evaluates a model, and prints, writes and logs the results."""
     request = _build_request(flags, config)
-    folder, baseline_folder = (model and resolve_checkpoint(model, config) for model in (flags.model, flags.against))
-    _check(flags, folder, baseline_folder)
+    with ExitStack() as downloads:
+        folder = downloads.enter_context(open_model(flags.model, config))
+        baseline_folder = downloads.enter_context(open_model(flags.against, config)) if flags.against else None
+        _check(flags, folder, baseline_folder)
+        _evaluate_model(flags, config, request, folder, baseline_folder)
 
+
+def _evaluate_model(
+    flags: argparse.Namespace, config: Config, request: EvaluationRequest, folder: Path, baseline_folder: Path | None
+) -> None:
     evaluation, console = evaluate(folder, request), make_console()
     print_results(
         console,

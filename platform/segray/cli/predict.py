@@ -19,14 +19,18 @@ from segray.inference.batch.sources import open_inputs
 from segray.inference.batch.worker import BatchTask, segment_locally
 from segray.inference.predictor import Predictor
 from segray.models import checkpoint
-from segray.tracking.references import resolve_checkpoint
+from segray.tracking.references import open_model
 
 
 def run(flags: argparse.Namespace, config: Config) -> None:
     """Segments the images."""
     out, source = paths.absolute_path("--out", flags.out), paths.absolute_path("--source", flags.source)
     _check(flags, source, out)
-    folder = resolve_checkpoint(flags.model, config)
+    with open_model(flags.model, config) as folder:
+        _segment_images(flags, config, folder, source, out)
+
+
+def _segment_images(flags: argparse.Namespace, config: Config, folder: Path, source: str, out: str) -> None:
     step, overrides = checkpoint.load_meta(folder).step, config.eval.model_dump(exclude_unset=True)
     predictor = Predictor(folder, config=checkpoint.load_config(folder).with_eval_overrides(overrides))
     inputs = open_inputs(source, flags.split)

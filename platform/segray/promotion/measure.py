@@ -6,12 +6,11 @@ from itertools import cycle
 from pathlib import Path
 from statistics import median
 
-import mlflow
 import numpy as np
 import pandas as pd
 import torch
 
-from segray.core.errors import DataError, first_line
+from segray.core.errors import DataError, SegrayError, first_line
 from segray.core.numbers import MIB
 from segray.data.images import Pixels, decode_image, decode_mask
 from segray.data.manifest import read_manifest
@@ -22,7 +21,8 @@ from segray.inference.predictor import Predictor
 from segray.inference.timing import time_interleaved
 from segray.models import checkpoint
 from segray.promotion.gates import ModelMeasurements
-from segray.tracking.package import package_digest
+from segray.tracking.integrity import package_digest
+from segray.tracking.pyfunc_model import ImageModel
 
 NUM_TIMED_IMAGES, NUM_PARITY_IMAGES = 16, 3
 """Number of timed images, and number of those whose masks are compared with the masks of the MLflow model."""
@@ -182,11 +182,11 @@ def verify_package(candidate: Candidate, images: Sequence[bytes]) -> str:
     if digest != candidate.digest:
         return f"the files differ from the registered files: digest {digest[:12]}, registered {candidate.digest[:12]}"
     try:
-        model = mlflow.pyfunc.load_model(str(candidate.folder.parents[1]))
-        predictions = model.predict(pd.DataFrame({"image": list(images)}))
+        # The installed loader, not MLflow's: that one imports what the files of the version name.
+        predictions = ImageModel(candidate.folder).predict(pd.DataFrame({"image": list(images)}))
         mlflow_masks = [decode_mask(mask) for mask in predictions["mask"]]
-    except Exception as error:  # this runs the code of the version, which may raise anything
-        return f"MLflow cannot load or run the version ({type(error).__name__}: {first_line(error)})"
+    except SegrayError as error:
+        return f"the version cannot be loaded or run ({type(error).__name__}: {first_line(error)})"
     masks = [Predictor(candidate.folder)(decode_image(image)) for image in images]
     differing = sum(int((mask != other).sum()) for mask, other in zip(masks, mlflow_masks, strict=True))
     return f"the masks of the MLflow model differ in {differing} pixels of {len(images)} images" if differing else ""

@@ -5,7 +5,7 @@ the aliases.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from mlflow.exceptions import MlflowException
@@ -20,7 +20,7 @@ from segray.promotion.audit import PromotionOptions, end_interrupted_audits, rec
 from segray.promotion.gates import Decision, evaluate_gates
 from segray.promotion.measure import Candidate, Measurements, measure_candidates
 from segray.tracking.client import NOT_FOUND, UNAVAILABLE, connect_mlflow, error_summary
-from segray.tracking.registry import available_hint, download_checkpoint, resolve_version
+from segray.tracking.registry import available_hint, open_checkpoint, resolve_version
 from segray.tracking.tags import CHALLENGER, CHAMPION, DIGEST_TAG, PREVIOUS
 
 Log = Callable[[str], None]
@@ -98,8 +98,23 @@ def promote(
         hint = available_hint(client, f"models:/{name}")
         raise RegistryError(f"{name} has no {CHALLENGER}; choose a version with --version{hint}")
     plan = aliases.plan_promotion(name, current, version)
-    challenger = _download_candidate(client, uri, name, version)
-    champion = _download_champion(client, uri, name, current[CHAMPION], options.is_forced, log)
+    with ExitStack() as downloads:  # removed at the end
+        challenger = downloads.enter_context(_open_candidate(client, uri, name, version))
+        champion = _open_champion(downloads, client, uri, plan, options.is_forced, log)
+        return _promote_candidate(client, uri, plan, challenger, champion, request, show)
+
+
+def _promote_candidate(
+    client: MlflowClient,
+    uri: str,
+    plan: AliasChange,
+    challenger: Candidate,
+    champion: Candidate | None,
+    request: PromotionRequest,
+    show: ShowDecision,
+) -> PromotionResult:
+    """Measures the candidates, evaluates the gates, records the decision and moves the aliases."""
+    options = request.options
     measurements = measure_candidates(challenger, champion, request.evaluation)
     decision = evaluate_gates(options.gates, measurements.challenger, measurements.champion, measurements.comparison)
     is_accepted = decision.is_passed or options.is_forced
@@ -107,8 +122,8 @@ def promote(
     if request.dry_run:
         return PromotionResult(plan if is_accepted else None, decision, measurements)
     with _registry_errors(uri), aliases.promotion_lock(client, plan):
-        end_interrupted_audits(client, name)
-        audit = record_decision(client, name, challenger, measurements, decision, options)
+        end_interrupted_audits(client, plan.model)
+        audit = record_decision(client, plan.model, challenger, measurements, decision, options)
         if not is_accepted:
             return PromotionResult(None, decision, measurements, audit)
         aliases.apply_change(client, replace(plan, audit=audit))
@@ -141,13 +156,13 @@ def rollback(
     if recovered is not None and recovered.kind == "rollback":
         return PromotionResult(recovered, is_moved=True, was_recovered=True)
     plan = aliases.plan_rollback(name, current)
-    target = _download_candidate(client, uri, name, str(plan.after[CHAMPION]))
-    if dry_run:
-        return PromotionResult(plan)
-    with _registry_errors(uri), aliases.promotion_lock(client, plan):
-        end_interrupted_audits(client, name)
-        audit = record_rollback(client, name, target, current[CHAMPION], reason)
-        aliases.apply_change(client, replace(plan, audit=audit))
+    with _open_candidate(client, uri, name, str(plan.after[CHAMPION])) as target:
+        if dry_run:
+            return PromotionResult(plan)
+        with _registry_errors(uri), aliases.promotion_lock(client, plan):
+            end_interrupted_audits(client, name)
+            audit = record_rollback(client, name, target, current[CHAMPION], reason)
+            aliases.apply_change(client, replace(plan, audit=audit))
     return PromotionResult(plan, audit=audit, is_moved=True)
 
 
@@ -182,25 +197,28 @@ def _recover(client: MlflowClient, name: str, dry_run: bool, log: Log, timeout_s
     return recovered
 
 
-def _download_candidate(client: MlflowClient, uri: str, name: str, version: str) -> Candidate:
+@contextmanager
+def _open_candidate(client: MlflowClient, uri: str, name: str, version: str) -> Iterator[Candidate]:
+    """Context manager that downloads and verifies a version, and removes the download at the end."""
     reference = f"models:/{name}/{version}"
-    folder = download_checkpoint(reference, uri)
-    with _registry_errors(uri):
-        model_version = resolve_version(client, reference)
-    return Candidate(version, folder, model_version.tags.get(DIGEST_TAG), model_version.run_id or None)
+    with open_checkpoint(reference, uri) as folder:
+        with _registry_errors(uri):
+            model_version = resolve_version(client, reference)
+        yield Candidate(version, folder, model_version.tags.get(DIGEST_TAG), model_version.run_id or None)
 
 
-def _download_champion(
-    client: MlflowClient, uri: str, name: str, version: str | None, is_forced: bool, log: Log
+def _open_champion(
+    downloads: ExitStack, client: MlflowClient, uri: str, plan: AliasChange, is_forced: bool, log: Log
 ) -> Candidate | None:
     """Returns the champion to compare with, or `None` if there is none.
 
-    A forced promotion skips a champion whose files are missing.
+    A forced promotion skips a champion whose files are missing or are not those that were registered.
     """
+    version = plan.before[CHAMPION]
     if version is None:
         return None
     try:
-        return _download_candidate(client, uri, name, version)
+        return downloads.enter_context(_open_candidate(client, uri, plan.model, version))
     except RegistryError as error:
         if not is_forced:
             raise RegistryError(f"the {CHAMPION} cannot be loaded: {error} --force promotes without it.") from error

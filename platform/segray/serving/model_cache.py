@@ -18,9 +18,8 @@ from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
 from segray.serving.model_version import ModelFiles
 from segray.tracking.client import UNAVAILABLE, error_summary, require_store
-from segray.tracking.package import CHECKPOINT_FILES, package_digest
+from segray.tracking.integrity import CHECKPOINT_FILES, verify_checkpoint
 from segray.tracking.registry import available_hint, download_checkpoint
-from segray.tracking.tags import DIGEST_TAG
 
 ALIASES, INFO_FILE = "aliases.json", "about.json"
 FILES, DOWNLOAD_DIR = "checkpoint", "raw"
@@ -84,9 +83,7 @@ class ModelCache:
                 self._fetch(number, info)
             elif cached_info != info:
                 _write_json(self._folder / number / INFO_FILE, info)
-            files = self._folder / number / FILES
-            self._verify(files, number, info["tags"].get(DIGEST_TAG))
-            return ModelFiles.from_dir(self._model, number, files, info["tags"])
+            return self._read(number, info["tags"])
 
     def evict_except(self, needed: Collection[str]) -> None:
         """Removes all cached versions except `needed`, and the remains of their interrupted downloads."""
@@ -145,12 +142,19 @@ class ModelCache:
         except OSError as error:
             raise RegistryError(f"cannot cache version {number} of {self._model}: {error}") from error
 
-    def _verify(self, folder: Path, number: str, registered: str | None) -> None:
-        """Raises RegistryError if the files do not match the registered digest."""
-        if registered is not None and package_digest(folder) != registered:
-            # The cached copy may be damaged. The next request fetches it again.
-            shutil.rmtree(folder.parent, ignore_errors=True)
-            raise RegistryError(f"the files of version {number} of {self._model} do not match its registered digest.")
+    def _read(self, number: str, tags: dict[str, str]) -> ModelFiles:
+        """Reads the files of a cached version and verifies what was read.
+
+        Raises:
+            RegistryError: a file differs from the registered file.
+        """
+        version = ModelFiles.from_dir(self._model, number, self._folder / number / FILES, tags)
+        try:
+            verify_checkpoint(version.digests(), tags, f"the cached version {number} of {self._model}")
+        except RegistryError:
+            shutil.rmtree(self._folder / number, ignore_errors=True)  # the next request fetches it again
+            raise
+        return version
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

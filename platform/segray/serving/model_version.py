@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from segray.data.images import Mask, Pixels
 from segray.inference.predictor import Predictor
 from segray.inference.segment import InferenceConfig
 from segray.models import checkpoint
+from segray.tracking.integrity import CHECKPOINT_FILES
 
 BATCH_PIXELS = 2**24
 """Maximum number of pixels of all images in a forward pass, which bounds its memory."""
@@ -39,8 +41,11 @@ class ModelFiles:
     @classmethod
     def from_dir(cls, model: str, number: str, folder: Path, tags: dict[str, str]) -> "ModelFiles":
         """Reads a version from a checkpoint folder."""
-        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()}
-        return cls(model, number, files, tags)
+        return cls(model, number, {name: (folder / name).read_bytes() for name in CHECKPOINT_FILES}, tags)
+
+    def digests(self) -> dict[str, str]:
+        """Returns the SHA-256 of each file, by file name."""
+        return {name: sha256(content).hexdigest() for name, content in self.files.items()}
 
     def to_dir(self, folder: Path) -> None:
         """Writes the checkpoint files into a folder."""

@@ -1,30 +1,33 @@
-"""Loader code of a registered version. MLflow runs this file to load the version.
+"""Loader module of registered versions, for MLflow's own tools. A version names this module and contains no code.
 
-The model maps image bytes to mask bytes. The code is logged together with safetensors weights, so loading a version
-does not use pickle.
+The model maps image bytes to mask bytes. The weights are in the safetensors format, so loading a version does not use
+pickle.
 """
 
-from typing import Any
+from pathlib import Path
 
 import pandas as pd
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from segray.data.images import decode_image, encode_mask
 from segray.inference.predictor import Predictor
 
 
-class SegmentationModel(PythonModel):  # type: ignore[misc]
-    """Segments encoded images (JPEG, PNG, WebP) into one-channel PNG masks of class ids."""
+class ImageModel:
+    """Segments encoded images (JPEG, PNG, WebP) into one-channel PNG masks of class ids.
 
-    def load_context(self, context: PythonModelContext) -> None:
-        """Loads the checkpoint of the version."""
-        self._predictor = Predictor(context.artifacts["checkpoint"])
+    Args:
+        checkpoint_dir: checkpoint folder of the version.
+    """
 
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+    def __init__(self, checkpoint_dir: Path) -> None:
+        self._predictor = Predictor(checkpoint_dir)
+
+    def predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
         """Maps a data frame with the column `image` to a data frame with the column `mask`. Both columns hold bytes."""
         masks = [encode_mask(self._predictor(decode_image(image))) for image in model_input["image"]]
         return pd.DataFrame({"mask": masks})
 
 
-set_model(SegmentationModel())
+def _load_pyfunc(path: str) -> ImageModel:
+    """Loads a version. MLflow calls this function with the checkpoint folder."""
+    return ImageModel(Path(path))

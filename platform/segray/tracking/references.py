@@ -1,5 +1,7 @@
 """Model references: a checkpoint folder, a registered version, or a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from segray.config import Config, paths
@@ -8,21 +10,25 @@ from segray.inference import predictor
 REGISTRY_SCHEMES = ("models:/", "runs:/")
 
 
-def resolve_checkpoint(model: str, config: Config) -> Path:
-    """Returns the local checkpoint folder of a model.
+@contextmanager
+def open_model(model: str, config: Config) -> Iterator[Path]:
+    """Context manager that returns the local checkpoint folder of a model, and removes a download at the end.
 
     Args:
         model: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
         config: configuration, which contains the URI of the MLflow store for `models:/` and `runs:/` references.
 
     Raises:
-        RegistryError: the model, alias, version or run does not exist, or the store does not respond.
+        RegistryError: the model, alias, version or run does not exist, its files are not those that were registered,
+            or the store does not respond.
     """
     if not model.startswith(REGISTRY_SCHEMES):
-        return Path(model)
-    from segray.tracking.registry import download_checkpoint  # noqa: PLC0415 importing MLflow takes a second, and a folder does not need it
+        yield Path(model)
+        return
+    from segray.tracking.registry import open_checkpoint  # noqa: PLC0415 importing MLflow takes a second, and a folder does not need it
 
-    return download_checkpoint(model, paths.tracking_uri(config))
+    with open_checkpoint(model, paths.tracking_uri(config)) as folder:
+        yield folder
 
 
 class ReferencePredictor(predictor.Predictor):
@@ -37,4 +43,5 @@ class ReferencePredictor(predictor.Predictor):
     def __init__(self, model: Path | str, device: str = "auto", tracking_uri: str | None = None) -> None:
         config = Config()
         tracking = config.tracking.model_copy(update={"uri": tracking_uri})
-        super().__init__(resolve_checkpoint(str(model), config.model_copy(update={"tracking": tracking})), device)
+        with open_model(str(model), config.model_copy(update={"tracking": tracking})) as folder:
+            super().__init__(folder, device)

@@ -1,7 +1,9 @@
 """Model registry: registers checkpoints as versions and resolves model references to checkpoint folders."""
 
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -15,8 +17,10 @@ from segray.core.errors import RegistryError
 from segray.models import checkpoint
 from segray.tracking import model_card
 from segray.tracking.client import ALREADY_EXISTS, UNAVAILABLE, all_pages, connect_mlflow, error_summary
-from segray.tracking.package import ARTIFACT_PATH, build_package, package_digest, packaged_checkpoint
-from segray.tracking.tags import COMMIT_TAG, DATASET_TAG, DIGEST_TAG, LOCK_SUFFIX, RUN_TAG
+from segray.tracking.integrity import integrity_tags, verify_package
+from segray.tracking.package import ARTIFACT_PATH, build_package
+from segray.tracking.references import REGISTRY_SCHEMES
+from segray.tracking.tags import COMMIT_TAG, DATASET_TAG, DIGEST_TAG, FILES_TAG, LOCK_SUFFIX, RUN_TAG
 
 
 def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: str, aliases: list[str]) -> str:
@@ -26,22 +30,36 @@ def register_checkpoint(client: MlflowClient, run_id: str, folder: Path, name: s
     """
     version = _registered_version(client, run_id, name)
     if version is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            package = build_package(folder, Path(temporary))
-            client.log_artifacts(run_id, str(package), ARTIFACT_PATH)
+        artifact_path, tags = _upload_package(client, run_id, folder)
         _ensure_model(client, name)
         # One request creates the version, card and tags, so that a crash leaves no version without them.
         created = client.create_model_version(
             name,
-            f"runs:/{run_id}/{ARTIFACT_PATH}",
+            f"runs:/{run_id}/{artifact_path}",
             run_id,
-            _version_tags(client, run_id, folder),
+            _version_tags(client, run_id, folder) | tags,
             description=model_card.render_card(card_data(client, run_id, folder, name)),
         )
         version = str(created.version)
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def _upload_package(client: MlflowClient, run_id: str, folder: Path) -> tuple[str, dict[str, str]]:
+    """Uploads the files of a version, and returns their artifact path and the tags that verify them.
+
+    Files that belong to a version already are never overwritten.
+    """
+    versions = all_pages(client.search_model_versions, f"run_id = '{run_id}'")
+    artifact_path = f"{ARTIFACT_PATH}-{uuid.uuid4().hex[:8]}" if versions else ARTIFACT_PATH
+    with tempfile.TemporaryDirectory() as temporary:
+        package = build_package(folder, Path(temporary))
+        tags = integrity_tags(package)
+        client.log_artifacts(run_id, str(package), artifact_path)
+    if artifact_path == ARTIFACT_PATH:
+        client.set_tag(run_id, FILES_TAG, tags[FILES_TAG])
+    return artifact_path, tags
 
 
 def card_data(
@@ -77,7 +95,6 @@ def _version_tags(client: MlflowClient, run_id: str, folder: Path) -> dict[str, 
     return {
         RUN_TAG: run_tags.get(RUN_TAG, run_id),
         DATASET_TAG: checkpoint.load_meta(folder).dataset_digest,
-        DIGEST_TAG: package_digest(folder),
     } | ({COMMIT_TAG: commit} if commit else {})
 
 
@@ -94,50 +111,76 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def download_checkpoint(reference: str, tracking_uri: str, target: Path | None = None) -> Path:
-    """Returns the local checkpoint folder of a model reference, and downloads it if necessary.
+@contextmanager
+def open_checkpoint(reference: str, tracking_uri: str) -> Iterator[Path]:
+    """Context manager that returns the local checkpoint folder of a model, and removes a download at the end.
 
     Args:
         reference: a folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
         tracking_uri: URI of the MLflow store for `models:/` and `runs:/` references.
-        target: folder of the download. With `None`, local files stay in place.
 
     Raises:
-        RegistryError: the model, alias, version or run does not exist or has no files, or the store does not respond.
+        RegistryError: see `download_checkpoint`.
     """
-    if not reference.startswith(("models:/", "runs:/")):
-        return Path(reference)
-    client = connect_mlflow(tracking_uri, f"model {reference}")
+    if not reference.startswith(REGISTRY_SCHEMES):
+        yield Path(reference)
+        return
+    with tempfile.TemporaryDirectory(prefix="segray-model-") as temporary:
+        yield download_checkpoint(reference, tracking_uri, Path(temporary))
+
+
+def download_checkpoint(reference: str, tracking_uri: str, target: Path) -> Path:
+    """Downloads a registered version, verifies all of its files, and returns its checkpoint folder below `target`.
+
+    Args:
+        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/model`.
+        tracking_uri: URI of the MLflow store.
+        target: existing folder for the files.
+
+    Raises:
+        RegistryError: the model, alias, version or run does not exist or has no files, the store does not respond, or
+            the files are not those that were registered.
+    """
+    subject = f"model {reference}"
+    client = connect_mlflow(tracking_uri, subject)
     try:
-        source = _source(client, reference)
+        source, tags = _find_files(client, reference)
     except UNAVAILABLE as error:
         raise RegistryError(
-            f"model {reference} cannot be loaded from {paths.redact(tracking_uri)}: {error_summary(error)}"
+            f"{subject} cannot be loaded from {paths.redact(tracking_uri)}: {error_summary(error)}"
             f"{available_hint(client, reference)}"
         ) from error
     try:
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=source, tracking_uri=tracking_uri, dst_path=None if target is None else str(target)
+        package = mlflow.artifacts.download_artifacts(
+            artifact_uri=source, tracking_uri=tracking_uri, dst_path=str(target)
         )
     except UNAVAILABLE as error:
         raise RegistryError(
-            f"model {reference} cannot be loaded: its files at {paths.redact(source)} are missing or cannot be read "
+            f"{subject} cannot be loaded: its files at {paths.redact(source)} are missing or cannot be read "
             f"({error_summary(error)}); choose another version{available_hint(client, reference)}"
         ) from error
-    checkpoint_dir = packaged_checkpoint(Path(folder))
-    if not (checkpoint_dir / checkpoint.META).exists():
-        raise RegistryError(
-            f"model {reference} cannot be loaded: {paths.redact(source)} does not contain a complete segray "
-            f"checkpoint; choose another version{available_hint(client, reference)}"
-        )
-    return checkpoint_dir
+    return verify_package(Path(package), tags, subject)
 
 
-def _source(client: MlflowClient, reference: str) -> str:
+def _find_files(client: MlflowClient, reference: str) -> tuple[str, dict[str, str]]:
+    """Returns the URI of the files of a reference, and the tags that verify them."""
     if reference.startswith("runs:/"):
-        return reference
+        return reference, _run_tags(client, reference)
     version = resolve_version(client, reference)
-    return str(client.get_model_version_download_uri(version.name, version.version))
+    source = str(client.get_model_version_download_uri(version.name, version.version))
+    has_digest = bool({FILES_TAG, DIGEST_TAG} & version.tags.keys())
+    # A version that was created in MLflow's user interface has no tags of its own.
+    return source, dict(version.tags) if has_digest or not source.startswith("runs:/") else _run_tags(client, source)
+
+
+def _run_tags(client: MlflowClient, source: str) -> dict[str, str]:
+    """Returns the tags that verify the files of a run: those of the run, or of a version that it registered."""
+    run_id, _, artifact_path = source.removeprefix("runs:/").partition("/")
+    tags = client.get_run(run_id).data.tags
+    if artifact_path == ARTIFACT_PATH and FILES_TAG in tags:
+        return dict(tags)
+    versions = all_pages(client.search_model_versions, f"run_id = '{run_id}'")
+    return next((dict(version.tags) for version in versions if version.source == source), {})
 
 
 def resolve_version(client: MlflowClient, reference: str) -> ModelVersion:

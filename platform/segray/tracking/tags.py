@@ -23,6 +23,8 @@ TRIAL_TAG = "segray.trial"
 
 DATASET_TAG, COMMIT_TAG, DIGEST_TAG = "segray.dataset", "segray.git", "segray.checkpoint"
 """Tags of a version: digest of the dataset, commit of the code, and digest of the files of the checkpoint."""
+FILES_TAG = "segray.files"
+"""Tag of a version and of its run: SHA-256 of every file of the version, by its path, in JSON."""
 PROMOTION_TAG, ROLLBACK_TAG = "segray.promotion", "segray.rollback"
 """Tags of a version: its last decision, and its last rollback."""
 

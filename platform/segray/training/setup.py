@@ -24,7 +24,7 @@ from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.models.weights.load import load_pretrained
 from segray.tracking.journal import Journal
-from segray.tracking.registry import download_checkpoint
+from segray.tracking.registry import open_checkpoint
 from segray.training.losses.build import build_loss
 from segray.training.preflight import preflight
 from segray.training.resume import (
@@ -190,8 +190,8 @@ def _load_weights(target: _RunTarget, say: Callable[[str], None]) -> dict[str, T
         require_matching_weights(target.run, model)
     if settings.init is None:
         return None
-    source = download_checkpoint(settings.init.replace(VARIANT, settings.variant), target.tracking_uri)
-    say(f"initial weights: {load_pretrained(model, str(source), part='auto')}")
+    with open_checkpoint(settings.init.replace(VARIANT, settings.variant), target.tracking_uri) as source:
+        say(f"initial weights: {load_pretrained(model, str(source), part='auto')}")
     return model.state_dict()
 
 
