@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -39,7 +40,9 @@ def decode_image(encoded: bytes, reduction: int = 1) -> Pixels:
         flags |= _REDUCED[reduction]
     try:
         pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-    except cv2.error:
+    except cv2.error as error:
+        if is_out_of_memory(error):
+            raise
         pixels = None
     if pixels is None:
         raise DataError(f"{len(encoded)} bytes of an image column are not an image; convert the dataset again.")
@@ -63,6 +66,8 @@ def decode_mask(encoded: bytes) -> Mask:
             return mask_array(image)
         mode = image.mode
     except Exception as error:  # Pillow's readers raise arbitrary exceptions on damaged bytes.
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{len(encoded)} bytes of a mask column are not a mask; convert the dataset again.") from error
     raise DataError(f"a mask column contains a {mode} image; expected one channel; convert the dataset again.")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.data.images import MODES_16BIT, Mask, Pixels, decode_image, mask_array
 
@@ -226,6 +227,8 @@ def _open_image(
             f"{name} cannot be read as an image (unknown format, {len(encoded)} bytes); replace or remove it."
         ) from error
     except Exception as error:  # Pillow's readers raise arbitrary exceptions on damaged bytes.
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{name} cannot be read as an image ({error}); replace or remove it.") from error
 
 

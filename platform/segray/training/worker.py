@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import OutOfMemoryError, RunStoppedError, SegrayError, TrainingError
 from segray.core.logging import silence_libraries
 from segray.data.augment.augmenter import Augmenter
@@ -50,16 +50,11 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     except (SegrayError, PreemptedError):
         _suppress_traceback()
         raise
-    except RuntimeError as error:  # torch has an out-of-memory class for devices, but not for the CPU
+    except Exception as error:  # each library has its own error for exhausted memory
         if not is_out_of_memory(error):
             raise
         _suppress_traceback()
         raise OutOfMemoryError(_out_of_memory_message(job)) from error
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Returns `True` if a torch error reports that memory is exhausted."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _suppress_traceback() -> None:

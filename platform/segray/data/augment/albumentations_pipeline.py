@@ -14,6 +14,7 @@ from albumentations.augmentations.crops.transforms import CropSizeError
 
 from segray.config import DataConfig
 from segray.config.data import Transform
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import ConfigError, DataError
 from segray.data.augment.crop import PAD_COLOUR, require_same_size
 from segray.data.augment.custom_transforms import CUSTOM_TRANSFORMS
@@ -62,6 +63,8 @@ class AlbumentationsPipeline:
         try:
             result = compose(image=self._resize(image, resize_image), mask=self._resize(mask, resize_mask))
         except Exception as error:  # user-selected transforms may raise arbitrary exceptions
+            if is_out_of_memory(error):
+                raise
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise DataError(f"data.augment fails on an image of {size}: {_summarize(error)}.") from error
         self._check_crop(result["image"], result["mask"], mask)

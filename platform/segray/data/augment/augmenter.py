@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from segray.config import DataConfig
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.data.augment.crop import PAD_COLOUR
 from segray.data.augment.mixing import Crop, CutMix, Mosaic
@@ -97,6 +98,8 @@ class Augmenter:
         try:
             crop: Crop = self._crop_row(*row, seed)
         except (DataError, ValueError, cv2.error) as error:
+            if is_out_of_memory(error):  # the row is not at fault
+                raise
             raise BadRowError(" ".join(str(error).split()), index) from error
         return crop
 

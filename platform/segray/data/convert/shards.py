@@ -14,6 +14,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.numbers import MIB
 from segray.data.convert.labels import LabelMap
@@ -257,6 +258,8 @@ def _read(read: Callable[[], T], name: str) -> T:
     except DataError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
 
 
