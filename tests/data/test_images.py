@@ -219,3 +219,12 @@ def test_an_upright_image_never_rotates_its_mask():
     image = NormalizedImage(b"", 9, 6, 1, "")
     with pytest.raises(DataError, match="m is 9x6 but i is 6x9"):
         align_mask(np.zeros((6, 9), np.uint8), image, "i", "m")
+
+
+def test_a_conversion_refuses_an_image_that_training_cannot_decode():
+    """Pillow ignores checksums and bytes after the last row; the decoder of training does not."""
+    encoded = bytearray(cv2.imencode(".png", np.zeros((20, 28), np.uint8))[1].tobytes())
+    length = int.from_bytes(encoded[33:37], "big")
+    encoded[41 + length] ^= 1  # the checksum of the pixels
+    with pytest.raises(DataError, match=r"a\.png cannot be read as an image"):
+        normalize_image(bytes(encoded), "a.png")

@@ -15,6 +15,7 @@ from segray.config import Config, paths
 from segray.core.classes import Classes, read_class_names
 from segray.core.errors import DataError, SegrayError, did_you_mean
 from segray.core.imports import import_callable, is_import_path
+from segray.core.parsing import summarize_error
 from segray.data.convert import splits
 from segray.data.convert.convert import convert_dataset
 from segray.data.convert.labels import read_class_map
@@ -99,7 +100,9 @@ def _read_source(name: str, source: str | None) -> SourceListing:
     except Exception as error:
         if is_import_path(name):
             raise
-        raise DataError(f"{source} cannot be read as format {name} ({type(error).__name__}: {error}).") from error
+        raise DataError(
+            f"{source} cannot be read as format {name} ({type(error).__name__}: {summarize_error(error)})."
+        ) from error
 
 
 def _find_source(name: str) -> Callable[[str | None], SourceListing]:

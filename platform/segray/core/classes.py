@@ -1,6 +1,6 @@
 """Classes of a dataset: names, colours and the ignored id."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from segray.core.errors import DataError
+from segray.core.parsing import parse_json, summarize_error
 
 ChannelValue = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[ChannelValue, ChannelValue, ChannelValue]
@@ -30,7 +31,7 @@ class Classes(BaseModel):
     def _check(self) -> Self:
         if not self.names:
             raise ValueError("a dataset needs at least one class")
-        invalid = [name for name in self.names if not name.strip() or name.encode("utf-8", "replace").decode() != name]
+        invalid = [name for name in self.names if not is_valid_name(name)]
         if invalid:
             raise ValueError(f"a class name is {invalid[0]!a}; expected text")
         if duplicates := _duplicates(self.names):
@@ -95,15 +96,20 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
+def is_valid_name(name: str) -> bool:
+    """Returns True if a class name has visible characters and can be encoded as UTF-8."""
+    return bool(name.strip()) and name.encode("utf-8", "replace").decode() == name
+
+
 def _duplicates(names: Sequence[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def _json_names(path: Path, text: str) -> list[str]:
     try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"classes file {path} is not a valid JSON list ({error}).") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        names = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"classes file {path} is not a valid JSON list ({summarize_error(error)}).") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_valid_name(name) for name in names):
         raise DataError(f'classes file {path} is JSON, but not a list of names; expected e.g. ["road", "car"].')
     return list(names)

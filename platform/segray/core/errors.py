@@ -4,11 +4,13 @@ Every error has one message: the wrong name or path, the expected value, and a f
 which keeps it picklable, so errors pass between processes unchanged.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MAX_LISTED = 20
 MAX_LINE_LENGTH = 300
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 EXIT_INTERRUPTED = 130
 """Exit code of a command that is interrupted."""
 
@@ -17,6 +19,10 @@ class SegrayError(Exception):
     """Base class of all errors of segray. `exit_code` is the exit code of the command."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Returns the message. Control characters, which a name in a file may contain, are escaped."""
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
 
 
 class UserError(SegrayError):
@@ -81,7 +87,7 @@ class RunStoppedError(SegrayError):
 
 def format_list(lines: Sequence[str], max_lines: int = MAX_LISTED) -> str:
     """Returns the first `max_lines` lines as an indented block, and the number of the remaining lines."""
-    shown = [f"\n  {line}" for line in lines[:max_lines]]
+    shown = [f"\n  {' '.join(line.splitlines())}" for line in lines[:max_lines]]  # names may contain line breaks
     if len(lines) > max_lines:
         shown.append(f"\n  ... and {len(lines) - max_lines} more")
     return "".join(shown)

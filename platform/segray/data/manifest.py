@@ -1,6 +1,5 @@
 """Dataset format: the manifest and the columns of the parquet shards."""
 
-import json
 from typing import Self
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segray.core.classes import Classes
 from segray.core.errors import DataError
+from segray.core.parsing import parse_json, summarize_error
 from segray.data.storage import (
     UNFINISHED,
     content_hash,
@@ -166,14 +166,16 @@ def load_manifest_unverified(root: str) -> Manifest:
 
 def _parse(root: str, text: bytes) -> Manifest:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if content.get("format") != FORMAT_VERSION:
             raise DataError(
                 f"{display_path(root, MANIFEST)} has format {content.get('format')}; expected {FORMAT_VERSION}."
             )
         manifest = Manifest.model_validate(content)
     except (ValueError, AttributeError) as error:  # not JSON, not text, or not a valid manifest
-        raise DataError(f"{display_path(root, MANIFEST)} is damaged ({error}); convert the dataset again.") from error
+        raise DataError(
+            f"{display_path(root, MANIFEST)} is damaged ({summarize_error(error)}); convert the dataset again."
+        ) from error
     return manifest
 
 

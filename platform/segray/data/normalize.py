@@ -71,6 +71,7 @@ def normalize_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> 
         height, width = image.height, image.width
         reason, orientation = _load_image(image, encoded)
     if not reason:
+        _require_decodable(encoded, name)
         return NormalizedImage(encoded, height, width, UPRIGHT, "")
     upright = _upright(image, orientation, name)
     return NormalizedImage(_png(upright), upright.height, upright.width, orientation, reason)
@@ -115,6 +116,18 @@ def _upright(image: Image.Image, orientation: int, name: str) -> Image.Image:
     if orientation != UPRIGHT and image.format != "TIFF":  # Pillow rotates a TIFF upright on load
         image = image.transpose(EXIF_TRANSPOSES[orientation])
     return _eight_bit(image, name)
+
+
+def _require_decodable(encoded: bytes, name: str) -> None:
+    """Checks that training can decode the bytes: its decoder verifies checksums that Pillow ignores.
+
+    Raises:
+        DataError: the decoder refuses the bytes.
+    """
+    try:
+        decode_image(encoded, reduction=8)
+    except DataError as error:
+        raise DataError(f"{name} cannot be read as an image (it is damaged); replace or remove it.") from error
 
 
 def decode_source_mask(encoded: bytes | Mask, name: str, max_pixels: int = MAX_PIXELS) -> Mask:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import yaml
-
 from segray.core.classes import Classes, ignore_id
 from segray.core.errors import DataError, did_you_mean
+from segray.core.parsing import parse_yaml, summarize_error
 
 IGNORE_ID_16BIT = 65535
 WILDCARD = "*"
@@ -78,9 +77,11 @@ def read_class_map(file: Path) -> Renaming:
         DataError: the file cannot be read or is not such a mapping.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"map {file} cannot be read ({error}); expected lines such as `van: car`.") from error
+        content = parse_yaml(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"map {file} cannot be read ({summarize_error(error)}); expected lines such as `van: car`."
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, str | None) for value in content.values()):
         raise DataError(f"map {file} is not a mapping of names; expected lines such as `van: car` or `sky: null`.")
     return {str(name): value for name, value in content.items()}

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.sources.files import (
     SampleCollector,
+    build_classes,
     by_stem,
     match_stems,
     read_lines,
@@ -29,7 +29,7 @@ def list_samples(source: str | None) -> SourceListing:
     """
     root = require_source_dir("ade20k", source, LAYOUT)
     images, masks = require_path(root / "images", LAYOUT), require_path(root / "annotations", LAYOUT)
-    classes = Classes.from_names(_parse_names(require_path(root / NAMES, LAYOUT)))
+    classes = build_classes(root / NAMES, _parse_names(root, require_path(root / NAMES, LAYOUT)))
     collector = SampleCollector(root)
     for folder, split in SPLITS.items():
         image_of = by_stem(images / folder, IMAGE_SUFFIXES, "an image", collector.problems)
@@ -40,9 +40,9 @@ def list_samples(source: str | None) -> SourceListing:
     return collector.listing(classes, lookup, absent_ok=True)
 
 
-def _parse_names(file: Path) -> list[str]:
+def _parse_names(root: Path, file: Path) -> list[str]:
     """Parses the first name of each class from lines such as `1  0.1576  11664  1172  1  wall`, after a header line."""
-    rows = [line.split("\t") for line in read_lines(file)][1:]
+    rows = [line.split("\t") for line in read_lines(file, root)][1:]
     if [row[0].strip() for row in rows] != [str(number) for number in range(1, NUM_CLASSES + 1)]:
         raise DataError(
             f"{file} has {len(rows)} classes; expected {NUM_CLASSES}, numbered from 1, in columns separated by tabs."

@@ -41,7 +41,8 @@ def list_samples(source: str | None) -> SourceListing:
     if (root / "train.txt").exists():
         return _tutorial(root)
     if (root / LABELS).is_dir() and (root / STILLS).is_dir():
-        return list_coloured(read_palette(root / COLOURS), [VOID], lambda mask_reader: _published(root, mask_reader))
+        palette = read_palette(root, root / COLOURS)
+        return list_coloured(root / COLOURS, palette, [VOID], lambda mask_reader: _published(root, mask_reader))
     raise DataError(f"source folder {root} contains {describe_dir(root)}; expected {LAYOUT}.")
 
 
@@ -53,7 +54,7 @@ def _tutorial(root: Path) -> SourceListing:
     """
     collector = SampleCollector(root)
     for split in USUAL_SPLITS:
-        for line in read_lines(root / f"{split}.txt") if (root / f"{split}.txt").exists() else []:
+        for line in read_lines(root / f"{split}.txt", root) if (root / f"{split}.txt").exists() else []:
             image, _, mask = line.partition(" ")
             files = root / split / Path(image).name, root / f"{split}annot" / Path(mask or image).name
             collector.add(split, Path(image).stem, *files)

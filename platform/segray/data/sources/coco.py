@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 
 from segray.core.classes import Classes, default_palette
 from segray.core.errors import DataError
+from segray.core.parsing import parse_json, summarize_error
 from segray.data.normalize import decode_rgb, require_mask_size
-from segray.data.sources.files import MaskReader, SampleCollector, SourceFile, require_path, require_source_dir
+from segray.data.sources.files import (
+    MaskReader,
+    SampleCollector,
+    SourceFile,
+    build_classes,
+    read_source_file,
+    require_path,
+    require_source_dir,
+)
 from segray.data.sources.sample import Ids, Json, SourceListing
 
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
@@ -61,13 +70,14 @@ def _list_samples(kind: str, source: str | None) -> SourceListing:
     collector, categories = SampleCollector(root), dict[int, str]()
     for file in files:
         try:
-            content = json.loads(file.read_bytes())
+            content = parse_json(read_source_file(root, file))
             categories |= {int(category["id"]): str(category["name"]) for category in content["categories"]}
             _collect_images(kind, file, content, collector)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise DataError(f"{file} is not a COCO annotation file ({error!r}).") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {summarize_error(error)}"
+            raise DataError(f"{file} is not a COCO annotation file ({reason}).") from error
     _check_categories(root, categories)
-    return collector.listing(*_classes(categories, kind == "instances"), absent_ok=True)
+    return collector.listing(*_classes(root, categories, kind == "instances"), absent_ok=True)
 
 
 def _check_categories(root: Path, categories: dict[int, str]) -> None:
@@ -82,12 +92,12 @@ def _check_categories(root: Path, categories: dict[int, str]) -> None:
         )
 
 
-def _classes(categories: dict[int, str], with_background: bool) -> tuple[Classes, dict[int, int | None]]:
+def _classes(root: Path, categories: dict[int, str], with_background: bool) -> tuple[Classes, dict[int, int | None]]:
     background = [BACKGROUND] if with_background else []
     lookup: dict[int, int | None] = {key: index for index, key in enumerate(sorted(categories), len(background))}
     names = (*background, *(categories[key] for key in sorted(categories)))
     palette = (*((0, 0, 0) for _ in background), *default_palette(len(categories)))
-    return Classes(names=names, palette=palette), lookup | ({EMPTY: 0} if with_background else {}) | {VOID: None}
+    return build_classes(root, names, palette), lookup | ({EMPTY: 0} if with_background else {}) | {VOID: None}
 
 
 def _collect_images(kind: str, file: Path, content: Json, collector: SampleCollector) -> None:

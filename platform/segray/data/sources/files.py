@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
-from segray.core.classes import Classes
+from pydantic import ValidationError
+
+from segray.core.classes import Classes, Colour, default_palette
 from segray.core.errors import DataError, is_encodable
+from segray.core.parsing import summarize_error
 from segray.data.sources.sample import Encoded, SourceListing, SourceSample
 from segray.data.storage import content_hash
 
@@ -91,19 +94,75 @@ def require_path(path: Path, layout: str) -> Path:
 def describe_dir(folder: Path) -> str:
     """Returns the names in a folder as text for messages."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names)[:200] or "nothing"
+    return " ".join(", ".join(names)[:200].splitlines()) or "nothing"
 
 
-def read_lines(path: Path) -> list[str]:
-    """Reads the non-empty lines of a text file.
+def require_regular_file(path: Path) -> Path:
+    """Returns the path of a regular file, or of a link to one.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the path is a folder, a pipe or a device. Reading a pipe or a device may never end.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file; expected a file with data.")
+    return path
+
+
+def require_source_file(root: Path, path: Path) -> Path:
+    """Returns the path of a file that the source itself describes its samples with.
+
+    Raises:
+        DataError: the path is not a regular file, or a link leads out of the source.
+    """
+    if not require_regular_file(path).resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path} is a link to {path.resolve()}, outside the source; copy the file into the source.")
+    return path
+
+
+def read_source_file(root: Path, path: Path) -> bytes:
+    """Reads a file that the source describes its samples with.
+
+    Raises:
+        DataError: the file cannot be read, is not a regular file, or lies outside the source.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return require_source_file(root, path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); expected a file with data.") from error
+
+
+def read_lines(path: Path, root: Path | None = None) -> list[str]:
+    """Reads the non-empty lines of a text file of a source.
+
+    Args:
+        path: text file.
+        root: source that contains the file; defaults to the folder of the file.
+
+    Raises:
+        DataError: the file cannot be read, is not a regular file, or lies outside the source.
+    """
+    try:
+        text = read_source_file(path.parent if root is None else root, path).decode("utf-8-sig")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read ({error}); expected one entry per line.") from error
+
+
+def build_classes(origin: Path, names: Sequence[str], palette: Sequence[Colour] | None = None) -> Classes:
+    """Builds the classes of a source.
+
+    Args:
+        origin: file or folder that the names come from, for the message.
+        names: class names in the order of their ids.
+        palette: colours of the classes; defaults to the default palette.
+
+    Raises:
+        DataError: there is no name, or a name is empty or occurs twice.
+    """
+    try:
+        return Classes(names=tuple(names), palette=tuple(default_palette(len(names)) if palette is None else palette))
+    except ValidationError as error:
+        raise DataError(f"{origin} has invalid class names ({summarize_error(error)}).") from error
 
 
 def is_junk_file(path: Path) -> bool:

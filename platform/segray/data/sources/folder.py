@@ -6,7 +6,7 @@ splits.
 
 from pathlib import Path
 
-from segray.core.classes import Classes, read_class_names
+from segray.core.classes import read_class_names
 from segray.core.errors import DataError
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.sources.files import (
@@ -14,12 +14,14 @@ from segray.data.sources.files import (
     USUAL_SPLITS,
     MaskReader,
     SampleCollector,
+    build_classes,
     by_stem,
     describe_dir,
     is_junk_file,
     match_stems,
     read_lines,
     require_source_dir,
+    require_source_file,
     sort_splits,
 )
 from segray.data.sources.sample import UNSPLIT, SourceListing
@@ -40,7 +42,9 @@ def list_samples(source: str | None) -> SourceListing:
     root = require_source_dir("folder", source, LAYOUT)
     collector = list_pairs(root)
     names_file = root / CLASSES
-    return collector.listing(Classes.from_names(read_class_names(names_file)) if names_file.exists() else None)
+    if not names_file.exists():
+        return collector.listing(None)
+    return collector.listing(build_classes(names_file, read_class_names(require_source_file(root, names_file))))
 
 
 def list_pairs(root: Path, mask_reader: MaskReader | None = None) -> SampleCollector:
@@ -90,7 +94,7 @@ def _collect_listed(collector: SampleCollector, images: Path, masks: Path) -> No
     mask_of = by_stem(masks, MASK_SUFFIXES, "a mask (lossless)", collector.problems)
     split_of: dict[str, str] = {}
     for split, file in lists.items():
-        for stem in (name if name in image_of else Path(name).stem for name in read_lines(file)):
+        for stem in (name if name in image_of else Path(name).stem for name in read_lines(file, collector.root)):
             if stem in split_of:
                 collector.problems.append(f"{file}: {stem} is also in {split_of[stem]}.txt; expected it once")
                 continue

@@ -4,7 +4,6 @@ A struct is `{bytes, path}`. If the bytes are missing, the path is resolved rela
 itself may be a link to any location, because the hub cache consists of such links.
 """
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,8 +13,16 @@ import pyarrow as pa
 
 from segray.core.classes import Classes
 from segray.core.errors import DataError, is_encodable
+from segray.core.parsing import parse_json, summarize_error
 from segray.data.manifest import RESERVED_COLUMNS
-from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file, require_source_dir, sort_splits
+from segray.data.sources.files import (
+    SampleCollector,
+    SourceFile,
+    is_junk_file,
+    require_regular_file,
+    require_source_dir,
+    sort_splits,
+)
 from segray.data.sources.huggingface_tables import (
     ImageCell,
     external_paths,
@@ -185,7 +192,8 @@ def _read_classes(file: Path) -> Classes | None:
     if not file.exists():
         return None
     try:
-        names = {int(key): str(name) for key, name in json.loads(file.read_bytes()).items()}
+        names = {int(key): str(name) for key, name in parse_json(require_regular_file(file).read_bytes()).items()}
         return Classes.from_names([names[index] for index in range(len(names))])
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DataError(f'{file} cannot be used ({error!r}); expected {{"0": NAME, ...}}, without gaps.') from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {summarize_error(error)}"
+        raise DataError(f'{file} cannot be used ({reason}); expected {{"0": NAME, ...}}, without gaps.') from error

@@ -1,6 +1,7 @@
 """Cells of Hugging Face table files: image structs in parquet files, or in arrow files saved by `datasets`."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from segray.core.errors import DataError
+from segray.core.parsing import summarize_error
 from segray.data.sources.files import SourceFile
 
 ARROW_GROUP_ROWS = 64
@@ -110,9 +112,17 @@ def _has_all_bytes(file: SourceFile, column: str) -> tuple[bool, ...]:
 
 @lru_cache(maxsize=64)
 def table_schema(file: SourceFile) -> pa.Schema:
-    """Returns the schema of a table file."""
+    """Returns the schema of a table file.
+
+    Raises:
+        DataError: the file cannot be read, or two columns have the same name.
+    """
     with _translate_read_errors(file):
-        return pq.read_schema(file.path) if _is_parquet(file) else _open_arrow(file).schema
+        schema = pq.read_schema(file.path) if _is_parquet(file) else _open_arrow(file).schema
+    duplicates = [name for name, count in Counter(schema.names).items() if count > 1]
+    if duplicates:
+        raise DataError(f"{file.path} has several columns named {duplicates[0]!r}; expected unique names.")
+    return schema
 
 
 @lru_cache(maxsize=64)
@@ -144,10 +154,16 @@ def read_cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
     return table[column]
 
 
+@lru_cache(maxsize=64)  # a memory map, which takes no memory of its own
 def _open_arrow(file: SourceFile) -> pa.Table:
-    """Opens a table saved by `datasets` as a memory map."""
+    """Opens a table saved by `datasets` as a memory map.
+
+    All offsets are validated: Arrow does not check them on access, and damaged ones end the process.
+    """
     with pa.memory_map(file.path) as mapped:
-        return pa.ipc.open_stream(mapped).read_all()
+        table = pa.ipc.open_stream(mapped).read_all()
+    table.validate(full=True)
+    return table
 
 
 def _is_parquet(file: SourceFile) -> bool:
@@ -159,4 +175,4 @@ def _translate_read_errors(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged file
-        raise DataError(f"{file.path} cannot be read ({error}); download it again.") from error
+        raise DataError(f"{file.path} cannot be read ({summarize_error(error)}); download it again.") from error

@@ -1,6 +1,5 @@
 """LabelMe: images with polygon JSON files of the same name, in one folder per split or in a single folder."""
 
-import json
 from base64 import b64decode
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +8,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segray.core.classes import Classes, default_palette, read_class_names
+from segray.core.classes import default_palette, read_class_names
 from segray.core.errors import DataError
+from segray.core.parsing import parse_json, summarize_error
 from segray.data.normalize import decode_source_mask, require_mask_size
-from segray.data.sources.files import SampleCollector, SourceFile, is_junk_file, require_source_dir, sort_splits
+from segray.data.sources.files import (
+    SampleCollector,
+    SourceFile,
+    build_classes,
+    is_junk_file,
+    read_source_file,
+    require_source_dir,
+    require_source_file,
+    sort_splits,
+)
 from segray.data.sources.sample import UNSPLIT, Ids, Json, SourceListing
 
 LAYOUT = "<split>/*.json, each with its image beside it; labels.txt names the classes in order"
@@ -43,18 +52,22 @@ def list_samples(source: str | None) -> SourceListing:
     images, labels = dict[Path, Path](), set[str]()
     for file in files:
         try:
-            content = _parse(file.read_bytes())
-        except (OSError, ValueError) as error:
-            collector.problems.append(f"{file}: not a LabelMe file ({error})")
+            content = _parse(read_source_file(root, file))
+        except DataError as error:
+            collector.problems.append(str(error))
+        except ValueError as error:
+            collector.problems.append(f"{file}: not a LabelMe file ({summarize_error(error)})")
         else:
             images[file] = file.parent / content["imagePath"].replace("\\", "/")
             labels |= {shape["label"] for shape in content["shapes"]}
-    class_names = read_class_names(root / LABELS) if (root / LABELS).exists() else sorted(labels)
+    class_names = (
+        read_class_names(require_source_file(root, root / LABELS)) if (root / LABELS).exists() else sorted(labels)
+    )
     names = (BACKGROUND, *(name for name in class_names if name not in (BACKGROUND, IGNORED)))
     for file, image in images.items():
         split = file.parent.name if file.parent != root else UNSPLIT
         collector.add(split, file.stem, image, file, partial(PolygonMask, names=names))
-    classes = Classes(names=names, palette=((0, 0, 0), *default_palette(len(names) - 1)))
+    classes = build_classes(root, names, ((0, 0, 0), *default_palette(len(names) - 1)))
     return collector.listing(classes, absent_ok=True)
 
 
@@ -67,13 +80,13 @@ def _list_files(root: Path) -> list[Path]:
 def _parse(content: bytes) -> Json:
     """Parses a LabelMe file; raises ValueError if it is not one."""
     try:
-        parsed: Json = json.loads(content)
+        parsed: Json = parse_json(content)
         sizes = {name: int(parsed[name]) for name in ("imageHeight", "imageWidth")}
         shapes = [{name: shape.get(name) for name in SHAPE} for shape in parsed["shapes"]]
         for shape in shapes:
             shape["label"] = str(shape["label"])
         return {"imagePath": str(parsed["imagePath"]), "shapes": shapes} | sizes
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -98,7 +111,7 @@ class PolygonMask:
         try:
             content = _parse(self.file.read())
         except ValueError as error:
-            raise DataError(f"{self.file.path} is not a LabelMe file ({error})") from error
+            raise DataError(f"{self.file.path} is not a LabelMe file ({summarize_error(error)})") from error
         require_mask_size(content["imageHeight"], content["imageWidth"], self.file.path)
         id_of = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
         canvas = Image.new("I", (content["imageWidth"], content["imageHeight"]), 0)

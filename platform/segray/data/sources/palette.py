@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.core.classes import Classes, Colour
+from segray.core.classes import Colour
 from segray.core.errors import DataError
 from segray.data.normalize import decode_rgb
 from segray.data.sources import folder
@@ -17,6 +17,7 @@ from segray.data.sources.files import (
     MaskReader,
     SampleCollector,
     SourceFile,
+    build_classes,
     read_lines,
     require_path,
     require_source_dir,
@@ -78,17 +79,21 @@ def list_samples(source: str | None) -> SourceListing:
         DataError: the folder does not exist, the palette cannot be read, or files have no partner; all are listed.
     """
     root = require_source_dir("palette", source, LAYOUT)
-    palette = read_palette(require_path(root / PALETTE, LAYOUT))
+    palette = read_palette(root, require_path(root / PALETTE, LAYOUT))
     ignored = [name for name in palette if name.lower() in IGNORED]
-    return list_coloured(palette, ignored, lambda mask_reader: folder.list_pairs(root, mask_reader))
+    return list_coloured(root / PALETTE, palette, ignored, lambda mask_reader: folder.list_pairs(root, mask_reader))
 
 
 def list_coloured(
-    palette: Mapping[str, Colour], ignored: Iterable[str], collect: Callable[[MaskReader], SampleCollector]
+    origin: Path,
+    palette: Mapping[str, Colour],
+    ignored: Iterable[str],
+    collect: Callable[[MaskReader], SampleCollector],
 ) -> SourceListing:
     """Builds the listing of a source with colour-coded masks.
 
     Args:
+        origin: file that defines the palette, for messages.
         palette: colour of each name.
         ignored: names of ignored colours.
         collect: function that collects the samples with the given mask reader factory.
@@ -98,18 +103,18 @@ def list_coloured(
     colours = tuple(palette[name] for name in [*names, *(name for name in palette if name in ignored_names)])
     collector = collect(lambda file: ColourMask(file, colours))
     lookup = {index: index if index < len(names) else None for index in range(len(colours))}
-    classes = Classes(names=tuple(names), palette=colours[: len(names)])
+    classes = build_classes(origin, names, colours[: len(names)])
     return collector.listing(classes, lookup, absent_ok=True)
 
 
-def read_palette(file: Path) -> dict[str, Colour]:
+def read_palette(root: Path, file: Path) -> dict[str, Colour]:
     """Reads the colour of each name, in order.
 
     Raises:
         DataError: a line is invalid, or a name or colour occurs twice.
     """
     palette: dict[str, Colour] = {}
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(read_lines(file, root), 1):
         match = LINE.fullmatch(line)
         colour = tuple(int(part) for part in match.groups()[:3]) if match else (256,)
         if match is None or max(colour) > 255:

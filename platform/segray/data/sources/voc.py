@@ -27,7 +27,7 @@ def list_samples(source: str | None) -> SourceListing:
         lists.pop(UNION, None)
     collector, split_of = SampleCollector(root), dict[str, str]()
     for split in sort_splits(lists):
-        for stem in (str(Path(line)) for line in read_lines(lists[split])):
+        for stem in (str(Path(line)) for line in read_lines(lists[split], root)):
             if split == "test" and not (masks / f"{stem}.png").exists():
                 continue  # the test split is published without masks
             if stem in split_of:

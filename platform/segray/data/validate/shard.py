@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
 from segray.core.errors import DataError
+from segray.core.parsing import summarize_error
 from segray.data.convert.metadata import shard_schema
 from segray.data.images import decode_mask
 from segray.data.manifest import COLUMNS, Shard
@@ -94,7 +95,7 @@ def _read_rows(task: ShardTask, name: str, findings: ShardFindings) -> Iterator[
         with fs.open_input_file(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             yield from _read_groups(task, name, file, findings)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        findings.errors.append(f"{name}: cannot be read ({error})")
+        findings.errors.append(f"{name}: cannot be read ({summarize_error(error)})")
 
 
 def _read_groups(
@@ -114,9 +115,8 @@ def _read_groups(
         try:
             yield from enumerate(file.read_row_group(group).to_pylist(), number)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            findings.errors.append(
-                f"{name}: row group {group}, rows {number} to {number + rows - 1}, is damaged ({error})"
-            )
+            place = f"row group {group}, rows {number} to {number + rows - 1}"
+            findings.errors.append(f"{name}: {place}, is damaged ({summarize_error(error)})")
         number += rows
 
 
