@@ -47,6 +47,8 @@ class LoadPlan:
         seconds: duration of the load.
         rate: requests per second of all clients; with `None`, a client sends each request after the previous response.
         max_requests: maximum number of requests; `None` limits only the duration.
+        source: local address of the clients, for example 127.0.0.2; `None` leaves the choice to the system.
+        method: HTTP method.
     """
 
     url: str
@@ -55,6 +57,8 @@ class LoadPlan:
     seconds: float
     rate: float | None = None
     max_requests: int | None = None
+    source: str | None = None
+    method: str = "POST"
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,14 @@ class LoadResult:
 
 def apply_load(plan: LoadPlan, check: Check | None = None) -> LoadResult:
     """Applies the load of a plan and returns the results. Call it in a process that does nothing else."""
-    return asyncio.run(_run_clients(plan, check))
+    return asyncio.run(run_clients(plan, check))
 
 
-async def _run_clients(plan: LoadPlan, check: Check | None) -> LoadResult:
+async def run_clients(plan: LoadPlan, check: Check | None) -> LoadResult:
+    """Applies the load of a plan in the current event loop, see `apply_load`."""
     samples, numbers = list[RequestSample](), iter(range(plan.max_requests or 2**62))
-    connector = aiohttp.TCPConnector(limit=plan.clients)
+    local_address = (plan.source, 0) if plan.source else None
+    connector = aiohttp.TCPConnector(limit=plan.clients, local_addr=local_address)
     async with aiohttp.ClientSession(connector=connector) as session:
         begin, clock = perf_counter(), time()
         await asyncio.gather(*(_client(session, plan, numbers, begin, samples, check) for _ in range(plan.clients)))
@@ -146,7 +152,7 @@ async def _send(
 ) -> RequestSample:
     body, headers = plan.bodies[body_index]
     try:
-        async with session.post(plan.url, data=body, headers=headers) as response:
+        async with session.request(plan.method, plan.url, data=body, headers=headers) as response:
             content = await response.read()
             seconds, version = perf_counter() - sent, response.headers.get(VERSION, "")
             is_right = check(body_index, version, content) if check is not None and response.status == 200 else None

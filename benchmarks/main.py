@@ -15,7 +15,7 @@ BENCHMARKS = {
     "ingest": "loading of batches from parquet: throughput, first batch, memory",
     "batch": "largest training batch that fits on a device",
     "train": "complete training, compared with a loop on tensors in memory",
-    "serve": "serving, compared with a prediction loop and MLflow's server",
+    "serve": "serving, compared with a prediction loop and MLflow's server, or under attack (--hostile)",
     "sweep": "sweep, compared with the same runs one after another",
 }
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segray import config
 from segray.config import ServeConfig
-from segray.data.images import decode_image
+from segray.data.images import decode_image, decode_mask
 from segray.data.sources import demo
 from segray.inference.predictor import Predictor
 from segray.models import checkpoint
@@ -25,8 +25,10 @@ from segray.serving.controller import VersionController
 from segray.serving.gateway import Gateway
 from segray.serving.model_cache import ModelCache
 from segray.serving.replica import Replica
+from segray.serving.requests import ResponseOptions
 from segray.serving.routes import build_app
 from segray.serving.server import running_server
+from segray.tracking.integrity import integrity_tags
 from segray.tracking.registry import register_checkpoint
 
 MODEL = "streets"
@@ -102,6 +104,45 @@ def picture(height=48, width=80, seed=0, kind="JPEG"):
     buffer = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
+
+
+async def segment(replica, body, options=None, client="test"):
+    """The response of a replica."""
+    responses = [response async for response in replica.segment(body, options or ResponseOptions(), client)]
+    assert responses[0] is None  # the computation has begun
+    return responses[-1]
+
+
+async def mask(serving, body):
+    """The version that answers a request, and its mask."""
+    response = await segment(serving.replica, body)
+    return response.version, decode_mask(response.body)
+
+
+def weights_file(store, number):
+    """The stored weights of a version."""
+    source = store.client.get_model_version(MODEL, number).run_id
+    return next(store.artifacts.glob(f"{source}/**/{checkpoint.WEIGHTS}"))
+
+
+def damaged_version(store, damage):
+    """The number of a version that cannot be served."""
+    number = store.add(3)
+    file = weights_file(store, number)
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "gone":
+        shutil.rmtree(file.parent)
+    elif damage == "of other bytes":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "of another variant":
+        settings = file.with_name("config.json")
+        settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
+        for key, value in integrity_tags(file.parents[2]).items():
+            store.client.set_model_version_tag(MODEL, number, key, value)
+    return number
 
 
 class LocalServing:

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import pytest
 
@@ -14,7 +16,7 @@ class Slow:
     def __init__(self):
         self.batches, self.go = [], threading.Event()
 
-    def __call__(self, key, items):
+    def __call__(self, key, items, check):
         self.go.wait(5)
         self.batches.append((key, list(items)))
         if any(item is None for item in items):
@@ -23,11 +25,11 @@ class Slow:
 
 
 def run_batcher(*calls, max_batch_size=4):
-    """The results of items (key, item, is_urgent) that arrive while the first one is computed, and the batches."""
+    """The results of items (key, item, rank) that arrive while the first one is computed, and the batches."""
 
     async def run():
         slow = Slow()
-        batcher = Batcher(slow, lambda _key: max_batch_size)
+        batcher = Batcher(slow, lambda _key: max_batch_size, ThreadPoolExecutor(1))
         tasks = []
         for call in calls:
             tasks.append(asyncio.create_task(batcher(*call)))
@@ -53,8 +55,8 @@ def test_batches_respect_the_limit_and_the_longest_waiting_key_is_next():
     assert batches == [("a", [0]), ("a", [1, 2]), ("a", [3, 4]), ("a", [5]), ("b", [9])]
 
 
-def test_items_that_are_not_urgent_wait_for_urgent_items():
-    _, batches = run_batcher(("a", 0), ("late", 1, False), ("b", 2), ("c", 3))
+def test_items_of_a_high_rank_wait_for_those_of_a_low_rank():
+    _, batches = run_batcher(("a", 0), ("late", 1, inf), ("b", 2), ("c", 3))
     assert batches == [("a", [0]), ("b", [2]), ("c", [3]), ("late", [1])]
 
 
@@ -68,7 +70,7 @@ def test_a_failing_item_does_not_fail_its_batch():
 def test_a_cancelled_item_is_not_computed():
     async def run():
         slow = Slow()
-        batcher = Batcher(slow, lambda _key: 4)
+        batcher = Batcher(slow, lambda _key: 4, ThreadPoolExecutor(1))
         first = asyncio.create_task(batcher("a", 0))
         await asyncio.sleep(0.01)
         lost, kept = asyncio.create_task(batcher("a", 1)), asyncio.create_task(batcher("a", 2))
@@ -86,7 +88,7 @@ def test_a_cancelled_item_is_not_computed():
 
 def test_the_batcher_restarts_after_a_pause():
     async def run():
-        batcher = Batcher(lambda _key, items: [item + 1 for item in items], lambda _key: 4)
+        batcher = Batcher(lambda _key, items, _: [item + 1 for item in items], lambda _key: 4, ThreadPoolExecutor(1))
         results = []
         for number in range(3):
             results.append((await batcher("a", number)).result)
@@ -94,3 +96,34 @@ def test_the_batcher_restarts_after_a_pause():
         return results
 
     assert asyncio.run(run()) == [1, 2, 3]
+
+
+def test_a_batch_has_the_items_of_the_lowest_rank():
+    _, batches = run_batcher(("a", 0), ("a", 1, 9.0), ("b", 2, 5.0), ("a", 3, 1.0), ("a", 4, 2.0), max_batch_size=2)
+    assert batches == [("a", [0]), ("a", [3, 4]), ("b", [2]), ("a", [1])]
+
+
+def test_a_computation_ends_when_its_last_caller_is_gone():
+    steps, computing = [], threading.Event()
+
+    def compute(key, items, check):
+        computing.set()
+        while len(steps) < 500:
+            check()
+            steps.append(key)
+            threading.Event().wait(0.005)
+        return items
+
+    async def run():
+        batcher = Batcher(compute, lambda _key: 4, ThreadPoolExecutor(1))
+        lost = asyncio.create_task(batcher("lost", 1))
+        await asyncio.to_thread(computing.wait, 5)
+        lost.cancel()
+        await asyncio.sleep(0.1)
+        num_steps = len(steps)
+        await asyncio.sleep(0.1)
+        assert len(steps) == num_steps
+        steps[:] = [0] * 500
+        assert (await batcher("kept", 2)).result == 2
+
+    asyncio.run(run())

@@ -193,7 +193,8 @@ def test_requests_above_the_limit_of_pending_images_are_rejected(store):
 
         async def slow(*args):
             await go.wait()
-            return await segment(*args)
+            async for response in segment(*args):
+                yield response
 
         serving.replica.segment = slow
         tasks = [
@@ -204,7 +205,7 @@ def test_requests_above_the_limit_of_pending_images_are_rejected(store):
         go.set()
         return sorted([(await task).status_code for task in tasks]), next(iter(done)).result(), healthy
 
-    codes, first, healthy = call(store, request, max_pending_images=3)
+    codes, first, healthy = call(store, request, max_pending_images=5)
     assert codes == [200, 200, 200, 429]
     assert first.headers["retry-after"] == "1"
     assert healthy.status_code == 200
@@ -214,6 +215,7 @@ def test_a_request_times_out(store):
     async def request(serving):
         async def never(*_):
             await asyncio.sleep(60)
+            yield None
 
         serving.replica.segment = never
         return await serving.client.post("/v1/segment", content=picture(), headers=JPEG)
@@ -276,7 +278,8 @@ def test_a_batch_with_an_invalid_image_starts_no_work_and_every_image_counts_as_
 
         async def counted(*args):
             calls.append(1)
-            return await segment(*args)
+            async for response in segment(*args):
+                yield response
 
         serving.replica.segment = counted
         files = [("images", (f"{number}.jpg", picture())) for number in range(3)]
@@ -342,6 +345,7 @@ def test_a_disconnected_client_is_counted_as_499(store):
     async def request(serving):
         async def never(*_):
             await asyncio.sleep(60)
+            yield None
 
         serving.replica.segment = never
         task = asyncio.create_task(serving.client.post("/v1/segment", content=picture(), headers=JPEG))
@@ -357,6 +361,7 @@ def test_a_disconnected_client_is_counted_as_499(store):
 def test_a_replica_error_is_a_503(store):
     async def request(serving):
         async def failing(*_):
+            yield None
             raise RayError("out of memory")
 
         serving.replica.segment = failing

@@ -8,8 +8,8 @@ from rich.console import Console
 from segray.cli.command import make_console
 from segray.cli.tables import print_paths
 from segray.config import Config
-from segray.serving.controller import ServingState
 from segray.serving.server import follow_state, running_server
+from segray.serving.status import ServingState
 
 
 def run(_flags: Namespace, config: Config) -> None:

@@ -90,3 +90,11 @@ def serve_controller_name() -> str:
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME  # noqa: PLC0415 takes a second to import
 
     return str(SERVE_CONTROLLER_NAME)
+
+
+def is_external_death(error: Exception) -> bool:
+    """Returns `True` if an actor died because of its node or `ray.kill`, and not because of what it computed.
+
+    Ray reports the cause only in the message of the error.
+    """
+    return any(cause in str(error) for cause in ("ray.kill", "node died", "node has died", "node was preempted"))

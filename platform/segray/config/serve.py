@@ -36,14 +36,22 @@ class ServeConfig(Settings):
     """Number of pixels above which images are processed with sliding windows."""
     max_request_mib: Annotated[float, Field(gt=0)] = 20.0
     """Maximum size of a request in MiB."""
+    max_response_mib: Annotated[float, Field(gt=0)] = 16.0
+    """Maximum size of a response in MiB."""
     max_image_pixels: Annotated[int, Field(gt=0, le=2**27)] = 2**25
-    """Maximum number of pixels per image."""
+    """Maximum number of pixels per image. It is lower on a machine that needs longer than request_timeout_s."""
     max_batch_images: Positive = 16
     """Maximum number of images per batch request."""
     max_pending_images: Positive = 256
     """Maximum number of images in progress or waiting. Requests above it are rejected with status 429."""
+    max_pending_mib: Annotated[float, Field(gt=0)] = 512.0
+    """Maximum size in MiB of the pending request bodies, and also of the responses that clients have not read yet."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """Timeout of a request in seconds."""
+    """Timeout of a request in seconds, from the end of its body to its response."""
+    transfer_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Timeout in seconds of the transfer of a request body, and of the transfer of a response."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses of reverse proxies whose header X-Forwarded-For contains the address of the client."""
     canary: Fraction = 0.0
     """Fraction of the requests that the challenger answers. The champion also processes them, for comparison."""
     shadow: Fraction = 0.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,10 @@ Forward = Callable[[Tensor], Tensor]
 PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def _do_nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class InferenceConfig:
     """Inference settings.
@@ -42,6 +46,8 @@ class InferenceConfig:
         flip: whether the mirrored image is also processed at each scale.
         dtype: dtype of the forward pass.
         size_multiple: multiple to which the sides are rounded up at each scale.
+        before_forward: function that is called before each forward pass. An exception that it raises ends the
+            segmentation, for example because the result is no longer needed.
     """
 
     crop: int | None = None
@@ -51,6 +57,7 @@ class InferenceConfig:
     flip: bool = False
     dtype: torch.dtype = torch.float32
     size_multiple: int = 32
+    before_forward: Callable[[], object] = _do_nothing
 
     @classmethod
     def from_config(cls, config: Config) -> "InferenceConfig":
@@ -171,6 +178,7 @@ def _rescale(images: Tensor, scale: float, size_multiple: int) -> Tensor:
 
 def _forward_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> Tensor:
     def forward(batch: Tensor) -> Tensor:
+        mode.before_forward()
         scores: Tensor = model(batch)["seg"]
         return scores.float()
 
@@ -212,6 +220,11 @@ def sliding_window_logits(forward: Forward, images: Tensor, crop: int, stride: i
     if not counts.all():
         raise ModelError(f"windows of {crop} px with stride {stride} px do not cover the image; use a smaller stride.")
     return total / counts
+
+
+def count_windows(size: tuple[int, int], crop: int, stride: int) -> int:
+    """Returns the number of sliding windows of an image of size (H, W)."""
+    return prod(len(_starts(side, crop, stride)) for side in size)
 
 
 def _starts(side: int, crop: int, stride: int) -> list[int]:

@@ -1,15 +1,23 @@
 """Dynamic batching: items that arrive during a forward pass form the next batch. No item waits for a fuller batch."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class AbandonedError(Exception):
+    """Error with which a computation ends early because no caller waits for its results."""
+
+
+ComputeFunction = Callable[[Any, Sequence[Item], Callable[[], None]], Sequence[Result]]
+"""Maps a key, items and a function to the results of the items in the same order. Calls the function between steps."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,14 @@ class BatchResult(Generic[Result]):
 
 @dataclass(frozen=True)
 class _QueuedItem(Generic[Item, Result]):
-    """Queued item with its arrival time and future."""
+    """Queued item with its order and future."""
 
-    queued_at: float
+    order: tuple[float, int]
     item: Item
     future: asyncio.Future[BatchResult[Result]]
+
+    def __lt__(self, other: "_QueuedItem[Item, Result]") -> bool:
+        return self.order < other.order
 
     def resolve(self, result: BatchResult[Result] | Exception) -> None:
         if self.future.done():  # cancelled by the caller
@@ -47,24 +58,24 @@ class _QueuedItem(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Computes batches of items with the same key, one batch at a time, in a separate thread.
 
-    The next batch has the key of the item that has waited longest. Items that are not urgent are computed only when
-    no urgent item waits.
+    The next batch has the key of the item with the lowest rank. Among items of the same rank, it is the item that has
+    waited longest.
 
     Args:
-        compute: function that maps a key and a list of items to their results in the same order.
+        compute: function that computes a batch.
         max_batch_size: function that returns the maximum batch size of a key.
+        thread: executor with one thread for the computations.
 
     Attributes:
         batch_started_at: start of the current batch as a `perf_counter` value, or `None` without a batch.
     """
 
     def __init__(
-        self, compute: Callable[[Any, Sequence[Item]], Sequence[Result]], max_batch_size: Callable[[Any], int]
+        self, compute: ComputeFunction[Item, Result], max_batch_size: Callable[[Any], int], thread: Executor
     ) -> None:
-        self._compute, self._max_batch_size = compute, max_batch_size
-        # Keys are (has_low_priority, key). False sorts first.
-        self._queues: dict[tuple[bool, Hashable], deque[_QueuedItem[Item, Result]]] = {}
-        self._thread = ThreadPoolExecutor(1, "compute")
+        self._compute, self._max_batch_size, self._thread = compute, max_batch_size, thread
+        self._queues: dict[Hashable, list[_QueuedItem[Item, Result]]] = {}
+        self._num_queued = 0
         self._task: asyncio.Task[None] | None = None
         self.batch_started_at: float | None = None
 
@@ -73,11 +84,11 @@ class Batcher(Generic[Item, Result]):
         """Number of queued items."""
         return sum(map(len, self._queues.values()))
 
-    async def __call__(self, key: Hashable, item: Item, is_urgent: bool = True) -> BatchResult[Result]:
+    async def __call__(self, key: Hashable, item: Item, rank: float = 0.0) -> BatchResult[Result]:
         """Queues an item and returns its result. Cancelling the call removes the item from the queue."""
         future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
-        queue = self._queues.setdefault((not is_urgent, key), deque())
-        queue.append(_QueuedItem(perf_counter(), item, future))
+        self._num_queued += 1
+        heappush(self._queues.setdefault(key, []), _QueuedItem((rank, self._num_queued), item, future))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         return await future
@@ -94,23 +105,28 @@ class Batcher(Generic[Item, Result]):
 
     def _take_batch(self) -> tuple[Hashable, list[_QueuedItem[Item, Result]]]:
         """Removes the next batch from its queue, without the items that their callers have cancelled."""
-        (has_low_priority, key), queue = min(
-            self._queues.items(), key=lambda entry: (entry[0][0], entry[1][0].queued_at)
-        )
+        key, queue = min(self._queues.items(), key=lambda entry: entry[1][0])
         batch: list[_QueuedItem[Item, Result]] = []
         while queue and len(batch) < self._max_batch_size(key):
-            queued = queue.popleft()
+            queued = heappop(queue)
             if not queued.future.done():
                 batch.append(queued)
         if not queue:
-            del self._queues[has_low_priority, key]
+            del self._queues[key]
         return key, batch
 
     async def _compute_batch(self, key: Hashable, batch: Sequence[_QueuedItem[Item, Result]]) -> None:
         started_at = self.batch_started_at = perf_counter()
         items = [queued.item for queued in batch]
+
+        def check() -> None:
+            if all(queued.future.done() for queued in batch):
+                raise AbandonedError
+
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, key, items)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, key, items, check)
+        except AbandonedError:
+            return
         except Exception as error:
             await self._handle_failure(key, batch, error)
             return

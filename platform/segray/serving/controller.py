@@ -7,24 +7,19 @@ loop to report its status and to receive new target versions without delay.
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from time import monotonic
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 from segray.config import ServeConfig
 from segray.core.errors import SegrayError
 from segray.serving.failures import FailureLog
-from segray.serving.metrics import Key, sum_counters
 from segray.serving.model_cache import ModelCache
 from segray.serving.model_version import ModelFiles
+from segray.serving.status import ReportLog, ServingState, StatusReport, TargetVersions
 from segray.tracking.tags import CHALLENGER
 
 LONG_POLL_S = 1.0
 """Maximum time in seconds that a long poll waits for new target versions."""
-CLIENT_TIMEOUT_S = 15.0
-"""Time in seconds without a report after which a client counts as gone."""
-REPORT_TTL_S = 600.0
-"""Time in seconds after which the last report of a client is reduced to its counters."""
 
 
 class DesiredVersions(NamedTuple):
@@ -32,66 +27,6 @@ class DesiredVersions(NamedTuple):
 
     champion: str
     challenger: str | None
-
-
-@dataclass(frozen=True)
-class TargetVersions:
-    """Versions that the replicas have to load.
-
-    Attributes:
-        champion: version that answers requests.
-        challenger: version that is compared with the champion, or `None`.
-        fallback: last version that a replica loaded successfully. Replicas that cannot load the champion use it.
-    """
-
-    champion: str
-    challenger: str | None = None
-    fallback: str | None = None
-
-
-@dataclass(frozen=True)
-class StatusReport:
-    """Status report of a replica or a gateway.
-
-    Attributes:
-        client_id: name of the client, constant over its lifetime.
-        counts: counter values since the client started.
-        target: target versions that the client received last.
-        serving: version that a replica answers with. `None` for a gateway.
-        models: public description of each loaded version, by version number.
-        failures: reason for each version that could not be loaded, by version number.
-    """
-
-    client_id: str
-    counts: Mapping[Key, float]
-    target: TargetVersions | None = None
-    serving: str | None = None
-    models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    failures: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ServingState:
-    """Combined status of all replicas and gateways.
-
-    Attributes:
-        target: target versions according to the registry.
-        serving: version that each replica answers with.
-        models: public description of each loaded version, by version number.
-        problems: problems that need the operator's attention.
-        counts: sum of all counters, clients that are gone included.
-    """
-
-    target: TargetVersions
-    serving: tuple[str, ...]
-    models: Mapping[str, dict[str, Any]]
-    problems: tuple[str, ...]
-    counts: Mapping[Key, float]
-
-    @property
-    def version(self) -> str | None:
-        """The version that answers. During a version change, the new version takes precedence."""
-        return self.target.champion if self.target.champion in self.serving else next(iter(self.serving), None)
 
 
 class VersionController:
@@ -112,8 +47,7 @@ class VersionController:
         self._failures = FailureLog()
         self._registry_problem = ""
         self._target_changed = asyncio.Event()
-        self._reports: dict[str, tuple[float, StatusReport]] = {}
-        self._expired_counts: Mapping[Key, float] = {}
+        self._reports = ReportLog()
         self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -139,7 +73,7 @@ class VersionController:
         The call returns immediately if the targets differ from `report.target`. Otherwise it waits for a change, but
         at most `LONG_POLL_S` seconds.
         """
-        self._reports[report.client_id] = (monotonic(), report)
+        self._reports.add(report)
         self._update_fallback(report)
         if report.target == self._target:
             with suppress(TimeoutError):
@@ -156,14 +90,15 @@ class VersionController:
 
     async def state(self) -> ServingState:
         """Returns the combined status of all replicas and gateways."""
-        self._expire_reports()
-        reports = self._current_reports()
+        reports = self._reports.current()
+        limits = [report.max_image_pixels for report in reports if report.max_image_pixels is not None]
         return ServingState(
             target=self._target,
             serving=tuple(report.serving for report in reports if report.serving is not None),
             models={number: model for report in reports for number, model in report.models.items()},
             problems=tuple(self._problems()),
-            counts=sum_counters([self._expired_counts, *(report.counts for _, report in self._reports.values())]),
+            counts=self._reports.counts(),
+            max_image_pixels=min(limits, default=None),
         )
 
     async def _poll_registry(self) -> None:
@@ -251,30 +186,17 @@ class VersionController:
 
     async def _evict_unused(self, previous: TargetVersions) -> None:
         """Removes versions from the model cache, except the targets, the versions in use, and the previous champion."""
-        in_use = {report.serving for report in self._current_reports()} - {None}
+        in_use = {report.serving for report in self._reports.current()} - {None}
         if not in_use:  # no replica has reported to a new controller yet
             return
         target = self._target
         needed = {*in_use, *self._desired, target.champion, target.challenger, target.fallback, previous.champion}
         await asyncio.to_thread(self._cache.evict_except, {number for number in needed if number is not None})
 
-    def _current_reports(self) -> list[StatusReport]:
-        """Returns the reports of the clients that are not gone."""
-        oldest = monotonic() - CLIENT_TIMEOUT_S
-        return [report for received_at, report in self._reports.values() if received_at >= oldest]
-
-    def _expire_reports(self) -> None:
-        """Adds the counters of clients that are gone for long to one sum, which bounds the number of reports."""
-        oldest = monotonic() - REPORT_TTL_S
-        for client_id, (received_at, report) in list(self._reports.items()):
-            if received_at < oldest:
-                self._expired_counts = sum_counters([self._expired_counts, report.counts])
-                del self._reports[client_id]
-
     def _problems(self) -> list[str]:
         """Returns the current problems without duplicates."""
         problems = [self._registry_problem] if self._registry_problem else []
         problems += [f"cannot fetch version {number}: {reason}" for number, reason in self._failures.reasons.items()]
-        for report in self._current_reports():
+        for report in self._reports.current():
             problems += [f"cannot use version {number}: {reason}" for number, reason in report.failures.items()]
         return list(dict.fromkeys(problems))

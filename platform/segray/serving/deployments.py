@@ -1,11 +1,11 @@
 """Ray Serve deployments: one version controller, the model replicas, and the gateways that route requests to them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.deployment import Application
@@ -14,14 +14,15 @@ from ray.serve.handle import DeploymentHandle
 from segray.config import ServeConfig
 from segray.serving.controller import VersionController
 from segray.serving.gateway import Gateway
+from segray.serving.http_server import HttpServer
 from segray.serving.model_cache import ModelCache
 from segray.serving.replica import Replica
+from segray.serving.requests import RequestError, ResponseOptions
+from segray.serving.responses import SegmentationResponse
 from segray.serving.routes import build_app
 
 CONTROLLER, REPLICA, GATEWAY = "controller", "replica", "gateway"
 """Names of the deployments in Ray Serve."""
-EXTRA_REQUESTS = 64
-"""Requests above the limit that a gateway still accepts, to reject them or to answer health checks."""
 
 
 class DeploymentClient:
@@ -46,6 +47,27 @@ class DeploymentClient:
         return call
 
 
+class ReplicaClient:
+    """Exposes the stream of responses of the remote replicas as a local generator."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle.options(stream=True)
+
+    async def segment(
+        self, body: bytes, options: ResponseOptions, client: str
+    ) -> AsyncGenerator[SegmentationResponse | RequestError | None]:
+        """Segments an image, see `Replica.segment`. Closing the generator cancels the computation."""
+        responses = self._handle.segment.remote(body, options, client)
+        is_complete = False
+        try:
+            async for response in responses:
+                yield response
+                is_complete = response is not None
+        finally:
+            if not is_complete:
+                responses.cancel()
+
+
 class ControllerDeployment(VersionController):
     """Ray Serve deployment of the version controller."""
 
@@ -67,17 +89,27 @@ class ReplicaDeployment(Replica):
 
 
 class GatewayDeployment:
-    """Ray Serve deployment of the gateway."""
+    """Ray Serve deployment of the gateway. It listens itself, because Ray Serve's proxy has no limits for slow clients.
 
-    def __init__(
+    Raises:
+        ServingError: the address is in use.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
         self, settings: ServeConfig, replicas: DeploymentHandle, controller: DeploymentHandle, token: bytes | None
     ) -> None:
-        clients = DeploymentClient(replicas), DeploymentClient(controller)
-        self._gateway = Gateway(settings, *clients, token, _replica_id())
+        clients = ReplicaClient(replicas), DeploymentClient(controller)
+        gateway = Gateway(settings, *clients, token, _replica_id())
+        gateway.start()
+        self._server = HttpServer(build_app(gateway), settings)
+        await self._server.start()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        self._gateway.start()
-        return build_app(self._gateway)
+    def check_health(self) -> None:
+        """Checks that the server runs."""
+        self._server.check_health()
+
+    async def __del__(self) -> None:  # Ray Serve awaits the destructor
+        await self._server.stop()
 
 
 def build_application(
@@ -103,16 +135,15 @@ def build_application(
         ReplicaDeployment,
         name=REPLICA,
         ray_actor_options=replica_resources,
-        max_ongoing_requests=2 * settings.max_batch_size,
+        max_ongoing_requests=settings.max_pending_images,  # the replica's own queue is fair to all clients
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=2.0,
         **_scaling_options(settings, max_replicas),
     ).bind(settings, device, controller)
     gateway = serve.deployment(
-        serve.ingress()(GatewayDeployment),
+        GatewayDeployment,
         name=GATEWAY,
-        ray_actor_options=no_cpu,
-        max_ongoing_requests=settings.max_pending_images + EXTRA_REQUESTS,
+        ray_actor_options=no_cpu | {"resources": {_node_resource(): 0.001}},  # it listens on the address of this node
         graceful_shutdown_timeout_s=settings.request_timeout_s,
     )
     return gateway.bind(settings, replicas, controller, token)
@@ -129,6 +160,13 @@ def _scaling_options(settings: ServeConfig, max_replicas: int) -> dict[str, Any]
         downscale_delay_s=120.0,
     )
     return {"autoscaling_config": autoscaling}
+
+
+def _node_resource() -> str:
+    """Returns the name of the resource that only the node of this process has."""
+    node_id = ray.get_runtime_context().get_node_id()
+    resources: dict[str, float] = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+    return next(name for name in resources if name.startswith("node:") and not name.startswith("node:__"))
 
 
 def _replica_id() -> str:

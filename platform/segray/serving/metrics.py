@@ -87,6 +87,11 @@ def sum_counters(processes: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
     return dict(total)
 
 
+def subtract_counters(total: Mapping[Key, float], counts: Mapping[Key, float]) -> dict[Key, float]:
+    """Returns the difference of a sum of counters and the counters of one process."""
+    return {key: count for key in total if (count := total[key] - counts.get(key, 0.0))}
+
+
 Gauges = Mapping[str, tuple[str, Mapping[str, float]]]
 """Help text and values of each gauge, by name. Values are keyed by version, or by "" without a version."""
 

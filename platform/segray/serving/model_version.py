@@ -1,9 +1,10 @@
 """Model versions: serializable files, and the loaded and verified model."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from segray.config import Config, ServeConfig
 from segray.core.classes import Classes
 from segray.core.errors import CheckpointError, ConfigError
 from segray.data.images import Mask, Pixels
+from segray.data.normalize import decode_upright
+from segray.data.preprocess import model_input_size
 from segray.inference.predictor import Predictor
-from segray.inference.segment import InferenceConfig
+from segray.inference.segment import InferenceConfig, count_windows
 from segray.models import checkpoint
+from segray.serving.requests import ResponseOptions
+from segray.serving.responses import encode_png, encode_png_image
+from segray.serving.speed import Speed, find_max_pixels, measure
 from segray.tracking.integrity import CHECKPOINT_FILES
 
 BATCH_PIXELS = 2**24
 """Maximum number of pixels of all images in a forward pass, which bounds its memory."""
+MAX_BATCH_S = 0.25
+"""Maximum estimated duration of a forward pass of several images in seconds, for which other clients wait."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class LoadedModel:
         number: version number.
         model: name of the registered model.
         classes: classes of the mask ids.
+        crop_pixels: number of pixels of a training crop.
+        max_image_pixels: number of pixels up to which an image is segmented within `serve.request_timeout_s`,
+            according to a measurement on this machine.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, or the model does not produce valid masks.
@@ -74,6 +85,8 @@ class LoadedModel:
     number: str
     model: str
     classes: Classes
+    crop_pixels: int
+    max_image_pixels: int
 
     def __init__(self, version: ModelFiles, settings: ServeConfig, device: str) -> None:
         self.number, self.model, self._tags = version.number, version.model, version.tags
@@ -87,19 +100,41 @@ class LoadedModel:
         self._settings = settings
         self._inference = InferenceConfig.from_config(self._predictor.config)
         self._sliding = InferenceConfig.from_config(_sliding_config(self._predictor.config))
+        self.crop_pixels = self._predictor.config.data.crop**2
         self._warm_up(device)
+        self._measure_speed()
+        self.max_image_pixels = find_max_pixels(
+            lambda side: self.estimate_seconds((side, side)), settings.request_timeout_s, settings.max_image_pixels
+        )
 
-    def predict(self, size: tuple[int, int], images: Sequence[Pixels]) -> list[Mask]:
+    def predict(
+        self, size: tuple[int, int], images: Sequence[Pixels], check: Callable[[], None] | None = None
+    ) -> list[Mask]:
         """Segments images (H, W, 3) of one size into masks (H, W) with the version's `Predictor`.
 
         Images with more than `serve.slide_above_pixels` pixels are segmented with sliding windows.
+
+        Args:
+            size: (H, W) of the images.
+            images: RGB images.
+            check: function that is called before each forward pass. Its exceptions end the computation.
         """
-        is_large = size[0] * size[1] > self._settings.slide_above_pixels
-        return self._predictor.predict_batch(images, self._sliding if is_large else self._inference)
+        mode = self._mode(size)
+        return self._predictor.predict_batch(images, mode if check is None else replace(mode, before_forward=check))
+
+    def estimate_seconds(self, size: tuple[int, int]) -> float:
+        """Returns the estimated duration of decoding, segmenting and encoding an image of size (H, W)."""
+        data, pixels, mode = self._predictor.config.data, prod(size), self._mode(size)
+        input_size = model_input_size(*size, data.short_side, mode.size_multiple)
+        if mode.crop is None:
+            return self._codec.seconds(pixels) + self._forward.seconds(max(pixels, prod(input_size)))
+        num_windows = count_windows(input_size, mode.crop, mode.stride)
+        return self._codec.seconds(pixels) + self._window_s * max(num_windows, pixels // mode.crop**2)
 
     def max_batch_size(self, size: tuple[int, int]) -> int:
         """Returns the maximum number of images of size (H, W) in a forward pass."""
-        return max(1, min(self._settings.max_batch_size, BATCH_PIXELS // (size[0] * size[1])))
+        by_time = int(MAX_BATCH_S / self.estimate_seconds(size))
+        return max(1, min(self._settings.max_batch_size, BATCH_PIXELS // prod(size), by_time))
 
     def info(self) -> dict[str, Any]:
         """Returns the public description of the version."""
@@ -117,7 +152,31 @@ class LoadedModel:
             "metrics": self._meta.metrics,
             "tags": {key: value for key, value in self._tags.items() if len(value) < 200},
             "dataset_digest": self._meta.dataset_digest,
+            "max_image_pixels": self.max_image_pixels,
         }
+
+    def _mode(self, size: tuple[int, int]) -> InferenceConfig:
+        """Returns the inference settings for images of size (H, W)."""
+        return self._sliding if prod(size) > self._settings.slide_above_pixels else self._inference
+
+    def _measure_speed(self) -> None:
+        """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""
+        side = self._predictor.config.data.crop
+        small, large = (_noise(length) for length in (side, 2 * side))
+        encoded, mask = encode_png_image(small), np.zeros((side, side), np.uint8)
+        options = ResponseOptions("overlay")
+
+        def run_codecs() -> None:
+            decode_upright(encoded, "the image", small.size)
+            encode_png(small, mask, self.classes, options)
+
+        small_s, large_s = (
+            measure(lambda image=image: self._predictor.predict_batch([image], self._inference))  # type: ignore[misc]
+            for image in (small, large)
+        )
+        self._codec = Speed(measure(run_codecs) / side**2)
+        self._forward = Speed.fit(side**2, small_s, 4 * side**2, large_s)
+        self._window_s = measure(lambda: self._predictor.predict_batch([small], self._sliding))
 
     def _warm_up(self, device: str) -> None:
         """Segments random images of the crop size to warm up the model and to verify its masks.
@@ -126,14 +185,18 @@ class LoadedModel:
             CheckpointError: a mask has the wrong shape or contains an unknown class id.
         """
         side = self._predictor.config.data.crop
-        image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        count = self.max_batch_size((side, side)) if device == "cuda" else 1
+        image = _noise(side)
+        count = min(self._settings.max_batch_size, max(1, BATCH_PIXELS // side**2)) if device == "cuda" else 1
         for mask in self.predict((side, side), [image] * count):
             if mask.shape != (side, side) or mask.max() >= self.classes.num_classes:
                 raise CheckpointError(
                     f"version {self.number} of {self.model} returns a mask of shape {mask.shape} with class ids up to "
                     f"{mask.max()}; expected shape {(side, side)} and ids below {self.classes.num_classes}."
                 )
+
+
+def _noise(side: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 def _sliding_config(config: Config) -> Config:

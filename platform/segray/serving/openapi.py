@@ -56,10 +56,11 @@ def _errors(descriptions: dict[int, str]) -> Responses:
 _COMMON_ERRORS = _errors({401: "Missing or invalid token", 503: "No replica is available, or the request timed out"})
 _IMAGE_ERRORS = _errors(
     {
-        413: "The request exceeds the limit of bytes, pixels or images",
+        408: "The request body arrived too slowly",
+        413: "The request exceeds the limit of bytes, pixels or images, or the response that of bytes",
         415: "Unsupported media type; expected JPEG, PNG or WebP",
         422: "Missing or damaged image, or invalid parameter",
-        429: "Too many pending images",
+        429: "Too many pending images or bytes, of all clients or of this client",
     }
 )
 HEALTH: Responses = {200: {"description": "The server is running"}}

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from time import perf_counter
 from typing import Protocol
 
@@ -17,22 +17,22 @@ from segray.core.classes import Classes
 from segray.core.errors import DataError, SegrayError, ServingError
 from segray.data.images import Mask, Pixels
 from segray.data.normalize import decode_upright
-from segray.serving.batcher import Batcher, BatchResult
-from segray.serving.controller import StatusReport, TargetVersions
+from segray.serving.batcher import BatchResult
 from segray.serving.failures import FailureLog
-from segray.serving.image_header import read_image_header
+from segray.serving.image_header import ImageHeader, read_image_header
+from segray.serving.lane import BatchKey, Lane
 from segray.serving.metrics import Counters
 from segray.serving.model_version import LoadedModel, ModelFiles
 from segray.serving.requests import RequestError, ResponseOptions
-from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_png, mask_summary
+from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_body
+from segray.serving.status import StatusReport, TargetVersions
 
 MAX_SHADOW_QUEUE = 8
 """Maximum number of images that wait for a comparison. Further images are not compared."""
 FORWARD_TIMEOUT_S = 300.0
 """Duration in seconds after which a forward pass counts as hung."""
-
-Size = tuple[int, int]
-BatchKey = tuple[LoadedModel, Size]
+MIN_SMALL_PIXELS = 2**18
+"""Number of pixels up to which an image is small for every model."""
 
 
 class ControllerClient(Protocol):
@@ -48,6 +48,17 @@ class _Routing:
 
     primary: LoadedModel
     shadow: LoadedModel | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that is computed: its image, its response options, its lane and its rank in the lane."""
+
+    body: bytes
+    header: ImageHeader
+    options: ResponseOptions
+    lane: Lane
+    rank: float
 
 
 class Replica:
@@ -68,8 +79,8 @@ class Replica:
         self._load_tasks: dict[str, asyncio.Task[None]] = {}
         self._failures = FailureLog()
         self._counters = Counters()
-        self._batcher: Batcher[Pixels, Mask] = Batcher(self._predict, lambda key: key[0].max_batch_size(key[1]))
-        self._codec_threads = ThreadPoolExecutor(2, "codec")
+        self._small = Lane("small", self._predict, 2 * settings.max_batch_size, 2, is_background=False)
+        self._large = Lane("large", self._predict, 2, 2, is_background=True)
         self._comparisons: set[asyncio.Task[None]] = set()
         self._sync_task: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.cpus_per_replica)
@@ -91,19 +102,46 @@ class Replica:
             await self._load(target.challenger)
         self._sync_task = asyncio.create_task(self._sync())
 
-    async def segment(self, body: bytes, options: ResponseOptions) -> SegmentationResponse | RequestError:
-        """Segments an encoded image. Returns a `RequestError` for an invalid image instead of raising it."""
-        loop, routing = asyncio.get_running_loop(), self._select_versions()
+    async def segment(
+        self, body: bytes, options: ResponseOptions, client: str
+    ) -> AsyncIterator[SegmentationResponse | RequestError | None]:
+        """Segments an encoded image. Yields `None` when the computation begins, and then the response.
+
+        Small images do not wait for large ones, and clients take turns. An invalid image yields a `RequestError`,
+        which is not raised. If the iterator is closed, the computation is dropped.
+
+        Args:
+            body: encoded image.
+            options: response options.
+            client: name of the client.
+        """
+        routing = self._select_versions()
+        header = read_image_header(body)
+        is_small = header.pixels <= max(routing.primary.crop_pixels, MIN_SMALL_PIXELS)
+        lane = self._small if is_small else self._large
+        async with lane.queue.slot(client, header.pixels) as rank:
+            yield None
+            yield await self._segment(_Job(body, header, options, lane, rank), routing)
+
+    async def _segment(self, job: _Job, routing: _Routing) -> SegmentationResponse | RequestError:
+        loop = asyncio.get_running_loop()
         try:
-            image = await loop.run_in_executor(self._codec_threads, _decode, body, self._settings.max_image_pixels)
-            routing, result = await self._compute_primary(routing, image)
+            image = await loop.run_in_executor(
+                job.lane.codec_threads, _decode, job.body, job.header, self._settings.max_image_pixels
+            )
+            routing, result = await self._compute_primary(routing, image, job)
         except DataError as error:
             return RequestError(str(error))
         if routing.shadow is not None:
             self._start_comparison(routing.primary, routing.shadow, image, result.result)
-        response, class_pixels = await loop.run_in_executor(
-            self._codec_threads, _encode_response, routing.primary, image, result, options
-        )
+        # The shapes of a fragmented mask take long to encode.
+        threads = self._large.codec_threads if job.options.has_shapes else job.lane.codec_threads
+        try:
+            response, class_pixels = await loop.run_in_executor(
+                threads, _encode_response, routing.primary, image, result, job.options
+            )
+        except RequestError as error:
+            return error
         self._count_response(routing.primary, result, class_pixels)
         return response
 
@@ -111,11 +149,12 @@ class Replica:
         """Checks that no forward pass hangs.
 
         Raises:
-            ServingError: the current forward pass takes longer than `FORWARD_TIMEOUT_S`.
+            ServingError: a forward pass takes longer than `FORWARD_TIMEOUT_S`.
         """
-        started_at = self._batcher.batch_started_at
-        if started_at is not None and perf_counter() - started_at > FORWARD_TIMEOUT_S:
-            raise ServingError(f"a forward pass takes more than {FORWARD_TIMEOUT_S:g} s.")
+        for lane in (self._small, self._large):
+            started_at = lane.batcher.batch_started_at
+            if started_at is not None and perf_counter() - started_at > FORWARD_TIMEOUT_S:
+                raise ServingError(f"a forward pass takes more than {FORWARD_TIMEOUT_S:g} s.")
 
     async def _sync(self) -> None:
         """Reports to the controller and follows its targets over the replica's lifetime, also during loading.
@@ -138,6 +177,7 @@ class Replica:
             serving=self._champion.number if self._champion else None,
             models={number: loaded.info() for number, loaded in self._loaded.items()},
             failures=self._failures.reasons | self._canary_problem(),
+            max_image_pixels=self._champion.max_image_pixels if self._champion else None,
         )
 
     def _apply_target(self, target: TargetVersions) -> None:
@@ -195,25 +235,22 @@ class Replica:
             return _Routing(challenger, champion)
         return _Routing(champion, challenger if random.random() < settings.shadow else None)
 
-    async def _compute_primary(self, routing: _Routing, image: Pixels) -> tuple[_Routing, BatchResult[Mask]]:
+    async def _compute_primary(self, routing: _Routing, image: Pixels, job: _Job) -> tuple[_Routing, BatchResult[Mask]]:
         """Computes a mask and returns it with its routing. The champion answers if the challenger fails."""
+        key = image.shape[:2]
         try:
-            return routing, await self._compute(routing.primary, image)
+            return routing, await job.lane.batcher((routing.primary, key), image, job.rank)
         except Exception as error:
             champion = routing.shadow
             if routing.primary is self._champion or champion is None or isinstance(error, DataError):
                 raise
             self._record_prediction_failure(routing.primary, error)
-            return _Routing(champion, None), await self._compute(champion, image)
+            return _Routing(champion, None), await job.lane.batcher((champion, key), image, job.rank)
 
-    async def _compute(self, loaded: LoadedModel, image: Pixels, is_urgent: bool = True) -> BatchResult[Mask]:
-        height, width = image.shape[:2]
-        return await self._batcher((loaded, (height, width)), image, is_urgent)
-
-    def _predict(self, key: BatchKey, images: Sequence[Pixels]) -> list[Mask]:
+    def _predict(self, key: BatchKey, images: Sequence[Pixels], check: Callable[[], None]) -> list[Mask]:
         torch.set_num_threads(self._settings.cpus_per_replica)  # the setting applies to the current thread only
         loaded, size = key
-        return loaded.predict(size, images)
+        return loaded.predict(size, images, check)
 
     def _record_prediction_failure(self, loaded: LoadedModel, error: Exception) -> None:
         if loaded.number in self._loaded:
@@ -237,12 +274,12 @@ class Replica:
 
     async def _compare(self, primary: LoadedModel, shadow: LoadedModel, image: Pixels, mask: Mask) -> None:
         try:
-            result = await self._compute(shadow, image, is_urgent=False)
+            result = await self._large.batcher((shadow, image.shape[:2]), image, rank=inf)
         except Exception as error:  # the image is answered already
             self._record_prediction_failure(shadow, error)
             return
         num_agreeing = await asyncio.get_running_loop().run_in_executor(
-            self._codec_threads, count_agreeing_pixels, mask, primary.classes, result.result, shadow.classes
+            self._large.codec_threads, count_agreeing_pixels, mask, primary.classes, result.result, shadow.classes
         )
         champion, challenger = (shadow, primary) if shadow is self._champion else (primary, shadow)
         labels = (champion.number, challenger.number)
@@ -262,16 +299,14 @@ def _encode_response(
     loaded: LoadedModel, image: Pixels, result: BatchResult[Mask], options: ResponseOptions
 ) -> tuple[SegmentationResponse, NDArray[np.int64]]:
     """Returns the response and the number of pixels of each class (K,)."""
-    mask, classes = result.result, loaded.classes
-    class_pixels = count_class_pixels(mask, classes)
-    is_json = options.output == "json"
-    body = None if is_json else encode_png(image, mask, classes, options)
-    summary = mask_summary(mask, class_pixels, classes, options) if is_json else None
-    return SegmentationResponse(body, summary, loaded.number, result.seconds, result.batch_size), class_pixels
+    class_pixels = count_class_pixels(result.result, loaded.classes)
+    options = replace(options, version=loaded.number)
+    body, media_type = encode_body(image, result.result, class_pixels, loaded.classes, options)
+    return SegmentationResponse(body, media_type, loaded.number, result.seconds, result.batch_size), class_pixels
 
 
-def _decode(body: bytes, max_pixels: int) -> Pixels:
-    return decode_upright(body, "the image", max_pixels, (read_image_header(body).format,))
+def _decode(body: bytes, header: ImageHeader, max_pixels: int) -> Pixels:
+    return decode_upright(body, "the image", max_pixels, (header.format,))
 
 
 def _error_text(error: Exception) -> str:

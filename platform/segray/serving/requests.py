@@ -32,6 +32,21 @@ class RequestError(SegrayError):
         return RequestError, (str(self), self.status)
 
 
+class ResponseSizeError(RequestError):
+    """Error for a request whose response would be too large."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"the response is larger than the limit of {max_bytes / MIB:g} MiB; request rle instead of polygons, fewer "
+            "images, or a smaller image.",
+            413,
+        )
+        self._max_bytes = max_bytes
+
+    def __reduce__(self) -> tuple[type["ResponseSizeError"], tuple[int]]:  # type: ignore[override]
+        return ResponseSizeError, (self._max_bytes,)
+
+
 @dataclass(frozen=True)
 class ResponseOptions:
     """Response options of a request.
@@ -41,11 +56,31 @@ class ResponseOptions:
             drawn over it, "json" is the class shares as JSON.
         include: optional fields of a JSON response.
         opacity: opacity of the colours in an overlay, 0 to 1.
+        is_embedded: whether the response is an element of the JSON array of a batch.
+        max_bytes: maximum size of the response in bytes.
+        version: version of the model that answers. The replica sets it.
     """
 
     output: Output = "mask"
     include: frozenset[IncludeField] = frozenset()
     opacity: float = 0.5
+    is_embedded: bool = False
+    max_bytes: int = 2**31
+    version: str = ""
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether the response contains the shape of each class."""
+        return self.output == "json" and bool(self.include & {"polygons", "rle"})
+
+    def require_size(self, num_bytes: int) -> None:
+        """Checks the size of a response, or a lower bound of it.
+
+        Raises:
+            ResponseSizeError: the response is too large.
+        """
+        if num_bytes > self.max_bytes:
+            raise ResponseSizeError(self.max_bytes)
 
 
 def validate_length(length: int, limits: ServeConfig) -> None:

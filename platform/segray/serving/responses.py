@@ -1,7 +1,7 @@
 """Responses for a mask: PNG of the mask, PNG of the overlay, or JSON."""
 
 import base64
-from collections import defaultdict
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,11 @@ from pycocotools import mask as coco
 from segray.core.classes import Classes
 from segray.core.visualize import colorize, draw_overlay
 from segray.data.images import Mask, Pixels, encode_mask
+from segray.serving.polygons import BinaryMask, encode_polygons
 from segray.serving.requests import Output, ResponseOptions
 
 PNG = "image/png"
 JSON = "application/json"
-
-BinaryMask = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,15 @@ class SegmentationResponse:
     """Response for one image.
 
     Attributes:
-        body: encoded PNG, or `None` for a JSON response.
-        summary: content of a JSON response, or `None` for an image response.
+        body: encoded PNG or JSON.
+        media_type: media type of the body.
         version: version of the model that answered.
         compute_s: duration of the forward pass in seconds.
         batch_size: number of images in the forward pass.
     """
 
-    body: bytes | None
-    summary: dict[str, Any] | None
+    body: bytes
+    media_type: str
     version: str
     compute_s: float
     batch_size: int
@@ -69,49 +68,67 @@ def encode_png(image: Pixels, mask: Mask, classes: Classes, options: ResponseOpt
     """Encodes a mask (H, W), or its overlay on the RGB image (H, W, 3), as PNG."""
     if options.output == "mask":
         return encode_mask(mask)
-    return _png(draw_overlay(image, mask, classes, options.opacity))
+    return encode_png_image(draw_overlay(image, mask, classes, options.opacity))
 
 
-def mask_summary(
-    mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions
-) -> dict[str, Any]:
-    """Returns the JSON content for a mask (H, W): size, pixels and share of each present class, requested fields."""
+def encode_body(
+    image: Pixels, mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions
+) -> tuple[bytes, str]:
+    """Returns the body of a response and its media type.
+
+    Args:
+        image: RGB image (H, W, 3).
+        mask: class ids (H, W).
+        class_pixels: number of pixels of each class (K,).
+        classes: classes of the mask ids.
+        options: response options.
+
+    Raises:
+        ResponseSizeError: the body would be larger than `options.max_bytes`.
+    """
+    if options.output == "json":
+        body, media_type = encode_summary(mask, class_pixels, classes, options), JSON
+    else:
+        body, media_type = encode_png(image, mask, classes, options), PNG
+        if options.is_embedded:
+            body, media_type = encode_json({"version": options.version, "image": _base64(body)}), JSON
+    options.require_size(len(body))
+    return body, media_type
+
+
+def encode_summary(mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions) -> bytes:
+    """Returns the JSON for a mask (H, W): version, size, pixels and share of each present class, requested fields.
+
+    Raises:
+        ResponseSizeError: the JSON would be larger than `options.max_bytes`.
+    """
     height, width = mask.shape
-    summary: dict[str, Any] = {"height": height, "width": width, "classes": []}
+    entries, size = list[bytes](), 0
     for class_id in map(int, np.flatnonzero(class_pixels)):
         count = int(class_pixels[class_id])
-        entry: dict[str, Any] = {"id": class_id, "name": classes.names[class_id], "pixels": count}
-        entry["share"] = count / mask.size
-        if options.include & {"polygons", "rle"}:
-            class_mask = (mask == class_id).astype(np.uint8)
-            if "polygons" in options.include:
-                entry["polygons"] = mask_to_polygons(class_mask)
-            if "rle" in options.include:
-                entry["rle"] = mask_to_rle(class_mask)
-        summary["classes"].append(entry)
+        content = {"id": class_id, "name": classes.names[class_id], "pixels": count, "share": count / mask.size}
+        entry = encode_json(content)
+        if options.has_shapes:
+            entry = _add_shapes(entry, mask == class_id, options)
+        entries.append(entry)
+        size += len(entry)
+        options.require_size(size)
+    summary: dict[str, Any] = {"version": options.version, "height": height, "width": width}
     if "mask" in options.include:
         summary["mask"] = _base64(encode_mask(mask))
     if "colours" in options.include:
-        summary["colours"] = _base64(_png(colorize(mask, classes)))
-    return summary
+        summary["colours"] = _base64(encode_png_image(colorize(mask, classes)))
+    return with_field(encode_json(summary), "classes", b"[" + b", ".join(entries) + b"]")
 
 
-def mask_to_polygons(mask: BinaryMask) -> list[dict[str, Any]]:
-    """Returns the polygons of a binary mask (H, W): one outer ring and the rings of the holes for each component.
-
-    Points are [x, y] pairs at pixel centres. An outer ring follows the border pixels of the component. The ring of a
-    hole follows the component's pixels around the hole. Filling the outer ring and removing the interior of each hole
-    ring restores the mask.
-    """
-    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    polygons: defaultdict[int, dict[str, Any]] = defaultdict(lambda: {"outer": [], "holes": []})
-    for index, (contour, (_, _, _, parent)) in enumerate(zip(contours, hierarchy[0] if contours else (), strict=True)):
-        points = contour[:, 0].tolist()
-        if parent < 0:
-            polygons[index]["outer"] = points
-        else:
-            polygons[int(parent)]["holes"].append(points)
-    return list(polygons.values())
+def _add_shapes(entry: bytes, class_mask: NDArray[np.bool_], options: ResponseOptions) -> bytes:
+    """Adds the polygons and run lengths of a class to its JSON entry."""
+    binary = class_mask.astype(np.uint8)
+    if "polygons" in options.include:
+        entry = with_field(entry, "polygons", encode_polygons(binary, options.require_size))
+    if "rle" in options.include:
+        entry = with_field(entry, "rle", encode_json(mask_to_rle(binary)))
+    return entry
 
 
 def mask_to_rle(mask: BinaryMask) -> dict[str, Any]:
@@ -120,16 +137,24 @@ def mask_to_rle(mask: BinaryMask) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def batch_json(responses: Iterable[SegmentationResponse]) -> list[dict[str, Any]]:
-    """Returns the JSON content of several responses, each with its version. Images are base64 text."""
-    return [
-        {"version": response.version, **(response.summary or {})}
-        | ({"image": _base64(response.body)} if response.body is not None else {})
-        for response in responses
-    ]
+def join_batch(names: Iterable[str], responses: Iterable[SegmentationResponse]) -> bytes:
+    """Returns the JSON array of the responses of a batch, each with the name of its image."""
+    pairs = zip(names, responses, strict=True)
+    return b"[" + b", ".join(with_field(response.body, "name", encode_json(name)) for name, response in pairs) + b"]"
 
 
-def _png(pixels: Pixels) -> bytes:
+def encode_json(content: Any) -> bytes:
+    """Encodes content as JSON in ASCII."""
+    return json.dumps(content).encode("ascii")
+
+
+def with_field(encoded: bytes, name: str, value: bytes) -> bytes:
+    """Adds a field with an encoded value to an encoded JSON object that is not empty."""
+    return b"".join([encoded[:-1], b", ", encode_json(name), b": ", value, b"}"])
+
+
+def encode_png_image(pixels: Pixels) -> bytes:
+    """Encodes an RGB image (H, W, 3) as PNG."""
     _, encoded = cv2.imencode(".png", pixels[..., ::-1])
     return encoded.tobytes()
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segray.core.errors import ServingError
 from segray.core.html import render_page
-from segray.serving.controller import ServingState
+from segray.core.numbers import MIB
 from segray.serving.gateway import Gateway
 from segray.serving.metrics import Counters, Gauges, render_prometheus
 from segray.serving.openapi import (
@@ -29,10 +30,13 @@ from segray.serving.openapi import (
     api_reference,
 )
 from segray.serving.requests import IncludeField, Output, RequestError, ResponseOptions
-from segray.serving.responses import JSON, PNG, SegmentationResponse, batch_json, negotiate_output
+from segray.serving.responses import JSON, SegmentationResponse, negotiate_output
+from segray.serving.status import ServingState
 from segray.serving.uploads import read_images
 
-CLIENT_CLOSED = "499"
+Result = TypeVar("Result")
+
+CLIENT_CLOSED = 499
 """Status code in the metrics for requests whose client disconnected before the response."""
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -97,7 +101,7 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, send_and_record)
         except asyncio.CancelledError:
-            status = CLIENT_CLOSED
+            status = str(CLIENT_CLOSED)
             raise
         finally:
             route = scope.get("route")  # unknown paths share one label, which bounds the number of series
@@ -179,42 +183,80 @@ def _details(state: ServingState) -> dict[str, Any]:
         "wanted": state.target.champion,
         "challenger": state.target.challenger,
         "replicas": len(state.serving),
+        "max_image_pixels": state.max_image_pixels,
         "problems": state.problems,
     }
 
 
 def _add_segmentation(app: FastAPI, gateway: Gateway) -> None:
-    async def admit(request: Request) -> AsyncIterator[None]:
+    max_response_bytes = int(gateway.settings.max_response_mib * MIB)
+
+    async def authenticate(request: Request) -> None:
         gateway.authenticate(request.headers.get("authorization"))
-        async with gateway.reserve():
-            yield
 
     def post(path: str, **options: Any) -> Callable[[Callable[..., Awaitable[Response]]], Any]:
-        return app.post(path, response_class=Response, dependencies=[Depends(admit)], **options)
+        return app.post(path, response_class=Response, dependencies=[Depends(authenticate)], **options)
 
     @post("/v1/segment", summary="Segment an image", responses=SEGMENT, openapi_extra=ONE_IMAGE)
     async def segment(
         request: Request, include: IncludeQuery, output: OutputQuery = None, opacity: OpacityQuery = 0.5
     ) -> Response:
-        images = await read_images(request, gateway.settings)
-        if len(images) > 1:
-            raise RequestError(f"the form contains {len(images)} images; expected one; use /v1/segment/batch.")
-        accept = request.headers.get("accept", "*/*")
-        options = ResponseOptions(output or negotiate_output(accept), frozenset(include), opacity)
-        started_at = perf_counter()
-        response = await gateway.segment(images[0][1], options)
-        return _segmentation_response(response, perf_counter() - started_at)
+        output = output or negotiate_output(request.headers.get("accept", ""))
+        options = ResponseOptions(output, frozenset(include), opacity, max_bytes=max_response_bytes)
+        async with _received_images(gateway, request) as images:
+            if len(images) > 1:
+                raise RequestError(f"the form contains {len(images)} files; expected one; use /v1/segment/batch.")
+            started_at = perf_counter()
+            response = await _run_while_connected(request, gateway.segment(images[0][1], options, _client(request)))
+            return _segmentation_response(response, perf_counter() - started_at)
 
     @post("/v1/segment/batch", summary="Segment several images", responses=BATCH, openapi_extra=IMAGES)
     async def batch(
         request: Request, include: IncludeQuery, output: BatchOutputQuery = "json", opacity: OpacityQuery = 0.5
     ) -> Response:
-        images = await read_images(request, gateway.settings)
-        options = ResponseOptions(output, frozenset(include), opacity)
-        async with gateway.reserve(len(images) - 1):
-            responses = await gateway.segment_batch(images, options)
-        results = zip(images, batch_json(responses), strict=True)
-        return _json([{"name": name, **result} for (name, _), result in results])
+        options = ResponseOptions(output, frozenset(include), opacity, is_embedded=True, max_bytes=max_response_bytes)
+        async with _received_images(gateway, request) as images:
+            content = await _run_while_connected(request, gateway.segment_batch(images, options, _client(request)))
+            return Response(content, media_type=JSON)
+
+
+@asynccontextmanager
+async def _received_images(gateway: Gateway, request: Request) -> AsyncIterator[list[tuple[str, bytes]]]:
+    """Receives and checks the images of a request, then reserves places for them during the block."""
+    client = _client(request)
+    with gateway.reserve_memory(client) as reserve:
+        images = await read_images(request, gateway.settings, reserve)
+        await gateway.validate(images)
+        async with gateway.reserve(client, len(images)):
+            yield images
+
+
+def _client(request: Request) -> str:
+    """Returns the address of a client. Limits per client apply to it."""
+    return request.client.host if request.client else ""
+
+
+async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Returns the result of a coroutine, which is cancelled when the client disconnects.
+
+    Raises:
+        RequestError: the client disconnected (status 499).
+    """
+    task = asyncio.create_task(work)
+    disconnected = asyncio.create_task(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("the client disconnected.", CLIENT_CLOSED)
+        return await task
+    finally:
+        task.cancel()
+        disconnected.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _segmentation_response(response: SegmentationResponse, seconds: float) -> Response:
@@ -224,9 +266,7 @@ def _segmentation_response(response: SegmentationResponse, seconds: float) -> Re
         "Server-Timing": f"model;dur={response.compute_s * 1e3:.1f}, all;dur={seconds * 1e3:.1f}",
         "Cache-Control": "no-store",
     }
-    if response.body is not None:
-        return Response(response.body, headers=headers, media_type=PNG)
-    return _json({"version": response.version, **(response.summary or {})}, headers)
+    return Response(response.body, headers=headers, media_type=response.media_type)
 
 
 def _json(content: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:

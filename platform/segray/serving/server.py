@@ -14,7 +14,7 @@ from typing import NoReturn
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import HTTPOptions
+from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -25,9 +25,9 @@ from segray.cluster.ray_internals import serve_controller_name
 from segray.config import Config, ServeConfig, paths
 from segray.core.errors import CapacityError, ConfigError, RegistryError, ServingError
 from segray.core.logging import silence_libraries
-from segray.serving.controller import ServingState
 from segray.serving.deployments import CONTROLLER, build_application
 from segray.serving.model_cache import ModelCache
+from segray.serving.status import ServingState
 from segray.tracking.client import connect_mlflow
 from segray.tracking.registry import available_hint
 
@@ -90,7 +90,7 @@ def running_server(config: Config, log: Callable[[str], None] = print) -> Iterat
     device, max_replicas = _plan_replicas(settings)
     _check_serve_not_running()
     try:
-        _start_serve(settings)
+        _start_serve()
         _run(build_application(settings, model, uri, str(cache_dir), device, max_replicas, token))
         yield ServerInfo(_server_url(settings), device, max_replicas, version)
     finally:
@@ -217,16 +217,16 @@ def _check_serve_not_running() -> None:
         raise ServingError("Ray Serve is already running on this cluster; stop it first, or use another cluster.")
 
 
-def _start_serve(settings: ServeConfig) -> None:
+def _start_serve() -> None:
     try:
-        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=LOGGING)
+        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LOGGING)  # the gateway listens itself
     except (RayError, RuntimeError) as error:
         raise ServingError(f"cannot start Ray Serve: {error}") from error
 
 
 def _run(app: serve.Application) -> None:
     try:
-        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+        serve.run(app, name=APP_NAME, route_prefix=None, logging_config=LOGGING)
     except (RayError, RuntimeError) as error:
         raise ServingError(f"cannot start the server: {_deployment_error()}") from error
 

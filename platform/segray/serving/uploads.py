@@ -1,6 +1,7 @@
 """Images of a request: an image as the body, or a multipart form with several images."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
@@ -12,17 +13,23 @@ from segray.serving.requests import IMAGE_TYPES, RequestError, validate_length
 MULTIPART = "multipart/form-data"
 
 
-async def read_images(request: Request, limits: ServeConfig) -> list[tuple[str, bytes]]:
+async def read_images(request: Request, limits: ServeConfig, reserve: Callable[[int], None]) -> list[tuple[str, bytes]]:
     """Returns the name and the content of each image of a request.
 
+    Args:
+        request: HTTP request.
+        limits: serving configuration.
+        reserve: function that reserves memory for received bytes.
+
     Raises:
-        RequestError: the request has no image, too many images, a body that is too large, or another media type.
+        RequestError: the request has no image, too many images, a body that is too large or too slow, or another media
+            type.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in {*IMAGE_TYPES, MULTIPART}:
         problem = f"unsupported Content-Type {media_type}" if media_type else "missing Content-Type"
         raise RequestError(f"{problem}; expected {', '.join([*IMAGE_TYPES, MULTIPART])}.", 415)
-    body = await _read_body(request, limits)
+    body = await _read_body(request, limits, reserve)
     if media_type != MULTIPART:
         return [("image", body)]
     files = await _parse_form(request.headers, body, limits.max_batch_images)
@@ -31,16 +38,26 @@ async def read_images(request: Request, limits: ServeConfig) -> list[tuple[str, 
     return files
 
 
-async def _read_body(request: Request, limits: ServeConfig) -> bytes:
-    """Returns the request body. Reading stops at the size limit."""
+async def _read_body(request: Request, limits: ServeConfig, reserve: Callable[[int], None]) -> bytes:
+    """Returns the request body. Reading stops at the size limit and at the time limit."""
     content_length = request.headers.get("content-length", "")
     if content_length.isdigit():
         validate_length(int(content_length), limits)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        validate_length(len(body), limits)
-    return bytes(body)
+    chunks, length = list[bytes](), 0
+    try:
+        async with asyncio.timeout(limits.transfer_timeout_s):
+            async for chunk in request.stream():
+                length += len(chunk)
+                validate_length(length, limits)
+                reserve(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestError(
+            f"{length} bytes of the request body arrived in serve.transfer_timeout_s {limits.transfer_timeout_s:g} s; "
+            "expected the complete body; send a smaller image, or use a faster connection.",
+            408,
+        ) from error
+    return b"".join(chunks)
 
 
 async def _parse_form(headers: Headers, body: bytes, max_files: int) -> list[tuple[str, bytes]]:

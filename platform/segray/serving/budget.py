@@ -1,0 +1,58 @@
+"""Budgets that clients share."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class SharedBudget:
+    """Budget that one client cannot exhaust: a client uses at most as much as is left for all the others.
+
+    One greedy client thus uses half of the budget, and n greedy clients use 1 / (n + 1) of it each. A client whose
+    first reservation does not fit into the rest is refused as well.
+
+    Args:
+        limit: size of the budget.
+
+    Attributes:
+        used: reserved amount of all clients.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.used = limit, 0.0
+        self._used_by: defaultdict[str, float] = defaultdict(float)
+
+    def reserve(self, client: str, amount: float) -> bool:
+        """Reserves an amount for a client and returns `True`, or returns `False` if too little is left."""
+        if self._used_by[client] + amount > self.limit - self.used:
+            self._forget_idle(client)
+            return False
+        self._used_by[client] += amount
+        self.used += amount
+        return True
+
+    def release(self, client: str, amount: float) -> None:
+        """Returns a reserved amount."""
+        self._used_by[client] -= amount
+        self.used -= amount
+        self._forget_idle(client)
+
+    @contextmanager
+    def reservation(self, client: str) -> Iterator[Callable[[float], bool]]:
+        """Yields a function that reserves an amount and returns whether it fits. Returns all of it at the end."""
+        total = 0.0
+
+        def grow(amount: float) -> bool:
+            nonlocal total
+            is_reserved = self.reserve(client, amount)
+            total += amount if is_reserved else 0.0
+            return is_reserved
+
+        try:
+            yield grow
+        finally:
+            self.release(client, total)
+
+    def _forget_idle(self, client: str) -> None:
+        if self._used_by[client] <= 0:
+            del self._used_by[client]

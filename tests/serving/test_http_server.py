@@ -1,0 +1,250 @@
+"""The HTTP server ends connections that are slow or greedy, and answers the others meanwhile."""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from socket import create_server
+
+import pytest
+
+from segray.config import ServeConfig
+from segray.core.errors import ServingError
+from segray.serving import http_server
+from segray.serving.gateway import Gateway
+from segray.serving.http_server import HttpServer
+from segray.serving.responses import SegmentationResponse
+from segray.serving.routes import build_app
+from segray.serving.status import ServingState, TargetVersions
+
+from .conftest import picture
+
+LARGE = b"x" * 2**23
+HEAD = "POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+
+
+class FakeReplicas:
+    """Replicas that answer at once, or never, and record which requests are dropped."""
+
+    def __init__(self, body=b"{}", delay=0.0):
+        self.body, self.delay, self.dropped, self.started = body, delay, 0, 0
+
+    async def segment(self, *_):
+        self.started += 1
+        yield None
+        try:
+            await asyncio.sleep(self.delay)
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
+        yield SegmentationResponse(self.body, "image/png", "1", 0.0, 1)
+
+
+class FakeController:
+    """Controller of a server with one replica."""
+
+    async def state(self):
+        return ServingState(TargetVersions("1"), ("1",), {}, (), {})
+
+
+@asynccontextmanager
+async def listening(replicas=None, host="127.0.0.1", **settings):
+    """A server with a gateway, and its port."""
+    family = 10 if ":" in host else 2
+    with create_server((host, 0), family=family) as free:
+        port = free.getsockname()[1]
+    settings = ServeConfig(host=host, port=port, **settings)
+    server = HttpServer(
+        build_app(Gateway(settings, replicas or FakeReplicas(), FakeController(), None, "g1")), settings
+    )
+    await server.start()
+    try:
+        yield server, port
+    finally:
+        await server.stop()
+
+
+async def send(port, text, body=b"", host="127.0.0.1", source=None):
+    local = (source, 0) if source else None
+    reader, writer = await asyncio.open_connection(host, port, local_addr=local, limit=2**12)
+    writer.write(text.encode() + body)
+    return reader, writer
+
+
+async def status(reader):
+    return int((await reader.readline()).split()[1])
+
+
+async def request(port, path="/healthz", **options):
+    reader, writer = await send(port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", **options)
+    line, *_ = (await reader.read()).partition(b"\r\n")
+    writer.close()
+    return int(line.split()[1])
+
+
+async def ended(reader, seconds=5):
+    """Whether the server ends a connection in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            while await reader.read(2**16):
+                pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_server_listens_on_loopback_addresses(host):
+    async def run():
+        async with listening(host=host) as (_, port):
+            return await request(port, host=host)
+
+    assert asyncio.run(run()) == 200
+
+
+def test_a_slow_body_is_refused_and_takes_no_place():
+    async def run():
+        replicas = FakeReplicas()
+        async with listening(replicas, transfer_timeout_s=0.5, max_pending_images=1) as (_, port):
+            slow = [await send(port, HEAD.format(1000), b"x" * 10) for _number in range(8)]
+            await asyncio.sleep(0.1)
+            body = picture()
+            reader, _writer = await send(port, HEAD.format(len(body)), body)
+            honest = await status(reader)
+            return honest, [await status(reader) for reader, _ in slow], replicas.started
+
+    assert asyncio.run(run()) == (200, [408] * 8, 1)
+
+
+def test_bodies_are_limited_in_memory_and_a_client_leaves_room_for_others():
+    async def run():
+        async with listening(transfer_timeout_s=5.0, max_pending_mib=2.0, max_request_mib=1.0) as (_, port):
+            greedy = [await send(port, HEAD.format(2**20), b"x" * (2**20 - 1), source="127.0.0.2") for _ in range(4)]
+            await asyncio.sleep(0.5)
+            body = picture()
+            reader, _writer = await send(port, HEAD.format(len(body)), body, source="127.0.0.3")
+            honest, statuses = await status(reader), []
+            for greedy_reader, _ in greedy:
+                try:
+                    async with asyncio.timeout(0.2):
+                        statuses.append(await status(greedy_reader))
+                except TimeoutError:
+                    statuses.append(None)
+            return honest, statuses
+
+    honest, greedy = asyncio.run(run())
+    assert honest == 200
+    assert greedy.count(429) >= 2
+
+
+def test_a_slow_header_ends_the_connection(monkeypatch):
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.3)
+
+    async def run():
+        async with listening() as (server, port):
+            silent, _ = await send(port, "")
+            slow, _ = await send(port, "GET /healthz HTTP/1.1\r\nX: ")
+            assert await request(port) == 200
+            ends = await ended(silent), await ended(slow)
+            return ends, server.limits.connections.used
+
+    assert asyncio.run(run()) == ((True, True), 0)
+
+
+def test_a_large_header_ends_the_connection():
+    async def run():
+        async with listening() as (_, port):
+            reader, writer = await send(port, "GET /healthz HTTP/1.1\r\nX: ")
+            for _ in range(100):
+                writer.write(b"x" * 2**14)
+                await asyncio.sleep(0)
+            return await ended(reader)
+
+    assert asyncio.run(run())
+
+
+def test_a_slow_reader_ends_and_a_fast_one_gets_all():
+    async def run():
+        body = picture()
+        async with listening(FakeReplicas(LARGE), transfer_timeout_s=0.5) as (server, port):
+            slow = [await send(port, HEAD.format(len(body)), body) for _ in range(4)]
+            fast, _ = await send(
+                port, HEAD.format(len(body)).replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"), body
+            )
+            received = await fast.read()
+            assert server.limits.unread.used > 0
+            await asyncio.sleep(1.0)
+            unread = server.limits.unread.used
+            return received, unread, [await ended(reader) for reader, _ in slow]
+
+    received, unread, ends = asyncio.run(run())
+    assert received.endswith(LARGE)
+    assert unread == 0
+    assert all(ends)
+
+
+def test_a_client_has_at_most_half_of_the_connections(monkeypatch):
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 20)
+
+    async def run():
+        async with listening() as (server, port):
+            greedy = [await send(port, "", source="127.0.0.2") for _ in range(30)]
+            await asyncio.sleep(0.2)
+            honest = await request(port, source="127.0.0.3")
+            used = server.limits.connections.used
+            for _, writer in greedy:
+                writer.close()
+            await asyncio.sleep(0.2)
+            return honest, used, server.limits.connections.used
+
+    honest, used, left = asyncio.run(run())
+    assert honest == 200
+    assert used == 10
+    assert left == 0
+
+
+def test_the_work_of_a_client_that_disconnects_is_dropped():
+    async def run():
+        replicas, body = FakeReplicas(delay=20.0), picture()
+        async with listening(replicas) as (_, port):
+            _, writer = await send(port, HEAD.format(len(body)), body)
+            async with asyncio.timeout(5):
+                while not replicas.started:
+                    await asyncio.sleep(0.01)
+                writer.transport.abort()
+                while not replicas.dropped:
+                    await asyncio.sleep(0.01)
+
+    started_at = time.perf_counter()
+    asyncio.run(run())
+    assert time.perf_counter() - started_at < 10
+
+
+def test_an_address_in_use_is_an_error(monkeypatch):
+    monkeypatch.setattr(http_server, "BIND_ATTEMPTS", 2)
+    monkeypatch.setattr(http_server, "BIND_RETRY_S", 0.01)
+
+    async def run():
+        async with listening() as (_, port):
+            settings = ServeConfig(port=port)
+            await HttpServer(
+                build_app(Gateway(settings, FakeReplicas(), FakeController(), None, "g2")), settings
+            ).start()
+
+    with pytest.raises(ServingError, match="cannot listen on serve.port"):
+        asyncio.run(run())
+
+
+def test_trusted_proxies_name_the_client():
+    async def run(**settings):
+        async with listening(**settings) as (server, port):
+            limits = server.limits
+            forwarded = "GET /readyz HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.0.0.7\r\nConnection: close\r\n\r\n"
+            reader, _ = await send(port, forwarded)
+            content = (await reader.read()).partition(b"\r\n\r\n")[2]
+            return limits.client_name(("127.0.0.1", 5)), json.loads(content)["ready"]
+
+    assert asyncio.run(run()) == ("127.0.0.1", True)
+    assert asyncio.run(run(trusted_proxies=("127.0.0.1",))) == ("127.0.0.1:5", True)

@@ -1,0 +1,207 @@
+"""A replica loads versions next to the one that answers, and compares a challenger with the champion."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from segray.config import ServeConfig
+from segray.core.classes import Classes
+from segray.core.errors import ServingError
+from segray.serving.model_version import LoadedModel
+from segray.serving.replica import Replica, count_agreeing_pixels
+
+from .conftest import LocalServing, damaged_version, mask, picture, segment, served
+
+
+async def counts_after_comparison(serving, images):
+    """The counters once every image is compared or dropped."""
+
+    def is_complete(state):
+        names = ("segray_compared_images", "segray_uncompared_images")
+        return sum(count for (name, _, _), count in state.counts.items() if name in names) == images
+
+    return (await serving.until(is_complete)).counts
+
+
+def test_a_replica_that_cannot_load_the_champion_uses_the_fallback(store):
+    number = damaged_version(store, "of another variant")
+
+    async def run():
+        async with served(store) as serving:
+            store.set("champion", number)
+            await serving.until(lambda state: any(f"version {number}" in problem for problem in state.problems))
+            late = Replica(serving.settings, "cpu", serving.controller, "r2")
+            await late.start()
+            return (await segment(late, picture())).version
+
+    assert asyncio.run(run()) == "1"
+
+
+def test_a_replica_does_not_start_without_a_valid_version(store):
+    number = damaged_version(store, "of another variant")
+    store.set("champion", number)
+
+    async def run():
+        async with served(store):
+            pass
+
+    with pytest.raises(ServingError, match=f"version {number}"):
+        asyncio.run(run())
+
+
+def test_a_canary_answers_its_fraction_and_is_compared_with_the_champion(store):
+    async def run():
+        async with served(store, canary=0.5) as serving:
+            await serving.until(lambda state: state.target.challenger == "2")
+            answers = [await mask(serving, picture()) for _ in range(40)]
+            return answers, await counts_after_comparison(serving, sum(number == "2" for number, _ in answers))
+
+    answers, counts = asyncio.run(run())
+    by_challenger = sum(number == "2" for number, _ in answers)
+    assert 5 <= by_challenger <= 35  # of 40 draws at one half: beyond is once in a million
+    for number, result in answers:
+        assert np.array_equal(result, store.mask(number, picture()))
+    images = counts["segray_compared_images", ("1", "2"), ""]
+    same = int((store.mask("1", picture()) == store.mask("2", picture())).sum())
+    assert counts["segray_agreed_pixels", ("1", "2"), ""] == images * same
+    assert counts["segray_compared_pixels", ("1", "2"), ""] == images * 48 * 80
+
+
+def test_a_shadow_is_compared_and_never_answers(store):
+    async def run():
+        async with served(store, shadow=1.0) as serving:
+            await serving.until(lambda state: state.target.challenger == "2")
+            answers = []
+            for _ in range(10):
+                answers.append((await mask(serving, picture()))[0])
+                await asyncio.sleep(0.1)
+            return answers, await counts_after_comparison(serving, 10)
+
+    answers, counts = asyncio.run(run())
+    assert set(answers) == {"1"}
+    assert counts["segray_compared_images", ("1", "2"), ""] > 0
+
+
+def test_without_canary_or_shadow_the_challenger_is_not_loaded(store):
+    async def run():
+        async with served(store) as serving:
+            return await serving.until(lambda state: state.serving)
+
+    state = asyncio.run(run())
+    assert state.target.challenger is None
+    assert set(state.models) == {"1"}
+
+
+def test_agreement_is_by_class_name():
+    ours, theirs = Classes.from_names(["road", "car", "sky"]), Classes.from_names(["sky", "road", "tree"])
+    agreeing = count_agreeing_pixels(np.array([[0, 1, 2, 2]]), ours, np.array([[1, 0, 0, 2]]), theirs)
+    assert agreeing == 2  # road is road, sky is sky; a tree is no class of ours
+
+
+def test_large_images_share_no_forward_pass(store, monkeypatch):
+    monkeypatch.setattr("segray.serving.model_version.BATCH_PIXELS", 48 * 80 * 3)
+    monkeypatch.setattr("segray.serving.model_version.MAX_BATCH_S", 1000.0)
+
+    async def run():
+        async with served(store, max_batch_size=8) as serving:
+            return [serving.replica._loaded["1"].max_batch_size(size) for size in ((48, 80), (96, 160), (8, 8))]
+
+    assert asyncio.run(run()) == [3, 1, 8]
+
+
+def test_requests_are_answered_while_a_version_is_loaded(store):
+    """Of every answer the version is named truly, before, while and after the change."""
+
+    async def run():
+        async with served(store) as serving:
+            answers, bodies = [], [picture(seed=seed) for seed in range(3)]
+
+            async def send():
+                while len({number for number, _, _ in answers}) < 2:
+                    for body in bodies:
+                        answers.append((*await mask(serving, body), body))
+
+            tasks = [asyncio.create_task(send()) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            store.set("champion", "2")
+            await asyncio.wait_for(asyncio.gather(*tasks), 20)
+            return answers
+
+    for number, result, body in asyncio.run(run()):
+        assert (result == store.mask(number, body)).mean() >= 1 - 1e-5
+
+
+def test_a_hanging_forward_pass_fails_the_health_check(store, monkeypatch):
+    async def run():
+        serving = LocalServing(store, ServeConfig())
+        await serving.ready()
+        serving.replica.check_health()
+        monkeypatch.setattr("segray.serving.replica.FORWARD_TIMEOUT_S", 0.0)
+        serving.replica.check_health()
+        serving.replica._large.batcher.batch_started_at = 0.0
+        with pytest.raises(ServingError, match="forward pass"):
+            serving.replica.check_health()
+
+    asyncio.run(run())
+
+
+def test_a_replica_reports_while_it_loads(store, monkeypatch):
+    async def run():
+        async with served(store) as serving:
+            await serving.until(lambda state: state.serving == ("1",))
+            go, load = threading.Event(), LoadedModel.__init__
+            monkeypatch.setattr(LoadedModel, "__init__", lambda *args: (go.wait(10), load(*args))[1])
+            store.set("champion", "2")
+            await serving.until(lambda state: state.target.champion == "2")
+            heard = [report for _, report in serving.controller._reports._reports.values() if report.serving]
+            await asyncio.sleep(1.5)
+            again = [report for _, report in serving.controller._reports._reports.values() if report.serving]
+            go.set()
+            await serving.until(lambda state: state.serving == ("2",))
+            return heard[0], again[0]
+
+    heard, again = asyncio.run(run())
+    assert heard is not again
+    assert again.serving == "1"
+
+
+def test_the_champion_answers_if_the_challenger_fails_on_an_image(store, monkeypatch):
+    async def run():
+        async with served(store, canary=1.0) as serving:
+            await serving.until(lambda state: state.target.challenger == "2" and "2" in state.models)
+            challenger = serving.replica._loaded["2"]
+            monkeypatch.setattr(challenger, "predict", lambda *_: 1 / 0)
+            answers = await mask(serving, picture())
+            return answers, await serving.until(
+                lambda state: any("fails on images" in problem for problem in state.problems)
+            )
+
+    (number, result), _ = asyncio.run(run())
+    assert number == "1"
+    assert np.array_equal(result, store.mask("1", picture()))
+
+
+@pytest.mark.parametrize(("traffic", "failing"), [("shadow", "2"), ("canary", "1")])
+def test_a_version_that_fails_in_a_comparison_is_a_problem(store, monkeypatch, traffic, failing):
+    async def run():
+        async with served(store, **{traffic: 1.0}) as serving:
+            await serving.until(lambda state: "2" in state.models)
+            monkeypatch.setattr(serving.replica._loaded[failing], "predict", lambda *_: 1 / 0)
+            await mask(serving, picture())
+            return await serving.until(lambda state: state.problems, 5)
+
+    (problem,) = asyncio.run(run()).problems
+    assert f"version {failing}: it fails on images: ZeroDivisionError" in problem
+
+
+def test_a_canary_with_other_classes_is_a_problem_and_answers_no_request(store, monkeypatch):
+    async def run():
+        async with served(store, canary=1.0) as serving:
+            await serving.until(lambda state: state.target.challenger == "2" and "2" in state.models)
+            serving.replica._loaded["2"].classes = Classes.from_names([f"c{number}" for number in range(8)])
+            await serving.until(lambda state: any("its classes differ" in problem for problem in state.problems))
+            return await mask(serving, picture())
+
+    assert asyncio.run(run())[0] == "1"
