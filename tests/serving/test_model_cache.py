@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from segray.core.errors import RegistryError
 from segray.models import checkpoint
 from segray.serving import model_cache
 from segray.serving.model_cache import ModelCache
@@ -65,10 +66,11 @@ def test_an_interrupted_download_is_evicted_with_its_version(store):
     assert [file.name for file in folder.iterdir()] == ["1"]
 
 
-def test_files_attached_to_a_version_are_included(store):
+def test_a_version_with_an_attached_file_is_refused(store):
     number = store.add(5)
     weights_file(store, number).with_name("model.onnx").write_bytes(b"onnx")
-    assert ModelCache(MODEL, store.uri, store.folder / "served").get(number).files["model.onnx"] == b"onnx"
+    with pytest.raises(RegistryError, match=r"model\.onnx"):
+        ModelCache(MODEL, store.uri, store.folder / "served").get(number)
 
 
 @pytest.mark.parametrize("part", [checkpoint.CONFIG, checkpoint.WEIGHTS])
