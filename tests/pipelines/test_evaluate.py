@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from segray.cli import evaluate as evaluate_cli
 from segray.cli import main as cli
+from segray.core.errors import DataError
 from segray.evaluation import evaluate as evaluate_module
+from segray.evaluation.report import write as write_module
 from segray.models import checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
@@ -101,3 +104,26 @@ def test_other_classes_are_named(folder, streets, tmp_path, monkeypatch, capsys)
         cli.run("evaluate")
     assert ended.value.code == 2
     assert "they differ in lava, " in capsys.readouterr().err
+
+
+def fail(*_):
+    raise DataError("no")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(evaluate_cli, "evaluate"), (write_module.figures, "plot_examples")],
+    ids=["evaluation", "last figure"],
+)
+def test_an_earlier_report_outlives_a_failure(folder, streets, tmp_path, monkeypatch, capsys, module, name):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "index.html").write_text('<!doctype html><meta name="generator" content="segray">the old one')
+    (report / "classes.png").write_text("old")
+    before = {path.name: path.read_text() for path in report.iterdir()}
+    monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(sys, "argv", command(folder, streets, "--report", report)[1:])
+    with pytest.raises(SystemExit):
+        cli.run("evaluate")
+    assert "no" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in report.iterdir()} == before

@@ -10,6 +10,7 @@ from segray.cli.command import make_console, write_json
 from segray.cli.tables import print_comparison, print_results
 from segray.config import Config, paths
 from segray.core.errors import DataError, RegistryError, SegrayError, format_list
+from segray.core.report_folder import check_report_folder
 from segray.evaluation.compare import Comparison
 from segray.evaluation.evaluate import (
     Evaluation,
@@ -20,7 +21,7 @@ from segray.evaluation.evaluate import (
     flat_metrics,
 )
 from segray.evaluation.report.page import Baseline
-from segray.evaluation.report.write import prepare_output_dir, write_report
+from segray.evaluation.report.write import write_report
 from segray.models import checkpoint
 from segray.tracking import evaluations
 from segray.tracking.references import open_model
@@ -73,14 +74,14 @@ def _build_request(flags: argparse.Namespace, config: Config) -> EvaluationReque
 
 def _check(flags: argparse.Namespace, folder: Path, baseline: Path | None) -> None:
     """Rejects errors that would otherwise appear only after the evaluation."""
-    if flags.report:
-        prepare_output_dir(flags.report)
     for checkpoint_dir in filter(None, (folder, baseline)):
         checkpoint.load_meta(checkpoint_dir)
     if baseline and checkpoint.load_classes(baseline).names != checkpoint.load_classes(folder).names:
         raise DataError(
             f"{flags.against} has other classes than {flags.model}; expected a model with the same classes."
         )
+    if flags.report:
+        check_report_folder(flags.report)
 
 
 def _write_report(

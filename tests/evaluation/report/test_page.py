@@ -16,6 +16,7 @@ from PIL import Image
 from segray.config import EvalConfig
 from segray.core.classes import Classes
 from segray.core.errors import DataError
+from segray.core.report_folder import check_report_folder
 from segray.evaluation.compare import compare
 from segray.evaluation.counter import Counts, ImageCounts
 from segray.evaluation.evaluate import Evaluation, EvaluationRequest, evaluate
@@ -26,7 +27,7 @@ from segray.evaluation.metrics.scores import iou as iou_of
 from segray.evaluation.metrics.scores import scores_from_confusion
 from segray.evaluation.report.examples import Example, error_overlay, select_examples
 from segray.evaluation.report.page import Baseline, render_evaluation_page
-from segray.evaluation.report.write import prepare_output_dir, write_report
+from segray.evaluation.report.write import write_report
 from segray.evaluation.results import ImageScore, compute_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -311,8 +312,8 @@ def test_a_browser_shows_the_whole_report_without_an_error(folder, streets, tmp_
     assert len(pictures) == 4 * 7
     assert all(Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size[0] == 420 for one in pictures)
     with pytest.raises(DataError, match="is not empty; choose another folder"):
-        prepare_output_dir(tmp_path)
-    prepare_output_dir(tmp_path / "report")  # a report may be made anew
+        check_report_folder(tmp_path)
+    check_report_folder(tmp_path / "report")  # a report may be made anew
     broken = tmp_path / "broken.html"
     broken.write_text("<script>console.error('no')</script>")
     assert len(console(broken)[0]) == 1  # the eye is open

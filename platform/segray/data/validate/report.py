@@ -14,13 +14,13 @@ MAX_SIZES = 12
 _TEMPLATE = Path(__file__).with_name("templates") / "report.html"
 
 
-def render_report(name: str, report: ValidationReport, sheet: str) -> str:
+def render_report(name: str, report: ValidationReport, sheet: str | None) -> str:
     """Renders the report as an HTML page.
 
     Args:
         name: name of the dataset.
         report: result of the validation.
-        sheet: path of the contact sheet relative to the page.
+        sheet: path of the contact sheet relative to the page; `None` if there is none.
     """
     image_sizes = sum((statistics.sizes for statistics in report.splits.values()), Counter[tuple[int, int]]())
     common_sizes = image_sizes.most_common(MAX_SIZES)

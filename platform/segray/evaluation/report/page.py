@@ -14,14 +14,14 @@ from PIL import Image
 
 from segray.core.classes import Classes, Colour
 from segray.core.html import render_page
-from segray.core.visualize import Pixels, colorize
+from segray.core.visualize import Pixels, colorize, fit_size
 from segray.evaluation.compare import Comparison
 from segray.evaluation.evaluate import Evaluation
 from segray.evaluation.metrics.calibration import NUM_BINS
 from segray.evaluation.metrics.confusion import Confusion
 from segray.evaluation.report.examples import Example, error_overlay
 
-WIDTH = 420  # width of images in px
+WIDTH, MAX_HEIGHT = 420, 1680  # size of images in px
 
 TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 MAX_LABELLED = 25
@@ -194,10 +194,10 @@ def _example(example: Example, classes: Classes) -> dict[str, Any]:
 
 
 def _data_uri(picture: Pixels, *, lossless: bool) -> str:
-    """Returns an image as a data URI, resized to `WIDTH`."""
+    """Returns an image as a data URI, resized to `WIDTH`, or to `MAX_HEIGHT` if it is very tall."""
     image = Image.fromarray(picture)
-    height = max(1, round(image.height * WIDTH / image.width))
-    image = image.resize((WIDTH, height), Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)
+    size = fit_size(image.width, image.height, WIDTH, MAX_HEIGHT)
+    image = image.resize(size, Image.Resampling.NEAREST if lossless else Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     if lossless:
         image.save(buffer, "PNG", optimize=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from segray.config import Config
 from segray.core import plots
-from segray.core.errors import DataError
 from segray.core.html import render_page
+from segray.core.report_folder import PAGE, stage_report
 from segray.tune import results
 from segray.tune.report import figures
 from segray.tune.report.importance import setting_importances
@@ -16,7 +16,6 @@ from segray.tune.results import SweepCost
 from segray.tune.space import dimensions
 from segray.tune.trial import Trial, objective_sign
 
-PAGE = "index.html"
 TEMPLATE = Path(__file__).with_name("templates") / "page.html"
 
 
@@ -47,9 +46,8 @@ def write_sweep_report(
     front = results.pareto_front(trials, metrics)
     if len(metrics) > 1:
         plotted["front"] = figures.plot_front(trials, front, metrics)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        files = {name: plots.save_figure(figure, out / f"{name}.png") for name, figure in plotted.items()}
+    with stage_report(out) as staging:
+        files = {name: plots.save_figure(figure, staging / f"{name}.png") for name, figure in plotted.items()}
         page = render_page(
             TEMPLATE,
             config=config,
@@ -63,9 +61,7 @@ def write_sweep_report(
             rows=_table_rows(trials, metrics),
             images={name: base64.b64encode(file.read_bytes()).decode() for name, file in files.items()},
         )
-        (out / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise DataError(f"report {out} cannot be written ({error}).") from error
+        (staging / PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
     return out / PAGE
 
 
