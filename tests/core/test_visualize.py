@@ -34,3 +34,22 @@ def test_a_very_wide_image_has_a_strip_of_one_pixel(tmp_path):
     ids = np.zeros((1, 4 * WIDTH), np.int64)
     visualize.save_previews([PreviewRow(np.zeros((1, 4 * WIDTH, 3), np.uint8), ids, ids)], CLASSES, tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size == (3 * WIDTH, HEADER + 1)
+
+
+def test_a_very_tall_image_keeps_its_shape_in_a_strip_of_bounded_height(tmp_path):
+    ids = np.ones((64 * WIDTH, 32), np.int64)
+    rows = [PreviewRow(np.full((*ids.shape, 3), 77, np.uint8), ids, ids)]
+    visualize.save_previews(rows, CLASSES, tmp_path / "x.png")
+    sheet = np.asarray(Image.open(tmp_path / "x.png"))
+    assert sheet.shape == (HEADER + visualize.MAX_HEIGHT, 3 * WIDTH, 3)
+    width = round(32 * visualize.MAX_HEIGHT / (64 * WIDTH))
+    assert (sheet[HEADER:, WIDTH : WIDTH + width] == CLASSES.palette[1]).all()
+    assert not sheet[HEADER:, WIDTH + width : 2 * WIDTH].any()
+
+
+def test_a_size_fits_a_box_without_change_of_shape():
+    assert visualize.fit_size(200, 100, 50, 80) == (50, 25)
+    assert visualize.fit_size(100, 200, 50, 80) == (40, 80)
+    assert visualize.fit_size(10, 10, 50, 80) == (50, 50)
+    assert visualize.fit_size(1, 100_000, 50, 80) == (1, 80)
+    assert visualize.fit_size(100_000, 1, 50, 80) == (50, 1)

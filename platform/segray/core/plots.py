@@ -12,6 +12,8 @@ from matplotlib.text import Text
 INK, SOFT, LINE, BLUE, RED = "#1d2530", "#5d6b7c", "#c5ccd4", "#2f6fb0", "#dc2626"
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
 DPI = 130
+MAX_SIDE_PX = 2**16 - 1
+"""Maximum side of a figure; many viewers support no larger images."""
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -32,15 +34,16 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def save_figure(figure: Figure, file: Path) -> Path:
-    """Writes a figure and returns its file.
+    """Writes a figure and returns its file. A figure that would exceed `MAX_SIDE_PX` has a lower resolution.
 
     Raises:
         OSError: the file cannot be written.
     """
     FigureCanvasAgg(figure)
+    dpi = min(DPI, MAX_SIDE_PX / max(figure.get_size_inches()))
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # names of classes and images may contain `$`
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # pages support all scripts
-        figure.savefig(file, dpi=DPI, facecolor="white")
+        figure.savefig(file, dpi=dpi, facecolor="white")
     return file

@@ -14,6 +14,7 @@ Pixels = NDArray[np.uint8]
 Ids = NDArray[np.integer]
 
 WIDTH = 320  # width of a column in px
+MAX_HEIGHT = 4 * WIDTH  # height of a row in px; a narrower image has a smaller width
 HEADER = 16
 COLUMNS = ("image", "truth", "prediction")
 IGNORED = (255, 255, 255)
@@ -72,12 +73,18 @@ def draw_overlay(image: Pixels, ids: Ids, classes: Classes, opacity: float = 0.5
 
 def _strip(images: Iterable[Pixels]) -> Image.Image:
     first, *others = (Image.fromarray(image) for image in images)
-    height = max(1, round(others[0].height * WIDTH / others[0].width))
-    strip = Image.new("RGB", (WIDTH * (1 + len(others)), height))
-    strip.paste(first.resize((WIDTH, height)), (0, 0))
+    size = fit_size(others[0].width, others[0].height, WIDTH, MAX_HEIGHT)
+    strip = Image.new("RGB", (WIDTH * (1 + len(others)), size[1]))
+    strip.paste(first.resize(size), (0, 0))
     for number, mask in enumerate(others, 1):
-        strip.paste(mask.resize((WIDTH, height), Image.Resampling.NEAREST), (WIDTH * number, 0))
+        strip.paste(mask.resize(size, Image.Resampling.NEAREST), (WIDTH * number, 0))
     return strip
+
+
+def fit_size(width: int, height: int, max_width: int, max_height: int) -> tuple[int, int]:
+    """Returns the largest (width, height) of the same aspect ratio within the maxima, each at least 1."""
+    scale = min(max_width / width, max_height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def draw_legend(classes: Classes, width: int) -> Image.Image:
