@@ -163,6 +163,15 @@ def test_evaluation_reports_or_skips_a_bad_row(bad_source):
     assert len(bad) == 2
 
 
+def test_evaluation_names_the_row_of_an_id_that_is_no_class(source, streets):
+    num_classes = read_manifest(str(streets)).classes.num_classes
+    assert list(evaluation_rows(source, range(2), None, 32, RESOURCES, num_classes=num_classes))
+    with pytest.raises(
+        DataError, match=rf"row \d+ \(train/\S+\): the mask contains the ids \[.*{num_classes - 1}\] in"
+    ):
+        list(evaluation_rows(source, range(41), None, 32, RESOURCES, num_classes=num_classes - 1))
+
+
 def test_a_full_object_store_is_an_error_with_a_hint(source, monkeypatch):
     def full(*_, **__):
         raise OutOfDiskError

@@ -82,6 +82,21 @@ def encode_mask(mask: Mask) -> bytes:
     return encoded.tobytes()
 
 
+def require_known_ids(mask: Mask, num_classes: int, ignore_id: int) -> None:
+    """Checks that every id (H, W) of a mask is a class or the ignore id.
+
+    Raises:
+        DataError: the mask contains another id.
+    """
+    foreign = mask[(mask >= num_classes) & (mask != ignore_id)]
+    if foreign.size:
+        raise DataError(
+            f"the mask contains the ids {np.unique(foreign)[:5].tolist()} in {foreign.size} pixels; expected "
+            f"0..{num_classes - 1}, or {ignore_id} for ignored pixels; convert the dataset again with the correct "
+            "classes, or correct the fill_mask of data.augment."
+        )
+
+
 def mask_array(image: Image.Image) -> Mask:
     """Converts a one-channel image to an (H, W) array of ids without rescaling."""
     pixels = np.asarray(image)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from segray.core.classes import ignore_id
 from segray.core.concurrency import map_ordered
 from segray.core.errors import DataError
 from segray.core.numbers import MIB
 from segray.data.augment.augmenter import Augmenter
 from segray.data.crops import Batch, SlotDraw, batches_on_cluster, batches_on_threads
-from segray.data.images import decode_image, decode_mask
+from segray.data.images import decode_image, decode_mask, require_known_ids
 from segray.data.prefetch import RowCache, SharedSplit, prefetch_rows
 from segray.data.preprocess import preprocess
 from segray.data.reader import SplitReader
@@ -144,6 +145,7 @@ def evaluation_rows(
     size_multiple: int,
     resources: LoaderResources,
     on_bad: OnBadRow = raise_bad_row,
+    num_classes: int | None = None,
 ) -> Iterator[Batch]:
     """Yields each row once, as a batch of one image.
 
@@ -154,6 +156,7 @@ def evaluation_rows(
         size_multiple: multiple to which the sides are rounded up.
         resources: resources that this rank may use.
         on_bad: callback that receives the error of a row that cannot be decoded. If it returns, the row is skipped.
+        num_classes: number of classes K; a mask with another id is an error of its row. `None` accepts every id.
 
     Yields:
         Batches with `image` (1, 3, H', W') uint8 RGB, resized for the model, `mask` (1, H, W) uint8 or int64 at full
@@ -168,7 +171,7 @@ def evaluation_rows(
     def load(row_and_cache: tuple[int, RowCache]) -> Batch | DataError:
         row, cache = row_and_cache
         try:
-            return _decode_row(row, cache, short_side, size_multiple)
+            return _decode_row(row, cache, short_side, size_multiple, num_classes)
         except DataError as error:
             return _bad_row_error(source, row, cache.row_id(row), str(error))
 
@@ -184,9 +187,13 @@ def evaluation_rows(
                 yield result
 
 
-def _decode_row(row: int, cache: RowCache, short_side: int | None, size_multiple: int) -> Batch:
+def _decode_row(
+    row: int, cache: RowCache, short_side: int | None, size_multiple: int, num_classes: int | None
+) -> Batch:
     encoded_image, encoded_mask = cache[row]
     image = preprocess(decode_image(encoded_image), short_side, size_multiple)
     mask = decode_mask(encoded_mask)
+    if num_classes is not None:  # on a GPU, such an id would end the process without naming the row
+        require_known_ids(mask, num_classes, ignore_id(num_classes))
     wide_mask = mask.astype(np.int64) if mask.dtype == np.uint16 else mask  # torch cannot index with uint16
     return {"image": image, "mask": torch.from_numpy(wide_mask)[None], "row": torch.tensor([row])}

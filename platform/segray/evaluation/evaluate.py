@@ -250,6 +250,7 @@ def _count_share(task: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
         task.config.eval.size_multiple,
         LoaderResources(resources.read_cpus, resources.threads),
         lambda error: bad_rows.append(str(error)),
+        task.classes.num_classes,
     )
     model = model.to(torch.device(resources.device))
     inference = InferenceConfig.from_config(task.config)

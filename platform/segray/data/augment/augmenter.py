@@ -18,6 +18,7 @@ from segray.core.errors import DataError
 from segray.data.augment.crop import PAD_COLOUR
 from segray.data.augment.mixing import Crop, CutMix, Mosaic
 from segray.data.augment.recipe import SegFormerRecipe
+from segray.data.images import require_known_ids
 
 Encoded = tuple[bytes, bytes]
 
@@ -58,15 +59,17 @@ class Augmenter:
     Attributes:
         ignore_id: mask value of padded pixels.
         crop_px: side of the crop in px.
+        num_classes: number of classes K; a mask with another id is an error of its row. `None` accepts every id.
     """
 
-    def __init__(self, config: DataConfig, ignore_id: int) -> None:
+    def __init__(self, config: DataConfig, ignore_id: int, num_classes: int | None = None) -> None:
         self._config = config
+        self.num_classes = num_classes
         self.ignore_id, self.crop_px = ignore_id, config.crop
         self._crop_row = _build_row_transform(config, ignore_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Augmenter, (self._config, self.ignore_id)
+        return Augmenter, (self._config, self.ignore_id, self.num_classes)
 
     def draw(self, seed: int) -> CropDraw:
         """Samples the mixing of the crop with the given seed, 0..2^32-1."""
@@ -89,7 +92,8 @@ class Augmenter:
             draw: random choices of the crop.
 
         Raises:
-            BadRowError: the bytes are not an image or a mask, or the configured transforms fail on them.
+            BadRowError: the bytes are not an image or a mask, the configured transforms fail on them, or the mask
+                contains an id that is neither a class nor the ignore id.
         """
         crops = [self._crop(index, row, seed) for index, (row, seed) in enumerate(zip(rows, draw.seeds, strict=True))]
         return draw.mix.apply(crops) if draw.mix else crops[0]
@@ -97,6 +101,8 @@ class Augmenter:
     def _crop(self, index: int, row: Encoded, seed: int) -> Crop:
         try:
             crop: Crop = self._crop_row(*row, seed)
+            if self.num_classes is not None:  # on a GPU, such an id would end the process without naming the row
+                require_known_ids(crop[1], self.num_classes, self.ignore_id)
         except (DataError, ValueError, cv2.error) as error:
             if is_out_of_memory(error):  # the row is not at fault
                 raise
