@@ -50,7 +50,7 @@ def _batches(
     config: Config, source: SplitReader, classes: Classes, placement: WorkerResources, count: int
 ) -> Iterator[Batch]:
     plan = build_epoch_plan(source, config, draws_per_epoch(source, config.data))
-    augment = Augmenter(config.data, classes.ignore_id)
+    augment = Augmenter(config.data, classes.ignore_id, classes.num_classes)
     slots = range(config.train.batch)
     return training_batches(source, plan, slots, 0, count, augment, loader_resources(config, placement))
 

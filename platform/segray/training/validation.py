@@ -90,19 +90,23 @@ def _rows(state: WorkerState) -> Iterator[dict[str, Any]]:
         config.eval.size_multiple,
         loader_resources(config, state.job.placement, state.job.shared_splits.get(config.data.val_split)),
         state.val_bad_rows,
+        manifest.classes.num_classes,
     )
 
 
 def _save_preview(state: WorkerState, rows: list[dict[str, Any]]) -> None:
-    previews = []
-    for row in rows:
-        truth = row["mask"][0].cpu().numpy()
-        images, mode = row["image"].to(state.device), InferenceConfig.from_config(state.job.config)
-        prediction = segment(state.train_state.eval_model, images, truth.shape, mode)[0].cpu().numpy()
-        previews.append(visualize.PreviewRow(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, prediction))
+    """Writes the preview of this step. No error of it ends the run, because only people look at it."""
+    classes, file = state.job.manifest.classes, preview_path(state.job.folder, state.progress.step)
     try:
-        visualize.save_previews(
-            previews, state.job.manifest.classes, preview_path(state.job.folder, state.progress.step)
+        visualize.save_previews([_preview_row(state, row) for row in rows], classes, file)
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            "the preview of step %d cannot be written (%s: %s)", state.progress.step, type(error).__name__, error
         )
-    except OSError as error:
-        logging.getLogger(__name__).warning("the preview of step %d cannot be written: %s", state.progress.step, error)
+
+
+def _preview_row(state: WorkerState, row: dict[str, Any]) -> visualize.PreviewRow:
+    truth = row["mask"][0].cpu().numpy()
+    images, mode = row["image"].to(state.device), InferenceConfig.from_config(state.job.config)
+    prediction = segment(state.train_state.eval_model, images, truth.shape, mode)[0].cpu().numpy()
+    return visualize.PreviewRow(row["image"][0].permute(1, 2, 0).cpu().numpy(), truth, prediction)

@@ -82,6 +82,7 @@ def configure_worker_logging() -> None:
     silence_libraries()
     logging.getLogger(REPORT_LOGGER).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Grad strides do not match")  # applies to every channels-last convolution
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # plug-ins may use all of theirs
 
 
 class TrainWorker:
@@ -144,7 +145,7 @@ class TrainWorker:
             rank_slots(state.rank, state.world, config.train.batch),
             state.progress.step,
             config.train.steps,
-            Augmenter(config.data, classes.ignore_id),
+            Augmenter(config.data, classes.ignore_id, classes.num_classes),
             loader_resources(config, job.placement, job.shared_splits.get(config.data.train_split)),
             state.train_bad_rows,
         )

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S
 from segray.config import Config
 from segray.core.errors import ClusterError
+from segray.core.imports import is_import_path
 from segray.core.numbers import GIB
 from segray.data.sampler import row_seed
 from segray.models import checkpoint
@@ -203,9 +204,20 @@ def wrap_ddp(state: WorkerState) -> nn.Module:
     model = state.train_state.model
     if state.world == 1:
         return model
-    devices = [state.device] if state.device.type == "cuda" else None
-    # Batch norm already keeps its running moments equal on all ranks.
-    return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        device_ids=[state.device] if state.device.type == "cuda" else None,
+        forward_sync_buffers=False,  # batch norm already keeps its running moments equal on all ranks
+        gradient_as_bucket_view=True,
+        # Only parts of the user may leave a parameter without a gradient. The search for them takes time in every step.
+        find_unused_parameters=_has_user_parts(state.job.config),
+    )
+
+
+def _has_user_parts(config: Config) -> bool:
+    return any(
+        is_import_path(name) for name in (config.model.encoder, config.model.head, *config.loss.weight_by_loss())
+    )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

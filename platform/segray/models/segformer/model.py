@@ -67,7 +67,7 @@ class SegFormer(SegmentationModel):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns {"seg": logits (B, K, ceil(H/4), ceil(W/4))} of uint8 RGB images (B, 3, H, W).
 
-        In training, an auxiliary head adds "aux", (B, K, ceil(H/16), ceil(W/16)). A user-defined head may return
+        An auxiliary head in training mode adds "aux", (B, K, ceil(H/16), ceil(W/16)). A user-defined head may return
         further entries.
 
         Raises:
@@ -77,7 +77,7 @@ class SegFormer(SegmentationModel):
         maps = self.encoder((images - self.mean).mul_(self.scale))
         outputs = self.head(maps)
         outputs = outputs if isinstance(outputs, dict) else {"seg": outputs}
-        if self.aux_head is not None and self.training:
+        if self.aux_head is not None and self.aux_head.training:
             outputs["aux"] = self.aux_head(maps[AUX_STAGE])
         return outputs
 

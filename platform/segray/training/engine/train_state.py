@@ -45,7 +45,7 @@ class TrainState:
         train = self.config.train
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         encoder = [self.model.encoder] if train.freeze_encoder else []
-        return [*encoder, *(norms if train.batch_norm == "frozen" else [])]
+        return [*encoder, *_unused_heads(self.config, self.model), *(norms if train.batch_norm == "frozen" else [])]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the training state except the weights, without copying.
@@ -113,6 +113,8 @@ def build_train_state(config: Config, model: SegmentationModel, device: torch.de
     """
     if config.train.freeze_encoder:
         model.encoder.requires_grad_(False)
+    for head in _unused_heads(config, model):  # DDP waits for the gradient of every parameter that requires one
+        head.requires_grad_(False)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(device)
@@ -125,3 +127,11 @@ def build_train_state(config: Config, model: SegmentationModel, device: torch.de
     if config.train.compile:
         model.compile()
     return TrainState(config, model, optimiser, stepper, ema)
+
+
+def _unused_heads(config: Config, model: SegmentationModel) -> list[nn.Module]:
+    """Returns the heads that only training uses, if their loss has no weight."""
+    if config.loss.aux_weight:
+        return []
+    names = (prefix.removesuffix(".") for prefix in model.training_only)
+    return [head for name in names if (head := getattr(model, name)) is not None]

@@ -77,10 +77,24 @@ def build_loss(config: LossConfig, num_classes: int, class_pixels: Sequence[int]
             terms.append((weight, _normalized(name, pixel_sums[name])))
         else:
             terms.append((weight, import_callable("loss.terms", name, ModelError)))
-    return _weighted_sum(terms, _normalized("aux", cross_entropy_sum), config.aux_weight)
+    known_outputs = ["seg"] * any(name in pixel_sums for name in config.weight_by_loss()) + ["aux"] * bool(
+        config.aux_weight
+    )
+    return _weighted_sum(terms, _normalized("aux", cross_entropy_sum), config.aux_weight, known_outputs)
 
 
-def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weight: float) -> Loss:
+def _weighted_sum(
+    terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weight: float, known_outputs: Sequence[str]
+) -> Loss:
+    """Returns the weighted sum of losses.
+
+    Args:
+        terms: losses and their weights.
+        auxiliary: loss of the auxiliary head.
+        aux_weight: weight of that loss.
+        known_outputs: names of the outputs that the losses certainly use, if there are such outputs.
+    """
+
     def loss(
         outputs: Mapping[str, Tensor],
         batch: Mapping[str, Tensor],
@@ -95,9 +109,18 @@ def _weighted_sum(terms: Sequence[tuple[float, Loss]], auxiliary: Loss, aux_weig
             aux_outputs = {"seg": outputs["aux"]}
             results.append((aux_weight, *auxiliary(aux_outputs, batch, ignore_id=ignore_id, normaliser=normaliser)))
         total = torch.stack([weight * value for weight, value, _ in results]).sum()
+        total = total + _zero_of({name: output for name, output in outputs.items() if name not in known_outputs})
         return total, {name: part for _, _, parts in results for name, part in parts.items()}
 
     return loss
+
+
+def _zero_of(outputs: Mapping[str, Tensor]) -> Tensor | float:
+    """Returns a zero that depends on every output, with gradients of 0 even if an output is not finite.
+
+    DDP requires that every output of the model takes part in the loss.
+    """
+    return sum((torch.atleast_1d(output)[:0].sum() for output in outputs.values()), start=0.0)
 
 
 def _normalized(name: str, pixel_sum: PixelSum) -> Loss:
