@@ -96,7 +96,7 @@ def run(world, folder):
         )
         for rank in range(world)
     ]
-    errors = [process.communicate(timeout=240)[1] for process in ranks]
+    errors = [process.communicate(timeout=540)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * world, errors
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 

@@ -169,15 +169,26 @@ def test_one_images_table_bears_its_name_however_long(folder, tmp_path):
         assert (tmp_path / "out" / written).exists()
 
 
-def test_an_image_for_which_nothing_works_is_a_problem_of_its_own(folder, drawn, tmp_path, monkeypatch):
-    predictor, inputs = Predictor(folder), open_inputs(str(drawn / "turned.jpg"))
+def test_an_error_of_the_device_ends_the_job_and_a_repeat_goes_on(folder, drawn, tmp_path, whole):
+    """CUDA repeats such an error at every later call, so that all other images would fail as well."""
+    predictor, inputs, repaired = Predictor(folder), open_inputs(str(drawn)), tmp_path / "repaired"
+    calls = []
 
-    def no_memory(*_):
-        raise RuntimeError("out of memory")
+    def fail_from_the_third_call(*_):
+        calls.append(1)
+        if len(calls) > 2 and not repaired.exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Predictor, "__call__", no_memory)
-    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
-    assert segment_locally(inputs, work, "cpu") == ChunkResult(0, ("turned: RuntimeError: out of memory",))
+    predictor._model.register_forward_pre_hook(fail_from_the_third_call)
+    work = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes, overlay=True))
+    with pytest.raises(SegrayError, match=r"(?s)cam\d/deep/\d+ cannot be segmented.*CUDA error.*same command") as ended:
+        run_batch_job(inputs, work, {"model": "m"}, 1, "cpu")
+    assert not isinstance(ended.value, DataError)
+    assert not (tmp_path / "out" / SUMMARY).exists()
+    assert not list((tmp_path / "out").rglob("done/*.json"))
+    repaired.touch()
+    run_batch_job(inputs, work, {"model": "m"}, 1, "cpu")
+    assert files(tmp_path / "out") == files(whole)
 
 
 def test_a_prepared_dataset_is_segmented_as_it_is(folder, streets, tmp_path):

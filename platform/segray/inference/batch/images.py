@@ -8,8 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, LocalFileSystem
 
+from segray.config.paths import is_uri
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list, is_encodable
-from segray.data.storage import content_hash, filesystem
+from segray.data.storage import content_hash, credentials_hint, filesystem
 from segray.inference.batch.inputs import Chunks, InputImage
 
 
@@ -88,7 +90,11 @@ class ImageFiles:
         return True
 
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the single chunk, unless it is done."""
+        """Yields the single chunk, unless it is done.
+
+        Raises:
+            DataError: the store that contains the files cannot be read.
+        """
         if 0 not in done:
             yield 0, [self._read(file) for file in self.files]
 
@@ -98,4 +104,9 @@ class ImageFiles:
             with fs.open_input_stream(file.path) as stream:
                 return InputImage(file.name, stream.read())
         except OSError as error:
+            if not isinstance(error, FileNotFoundError) and (is_uri(self.source) or is_out_of_memory(error)):
+                raise DataError(  # the store fails, and would fail for every other image
+                    f"{file.path} cannot be read ({error}){credentials_hint(self.source).rstrip('.')}; "
+                    "the same command resumes the job."
+                ) from error
             return InputImage(file.name, b"", f"{file.path} cannot be read ({error})")

@@ -1,5 +1,6 @@
 """Runs a complete batch job, resumes an interrupted one, and records the progress."""
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,8 @@ def run_batch_job(
     Raises:
         DataError: the source cannot be read, the results cannot be written, or the folder contains another job.
         CapacityError: the cluster has not enough resources for the actors.
+        SegrayError: the job failed for a reason other than an image, such as a device error. The finished chunks are
+            recorded, and the same call resumes the job.
     """
     job = {"source": inputs.location, "source version": inputs.version, **settings}
     progress = JobProgress(task.outputs.root)
@@ -84,7 +87,7 @@ CHUNK_SCHEMA = pa.schema(
 )
 RESULT_SCHEMA = pa.schema(
     [(name, pa.int64()) for name in ("shard", "chunk", "images")]
-    + [("problems", pa.list_(pa.string())), ("error", pa.string())]
+    + [("problems", pa.list_(pa.string())), ("error", pa.string()), ("is_data_error", pa.bool_())]
 )
 NO_IMAGES = ChunkResult(0)
 
@@ -102,7 +105,8 @@ def segment_on_cluster(
 
     Raises:
         DataError: the source cannot be read, or the results cannot be written.
-        SegrayError: actors or nodes were lost too many times in a row.
+        SegrayError: actors or nodes were lost too many times in a row, or an image could not be segmented for a reason
+            other than the image.
     """
     finished, failures = set(done), 0
     while True:
@@ -153,7 +157,7 @@ def _run_dataset(
     with translate_store_full():
         for row in segmented.iter_rows():
             if row["error"]:
-                raise DataError(row["error"])
+                raise (DataError if row["is_data_error"] else SegrayError)(row["error"])
             yield (row["shard"], row["chunk"]), ChunkResult(row["images"], tuple(row["problems"]))
 
 
@@ -168,17 +172,19 @@ class _SegmentActor:
         (row,) = batch.to_pylist()
         key = row["shard"], row["chunk"]
         if row["error"]:
-            return _result_row(key, error=row["error"])
+            return _result_row(key, error=DataError(row["error"]))
         chunk = [InputImage(**image) for image in row["images"]]
         try:
             result = self._segment(f"part-{format_key(key)}", chunk)
             self._progress.save(key, result)
-        except DataError as error:
-            return _result_row(key, error=str(error))
+        except SegrayError as error:
+            if error.__cause__ is not None:
+                logging.getLogger(__name__).error("the traceback of the following error", exc_info=error.__cause__)
+            return _result_row(key, error=error)
         return _result_row(key, result)
 
 
-def _result_row(key: Key, result: ChunkResult = NO_IMAGES, error: str = "") -> pa.Table:
+def _result_row(key: Key, result: ChunkResult = NO_IMAGES, error: SegrayError | None = None) -> pa.Table:
     """Returns a row with the result of a chunk.
 
     Errors are returned as values, because Ray would print and retry a raised error.
@@ -188,7 +194,8 @@ def _result_row(key: Key, result: ChunkResult = NO_IMAGES, error: str = "") -> p
         "chunk": key[1],
         "images": result.images,
         "problems": list(result.problems),
-        "error": error,
+        "error": "" if error is None else str(error),
+        "is_data_error": isinstance(error, DataError),
     }
     return pa.Table.from_pylist([row], schema=RESULT_SCHEMA)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from segray.core.concurrency import map_ordered
-from segray.core.errors import DataError, ModelError
+from segray.core.device_errors import is_out_of_memory
+from segray.core.errors import DataError, ModelError, SegrayError, first_line
 from segray.data.images import decode_image
 from segray.data.normalize import normalize_image
 from segray.inference.batch.inputs import InputImage, Inputs
@@ -62,23 +63,47 @@ class ChunkSegmenter:
 
         Raises:
             DataError: the results cannot be written.
+            SegrayError: an image could not be segmented for a reason other than the image.
         """
         problems = list[str]()
         count = self._task.outputs.write(name, self._results(chunk, problems))
         return ChunkResult(count, tuple(problems))
 
     def _results(self, chunk: Sequence[InputImage], problems: list[str]) -> Iterator[ImageOutput]:
+        """Yields the outputs of the images. An image that exhausts memory is segmented again, alone, after the others.
+
+        Raises:
+            SegrayError: an image could not be segmented for a reason other than the image.
+        """
+        failed = list[InputImage]()
         with ThreadPoolExecutor(
             self._concurrency, initializer=torch.set_num_threads, initargs=(self._threads,)
         ) as pool:
-            for result in map_ordered(pool, self._segment, chunk, self._concurrency * 2):
+            results = map_ordered(pool, self._segment, chunk, self._concurrency * 2)
+            for image, result in zip(chunk, results, strict=True):
                 if isinstance(result, ImageOutput):
                     yield result
+                elif isinstance(result, MemoryExhausted):
+                    failed.append(image)
                 else:
                     problems.append(result)
+            for image in failed:
+                torch.cuda.empty_cache()  # does nothing without a GPU
+                result = pool.submit(self._segment, image).result()
+                if not isinstance(result, ImageOutput):
+                    raise SegrayError(
+                        f"{image.name} exhausts the memory of the worker, although no other image is segmented there "
+                        f"at that time ({result}); use a node with more memory, or another --out with "
+                        "--eval.mode slide or without this image."
+                    )
+                yield result
 
-    def _segment(self, image: InputImage) -> ImageOutput | str:
-        """Returns the outputs of an image, or the reason why there are none."""
+    def _segment(self, image: InputImage) -> "ImageOutput | MemoryExhausted | str":
+        """Returns the outputs of an image, or the reason why there are none if the reason is the image.
+
+        Raises:
+            SegrayError: the reason is neither the image nor its memory. All other images might fail in the same way.
+        """
         if image.problem:
             return image.problem
         try:
@@ -90,7 +115,16 @@ class ChunkSegmenter:
                 mask, probabilities = self._predictor.predict_with_probabilities(pixels)
                 return self._task.outputs.encode(image.name, pixels, mask, probabilities)
             return self._task.outputs.encode(image.name, pixels, self._predictor(pixels))
-        except (DataError, ModelError) as error:
-            return f"{image.name}: {error}"
-        except Exception as error:  # e.g. out of memory: one image must not fail the job
-            return f"{image.name}: {type(error).__name__}: {error}"
+        except Exception as error:
+            if is_out_of_memory(error):
+                return MemoryExhausted(f"{type(error).__name__}: {first_line(error)}")
+            if isinstance(error, (DataError, ModelError)):
+                return f"{image.name}: {error}"
+            raise SegrayError(
+                f"{image.name} cannot be segmented ({type(error).__name__}: {first_line(error)}), which is not a fault "
+                "of the image; correct the cause, such as a defective device; the same command resumes the job."
+            ) from error
+
+
+class MemoryExhausted(str):
+    """The message of an error that reports exhausted memory. The error itself would keep its tensors alive."""
