@@ -45,13 +45,13 @@ def test_what_is_no_rgb_image_is_refused(folder, image):
         segray.Predictor(folder)(image)
 
 
-def test_a_sliver_is_refused_where_it_would_be_seen_as_millions_of_pixels(folder):
+def test_an_image_is_refused_where_it_would_be_seen_as_millions_of_pixels(folder):
     model = segray.Predictor(folder)
     model.config = model.config.model_copy(
-        update={"data": model.config.data.model_copy(update={"short_side": 192}), "eval": model.config.eval}
+        update={"data": model.config.data.model_copy(update={"short_side": 5000}), "eval": model.config.eval}
     )
-    with pytest.raises(DataError, match="the image is 8000x3; data.short_side .* enlarges it to 512000x192"):
-        model(np.zeros((3, 8000, 3), np.uint8))
+    with pytest.raises(DataError, match="the image is 80x80; data.short_side 5000 .* enlarge it to 5056x5056"):
+        model(np.zeros((80, 80, 3), np.uint8))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

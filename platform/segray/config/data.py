@@ -37,7 +37,8 @@ class DataConfig(Settings):
     val_split: str = "val"
     """Split used for validation."""
     short_side: Positive | None = None
-    """Length in px to which the short side of every image is resized first. Defaults to the original size."""
+    """Length in px to which the short side of every image is resized first. The long side gets at most four times this
+    length. Defaults to the original size."""
     crop: Positive = 512
     """Side of the square training crop in px. Must be a multiple of 32."""
     scale_min: Annotated[float, Field(gt=0)] = 0.5

@@ -124,7 +124,22 @@ def resize_mask(mask: Mask, height: int, width: int) -> Mask:
     return resized
 
 
+MAX_ASPECT_RATIO = 4
+"""Maximum length of the long side relative to `data.short_side`; the published recipe resizes to (2048, 512)."""
+
+
+def resize_scale(height: int, width: int, short_side: int | None) -> float:
+    """Returns the factor by which an image is resized before its random scaling, and at evaluation.
+
+    The short side gets the length `short_side`, but the long side at most `MAX_ASPECT_RATIO` times this length. This
+    limits the size of long and narrow images, whose short side is then shorter. `None` keeps the size.
+    """
+    if short_side is None:
+        return 1.0
+    return min(short_side / min(height, width), MAX_ASPECT_RATIO * short_side / max(height, width))
+
+
 def scale_to_short_side(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Returns (height, width) scaled so that the shorter side equals `short_side`."""
-    scale = short_side / min(height, width)
+    """Returns (height, width) scaled by `resize_scale`, rounded, each at least 1."""
+    scale = resize_scale(height, width, short_side)
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segray.core.errors import DataError
-from segray.data.images import Pixels, resize_image
+from segray.data.images import Pixels, resize_image, resize_scale
 
 MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
 """Limits of model input: pixels, and pixels relative to the original image. It must not exceed both."""
@@ -15,10 +15,9 @@ MAX_INPUT_PIXELS, MAX_UPSCALE = 2**24, 4
 def model_input_size(height: int, width: int, short_side: int | None, size_multiple: int) -> tuple[int, int]:
     """Returns the (height, width) at which an image is evaluated.
 
-    The image is scaled to `short_side` (`None` keeps its size), and both sides are rounded up to a multiple of
-    `size_multiple`.
+    The image is scaled by `images.resize_scale`, and both sides are rounded up to a multiple of `size_multiple`.
     """
-    scale = 1.0 if short_side is None else short_side / min(height, width)
+    scale = resize_scale(height, width, short_side)
     # 1e-6 prevents floating-point error from rounding up a side that is already a multiple.
     up = [ceil(side * scale / size_multiple - 1e-6) * size_multiple for side in (height, width)]
     return up[0], up[1]
@@ -45,12 +44,12 @@ def require_input_limits(image: Pixels, short_side: int | None, size_multiple: i
     """Checks the limits of model input. Only prediction and serving do so, because anyone may send them an image.
 
     Raises:
-        DataError: the image is so long and narrow that its model input would be too large.
+        DataError: `short_side` or `size_multiple` enlarges the image so much that its model input would be too large.
     """
     height, width = model_input_size(image.shape[0], image.shape[1], short_side, size_multiple)
     if height * width > max(MAX_INPUT_PIXELS, MAX_UPSCALE * image.shape[0] * image.shape[1]):
         raise DataError(
-            f"the image is {image.shape[1]}x{image.shape[0]}; data.short_side {short_side} enlarges it to "
-            f"{width}x{height}; expected at most {MAX_INPUT_PIXELS} pixels or {MAX_UPSCALE} times those of the image; "
-            "crop or pad it."
+            f"the image is {image.shape[1]}x{image.shape[0]}; data.short_side {short_side} and eval.size_multiple "
+            f"{size_multiple} enlarge it to {width}x{height}; expected at most {MAX_INPUT_PIXELS} pixels or "
+            f"{MAX_UPSCALE} times those of the image; use a larger image."
         )

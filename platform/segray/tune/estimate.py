@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from segray.cluster.resources import TrialSlots
 from segray.config import Config
 from segray.core.classes import Classes
+from segray.data.images import resize_scale
 from segray.data.manifest import Manifest
 from segray.models.build import build_model
 from segray.models.cost import model_costs
@@ -147,6 +148,6 @@ def _relative_validation_cost(config: Config, manifest: Manifest) -> float:
     """Returns the validation time relative to the training time, by pixels. A forward pass costs a third of a step."""
     val = manifest.split(config.data.val_split)
     height, width = val.mean_height, val.mean_width
-    scale = min(1.0, config.data.short_side / min(height, width)) if config.data.short_side else 1.0
+    scale = min(1.0, resize_scale(round(height), round(width), config.data.short_side))
     pixels = val.rows * height * width * scale**2 / 3
     return pixels / (config.train.val_every * config.train.batch * config.data.crop**2)

@@ -95,13 +95,13 @@ def test_every_other_error_of_the_model_ends_the_job(folder, source, tmp_path, e
 
 
 def test_an_image_that_no_model_accepts_is_a_problem_of_its_own(folder, tmp_path):
-    segment = Segmenter(folder, _one_image(tmp_path, (1, 4000)), tmp_path / "out", lambda call: None, 1)
+    segment = Segmenter(folder, _one_image(tmp_path, (40, 50)), tmp_path / "out", lambda call: None, 1)
     segment.segmenter._predictor.config = segment.segmenter._predictor.config.model_copy(
         update={"data": segment.segmenter._predictor.config.data.model_copy(update={"short_side": 5000})}
     )
     result = segment()
     assert result.images == 0
-    assert result.problems[0].startswith("image: the image is 4000x1")
+    assert result.problems[0].startswith("image: the image is 50x40")
 
 
 def _one_image(folder, size):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.core.errors import DataError
-from segray.data.images import Mask, Pixels, decode_image, is_jpeg, resize_image, resize_mask
+from segray.data.images import Mask, Pixels, decode_image, is_jpeg, resize_image, resize_mask, resize_scale
 
 PAD_COLOUR = (124, 116, 104)
 """Mean RGB colour of ImageNet. The published recipe pads with 0 after normalization, which equals this colour."""
@@ -30,8 +30,8 @@ class CropRule:
     Attributes:
         crop: side of the crop in px.
         scale: minimum and maximum of the random scale.
-        short_side: length of the short side in px to which images are resized before scaling; `None` keeps the image
-            size.
+        short_side: length of the short side in px to which images are resized before scaling, see
+            `images.resize_scale`; `None` keeps the image size.
         cat_max_ratio: maximum fraction of one class in a window. A window that exceeds it is resampled, up to ten
             windows in total.
         class_crop_prob: probability that a window is placed around a pixel of a class sampled from the classes in the
@@ -71,9 +71,7 @@ class Window:
 def sample_window(rule: CropRule, mask: Mask, random: Random) -> Window:
     """Samples the window of an image from its mask (H, W)."""
     height, width = mask.shape
-    scale = random.uniform(*rule.scale)
-    if rule.short_side is not None:
-        scale *= rule.short_side / min(height, width)
+    scale = random.uniform(*rule.scale) * resize_scale(height, width, rule.short_side)
     side = max(1, round(rule.crop / scale))
     step = next((step for step in REDUCTIONS if side >= step * rule.crop and min(height, width) >= step), 1)
     side -= side % step
