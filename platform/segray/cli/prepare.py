@@ -13,6 +13,7 @@ from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
 from segray.config import Config, paths
 from segray.core.classes import Classes, read_class_names
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, SegrayError, did_you_mean
 from segray.core.imports import import_callable, is_import_path
 from segray.core.parsing import summarize_error
@@ -98,7 +99,7 @@ def _read_source(name: str, source: str | None) -> SourceListing:
     except SegrayError:
         raise
     except Exception as error:
-        if is_import_path(name):
+        if is_import_path(name) or is_out_of_memory(error):
             raise
         raise DataError(
             f"{source} cannot be read as format {name} ({type(error).__name__}: {summarize_error(error)})."

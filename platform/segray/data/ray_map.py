@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 
 In = TypeVar("In")
@@ -21,14 +22,18 @@ def map_on_cluster(function: Callable[[In], Out], inputs: Sequence[In]) -> Itera
     worker or node dies is retried up to three times.
 
     Raises:
-        DataError: the function raised one, or a task died on every attempt.
+        DataError: the function raised one, exhausted the memory, or its task died on every attempt.
     """
 
     def task(value: In) -> Out | DataError:
         try:
             return function(value)
-        except DataError as error:
-            return error  # returned as a value, because Ray wraps a raised error and adds a second traceback
+        except Exception as error:  # returned as a value: Ray wraps a raised error and adds a second traceback
+            if is_out_of_memory(error):
+                return DataError(f"a task exhausted the memory of its node ({error}); use nodes with more memory.")
+            if isinstance(error, DataError):
+                return error
+            raise
 
     remote = ray.remote(num_cpus=1, max_retries=3)(task)
     waiting = iter(enumerate(inputs))

@@ -15,6 +15,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.data.manifest import Shard, Split
 from segray.data.storage import (
@@ -210,6 +211,8 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
     except FileNotFoundError as error:
         raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
     except (OSError, pa.ArrowException) as error:
+        if is_out_of_memory(error):  # the shard is not at fault
+            raise
         hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
         raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
 

@@ -16,7 +16,8 @@ from segray.cluster.nodes import potential_nodes
 from segray.cluster.resources import WorkerResources, allocate_workers, default_num_workers
 from segray.config import Config, EvalConfig, paths
 from segray.core.classes import Classes
-from segray.core.errors import ConfigError, DataError, SegrayError, root_cause
+from segray.core.device_errors import is_out_of_memory
+from segray.core.errors import ConfigError, DataError, OutOfMemoryError, SegrayError, first_line, root_cause
 from segray.data.loader import LoaderResources, evaluation_rows
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
@@ -252,6 +253,14 @@ def _count_share(task: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
         lambda error: bad_rows.append(str(error)),
         task.classes.num_classes,
     )
-    model = model.to(torch.device(resources.device))
     inference = InferenceConfig.from_config(task.config)
-    return accumulate_counts(model, rows, task.count_spec, resources.threads, inference), bad_rows
+    try:
+        model = model.to(torch.device(resources.device))
+        return accumulate_counts(model, rows, task.count_spec, resources.threads, inference), bad_rows
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"a {resources.device} worker has not enough memory for the evaluation ({first_line(error)}); use "
+            "--eval.mode slide with a smaller --eval.crop or --eval.window_batch, or nodes with more memory."
+        ) from error

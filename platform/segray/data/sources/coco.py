@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.core.classes import Classes, default_palette
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
 from segray.data.normalize import decode_rgb, require_mask_size
@@ -219,6 +220,8 @@ class AnnotationMask:
                 category = _category(annotation)
                 yield VOID if is_crowd else category, _decode_segmentation(annotation["segmentation"], self.size)
         except Exception as error:  # pycocotools' C code raises arbitrary exceptions
+            if is_out_of_memory(error):
+                raise
             raise DataError(f"{self.image} has an invalid segmentation ({error!r})") from error
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
 from segray.data.sources.files import SourceFile
@@ -175,4 +176,6 @@ def _translate_read_errors(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError, ValueError) as error:  # damaged file
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{file.path} cannot be read ({summarize_error(error)}); download it again.") from error

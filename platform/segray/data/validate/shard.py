@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
 from segray.data.convert.metadata import shard_schema
@@ -95,6 +96,8 @@ def _read_rows(task: ShardTask, name: str, findings: ShardFindings) -> Iterator[
         with fs.open_input_file(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             yield from _read_groups(task, name, file, findings)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if is_out_of_memory(error):  # the shard is not at fault
+            raise
         findings.errors.append(f"{name}: cannot be read ({summarize_error(error)})")
 
 
@@ -115,6 +118,8 @@ def _read_groups(
         try:
             yield from enumerate(file.read_row_group(group).to_pylist(), number)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            if is_out_of_memory(error):
+                raise
             place = f"row group {group}, rows {number} to {number + rows - 1}"
             findings.errors.append(f"{name}: {place}, is damaged ({summarize_error(error)})")
         number += rows

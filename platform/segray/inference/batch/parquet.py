@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.storage import filesystem, strip_credentials
@@ -147,4 +148,6 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         raise DataError(f"{path} is not readable as parquet ({' '.join(str(error).split())}).") from error
