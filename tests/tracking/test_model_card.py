@@ -1,5 +1,6 @@
 """The card of a version says what it is of, how good it is and how surely, and what it is not for."""
 
+import re
 from dataclasses import replace
 from math import nan
 
@@ -79,3 +80,18 @@ def test_a_card_of_many_classes_fits_where_a_database_keeps_it(facts):
     card = render_card(replace(facts, classes=many, scores=[scored, scored]))
     assert f"and {150 - MAX_CLASSES} more" in card
     assert len(card) < 5000
+
+
+def test_names_that_a_stranger_sets_are_no_markup(facts):
+    """Viewers render the HTML in Markdown, but not that in code spans."""
+    bad = "<img src=x onerror=alert(1)>`<img src=x>`|\n<script>"
+    settings = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"train_split": bad, "val_split": bad})})
+    settings = settings.model_copy(
+        update={"model": settings.model.model_copy(update={"init": bad, "head": f"a:{bad}"})}
+    )
+    meta = META.model_copy(update={"dataset_digest": bad, "versions": {bad: bad}})
+    classes = Classes.from_names([bad, "b"])
+    scores = [SplitScores(bad, bad, {}, None, {}, {}, 1)]
+    card = render_card(CardData(bad, settings, classes, meta, bad, bad, bad, scores))
+    assert re.sub(r"`[^`\n]*`", "", card).count("<") == 0
+    assert card.count("onerror") >= 10

@@ -3,6 +3,7 @@
 The functions of this module perform no I/O. The caller provides all data.
 """
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -83,7 +84,7 @@ def render_card(card: CardData) -> str:
 
 
 def _heading(card: CardData) -> Iterator[str]:
-    yield f"# {card.model}"
+    yield f"# {_escape(card.model)}"
     yield ""
     yield (
         f"Semantic segmentation with SegFormer-{card.config.model.variant.upper()}: assigns one of "
@@ -95,10 +96,13 @@ def _data(card: CardData) -> Iterator[str]:
     data = card.config.data
     yield "## Data"
     yield ""
-    yield f"Trained on split `{data.train_split}` of `{card.dataset}`, digest `{card.meta.dataset_digest}`."
     yield (
-        f"The checkpoint has the best mean IoU of its run on split `{data.val_split}`, so the scores on this split are "
-        "optimistic."
+        f"Trained on split {_code(data.train_split)} of {_code(card.dataset)}, digest "
+        f"{_code(card.meta.dataset_digest)}."
+    )
+    yield (
+        f"The checkpoint has the best mean IoU of its run on split {_code(data.val_split)}, so the scores on this "
+        "split are optimistic."
     )
 
 
@@ -110,17 +114,17 @@ def _metrics(card: CardData) -> Iterator[str]:
     for scores in card.scores:
         miou, macc, aacc = (_format_number(scores.means.get(name)) for name in ("miou", "macc", "aacc"))
         interval = _format_interval(scores.interval) or NO_VALUE
-        cells = (scores.split, scores.rows or "", miou, interval, macc, aacc, f"`{scores.digest}`")
+        cells = (_cell(scores.split), scores.rows or "", miou, interval, macc, aacc, _code(scores.digest))
         yield f"| {' | '.join(str(cell) for cell in cells)} |"
     yield ""
-    yield f"| IoU | {' | '.join(scores.split for scores in card.scores)} |"
+    yield f"| IoU | {' | '.join(_cell(scores.split) for scores in card.scores)} |"
     yield f"|---{'|---' * len(card.scores)}|"
     for name in card.classes.names[:MAX_CLASSES]:
         columns = [
             f"{_format_number(scores.classes.get(name))} {_format_interval(scores.intervals.get(name))}".strip()
             for scores in card.scores
         ]
-        yield f"| {_escape(name)} | {' | '.join(columns)} |"
+        yield f"| {_cell(name)} | {' | '.join(columns)} |"
     if len(card.classes.names) > MAX_CLASSES:
         yield f"| and {len(card.classes.names) - MAX_CLASSES} more {'| ' * len(card.scores)}|"
     yield ""
@@ -150,7 +154,7 @@ def _training(card: CardData) -> Iterator[str]:
     yield ""
     yield "| | |"
     yield "|---|---|"
-    yield from (f"| {name} | {value} |" for name, value in rows.items())
+    yield from (f"| {name} | {_cell(value)} |" for name, value in rows.items())
     yield ""
     yield "All settings are in `config.json`."
 
@@ -165,15 +169,28 @@ def _limitations(card: CardData) -> Iterator[str]:
     yield "- The probabilities are not calibrated."
     absent = [name for name in card.classes.names if all(scores.classes.get(name) is None for scores in card.scores)]
     if absent:
-        names = ", ".join(absent) if len(absent) <= MAX_LISTED_CLASSES else f"{len(absent)} of the classes"
+        names = (
+            ", ".join(map(_escape, absent)) if len(absent) <= MAX_LISTED_CLASSES else f"{len(absent)} of the classes"
+        )
         yield f"- The quality is unknown for {names}: no evaluated split contains ground truth or predictions."
     plugins = [name for name in (card.config.model.encoder, card.config.model.head) if ":" in name]
     if plugins:
-        yield f"- Loading requires additional code: {', '.join(plugins)}."
+        yield f"- Loading requires additional code: {', '.join(map(_escape, plugins))}."
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Returns text on one line that contains neither HTML nor code spans."""
+    return html.escape(text, quote=False).replace("`", "'").replace("\n", " ")
+
+
+def _cell(text: str) -> str:
+    return _escape(text).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """Returns text as a code span, in which HTML is not rendered."""
+    plain = text.replace("`", "'").replace("\n", " ")
+    return f"`{plain}`"
 
 
 def _format_number(value: float | None) -> str:
