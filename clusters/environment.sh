@@ -16,5 +16,10 @@ if [ -z "${RAY_HEAD_IP:-}" ]; then
   export RAY_HEAD_IP
 fi
 # Jobs inherit both variables from the node of their driver.
-export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-http://$RAY_HEAD_IP:5000}"
+segray_mlflow="http://$RAY_HEAD_IP:${SEGRAY_MLFLOW_PORT:-5000}"
+export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-$segray_mlflow}"
 export SEGRAY_CONFIG="$SEGRAY_SHARED/segray.yaml"
+# User name and password of the server that mlflow-server.sh starts. Another server must not receive them.
+if [ "$MLFLOW_TRACKING_URI" = "$segray_mlflow" ] && [ -r "$SEGRAY_SHARED/mlflow/credentials" ]; then
+  . "$SEGRAY_SHARED/mlflow/credentials"
+fi

@@ -34,10 +34,9 @@ def finished(head, *words, how=None):
 PLATFORM = "import platform, uuid; print('platform is', platform.__file__); platform.system()"
 LOAD = """
 import numpy as np
-from segray.tracking import registry
-from segray.inference.predictor import Predictor
-folder = registry.fetch("models:/segray@challenger", "sqlite:///{place}/mlflow.db")
-print(Predictor(folder)(np.zeros((96, 96, 3), np.uint8)).shape)
+from segray import Predictor
+predictor = Predictor("models:/segray@challenger", tracking_uri="sqlite:///{place}/mlflow.db")
+print(predictor(np.zeros((96, 96, 3), np.uint8)).shape)
 """
 
 

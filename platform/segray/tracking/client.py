@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,11 @@ def connect_mlflow(tracking_uri: str, subject: str, delays_s: Sequence[float] = 
     try:
         return with_retries(connect, delays_s)
     except UNAVAILABLE as error:
+        if isinstance(error, MlflowException) and error.get_http_status_code() == HTTPStatus.UNAUTHORIZED:
+            raise RegistryError(
+                f"{subject} cannot be loaded: MLflow at {paths.redact(tracking_uri)} requires a user name and a "
+                "password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            ) from error
         raise RegistryError(
             f"{subject} cannot be loaded: MLflow at {paths.redact(tracking_uri)} does not respond "
             f"after {len(delays_s) + 1} attempts ({error_summary(error)}); start MLflow, or choose another store with "
