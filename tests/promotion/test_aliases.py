@@ -13,19 +13,17 @@ from mlflow.tracking import MlflowClient
 
 from segray.core.errors import PromotionError, RegistryError
 from segray.promotion.aliases import (
-    AliasChange,
     _create_lock,
     _move_aliases,
     _remove_lock,
     apply_change,
     get_aliases,
     pending_change,
-    plan_promotion,
-    plan_rollback,
     promotion_lock,
     recover,
     time,
 )
+from segray.promotion.plan import AliasChange, plan_promotion, plan_rollback
 from segray.tracking.tags import LOCK_SUFFIX, MOVED_TAG
 from tests.promotion.conftest import Dying, Killed
 
@@ -230,7 +228,7 @@ def test_a_plan_for_a_version_that_was_deleted_is_undone(store, served):
 def test_an_audit_is_told_before_the_lock_is_given_back_and_a_deleted_one_is_no_matter(store, served):
     run = store.client.create_run("0").info.run_id
     with pytest.raises(Killed):
-        apply_change(Dying(store.client, 5), replace(planned(store.client), audit=run))
+        apply_change(Dying(store.client, 6), replace(planned(store.client), audit=run))
     assert store.client.get_run(run).data.tags[MOVED_TAG] == "yes"
     assert pending_change(store.client, "streets") is not None
     store.client.delete_run(run)

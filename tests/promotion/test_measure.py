@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from segray.core.errors import DataError
+from segray.config import ServeConfig
 from segray.data.images import decode_image
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
@@ -20,13 +20,14 @@ from segray.promotion.measure import (
     NUM_TIMED_IMAGES,
     Candidate,
     _images,
-    latencies_ms,
     measure_candidates,
     verify_package,
 )
 from segray.tracking.integrity import CHECKPOINT_FILES, package_digest, packaged_checkpoint
 from segray.tracking.package import build_package
 from segray.tracking.pyfunc_model import ImageModel
+
+SERVE = ServeConfig(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ def images(streets):
 
 def test_both_are_counted_on_the_same_rows_and_a_twin_gains_nothing(candidate, streets, monkeypatch):
     monkeypatch.setattr(evidence, "NUM_TIMED_IMAGES", 4)
-    found = measure_candidates(candidate, replace(candidate, version="1"), EvaluationRequest(str(streets), "val"))
+    found = measure_candidates(
+        candidate, replace(candidate, version="1"), EvaluationRequest(str(streets), "val"), SERVE
+    )
     assert (found.challenger.version, found.champion.version) == ("2", "1")
     assert found.challenger.miou == found.champion.miou == found.evaluation.results.scores.miou
     assert found.challenger.classes == checkpoint.load_classes(candidate.folder).names
@@ -66,7 +69,7 @@ def test_a_champion_of_other_classes_is_timed_and_not_counted(candidate, copy, s
     names = [f"other {name}" for name in checkpoint.load_classes(copy.folder).names]
     classes = checkpoint.load_classes(copy.folder).model_copy(update={"names": tuple(names)})
     (copy.folder / checkpoint.CLASSES).write_text(classes.model_dump_json())
-    found = measure_candidates(candidate, copy, EvaluationRequest(str(streets), "val"))
+    found = measure_candidates(candidate, copy, EvaluationRequest(str(streets), "val"), SERVE)
     assert (found.comparison, found.champion_evaluation, found.champion.miou) == (None, None, None)
     assert found.champion.classes == tuple(names)
     assert found.champion.latency_ms > 0
@@ -81,19 +84,6 @@ def test_images_come_from_all_over_the_split_and_each_is_one(streets, spoilt, im
     assert max(np.diff(found)) <= 3
     assert len(list(_images(str(spoilt), "train"))) == NUM_TIMED_IMAGES - len({5, 30} & set(found))
     assert len(list(_images(str(streets), "test"))) == 5
-
-
-def test_a_slower_model_is_told_from_a_faster_one(candidate, images, streets):
-    pixels = [decode_image(one) for one in images[:3]]
-    request = EvaluationRequest(str(streets), "val")
-    twice = replace(request, overrides={"scales": [1, 1, 1]})
-    fast = latencies_ms([candidate], pixels, request)
-    assert latencies_ms([candidate], pixels, twice)[0] > 1.5 * fast[0]
-
-
-def test_no_image_is_nothing_to_be_timed_with(candidate):
-    with pytest.raises(DataError, match="no image of the split can be decoded"):
-        latencies_ms([candidate], [], EvaluationRequest("", "val"))
 
 
 def test_what_is_stored_as_it_was_trained_differs_in_nothing(candidate, images):

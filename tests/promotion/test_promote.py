@@ -29,10 +29,11 @@ from segray.evaluation.results import compute_results
 from segray.models import checkpoint
 from segray.models.build import build_model
 from segray.promotion import promote
-from segray.promotion.aliases import _create_lock, apply_change, get_aliases, plan_promotion
+from segray.promotion.aliases import _create_lock, apply_change, get_aliases
 from segray.promotion.audit import PromotionOptions
 from segray.promotion.gates import ModelMeasurements
 from segray.promotion.measure import Measurements
+from segray.promotion.plan import plan_promotion
 from segray.promotion.promote import PromotionRequest, rollback
 from segray.tracking.registry import download_checkpoint, open_checkpoint, register_checkpoint
 from tests.promotion.conftest import Dying, Killed
@@ -108,7 +109,7 @@ def evidence(version, found):
     return ModelMeasurements(version, CLASSES.names, found.results.scores.miou, found.results.scores.iou, 10.0, 14.0)
 
 
-def measured(challenger, champion, request):
+def measured(challenger, champion, request, settings):
     split = request.split
     ours = evaluation(challenger.version, split)
     if champion is None:
@@ -323,13 +324,14 @@ DIE_IN_AUDIT = """
 import os, signal, sys
 from mlflow.tracking import MlflowClient
 from segray.promotion import aliases, audit
+from segray.promotion.plan import plan_promotion
 
 class Client(MlflowClient):
     def log_dict(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 client = Client(sys.argv[1], sys.argv[1])
-plan = aliases.plan_promotion("streets", aliases.get_aliases(client, "streets"), "3")
+plan = plan_promotion("streets", aliases.get_aliases(client, "streets"), "3")
 with aliases.promotion_lock(client, plan):
     run_id = client.get_model_version("streets", "3").run_id
     audit.write_audit_run(client, audit.AuditEntry("streets", "3", run_id, "passed", {}, {}, 0, {}))

@@ -27,12 +27,13 @@ INFERENCE = (
     *("eval.size_multiple", "eval.mode", "eval.crop", "eval.stride"),
     *("eval.window_batch", "eval.scales", "eval.flip", "eval.precision"),
 )
+REPLICA = ("serve.device", "serve.cpus_per_replica", "serve.precision", "serve.slide_above_pixels")
 COMMAND_SETTINGS = {
     "train": RUN,
     "tune": SWEEP,
     "evaluate": (*STORE, "data.root", "train.device", "eval"),
     "predict": (*STORE, "train.device", *INFERENCE),
-    "promote": (*STORE, "tracking.model", "data.root", "train.device", "eval", "promote"),
+    "promote": (*STORE, "tracking.model", "data.root", "train.device", "eval", "promote", *REPLICA),
     "serve": (*STORE, "tracking.model", "serve"),
     "doctor": SWEEP,  # it checks the settings of a run or sweep, with the flags of train or tune
     "analyse model": ("model",),

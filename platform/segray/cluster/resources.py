@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from segray.config import ServeConfig
 from segray.core.errors import CapacityError
 
 RESERVED_FRACTION = 0.51  # fraction of a worker's share
@@ -160,6 +161,35 @@ def _capacity_message(nodes: Sequence[NodeResources], workers: int, device: str,
         f"{setting.removeprefix('--')} is {workers}, with {needed} each; the cluster can hold {capacity}: "
         f"it has {cpus:g} CPUs and {gpus:g} GPUs on {len(nodes)} nodes; {fix}."
     )
+
+
+def replica_device(settings: ServeConfig, nodes: Sequence[NodeResources]) -> str:
+    """Returns the device of the server's replicas, "cpu" or "cuda"."""
+    has_gpus = _gpu_capacity(nodes) > 0
+    return "cuda" if settings.device == "cuda" or (settings.device == "auto" and has_gpus) else "cpu"
+
+
+def replica_options(settings: ServeConfig, device: str) -> dict[str, float]:
+    """Returns Ray's resource options of a replica."""
+    return {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.cpus_per_replica}
+
+
+def require_replica_node(settings: ServeConfig, device: str, nodes: Sequence[NodeResources]) -> None:
+    """Checks that a node can hold a replica.
+
+    Raises:
+        CapacityError: no node can, now or after the autoscaler has started nodes.
+    """
+    if device == "cuda" and not any(node.gpus >= 1 for node in nodes):
+        raise CapacityError(
+            f"serve.device is {settings.device}, and no node of the cluster has a GPU; add GPU nodes, or set "
+            "serve.device cpu."
+        )
+    if device == "cpu" and not any(node.cpus >= settings.cpus_per_replica for node in nodes):
+        raise CapacityError(
+            f"serve.cpus_per_replica is {settings.cpus_per_replica}, and no node of the cluster has "
+            f"{settings.cpus_per_replica} CPUs; add nodes, or reduce it."
+        )
 
 
 def default_num_workers(nodes: Sequence[NodeResources], device: str) -> int:

@@ -48,7 +48,7 @@ class PromoteConfig(Settings):
     max_latency_ratio: Annotated[float, Field(ge=1)] | None = 2.0
     """Maximum time per image as a multiple of the champion's. Use none for no limit."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """Maximum time per image in milliseconds on the machine that runs promote. Defaults to no limit."""
+    """Maximum time per image in milliseconds on a node that would serve the model. Defaults to no limit."""
     max_size_mib: Annotated[float, Field(gt=0)] | None = None
     """Maximum size of the weights in MiB. Defaults to no limit."""
     allowed_class_changes: Annotated[ClassNames, BeforeValidator(parse_class_names)] = ()

@@ -15,17 +15,44 @@ The contract:
 See: docs/plugins.md for a worked example.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segray.core.errors import ModelError
-from segray.core.imports import import_callable
+from segray.config import Config
+from segray.core.errors import ModelError, RegistryError
+from segray.core.imports import import_callable, is_import_path
 
+ALLOWED_VARIABLE = "SEGRAY_PLUGINS"
+"""Environment variable: comma-separated modules that a registered version may name as encoder or head."""
 STRIDES = (4, 8, 16, 32)
 PROBE_PX = (64, 96)
+
+
+def require_allowed_modules(config: Config, subject: str) -> None:
+    """Checks that the encoder and the head of a registered version are segray's, or of an allowed module.
+
+    The settings of a version come from the registry, and an import runs code. The user's own settings and checkpoint
+    folders need no permission.
+
+    Args:
+        config: settings of the version.
+        subject: name of the version, for the error message.
+
+    Raises:
+        RegistryError: a module is not in the environment variable SEGRAY_PLUGINS.
+    """
+    allowed = {name.strip() for name in os.environ.get(ALLOWED_VARIABLE, "").split(",")}
+    for setting, reference in (("model.encoder", config.model.encoder), ("model.head", config.model.head)):
+        module = reference.partition(":")[0]
+        if is_import_path(reference) and module not in allowed:
+            raise RegistryError(
+                f"{subject} cannot be loaded: its {setting} is {reference!r}, and loading it runs the code of the "
+                f"module {module}; if you trust that module, set {ALLOWED_VARIABLE}={module} (comma-separated modules)."
+            )
 
 
 def build_encoder(reference: str, drop_path: float) -> tuple[nn.Module, tuple[int, ...]]:

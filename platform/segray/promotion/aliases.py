@@ -6,98 +6,32 @@ process dies, the next process that finds the plan carries it out and removes it
 
 The lock is held while the decision is recorded, too. A process that dies then leaves a plan without any change, which
 the next process removes.
+
+A process that is suspended for longer than `LOCK_TIMEOUT_S` counts as dead, and another process carries out its plan.
+MLflow cannot make a move conditional on the lock, so a process checks the lock before and after each move. If it was
+suspended between the first check and the move, it finds out after the move and restores the alias from the last
+completed update, which is a tag of the model.
 """
 
 import json
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from segray.core.errors import PromotionError, RegistryError
+from segray.promotion.plan import AliasChange, Aliases, serving_aliases
 from segray.tracking.client import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE
-from segray.tracking.tags import CHALLENGER, CHAMPION, LOCK_SUFFIX, MOVED_TAG, PLAN_TAG, PREVIOUS, SERVING_ALIASES
+from segray.tracking.tags import CHALLENGER, CHAMPION, LOCK_SUFFIX, MOVED_TAG, PLAN_TAG, SERVING_ALIASES, UPDATE_TAG
 
 LOCK_TIMEOUT_S, POLL_S = 30.0, 0.5
 """Seconds after which the plan of another process counts as abandoned, and seconds between two polls."""
+MAX_ATTEMPTS = 3
+"""Number of attempts to move the aliases, if another process interferes."""
 MISSING_RUN_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow returns both for a deleted run
-
-TAG_KEYS = {"kind": "what", "before": "found", "after": "wanted"}
-"""Keys of the plan's tag that differ from the names of the attributes."""
-
-Aliases = Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class AliasChange:
-    """Plan for an update of the serving aliases.
-
-    Attributes:
-        kind: kind of the update.
-        model: name of the registered model.
-        before: champion and previous version at the time of the decision; `None` for an alias that was not set.
-        after: champion and previous version after the update. The new champion loses the challenger alias.
-        audit: id of the MLflow run that is tagged when the update is complete; `None` tags no run.
-        key: unique key of this plan.
-    """
-
-    kind: Literal["promotion", "rollback"]
-    model: str
-    before: Aliases
-    after: Aliases
-    audit: str | None = None
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def steps(self) -> tuple[Aliases, ...]:
-        """Alias states before, during and after the update."""
-        return self.before, {**self.before, PREVIOUS: self.after[PREVIOUS]}, self.after
-
-    @property
-    def moves_aliases(self) -> bool:
-        """Whether any alias moves. None does while the decision is being recorded."""
-        return self.after != self.before
-
-    def to_json(self) -> str:
-        """Returns the value of the tag of the lock."""
-        values = asdict(self)
-        return json.dumps({TAG_KEYS.get(name, name): value for name, value in values.items()})
-
-    @classmethod
-    def from_json(cls, text: str) -> "AliasChange":
-        """Returns the plan in the tag of a lock."""
-        values = json.loads(text)
-        return cls(**{name: values.pop(key) for name, key in TAG_KEYS.items()}, **values)
-
-
-def plan_promotion(model: str, current: Aliases, version: str) -> AliasChange:
-    """Returns the plan that makes a version the champion and keeps the current champion as the previous version.
-
-    Raises:
-        RegistryError: the version is the champion already.
-    """
-    if current[CHAMPION] == version:
-        raise RegistryError(f"version {version} of {model} is already the {CHAMPION}; choose another with --version.")
-    after = {PREVIOUS: current[CHAMPION] or current[PREVIOUS], CHAMPION: version}
-    return AliasChange("promotion", model, _serving_aliases(current), after)
-
-
-def plan_rollback(model: str, current: Aliases) -> AliasChange:
-    """Returns the plan that makes the previous version the champion again.
-
-    Raises:
-        RegistryError: the model has no previous version.
-    """
-    if current[PREVIOUS] is None:
-        raise RegistryError(
-            f"{model} has no version {PREVIOUS}: no champion was replaced, or its replacement was rolled back already."
-        )
-    return AliasChange("rollback", model, _serving_aliases(current), {PREVIOUS: None, CHAMPION: current[PREVIOUS]})
 
 
 def get_aliases(client: MlflowClient, model: str) -> dict[str, str | None]:
@@ -140,7 +74,7 @@ def apply_change(client: MlflowClient, plan: AliasChange) -> None:
     """
     if not _update_lock(client, plan) and not _create_lock(client, plan):
         raise _locked_error(plan.model)
-    current = _serving_aliases(get_aliases(client, plan.model))
+    current = serving_aliases(get_aliases(client, plan.model))
     if current != plan.before:
         _remove_lock(client, plan)
         raise PromotionError(
@@ -191,7 +125,7 @@ def recover(client: MlflowClient, model: str, timeout_s: float = LOCK_TIMEOUT_S)
     if latest != plan:
         raise _locked_error(model)
     # The process died while it recorded the decision, or before it detected that the aliases had changed.
-    if not plan.moves_aliases or _serving_aliases(get_aliases(client, model)) not in plan.steps:
+    if not plan.moves_aliases or serving_aliases(get_aliases(client, model)) not in plan.steps:
         _remove_lock(client, plan)
         return None
     if not _version_exists(client, model, str(plan.after[CHAMPION])):
@@ -199,10 +133,6 @@ def recover(client: MlflowClient, model: str, timeout_s: float = LOCK_TIMEOUT_S)
         return None
     _move_aliases(client, plan)
     return plan
-
-
-def _serving_aliases(aliases: Aliases) -> dict[str, str | None]:
-    return {alias: aliases[alias] for alias in SERVING_ALIASES}
 
 
 def _lock_name(model: str) -> str:
@@ -250,23 +180,61 @@ def _version_exists(client: MlflowClient, model: str, version: str) -> bool:
 
 
 def _move_aliases(client: MlflowClient, plan: AliasChange) -> None:
-    for alias in SERVING_ALIASES:
-        # Another process may have taken the plan for abandoned, carried it out and removed its lock.
-        if not _is_locked_by(client, plan):
-            raise _locked_error(plan.model)
-        _set_alias(client, plan.model, alias, plan.after[alias])
+    for _ in range(MAX_ATTEMPTS):
+        for alias in SERVING_ALIASES:
+            _set_alias(client, plan, alias, plan.after[alias])
+        if serving_aliases(get_aliases(client, plan.model)) == plan.after:
+            break  # otherwise a process that was suspended has moved an alias meanwhile
     if plan.moves_aliases and get_aliases(client, plan.model)[CHALLENGER] == plan.after[CHAMPION]:
-        _set_alias(client, plan.model, CHALLENGER, None)
+        _set_alias(client, plan, CHALLENGER, None)
+    _require_lock(client, plan)
+    client.set_registered_model_tag(plan.model, UPDATE_TAG, json.dumps(dict(plan.after)))
     if plan.audit is not None:
         _tag_audit(client, plan.audit)
     _remove_lock(client, plan)
 
 
-def _set_alias(client: MlflowClient, model: str, alias: str, version: str | None) -> None:
-    if version is not None:
-        client.set_registered_model_alias(model, alias, version)
-    elif get_aliases(client, model)[alias] is not None:
-        client.delete_registered_model_alias(model, alias)
+def _set_alias(client: MlflowClient, plan: AliasChange, alias: str, version: str | None) -> None:
+    """Moves or removes an alias, if this process still holds the lock.
+
+    Raises:
+        PromotionError: another process has taken the plan for abandoned and carried it out.
+    """
+    is_set = get_aliases(client, plan.model)[alias] is not None
+    if version is None and not is_set:
+        return
+    _require_lock(client, plan)
+    if version is None:
+        client.delete_registered_model_alias(plan.model, alias)
+    else:
+        client.set_registered_model_alias(plan.model, alias, version)
+    if not _is_locked_by(client, plan):
+        _undo_late_move(client, plan)
+        raise _locked_error(plan.model)
+
+
+def _require_lock(client: MlflowClient, plan: AliasChange) -> None:
+    if not _is_locked_by(client, plan):
+        raise _locked_error(plan.model)
+
+
+def _undo_late_move(client: MlflowClient, plan: AliasChange) -> None:
+    """Restores the aliases of the last completed update, after a move without the lock.
+
+    A process that holds the lock meanwhile compares the aliases with its own plan at its end.
+    """
+    current = serving_aliases(get_aliases(client, plan.model))
+    repair = AliasChange(plan.kind, plan.model, current, current)  # moves nothing if this process dies, too
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while not _create_lock(client, repair):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(POLL_S)
+    completed = json.loads(client.get_registered_model(plan.model).tags.get(UPDATE_TAG, "null"))
+    if completed is None:
+        _remove_lock(client, repair)
+        return
+    _move_aliases(client, replace(repair, after=completed))
 
 
 def _tag_audit(client: MlflowClient, run_id: str) -> None:

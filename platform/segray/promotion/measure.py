@@ -1,26 +1,24 @@
-"""Measurements of challenger and champion on the same rows, the same images and the same machine."""
+"""Measurements of challenger and champion on the same rows, the same images and the same node."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pandas as pd
-import torch
 
+from segray.config import ServeConfig
 from segray.core.errors import DataError, SegrayError, first_line
 from segray.core.numbers import MIB
-from segray.data.images import Pixels, decode_image, decode_mask
+from segray.data.images import decode_image, decode_mask
 from segray.data.manifest import read_manifest
 from segray.data.reader import SplitReader
 from segray.evaluation.compare import Comparison
 from segray.evaluation.evaluate import Evaluation, EvaluationRequest, compare_evaluations, evaluate
 from segray.inference.predictor import Predictor
-from segray.inference.timing import time_interleaved
 from segray.models import checkpoint
 from segray.promotion.gates import ModelMeasurements
+from segray.promotion.latency import measure_latencies
 from segray.tracking.integrity import package_digest
 from segray.tracking.pyfunc_model import ImageModel
 
@@ -64,7 +62,9 @@ class Measurements:
     champion_evaluation: Evaluation | None
 
 
-def measure_candidates(challenger: Candidate, champion: Candidate | None, request: EvaluationRequest) -> Measurements:
+def measure_candidates(
+    challenger: Candidate, champion: Candidate | None, request: EvaluationRequest, settings: ServeConfig
+) -> Measurements:
     """Measures challenger and champion.
 
     The champion is evaluated and compared only if its classes equal those of the challenger.
@@ -73,6 +73,7 @@ def measure_candidates(challenger: Candidate, champion: Candidate | None, reques
         challenger: candidate to measure.
         champion: version that is served; `None` if there is none.
         request: split, settings and resources of the evaluation.
+        settings: serving configuration, with which the latencies are measured.
 
     Raises:
         UserError: a candidate cannot be evaluated on the split.
@@ -82,7 +83,7 @@ def measure_candidates(challenger: Candidate, champion: Candidate | None, reques
     champion_evaluation = evaluate(champion.folder, request) if champion is not None and is_comparable else None
     images = list(_images(evaluation.root, request.split))
     candidates = [challenger] if champion is None else [challenger, champion]
-    latencies = latencies_ms(candidates, [decode_image(image) for image in images], request)
+    latencies = measure_latencies([candidate.folder for candidate in candidates], images, settings)
     mismatch = verify_package(challenger, images[:NUM_PARITY_IMAGES])
     return Measurements(
         challenger=_measurements(challenger, evaluation, latencies[0], mismatch),
@@ -129,41 +130,6 @@ def _is_decodable(encoded: bytes) -> bool:
     except DataError:
         return False
     return True
-
-
-def latencies_ms(candidates: Sequence[Candidate], images: Sequence[Pixels], request: EvaluationRequest) -> list[float]:
-    """Returns each candidate's median time (ms) for an image on this machine, from pixels to mask.
-
-    The candidates alternate after each image, so a temporary slowdown of the machine affects all of them.
-
-    Args:
-        candidates: candidates to time.
-        images: images to segment.
-        request: evaluation request, of which the device and the settings apply.
-
-    Raises:
-        DataError: there is no image.
-    """
-    if not images:
-        raise DataError("no image of the split can be decoded; the latency cannot be measured.")
-    tasks = [_TimedPredictor(_load_predictor(candidate, request), cycle(images)) for candidate in candidates]
-    # The masks are on the CPU.
-    seconds = time_interleaved(tasks, len(images), torch.device("cpu"))
-    return [median(series) * 1000 for series in seconds]
-
-
-def _load_predictor(candidate: Candidate, request: EvaluationRequest) -> Predictor:
-    config = checkpoint.load_config(candidate.folder).with_eval_overrides(request.overrides)
-    return Predictor(candidate.folder, request.device, config)
-
-
-@dataclass(frozen=True)
-class _TimedPredictor:
-    predictor: Predictor
-    images: Iterator[Pixels]
-
-    def __call__(self) -> None:
-        self.predictor(next(self.images))
 
 
 def verify_package(candidate: Candidate, images: Sequence[bytes]) -> str:

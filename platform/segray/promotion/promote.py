@@ -15,10 +15,10 @@ from segray.config import Config, paths
 from segray.core.errors import RegistryError
 from segray.evaluation.evaluate import EvaluationRequest
 from segray.promotion import aliases
-from segray.promotion.aliases import AliasChange, Aliases
 from segray.promotion.audit import PromotionOptions, end_interrupted_audits, record_decision, record_rollback
 from segray.promotion.gates import Decision, evaluate_gates
 from segray.promotion.measure import Candidate, Measurements, measure_candidates
+from segray.promotion.plan import AliasChange, Aliases, plan_promotion, plan_rollback
 from segray.tracking.client import NOT_FOUND, UNAVAILABLE, connect_mlflow, error_summary
 from segray.tracking.registry import available_hint, open_checkpoint, resolve_version
 from segray.tracking.tags import CHALLENGER, CHAMPION, DIGEST_TAG, PREVIOUS
@@ -97,16 +97,16 @@ def promote(
     if version is None:
         hint = available_hint(client, f"models:/{name}")
         raise RegistryError(f"{name} has no {CHALLENGER}; choose a version with --version{hint}")
-    plan = aliases.plan_promotion(name, current, version)
+    plan = plan_promotion(name, current, version)
     with ExitStack() as downloads:  # removed at the end
         challenger = downloads.enter_context(_open_candidate(client, uri, name, version))
         champion = _open_champion(downloads, client, uri, plan, options.is_forced, log)
-        return _promote_candidate(client, uri, plan, challenger, champion, request, show)
+        return _promote_candidate(client, config, plan, challenger, champion, request, show)
 
 
 def _promote_candidate(
     client: MlflowClient,
-    uri: str,
+    config: Config,
     plan: AliasChange,
     challenger: Candidate,
     champion: Candidate | None,
@@ -114,8 +114,8 @@ def _promote_candidate(
     show: ShowDecision,
 ) -> PromotionResult:
     """Measures the candidates, evaluates the gates, records the decision and moves the aliases."""
-    options = request.options
-    measurements = measure_candidates(challenger, champion, request.evaluation)
+    uri, options = paths.tracking_uri(config), request.options
+    measurements = measure_candidates(challenger, champion, request.evaluation, config.serve)
     decision = evaluate_gates(options.gates, measurements.challenger, measurements.champion, measurements.comparison)
     is_accepted = decision.is_passed or options.is_forced
     show(measurements, decision)
@@ -155,7 +155,7 @@ def rollback(
     client, recovered, current = _open_model(name, uri, dry_run, log, timeout_s)
     if recovered is not None and recovered.kind == "rollback":
         return PromotionResult(recovered, is_moved=True, was_recovered=True)
-    plan = aliases.plan_rollback(name, current)
+    plan = plan_rollback(name, current)
     with _open_candidate(client, uri, name, str(plan.after[CHAMPION])) as target:
         if dry_run:
             return PromotionResult(plan)

@@ -1,6 +1,7 @@
 """Ray Serve deployments: one version controller, the model replicas, and the gateways that route requests to them."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
+from segray.cluster.resources import replica_options
 from segray.config import ServeConfig
+from segray.models.plugins import ALLOWED_VARIABLE
 from segray.serving.controller import VersionController
 from segray.serving.gateway import Gateway
 from segray.serving.http_server import HttpServer
@@ -127,14 +130,14 @@ def build_application(
         token: SHA-256 digest of the bearer token. `None` disables authentication.
     """
     no_cpu: dict[str, Any] = {"num_cpus": 0}
-    replica_resources = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": settings.cpus_per_replica}
+    environment = _plugin_environment()  # the controller checks what a version names, and the replicas import it
     controller = serve.deployment(
-        ControllerDeployment, name=CONTROLLER, ray_actor_options=no_cpu, max_ongoing_requests=1000
+        ControllerDeployment, name=CONTROLLER, ray_actor_options=no_cpu | environment, max_ongoing_requests=1000
     ).bind(settings, model, uri, cache_dir)
     replicas = serve.deployment(
         ReplicaDeployment,
         name=REPLICA,
-        ray_actor_options=replica_resources,
+        ray_actor_options=replica_options(settings, device) | environment,
         max_ongoing_requests=settings.max_pending_images,  # the replica's own queue is fair to all clients
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         health_check_period_s=2.0,
@@ -147,6 +150,12 @@ def build_application(
         graceful_shutdown_timeout_s=settings.request_timeout_s,
     )
     return gateway.bind(settings, replicas, controller, token)
+
+
+def _plugin_environment() -> dict[str, Any]:
+    """Returns the actor options that pass on SEGRAY_PLUGINS, which the nodes of a cluster do not have."""
+    allowed = os.environ.get(ALLOWED_VARIABLE)
+    return {} if allowed is None else {"runtime_env": {"env_vars": {ALLOWED_VARIABLE: allowed}}}
 
 
 def _scaling_options(settings: ServeConfig, max_replicas: int) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from segray.config import Config, ServeConfig
+from segray.config import ServeConfig
 from segray.core.classes import Classes
-from segray.core.errors import CheckpointError, ConfigError
+from segray.core.errors import CheckpointError
 from segray.data.images import Mask, Pixels
 from segray.data.normalize import decode_upright
 from segray.data.preprocess import model_input_size
-from segray.inference.predictor import Predictor
-from segray.inference.segment import InferenceConfig, count_windows
+from segray.inference.segment import count_windows
+from segray.inference.serving_predictor import ServingPredictor
 from segray.models import checkpoint
+from segray.models.plugins import require_allowed_modules
 from segray.serving.requests import ResponseOptions
 from segray.serving.responses import encode_png, encode_png_image
 from segray.serving.speed import Speed, find_max_pixels, measure
@@ -80,6 +81,7 @@ class LoadedModel:
     Raises:
         CheckpointError: the checkpoint is incomplete, or the model does not produce valid masks.
         ModelError: the model cannot be built from its configuration.
+        RegistryError: the version names a plug-in that is not allowed.
     """
 
     number: str
@@ -93,13 +95,11 @@ class LoadedModel:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             version.to_dir(folder)
-            trained = checkpoint.load_config(folder)
+            require_allowed_modules(checkpoint.load_config(folder), f"version {version.number} of {version.model}")
             self._meta = checkpoint.load_meta(folder)
-            self._predictor = Predictor(folder, device, trained.with_eval_overrides({"precision": settings.precision}))
+            self._predictor = ServingPredictor(folder, device, settings)
         self.classes = self._predictor.classes
         self._settings = settings
-        self._inference = InferenceConfig.from_config(self._predictor.config)
-        self._sliding = InferenceConfig.from_config(_sliding_config(self._predictor.config))
         self.crop_pixels = self._predictor.config.data.crop**2
         self._warm_up(device)
         self._measure_speed()
@@ -119,12 +119,12 @@ class LoadedModel:
             images: RGB images.
             check: function that is called before each forward pass. Its exceptions end the computation.
         """
-        mode = self._mode(size)
+        mode = self._predictor.mode(size)
         return self._predictor.predict_batch(images, mode if check is None else replace(mode, before_forward=check))
 
     def estimate_seconds(self, size: tuple[int, int]) -> float:
         """Returns the estimated duration of decoding, segmenting and encoding an image of size (H, W)."""
-        data, pixels, mode = self._predictor.config.data, prod(size), self._mode(size)
+        data, pixels, mode = self._predictor.config.data, prod(size), self._predictor.mode(size)
         input_size = model_input_size(*size, data.short_side, mode.size_multiple)
         if mode.crop is None:
             return self._codec.seconds(pixels) + self._forward.seconds(max(pixels, prod(input_size)))
@@ -155,10 +155,6 @@ class LoadedModel:
             "max_image_pixels": self.max_image_pixels,
         }
 
-    def _mode(self, size: tuple[int, int]) -> InferenceConfig:
-        """Returns the inference settings for images of size (H, W)."""
-        return self._sliding if prod(size) > self._settings.slide_above_pixels else self._inference
-
     def _measure_speed(self) -> None:
         """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""
         side = self._predictor.config.data.crop
@@ -171,12 +167,12 @@ class LoadedModel:
             encode_png(small, mask, self.classes, options)
 
         small_s, large_s = (
-            measure(lambda image=image: self._predictor.predict_batch([image], self._inference))  # type: ignore[misc]
+            measure(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
             for image in (small, large)
         )
         self._codec = Speed(measure(run_codecs) / side**2)
         self._forward = Speed.fit(side**2, small_s, 4 * side**2, large_s)
-        self._window_s = measure(lambda: self._predictor.predict_batch([small], self._sliding))
+        self._window_s = measure(lambda: self._predictor.predict_batch([small], self._predictor.sliding))
 
     def _warm_up(self, device: str) -> None:
         """Segments random images of the crop size to warm up the model and to verify its masks.
@@ -197,11 +193,3 @@ class LoadedModel:
 
 def _noise(side: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-def _sliding_config(config: Config) -> Config:
-    """Returns the configuration for large images."""
-    try:
-        return config.with_eval_overrides({"mode": "slide"})
-    except ConfigError:  # sliding windows do not fit the sizes of this model
-        return config

@@ -22,6 +22,7 @@ from ray.serve.schema import LoggingConfig
 from segray.cluster.connect import connect
 from segray.cluster.nodes import potential_nodes
 from segray.cluster.ray_internals import serve_controller_name
+from segray.cluster.resources import replica_device
 from segray.config import Config, ServeConfig, paths
 from segray.core.errors import CapacityError, ConfigError, RegistryError, ServingError
 from segray.core.logging import silence_libraries
@@ -194,7 +195,7 @@ def _plan_replicas(settings: ServeConfig) -> tuple[str, int]:
     """
     nodes = potential_nodes()
     gpus = sum(int(node.gpus) for node in nodes)
-    device = "cuda" if settings.device == "cuda" or (settings.device == "auto" and gpus) else "cpu"
+    device = replica_device(settings, nodes)
     capacity = gpus if device == "cuda" else sum(int(node.cpus // settings.cpus_per_replica) for node in nodes)
     num_replicas = max(settings.replicas, settings.max_replicas or 0)
     if num_replicas > capacity:

@@ -15,6 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.models import checkpoint
+from segray.models.plugins import require_allowed_modules
 from segray.tracking import model_card
 from segray.tracking.client import ALREADY_EXISTS, UNAVAILABLE, all_pages, connect_mlflow, error_summary
 from segray.tracking.integrity import integrity_tags, verify_package
@@ -138,8 +139,9 @@ def download_checkpoint(reference: str, tracking_uri: str, target: Path) -> Path
         target: existing folder for the files.
 
     Raises:
-        RegistryError: the model, alias, version or run does not exist or has no files, the store does not respond, or
-            the files are not those that were registered.
+        RegistryError: the model, alias, version or run does not exist or has no files, the store does not respond, the
+            files are not those that were registered, or the version names a plug-in that is not allowed.
+        CheckpointError: the settings of the version are damaged.
     """
     subject = f"model {reference}"
     client = connect_mlflow(tracking_uri, subject)
@@ -159,7 +161,9 @@ def download_checkpoint(reference: str, tracking_uri: str, target: Path) -> Path
             f"{subject} cannot be loaded: its files at {paths.redact(source)} are missing or cannot be read "
             f"({error_summary(error)}); choose another version{available_hint(client, reference)}"
         ) from error
-    return verify_package(Path(package), tags, subject)
+    folder = verify_package(Path(package), tags, subject)
+    require_allowed_modules(checkpoint.load_config(folder), subject)
+    return folder
 
 
 def _find_files(client: MlflowClient, reference: str) -> tuple[str, dict[str, str]]:

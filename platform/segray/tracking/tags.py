@@ -12,6 +12,8 @@ LOCK_SUFFIX = ".promotion"
 """Suffix of the registered model that locks the aliases of a model. See segray.promotion.aliases."""
 PLAN_TAG = "segray.plan"
 """Tag of the lock: the planned update of the aliases."""
+UPDATE_TAG = "segray.aliases"
+"""Tag of a registered model: champion and previous version after the last completed update, in JSON."""
 
 KIND_TAG = "segray.kind"
 """Tag of a run: what it records. A training run has no such tag."""

@@ -1,0 +1,99 @@
+"""A process that is suspended between its check of the lock and a move changes nothing in the end."""
+
+import threading
+import time
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from segray.core.errors import PromotionError
+from segray.promotion.aliases import apply_change, get_aliases, recover
+from segray.promotion.plan import plan_promotion, plan_rollback
+
+MOVES = ("set_registered_model_alias", "delete_registered_model_alias")
+
+
+class Suspended:
+    """A client that waits in front of its n-th move of an alias, behind the check of the lock."""
+
+    def __init__(self, uri, move, wait):
+        self._client, self._left, self._wait = MlflowClient(uri, uri), move, wait
+
+    def __getattr__(self, name):
+        found = getattr(self._client, name)
+        return found if name not in MOVES else lambda *words: self._move(found, *words)
+
+    def _move(self, found, *words):
+        self._left -= 1
+        if self._left == 0:
+            self._wait()
+        return found(*words)
+
+
+def suspended_promotion(store, move):
+    """Starts a promotion of version 3 that waits in front of a move. Returns what ends the wait, and its error."""
+    waits, proceed, errors = threading.Event(), threading.Event(), []
+
+    def wait():
+        waits.set()
+        assert proceed.wait(60)
+
+    def promote():
+        client = Suspended(store.uri, move, wait)
+        try:
+            apply_change(client, plan_promotion("streets", get_aliases(client, "streets"), "3"))
+        except PromotionError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=promote)
+    thread.start()
+    assert waits.wait(60)
+
+    def resume():
+        proceed.set()
+        thread.join(60)
+        assert not thread.is_alive()
+        return errors
+
+    return proceed, resume
+
+
+@pytest.mark.parametrize("move", [1, 2, 3])
+@pytest.mark.parametrize("other", ["rollback", "promotion"])
+def test_a_move_after_the_update_of_another_process_is_undone(store, served, move, other):
+    _, resume = suspended_promotion(store, move)
+    assert recover(store.client, "streets", 0) is not None  # another process takes the first one for dead
+    current = get_aliases(store.client, "streets")
+    plan = plan_rollback("streets", current) if other == "rollback" else plan_promotion("streets", current, "1")
+    apply_change(store.client, plan)
+    expected = served(store.client)
+    assert expected == {"rollback": (None, "2", None), "promotion": ("3", "1", None)}[other]
+    (error,) = resume()
+    assert "another process is promoting streets" in error
+    assert served(store.client) == expected
+
+
+@pytest.mark.parametrize("move", [1, 2])
+def test_a_move_into_the_update_of_another_process_is_overwritten(store, served, move):
+    proceed, resume = suspended_promotion(store, move)
+    assert recover(store.client, "streets", 0) is not None
+
+    def resume_other():
+        before = get_aliases(store.client, "streets")
+        proceed.set()
+        until = time.monotonic() + 20
+        while get_aliases(store.client, "streets") == before and time.monotonic() < until:
+            time.sleep(0.02)  # until the other process has moved its alias
+
+    # The rollback has removed the alias previous, and stands in front of the alias champion.
+    client = Suspended(store.uri, 2, resume_other)
+    apply_change(client, plan_rollback("streets", get_aliases(client, "streets")))
+    assert len(resume()) == 1
+    assert served(store.client) == (None, "2", None)
+
+
+def test_a_suspended_process_whose_plan_was_carried_out_and_nothing_else_changes_nothing(store, served):
+    _, resume = suspended_promotion(store, 2)
+    recover(store.client, "streets", 0)
+    assert len(resume()) == 1
+    assert served(store.client) == ("2", "3", None)
