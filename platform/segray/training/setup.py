@@ -1,7 +1,7 @@
 """Run setup: checks everything that can fail before training starts, and creates the run folder."""
 
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +104,7 @@ def prepare_run(
         lock = None if target.run is None else on_error.enter_context(lock_run(target.run))
         changes = _compare_settings(target, resume, allowed)
         train = validate_splits(target.config, target.manifest)
-        weights = _load_weights(target, say)
+        weights = _load_weights(target, say, {} if trial is None else trial.initial_weights)
         connect()
         placement = _allocate_workers(target, say) if trial is None else trial.placement
         draws_per_row = draws_per_epoch(SplitReader(target.config.data.root, train), target.config.data)
@@ -179,18 +179,30 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
     return train
 
 
-def _load_weights(target: _RunTarget, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+def initial_weights_reference(config: Config) -> str | None:
+    """Returns the source of the initial weights with the name of the variant, or `None` if `model.init` is not set."""
+    return None if config.model.init is None else config.model.init.replace(VARIANT, config.model.variant)
+
+
+def _load_weights(
+    target: _RunTarget, say: Callable[[str], None], downloads: Mapping[str, Path]
+) -> dict[str, Tensor] | None:
     """Returns the initial state dict for every rank, or `None` if `model.init` is not set.
 
     Always builds the model, so that invalid model settings fail here.
+
+    Args:
+        target: run to start or to resume.
+        say: callback that receives the few lines meant for the user.
+        downloads: checkpoint folders of registered versions that the sweep of a trial has downloaded, by reference.
     """
-    settings = target.config.model
     model = build_model(target.config, target.manifest.classes)
     if target.run is not None:
         require_matching_weights(target.run, model)
-    if settings.init is None:
+    reference = initial_weights_reference(target.config)
+    if reference is None:
         return None
-    with open_checkpoint(settings.init.replace(VARIANT, settings.variant), target.tracking_uri) as source:
+    with open_checkpoint(str(downloads.get(reference, reference)), target.tracking_uri) as source:
         say(f"initial weights: {load_pretrained(model, str(source), part='auto')}")
     return model.state_dict()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ class TrialContext:
         placement: resources of each worker, next to those of other trials.
         tracking_uri: MLflow store including the password, which the settings of the run do not contain.
         shared_splits: rows already stored in the cluster's memory, by split.
+        initial_weights: checkpoint folders of the registered versions that the sweep has downloaded, by reference.
         heartbeat_monitor: `HeartbeatMonitor` actor, reused by consecutive trials of a slot; `None` creates one for
             the run.
     """
@@ -29,6 +31,7 @@ class TrialContext:
     placement: WorkerResources
     tracking_uri: str = field(repr=False)
     shared_splits: Mapping[str, SharedSplit] = field(default_factory=dict)
+    initial_weights: Mapping[str, Path] = field(default_factory=dict)
     heartbeat_monitor: ray.actor.ActorHandle | None = None
 
     @property

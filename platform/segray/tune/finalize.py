@@ -169,7 +169,13 @@ def _train_with_seed(sweep: PreparedSweep, best: Trial, number: int, say: Callab
     if (folder / JOURNAL).exists() and is_finished(folder):
         return folder
     say(f"training the best settings with seed {train.seed} ({number} of {sweep.config.tune.seeds}).")
-    context = TrialContext(sweep.key, len(sweep.trials) + number - 1, sweep.slots.placement, sweep.tracking_uri)
+    context = TrialContext(
+        sweep.key,
+        len(sweep.trials) + number - 1,
+        sweep.slots.placement,
+        sweep.tracking_uri,
+        initial_weights=sweep.initial_weights,
+    )
     try:
         fit(config, resume=resumable_run(folder), say=lambda _line: None, trial=context)
         _best_checkpoint(folder)

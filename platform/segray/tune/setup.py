@@ -1,8 +1,8 @@
 """Preparation of a sweep: validates the settings and resources, then creates the sweep folder or opens it to resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -48,6 +48,8 @@ class PreparedSweep:
         prior_trials: trials of an earlier sweep, for a warm start.
         spent_s: run time before a resume, in seconds.
         lock: lock file that prevents another process from running the sweep.
+        initial_weights: checkpoint folders of the registered versions that trials start from, by reference; empty until
+            the sweep has downloaded them.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class PreparedSweep:
     prior_trials: tuple[PriorTrial, ...]
     spent_s: float
     lock: IO[str]
+    initial_weights: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:

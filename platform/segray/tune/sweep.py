@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -26,6 +26,7 @@ from segray.tune import finalize, objectives, results, space
 from segray.tune.accumulation import AccumulationTable
 from segray.tune.controller import SweepController
 from segray.tune.estimate import SweepEstimate, estimate_sweep
+from segray.tune.initial_weights import download_initial_weights
 from segray.tune.journal import trial_dir
 from segray.tune.ray_tune import TrialRunners, run_tune, trial_actor_class
 from segray.tune.schedulers.build import build_scheduler
@@ -83,7 +84,13 @@ def run_sweep(
         RunStoppedError: the sweep was interrupted; it can be resumed.
     """
     sweep = prepare_sweep(config, resume, load_prior_trials, say)
-    with sweep.lock, _upload_journals(sweep, say) as uploader, _add_resume_hint(sweep):
+    with (
+        sweep.lock,
+        _upload_journals(sweep, say) as uploader,
+        _add_resume_hint(sweep),
+        download_initial_weights(sweep.config, sweep.folder, sweep.tracking_uri) as downloads,
+    ):
+        sweep = replace(sweep, initial_weights=downloads)
         end_reason = _run_trials(sweep, say, watch)
         result = finalize.finalize_sweep(sweep, end_reason, say)
         sweep.record.journal.write("end", status="FINISHED", cut_short=end_reason)
@@ -198,7 +205,7 @@ class TrialManager:
         """Returns the Tune actors for the trials. The data is in the cluster's object store if it fits."""
         sweep, stop_signal = self._sweep, create_local_actor(StopSignal)
         data = preload_splits(sweep.config, sweep.manifest, say)
-        context = TrialContext(sweep.key, 0, sweep.slots.placement, sweep.tracking_uri, data)
+        context = TrialContext(sweep.key, 0, sweep.slots.placement, sweep.tracking_uri, data, sweep.initial_weights)
 
         def request_stop(reason: str, interrupted: bool) -> None:
             say(f"{reason}: running trials save a checkpoint and stop.")
