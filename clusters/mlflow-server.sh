@@ -22,10 +22,13 @@ if curl --silent --fail --max-time 5 --output /dev/null "$MLFLOW_TRACKING_URI/he
   exit 0
 fi
 
+random_hex() { # 48 digits
+  od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
+}
+mkdir -p "$SEGRAY_SHARED/mlflow"
 credentials="$SEGRAY_SHARED/mlflow/credentials"
-if [ ! -e "$credentials" ]; then
-  password="$(python -c 'import secrets; print(secrets.token_hex(24))')"
-  printf 'export MLFLOW_TRACKING_USERNAME=segray\nexport MLFLOW_TRACKING_PASSWORD=%s\n' "$password" > "$credentials"
+if [ ! -s "$credentials" ]; then
+  printf 'export MLFLOW_TRACKING_USERNAME=segray\nexport MLFLOW_TRACKING_PASSWORD=%s\n' "$(random_hex)" > "$credentials"
 fi
 . "$credentials"
 printf '[mlflow]\n%s\n%s\n%s\n' "default_permission = READ" "database_uri = sqlite:///$SEGRAY_SHARED/mlflow/accounts.db" \
@@ -34,7 +37,7 @@ printf '[mlflow]\n%s\n%s\n%s\n' "default_permission = READ" "database_uri = sqli
 # The environment, because other users of the machine can read command lines. Only the first start uses the password.
 export MLFLOW_AUTH_CONFIG_PATH="$SEGRAY_SHARED/mlflow/accounts.ini"
 export MLFLOW_AUTH_ADMIN_USERNAME="$MLFLOW_TRACKING_USERNAME" MLFLOW_AUTH_ADMIN_PASSWORD="$MLFLOW_TRACKING_PASSWORD"
-MLFLOW_FLASK_SERVER_SECRET_KEY="$(python -c 'import secrets; print(secrets.token_hex(32))')"
+MLFLOW_FLASK_SERVER_SECRET_KEY="$(random_hex)"
 export MLFLOW_FLASK_SERVER_SECRET_KEY
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # eight processes for MLflow's own jobs, which segray does not use
 # One worker process: only one process should write to SQLite on a network file system.

@@ -217,6 +217,7 @@ def test_mlflows_server_keeps_all_on_the_shared_storage_and_is_private(name, hom
     call = home.wait_for("mlflow")
     options = server.make_context("server", call["args"][1:]).params
     assert (options["host"], options["port"]) == ("10.0.0.1", 5000)
+    assert options["app_name"] == "basic-auth"
     assert options["allowed_hosts"].split(",")[0] == "10.0.0.1:5000"
     assert options["backend_store_uri"].startswith(f"sqlite:///{home.shared}/")
     assert options["artifacts_destination"].startswith(f"{home.shared}/")

@@ -27,7 +27,7 @@ RAYS = (  # that live as long as the cluster, on the node of its drivers
     "TrainStateActor",
     "_UsageCollectionActor",
 )
-PASSWORD, KEY = secrets.token_hex(12), secrets.token_hex(12)
+PASSWORD, ACCOUNT, KEY = secrets.token_hex(12), secrets.token_hex(12), secrets.token_hex(12)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def head(tmp_path_factory, mlflow_server):
     """A head with a token, and secrets in the environment that its jobs inherit."""
     folder = tmp_path_factory.mktemp("c")
     uri = mlflow_server.replace("//", f"//someone:{PASSWORD}@")
-    shell = head_shell(folder, AWS_SECRET_ACCESS_KEY=KEY, AWS_ACCESS_KEY_ID="planted", MLFLOW_TRACKING_URI=uri)
+    planted = {"AWS_SECRET_ACCESS_KEY": KEY, "AWS_ACCESS_KEY_ID": "planted", "MLFLOW_TRACKING_URI": uri}
+    planted |= {"MLFLOW_TRACKING_USERNAME": "segray", "MLFLOW_TRACKING_PASSWORD": ACCOUNT}
+    shell = head_shell(folder, **planted)
     found = start_head(folder, shell, "--num-cpus", 2, "--object-store-memory", 200_000_000)
     yield found
     for process in found.started:
@@ -256,7 +258,7 @@ def test_no_secret_is_written_down_anywhere(head, streets, mlflow_server, tmp_pa
     (tmp_path / "runs").write_text("\n".join(str(run.to_dictionary()) for run in runs))
     places = [head.folder, tmp_path, tmp_path_factory.getbasetemp() / "mlflow0"]
     assert all(place.exists() for place in places)
-    for secret in (PASSWORD, KEY, head.shell["RAY_AUTH_TOKEN"]):
+    for secret in (PASSWORD, ACCOUNT, KEY, head.shell["RAY_AUTH_TOKEN"]):
         found = subprocess.run(["grep", "-rlaF", secret, *places], capture_output=True, text=True, check=False)
         assert found.stdout == ""
     planted = tmp_path / "planted"

@@ -62,7 +62,7 @@ def image(height, width):
 def test_both_versions_are_timed_in_one_task_with_the_resources_of_a_replica(ray_cluster, probe):
     folder, file = probe
     settings = ServeConfig(device="cpu", cpus_per_replica=2, precision="bf16", slide_above_pixels=64 * 64)
-    found = measure_latencies([folder, folder], [image(64, 64), image(64, 112)], settings)
+    found = measure_latencies([folder, folder], [image(64, 64), image(64, 128)], settings)
     assert len(found) == 2
     assert min(found) > 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -73,8 +73,8 @@ def test_both_versions_are_timed_in_one_task_with_the_resources_of_a_replica(ray
         assert row["resources"]["CPU"] == 2
     timed = [row for row in rows if row["batch"][2:] == [16, 16]]
     assert {row["dtype"] for row in timed} == {str(torch.bfloat16)}
-    # The small image in one piece, the large one in two windows of the size of the crop.
-    assert {row["batch"][0] for row in timed} == {1, 2}
+    # The small image in one piece, the large one in three windows of the size of the crop, 48 apart.
+    assert {row["batch"][0] for row in timed} == {1, 3}
 
 
 def test_a_cluster_that_could_not_serve_is_named(ray_cluster, probe):
