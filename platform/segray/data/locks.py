@@ -7,13 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from segray.core.errors import DataError
-from segray.data.storage import UNFINISHED, filesystem, strip_credentials, write_atomic
+from segray.data.storage import UNFINISHED, filesystem, guard_writes, strip_credentials
 
 LEASE_REFRESH_S = 10.0
+LEASE_VALID_S = 50.0
 LEASE_TIMEOUT_S = 60.0
 
 
@@ -47,14 +49,64 @@ def _file_lock(root: Path, operation: str) -> Iterator[None]:
         yield
 
 
+class Lease:
+    """Lease on a folder of a bucket: an object that a thread rewrites at a fixed interval.
+
+    The holder loses the lease if it cannot rewrite the object for `LEASE_VALID_S`, or if another process removes it.
+    Other processes take the lease over only after the longer `LEASE_TIMEOUT_S`, so that no two of them write.
+
+    Args:
+        fs: filesystem of the bucket.
+        path: path of the object.
+        name: name of the folder, for messages.
+    """
+
+    def __init__(self, fs: FileSystem, path: str, name: str) -> None:
+        self._fs, self._path, self._name = fs, path, name
+        self._is_taken = False
+        self._error: OSError | None = None
+        self._write()
+
+    def _write(self) -> None:
+        started = monotonic()
+        with self._fs.open_output_stream(self._path) as file:
+            file.write(b"")
+        self._refreshed, self._error = started, None
+
+    def refresh(self) -> None:
+        """Rewrites the object. An error is kept for `check`, because the bucket may be available again in time."""
+        try:
+            if self._fs.get_file_info(self._path).type is FileType.NotFound:
+                self._is_taken = True
+            if not self._is_taken:
+                self._write()
+        except OSError as error:
+            self._error = error
+
+    def check(self) -> None:
+        """Checks that this process still holds the lease.
+
+        Raises:
+            DataError: the lease is lost; this process must not write.
+        """
+        reason = "another process has taken it over" if self._is_taken else None
+        if reason is None and monotonic() - self._refreshed >= LEASE_VALID_S:
+            reason = f"it could not be renewed for {LEASE_VALID_S:.0f} s ({self._error or 'this process stood still'})"
+        if reason is not None:
+            raise DataError(
+                f"the lease on {self._name} is lost: {reason}; nothing more is written there. Run the same command "
+                "again to resume, when no other process writes there."
+            )
+
+
 @contextmanager
 def _lease(fs: FileSystem, root: str, name: str) -> Iterator[None]:
-    """Holds a lease on a folder of a bucket, as an object that a thread rewrites at a fixed interval.
+    """Holds a lease on a folder of a bucket, and lets this process write there only while it holds it.
 
     The age of a lease is measured with the clock of the bucket.
     """
     own = f"{root}/{UNFINISHED}/at-work-{socket.gethostname()}-{os.getpid()}"
-    write_atomic(fs, own, b"")
+    lease = Lease(fs, own, name)
     times_ns = {info.path: info.mtime_ns for info in fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}"))}
     others = [path for path in times_ns if "/at-work-" in path and path != own]
     active = [Path(path).name for path in others if times_ns[own] - times_ns[path] < LEASE_TIMEOUT_S * 1e9]
@@ -64,17 +116,20 @@ def _lease(fs: FileSystem, root: str, name: str) -> Iterator[None]:
             f"{active[0].removeprefix('at-work-')} wrote to {name} less than {LEASE_TIMEOUT_S:.0f} s ago; wait until "
             f"it ends, or {LEASE_TIMEOUT_S:.0f} s if it has died."
         )
+    for path in others:  # expired: its holder, if it still lives, notices that the object is gone
+        with suppress(OSError):  # its holder, or another process, has deleted it
+            fs.delete_file(path)
     stop = threading.Event()
 
     def refresh() -> None:
         while not stop.wait(LEASE_REFRESH_S):
-            with suppress(OSError):  # the writes of the operation itself fail too and report the error
-                write_atomic(fs, own, b"")
+            lease.refresh()
 
     thread = threading.Thread(target=refresh, name="segray-lease", daemon=True)
     thread.start()
     try:
-        yield
+        with guard_writes(root, lease.check):
+            yield
     finally:
         stop.set()
         thread.join()

@@ -1,7 +1,7 @@
 """Storage access for datasets: filesystems, content hashes, display names and atomic writes."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -91,8 +91,29 @@ def translate_write_errors(out: str) -> Iterator[None]:
         ) from error
 
 
+_write_guards: dict[str, Callable[[], None]] = {}
+
+
+@contextmanager
+def guard_writes(root: str, check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` before each `write_atomic` of this process below a folder. Its error prevents the write."""
+    _write_guards[root] = check
+    try:
+        yield
+    finally:
+        del _write_guards[root]
+
+
+def require_writable(path: str) -> None:
+    """Calls the checks of `guard_writes` for a path, before a write or deletion other than `write_atomic`."""
+    for root, check in list(_write_guards.items()):
+        if f"{path}/".startswith(f"{root}/"):
+            check()
+
+
 def write_atomic(fs: FileSystem, path: str, content: bytes) -> None:
     """Writes a file atomically: it either exists completely or not at all."""
+    require_writable(path)
     is_local = isinstance(fs, LocalFileSystem)
     partial = _partial_path(path) if is_local else path
     with fs.open_output_stream(partial) as file:

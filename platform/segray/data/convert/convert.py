@@ -18,6 +18,7 @@ from segray.data.convert.shards import ShardJob, ShardLimits, ShardResult, parti
 from segray.data.manifest import FORMAT_VERSION, Manifest, Split
 from segray.data.ray_map import map_on_cluster
 from segray.data.sources.sample import SourceListing, SourceSample
+from segray.data.storage import filesystem, require_writable
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -147,6 +148,7 @@ def _write_shards(jobs: list[ShardJob], rows: int, on_progress: OnProgress) -> l
     rows_done = sum(result.rows for result in results.values())
     on_progress("resuming" if results else "writing", rows_done, rows)
     for index, result in map_on_cluster(_run_job, [jobs[index] for index in remaining]):
+        require_writable(filesystem(jobs[0].root)[1])  # the driver holds the lease; its tasks do not know it
         results[remaining[index]] = result
         rows_done += result.rows
         on_progress("writing", rows_done, rows)

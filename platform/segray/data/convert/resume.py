@@ -22,6 +22,7 @@ from segray.data.storage import (
     credentials_hint,
     display_path,
     filesystem,
+    require_writable,
     strip_credentials,
     translate_write_errors,
     write_atomic,
@@ -152,6 +153,7 @@ def commit_dataset(out: str, manifest: Manifest, skipped: list[str]) -> None:
     """
     fs, root = filesystem(out)
     kept = {f"{root}/{shard.path}" for split in manifest.splits.values() for shard in split.shards}
+    require_writable(root)
     with translate_write_errors(out):
         splits = set(manifest.splits) | _attempted_splits(fs, root)
         for info in fs.get_file_info(FileSelector(root, recursive=True)):
