@@ -60,17 +60,17 @@ class EvalConfig(Settings):
             raise invalid_setting("eval.stride", stride, f"a multiple of {STRIDE_MULTIPLE}")
         return self
 
-    def validate_windows(self, crop: int) -> None:
+    def validate_windows(self, crop: int | None) -> None:
         """Checks that sliding windows cover all pixels and that their sides are multiples of 32.
 
         Args:
-            crop: side of a window in px if `crop` is not set.
+            crop: side of a window in px if `crop` is not set; None if it is not known yet.
 
         Raises:
             ValueError: the windows leave gaps, or `size_multiple` is not a multiple of 32.
         """
         side = self.crop or crop
-        if self.mode == "slide" and self.stride is not None and self.stride > side:
+        if self.mode == "slide" and self.stride is not None and side is not None and self.stride > side:
             raise invalid_setting(
                 "eval.stride", self.stride, f"at most a window's {side}; pixels between would not be seen"
             )

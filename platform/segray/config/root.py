@@ -34,7 +34,8 @@ _OF_THE_RUN = (
         "max_failures",
         "hang_timeout_s",
     ),
-    *("log_every", "val_every", "checkpoint_every", "keep_best", "keep_every", "patience", "min_delta", "min_steps"),
+    *("log_every", "val_every", "checkpoint_every", "score", "keep_best", "keep_every"),
+    *("patience", "min_delta", "min_steps"),
 )
 _SECTIONS = ("name", "results", "tracking", "tune", "promote", "serve")
 CHANGEABLE_ON_RESUME = frozenset(
@@ -81,7 +82,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.eval.validate_windows(self.data.crop)
+        # Without data.crop, the crop may be that of a checkpoint, which `with_eval_overrides` checks.
+        self.eval.validate_windows(self.data.crop if "crop" in self.data.model_fields_set else None)
         if self.train.batch < self.train.workers:
             raise invalid_setting(
                 "train.batch",
