@@ -140,7 +140,7 @@ def _train(config: Config, num_classes: int, images: int, device: torch.device) 
         "mask": torch.randint(0, num_classes, (images, *size)),
         "row": torch.arange(images),
     }
-    for _ in train_state.train_steps(train_state.model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
+    for _ in train_state.train_steps(train_state.training_model, loss, [batch] * STEPS, ignore_id=classes.ignore_id):
         pass
 
 

@@ -1,6 +1,7 @@
 """A checkpoint is whole or refused, and brings the same model back without a pickle."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -36,6 +37,12 @@ def saved(tmp_path):
     return tmp_path, model, optimiser
 
 
+def forget_checksums(folder):
+    """Makes the checkpoint one from before the checksums, so that its files may be changed."""
+    meta = checkpoint.load_meta(folder).model_copy(update={"checksums": {}})
+    (folder / checkpoint.META).write_text(meta.model_dump_json())
+
+
 def test_everything_comes_back(saved):
     folder, model, optimiser = saved
     loaded = checkpoint.load_model(folder)
@@ -43,7 +50,8 @@ def test_everything_comes_back(saved):
     assert torch.equal(loaded(images)["seg"], model.eval()(images)["seg"])
     assert not loaded.training
     files = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != checkpoint.META}
-    assert checkpoint.load_meta(folder) == META.model_copy(update={"files": files})
+    meta = checkpoint.load_meta(folder)
+    assert meta == META.model_copy(update={"files": files, "checksums": meta.checksums})
     assert checkpoint.load_config(folder) == CONFIG
     assert checkpoint.load_classes(folder) == CLASSES
     (name, parameter), *_ = model.named_parameters()
@@ -53,6 +61,7 @@ def test_everything_comes_back(saved):
 def test_a_config_with_earlier_names_of_settings_is_read(saved):
     folder, model, _ = saved
     file = folder / checkpoint.CONFIG
+    forget_checksums(folder)
     tree = json.loads(file.read_text())
     tree["eval"]["align"] = tree["eval"].pop("size_multiple")
     tree["eval"]["precision"] = "float32"
@@ -83,6 +92,7 @@ def test_a_part_that_was_cut_short_is_refused_by_its_name(saved, part):
 def test_weights_of_another_variant_are_refused(saved):
     folder, *_ = saved
     other = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"variant": "b1"})})
+    forget_checksums(folder)
     (folder / checkpoint.CONFIG).write_text(other.model_dump_json())
     with pytest.raises(CheckpointError, match=r"does not match its config\.json"):
         checkpoint.load_model(folder)
@@ -123,3 +133,49 @@ def test_a_folder_is_whole_while_every_file_has_its_size(saved):
     (folder / checkpoint.STATE).unlink()
     with pytest.raises(CheckpointError, match=r"state\.pt is missing; the checkpoint is damaged"):
         checkpoint.verify_files(folder, meta)
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+LOADERS = {
+    checkpoint.WEIGHTS: checkpoint.load_weights,
+    checkpoint.STATE: checkpoint.load_state,
+    checkpoint.CONFIG: checkpoint.load_config,
+    checkpoint.CLASSES: checkpoint.load_classes,
+}
+
+
+@pytest.mark.parametrize("part", LOADERS)
+def test_a_flipped_bit_is_found_when_the_file_is_loaded(saved, part):
+    folder, *_ = saved
+    checkpoint.verify_checksums(folder, checkpoint.load_meta(folder))
+    flip_a_bit(folder / part)
+    meta = checkpoint.load_meta(folder)
+    checkpoint.verify_files(folder, meta)  # the listing of a run stays cheap
+    said = rf"{part} has the SHA-256 checksum .*the checkpoint is damaged: restore the file from a copy, or use another"
+    with pytest.raises(CheckpointError, match=said):
+        LOADERS[part](folder)
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.verify_checksums(folder, meta)
+
+
+def test_a_checkpoint_from_before_the_checksums_is_loaded(saved):
+    folder, model, _ = saved
+    tree = json.loads((folder / checkpoint.META).read_text())
+    del tree["checksums"]
+    (folder / checkpoint.META).write_text(json.dumps(tree))
+    assert checkpoint.load_model(folder).state_dict().keys() == model.state_dict().keys()
+    checkpoint.verify_checksums(folder, checkpoint.load_meta(folder))
+
+
+def test_the_checksums_are_those_of_sha256sum(saved):
+    folder, *_ = saved
+    listed = subprocess.run(
+        ["sha256sum", *checkpoint.load_meta(folder).files], cwd=folder, capture_output=True, text=True, check=True
+    )
+    expected = {line.split()[1]: line.split()[0] for line in listed.stdout.splitlines()}
+    assert checkpoint.load_meta(folder).checksums == expected

@@ -69,6 +69,8 @@ def test_a_champion_of_other_classes_is_timed_and_not_counted(candidate, copy, s
     names = [f"other {name}" for name in checkpoint.load_classes(copy.folder).names]
     classes = checkpoint.load_classes(copy.folder).model_copy(update={"names": tuple(names)})
     (copy.folder / checkpoint.CLASSES).write_text(classes.model_dump_json())
+    meta = checkpoint.load_meta(copy.folder).model_copy(update={"checksums": {}})
+    (copy.folder / checkpoint.META).write_text(meta.model_dump_json())
     found = measure_candidates(candidate, copy, EvaluationRequest(str(streets), "val"), SERVE)
     assert (found.comparison, found.champion_evaluation, found.champion.miou) == (None, None, None)
     assert found.champion.classes == tuple(names)

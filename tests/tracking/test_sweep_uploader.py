@@ -138,3 +138,22 @@ def test_a_choice_may_be_spelt_otherwise(sweep, uri):
         ("0.01", "ohem"),
         ("1e-3", "ohem"),
     ]
+
+
+def test_a_trial_that_removes_its_folder_keeps_no_other_back(sweep, uri):
+    """A run that cannot work removes its folder, between any two calls of an upload."""
+    family = SweepUploader(sweep, uri)
+
+    def remove_before(run, removed):
+        flush = run.flush
+
+        def remove_and_flush():
+            shutil.rmtree(removed)
+            flush()
+
+        run.flush = remove_and_flush
+
+    remove_before(family.parent, sweep / "trial-000")  # after the listing of the trials
+    remove_before(family.uploader_for(sweep / "trial-001"), sweep / "trial-001")  # after a look at its journal
+    family.flush()
+    assert runs(uri)[0].keys() == {"sweep", "trial-002"}

@@ -1,19 +1,24 @@
 """Checkpoints of a run: complete or absent, retention, and writing in the background."""
 
+import os
+import shutil
 import threading
+from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from segray.core.errors import TrainingError
+from segray.core.errors import CheckpointError, TrainingError
 from segray.models import checkpoint
 from segray.training import checkpoint_store
 from segray.training.checkpoint_store import (
     CheckpointInfo,
     CheckpointWriter,
     best_checkpoint,
+    latest_checkpoint,
     list_checkpoints,
+    set_aside_damaged,
     steps_to_keep,
 )
 
@@ -150,3 +155,80 @@ def test_a_damaged_checkpoint_is_skipped_and_a_write_error_is_raised_without_wai
         assert monotonic() < until
     with pytest.raises(TrainingError, match="No space left"):
         writer.raise_if_failed()
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def with_checksums(step, score=None):
+    """Writes a checkpoint as a run does, with checksums, of nothing but a file."""
+
+    def write(folder):
+        (folder / checkpoint.WEIGHTS).write_bytes(b"w" * 100)
+        metrics = {} if score is None else {"val/miou": score}
+        files = {"files": {checkpoint.WEIGHTS: 100}, "checksums": {checkpoint.WEIGHTS: sha256(b"w" * 100).hexdigest()}}
+        meta = META.model_copy(update={"step": step, "metrics": metrics} | files)
+        (folder / checkpoint.META).write_text(meta.model_dump_json())
+
+    return write
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_is_not_kept_for_it(tmp_path):
+    writer = CheckpointWriter(tmp_path, num_best=1)
+    for step in (1, 2, 3):
+        writer.submit(step, with_checksums(step, score=step / 10))
+    writer.wait()
+    writer.submit(4, with_checksums(4))
+    writer.wait()
+    assert names(tmp_path) == ["step-000003", "step-000004"]
+    flip_a_bit(tmp_path / "step-000004" / checkpoint.WEIGHTS)
+    said = []
+    latest = latest_checkpoint(tmp_path, said.append)
+    assert latest.step == 3
+    assert len(said) == 1
+    assert "step-000004/model.safetensors has the SHA-256 checksum" in said[0]
+    assert said[0].endswith("It is skipped.")
+    set_aside_damaged(tmp_path, latest)
+    assert names(tmp_path) == ["step-000003", "step-000004.damaged"]
+    resumed = CheckpointWriter(tmp_path, num_best=1)
+    resumed.submit(5, with_checksums(5))
+    resumed.wait()
+    assert [info.step for info in list_checkpoints(tmp_path)] == [3, 5]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_by_itself(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    writer.submit(1, with_checksums(1))
+    writer.wait()
+    flip_a_bit(tmp_path / "step-000001" / checkpoint.WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged; restore one from a copy, or remove"):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path / "new") is None
+
+
+def test_the_new_name_is_on_disk_before_an_older_checkpoint_is_removed(tmp_path, monkeypatch):
+    synced, fsync, rmtree = [], os.fsync, shutil.rmtree
+
+    def record(handle):
+        synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), names(tmp_path)))
+        fsync(handle)
+
+    monkeypatch.setattr(checkpoint_store.os, "fsync", record)
+    removed = []
+    monkeypatch.setattr(
+        checkpoint_store.shutil,
+        "rmtree",
+        lambda path, **options: (removed.append((str(path), len(synced))), rmtree(path, **options)),
+    )
+    writer = CheckpointWriter(tmp_path)
+    for step in (1, 2):
+        writer.submit(step, writes(step))
+    writer.wait()
+    assert [found for path, found in synced if path == str(tmp_path)] == [
+        ["step-000001"],
+        ["step-000001", "step-000002"],
+    ]
+    assert removed == [(str(tmp_path / "step-000001"), len(synced))]

@@ -2,8 +2,11 @@
 
 import pytest
 
+from segray import config
 from segray.cluster.resources import WorkerResources
-from segray.training.setup import prepare_run
+from segray.core.errors import ConfigError
+from segray.data.manifest import read_manifest
+from segray.training.setup import prepare_run, validate_splits
 from segray.training.trial_context import TrialContext
 
 STORE = "http://me:h1dden@127.0.0.1:1"
@@ -19,3 +22,9 @@ def test_a_trial_gets_the_password_of_the_store_and_writes_it_to_no_file(tiny):
     assert "h1dden" not in repr(part)
     for file in prepared.folder.iterdir():
         assert "h1dden" not in file.read_text()
+
+
+def test_a_stride_beyond_the_default_crop_ends_a_run_before_it_starts(tiny):
+    flags = config.build({"data": {"root": tiny.data.root}, "eval": {"mode": "slide", "stride": 700}})
+    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most a window's 512"):
+        validate_splits(flags, read_manifest(tiny.data.root))

@@ -25,7 +25,7 @@ def test_a_run_ends_after_its_steps_or_when_its_patience_is_exhausted(settings, 
         assert not progress.is_over(wanted)
         progress.step, progress.owed = step, {"train/loss": 1.0}
         assert not progress.is_over(wanted)  # a validation is owed
-        progress.validated(score, wanted)
+        progress.validated({"val/miou": score}, wanted)
         if step == last:
             break
     assert progress.is_over(wanted)

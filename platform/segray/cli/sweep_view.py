@@ -183,5 +183,6 @@ def print_result(console: Console, result: SweepResult) -> None:
     if result.mean is not None:
         deviation = "" if result.deviation is None else f", standard deviation {result.deviation:.4f}"
         console.print(
-            f"val/miou with {len(result.seeds)} additional seeds: mean {result.mean:.4f}{deviation}", highlight=False
+            f"{result.metric} with {len(result.seeds)} additional seeds: mean {result.mean:.4f}{deviation}",
+            highlight=False,
         )

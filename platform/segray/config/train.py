@@ -6,6 +6,8 @@ from pydantic import Field
 
 from segray.config.fields import Count, Fraction, Positive, Settings
 
+DEFAULT_SCORE = "val/miou"
+"""Score of runs from before the setting `train.score`."""
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -73,14 +75,16 @@ class TrainConfig(Settings):
     """Number of steps between validations, each with a checkpoint. The last step is always validated."""
     checkpoint_every: Positive | None = 1000
     """Number of steps between additional checkpoints: the maximum that a failure loses. Use none to disable them."""
+    score: str = DEFAULT_SCORE
+    """Validation metric that selects the best checkpoint: val/miou, val/iou/CLASS, ...; or train/loss (lowest)."""
     keep_best: Positive = 1
-    """Number of checkpoints with the highest val/miou to keep. The last checkpoint is always kept."""
+    """Number of checkpoints with the best train.score to keep. The last checkpoint is always kept."""
     keep_every: Positive | None = None
     """Also keep checkpoints whose step is a multiple of this."""
     patience: Positive | None = None
-    """Number of consecutive validations without a better val/miou after which the run ends early."""
+    """Number of consecutive validations without a better train.score after which the run ends early."""
     min_delta: Fraction = 0.0
-    """Minimum gain: a val/miou is better only if it exceeds the best by more than this."""
+    """Minimum gain: a train.score is better only if it differs from the best by more than this."""
     min_steps: Count = 0
     """Minimum number of steps before the run may end early."""
     max_nonfinite_steps: Positive = 20

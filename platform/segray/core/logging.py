@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LEVELS = {
     "ray.data": logging.WARNING,
@@ -28,6 +30,7 @@ VARIABLES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default retries for minutes; uploads are retried later instead
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+_warned_tasks: set[str] = set()
 
 
 def silence_libraries() -> None:
@@ -39,3 +42,19 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(level)
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def warn_on_error(task: str) -> Iterator[None]:
+    """Converts any error of an optional task, such as telemetry, to a warning, once per process.
+
+    Args:
+        task: what fails, as the start of the warning: "the usage of the GPU cannot be measured".
+    """
+    try:
+        yield
+    except Exception as error:  # an optional task must not end a run, whatever its libraries raise
+        if task not in _warned_tasks:
+            _warned_tasks.add(task)
+            reason = f"{type(error).__name__}: {error}"
+            logging.getLogger(__name__).warning("%s (%s); the run continues without it.", task, reason)

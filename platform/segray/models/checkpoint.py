@@ -7,9 +7,11 @@
     classes.json       class names and palette
     meta.json          step, metrics, counts, dataset digest, versions; written last
 
-A folder without `meta.json` is not a valid checkpoint, because writing it did not finish.
+A folder without `meta.json` is not a valid checkpoint, because writing it did not finish. `meta.json` holds the size
+and the SHA-256 checksum of each other file. A listing compares the sizes; a function that loads a file its checksum.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +55,7 @@ class Meta(BaseModel):
         dataset_digest: digest of the manifest of the training dataset.
         versions: versions of the libraries that wrote the checkpoint.
         files: size in bytes of each of the other files.
+        checksums: hexadecimal SHA-256 of each of the other files; empty in checkpoints of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +67,7 @@ class Meta(BaseModel):
     dataset_digest: str
     versions: dict[str, str]
     files: dict[str, int] = {}
+    checksums: dict[str, str] = {}
 
 
 def library_versions() -> dict[str, str]:
@@ -96,8 +100,12 @@ class CheckpointContents:
         torch.save(self.state, folder / STATE)
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=2))
         (folder / CLASSES).write_text(self.classes.model_dump_json(indent=2))
-        files = {file.name: file.stat().st_size for file in folder.iterdir()}
-        (folder / META).write_text(self.meta.model_copy(update={"files": files}).model_dump_json())
+        written = sorted(folder.iterdir())
+        update = {
+            "files": {file.name: file.stat().st_size for file in written},
+            "checksums": {file.name: _checksum(file) for file in written},
+        }
+        (folder / META).write_text(self.meta.model_copy(update=update).model_dump_json())
 
 
 def snapshot(
@@ -163,6 +171,41 @@ def verify_files(folder: Path, meta: Meta) -> None:
             )
 
 
+def verify_checksums(folder: Path, meta: Meta) -> None:
+    """Checks the size and the checksum of each file, as far as the metadata has them. Reads the whole checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, or its size or checksum differs from the recorded one.
+        OSError: a file cannot be read.
+    """
+    verify_files(folder, meta)
+    for name in meta.checksums:
+        _verify_checksum(folder / name, meta)
+
+
+def _verify_checksum(file: Path, meta: Meta) -> None:
+    expected = meta.checksums.get(file.name)
+    if expected is not None and (actual := _checksum(file)) != expected:
+        raise CheckpointError(
+            f"{file} has the SHA-256 checksum {actual[:12]}...; {META} expects {expected[:12]}...; the checkpoint is "
+            "damaged: restore the file from a copy, or use another checkpoint of the run."
+        )
+
+
+def _verify_before_loading(file: Path) -> None:
+    """Checks the checksum of a file, if the folder is a checkpoint whose metadata has one."""
+    if (file.parent / META).exists():
+        try:
+            _verify_checksum(file, load_meta(file.parent))
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error}).") from error
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def load_config(folder: Path) -> Config:
     """Returns the Config of the training run of a checkpoint. Earlier names of settings are replaced by today's."""
     with _reading(folder / CONFIG) as text:
@@ -178,6 +221,7 @@ def load_classes(folder: Path) -> Classes:
 @contextmanager
 def _reading(file: Path) -> Iterator[str]:
     """Yields the text of a file, and converts errors of reading and parsing it."""
+    _verify_before_loading(file)
     try:
         yield file.read_text()
     except (OSError, ValueError, AttributeError) as error:
@@ -189,6 +233,7 @@ def _reading(file: Path) -> Iterator[str]:
 def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint on the CPU: those for inference, or with `live` those being trained."""
     file = folder / (LIVE if live and (folder / LIVE).exists() else WEIGHTS)
+    _verify_before_loading(file)
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -198,6 +243,7 @@ def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Returns the training state of a checkpoint on the CPU."""
+    _verify_before_loading(folder / STATE)
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # for an invalid file, torch may raise any exception type

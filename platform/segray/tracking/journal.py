@@ -46,6 +46,13 @@ class Journal:
         finally:
             os.close(handle)
 
+    def size(self) -> int:
+        """Returns the size of the file in bytes; 0 if it does not exist."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def records(self) -> list[Record]:
         """Returns all records."""
         return list(JournalReader(self.path).read())
@@ -74,9 +81,11 @@ class JournalReader:
 
     def read(self) -> Iterator[Record]:
         """Yields the new records. `offset` points after each record when it is yielded."""
-        if not self._path.exists():
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:  # nothing is written yet, or the folder is removed
             return
-        with self._path.open("rb") as file:
+        with file:
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):  # the writer has not finished the line

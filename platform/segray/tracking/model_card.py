@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import isnan
 
 from segray.config import Config
+from segray.config.train import DEFAULT_SCORE
 from segray.core.classes import Classes
 from segray.evaluation.metrics.bootstrap import Interval
 from segray.models.checkpoint import Meta
@@ -101,9 +102,14 @@ def _data(card: CardData) -> Iterator[str]:
         f"{_code(card.meta.dataset_digest)}."
     )
     yield (
-        f"The checkpoint has the best mean IoU of its run on split {_code(data.val_split)}, so the scores on this "
-        "split are optimistic."
+        f"The checkpoint has the best {_score_name(card.config.train.score)} of its run on split "
+        f"{_code(data.val_split)}, so the scores on this split are optimistic."
     )
+
+
+def _score_name(score: str) -> str:
+    """Returns the name of `train.score` for a reader."""
+    return "mean IoU" if score == DEFAULT_SCORE else _code(score)
 
 
 def _metrics(card: CardData) -> Iterator[str]:

@@ -42,18 +42,28 @@ class SweepUploader:
         """
         last_error = None
         for run in [self._folder, *trial_dirs(self._folder)]:
-            size = (run / JOURNAL).stat().st_size
-            if size == self._sizes.get(run):
+            size = journal_size(run)
+            if size is None or size == self._sizes.get(run):
                 continue
             try:
                 self.uploader_for(run).flush()
                 self._sizes[run] = size
             except RegistryError as error:  # other runs may still succeed
+                if journal_size(run) is None:
+                    continue
                 last_error = error
                 if run == self._folder:
                     break
         if last_error is not None:
             raise last_error
+
+
+def journal_size(run: Path) -> int | None:
+    """Returns the size of a run's journal in bytes, or `None` if a trial that failed at its start has removed it."""
+    try:
+        return (run / JOURNAL).stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def trial_dirs(folder: Path) -> list[Path]:

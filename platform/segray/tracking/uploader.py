@@ -16,8 +16,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from segray.config import paths
-from segray.core.errors import RegistryError
+from segray.core.errors import CheckpointError, RegistryError
 from segray.core.logging import silence_libraries
+from segray.models import checkpoint
 from segray.tracking.client import UNAVAILABLE, error_summary
 from segray.tracking.journal import JOURNAL, JournalReader, Record
 from segray.tracking.metrics import MAX_METRICS, mlflow_metric_names
@@ -81,6 +82,8 @@ class RunUploader:
             self._send(client, records)
         except FileNotFoundError as error:
             self._log(f"{error.filename} does not exist; its upload is skipped.")
+        except CheckpointError as error:
+            self._log(f"{error} It is not registered.")
         except MlflowException as error:
             if error.get_http_status_code() != BAD_REQUEST or records[0]["kind"] == "run":
                 raise
@@ -109,12 +112,10 @@ class RunUploader:
         elif record["kind"] == "tag":
             client.set_tag(self._require_run_id(), record["name"], record["value"])
         elif record["kind"] == "model":
+            folder = Path(self._existing_path(record["folder"]))
+            checkpoint.verify_checksums(folder, checkpoint.load_meta(folder))
             self.version = register_checkpoint(
-                client,
-                self._require_run_id(),
-                Path(self._existing_path(record["folder"])),
-                record["name"],
-                record["aliases"],
+                client, self._require_run_id(), folder, record["name"], record["aliases"]
             )
         elif record["kind"] == "end":
             client.set_terminated(self._require_run_id(), record["status"], record["time_ms"])

@@ -1,7 +1,8 @@
 """Checkpoints of a run folder: listing, retention and background writing.
 
 A checkpoint is written under a temporary name, synced to disk and then renamed. A folder named `step-NNNNNN` is
-therefore always complete, even if a process dies while writing.
+therefore always complete, even if a process dies while writing. A checkpoint whose files no longer match their
+checksums is renamed when a run resumes.
 """
 
 import os
@@ -18,10 +19,11 @@ from safetensors import SafetensorError
 from segray.core.errors import CheckpointError, TrainingError
 from segray.core.numbers import MIB
 from segray.models import checkpoint
+from segray.training.score import DEFAULT_SCORE, signed_score
 
 DIR_PATTERN = re.compile(r"step-(\d{6,})$")
 TEMP_SUFFIX = ".partial"
-SCORE_METRIC = "val/miou"
+DAMAGED_SUFFIX = ".damaged"
 MAX_PENDING = 2  # each holds the complete state in memory
 
 
@@ -31,7 +33,7 @@ class CheckpointInfo:
 
     Attributes:
         step: number of optimiser steps made.
-        score: val/miou of the checkpoint; `None` if it was not validated.
+        score: value of `train.score`, higher is better (negated if it is minimised); `None` if there is none.
         folder: checkpoint folder.
     """
 
@@ -45,12 +47,15 @@ def checkpoint_dir(run: Path, step: int) -> Path:
     return run / f"step-{step:06d}"
 
 
-def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None) -> list[CheckpointInfo]:
+def list_checkpoints(
+    run: Path, warn: Callable[[str], None] = lambda _line: None, score: str = DEFAULT_SCORE
+) -> list[CheckpointInfo]:
     """Returns the complete checkpoints of a run, oldest first.
 
     Args:
         run: run folder.
         warn: callback that receives a line about each incomplete checkpoint.
+        score: metric that compares checkpoints.
     """
     checkpoints = []
     for folder in sorted(path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)):
@@ -60,8 +65,47 @@ def list_checkpoints(run: Path, warn: Callable[[str], None] = lambda _line: None
         except CheckpointError as error:
             warn(f"{error} It is skipped.")
             continue
-        checkpoints.append(CheckpointInfo(meta.step, meta.metrics.get(SCORE_METRIC), folder))
+        checkpoints.append(CheckpointInfo(meta.step, signed_score(meta.metrics, score), folder))
     return sorted(checkpoints, key=lambda info: info.step)
+
+
+def latest_checkpoint(run: Path, warn: Callable[[str], None] = lambda _line: None) -> CheckpointInfo | None:
+    """Returns the latest checkpoint of a run whose files match their checksums; `None` if the run has no checkpoint.
+
+    Args:
+        run: run folder.
+        warn: callback that receives a line about each checkpoint that is skipped.
+
+    Raises:
+        CheckpointError: every checkpoint of the run is damaged.
+        OSError: a checkpoint cannot be read.
+    """
+    checkpoints = list_checkpoints(run, warn)
+    for info in reversed(checkpoints):
+        try:
+            checkpoint.verify_checksums(info.folder, checkpoint.load_meta(info.folder))
+        except CheckpointError as error:
+            warn(f"{error} It is skipped.")
+        else:
+            return info
+    if checkpoints:
+        raise CheckpointError(
+            f"every checkpoint of {run} is damaged; restore one from a copy, or remove their folders (step-*) to start "
+            "again at step 0."
+        )
+    return None
+
+
+def set_aside_damaged(run: Path, latest: CheckpointInfo) -> None:
+    """Renames the checkpoints after the latest undamaged one, so that retention and later resumes ignore them.
+
+    Only the process that writes the checkpoints of the run may call this.
+    """
+    for info in list_checkpoints(run):
+        if info.step > latest.step:
+            aside = info.folder.with_name(info.folder.name + DAMAGED_SUFFIX)
+            shutil.rmtree(aside, ignore_errors=True)
+            info.folder.rename(aside)
 
 
 def best_checkpoint(checkpoints: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
@@ -73,7 +117,7 @@ def best_checkpoint(checkpoints: Iterable[CheckpointInfo]) -> CheckpointInfo | N
 def steps_to_keep(checkpoints: Sequence[CheckpointInfo], num_best: int, every: int | None) -> set[int]:
     """Returns the steps of the checkpoints to keep: the last one, the best ones, and multiples of `every`."""
     ranked = sorted(
-        (info for info in checkpoints if info.score is not None), key=lambda info: (-(info.score or 0), info.step)
+        (info for info in checkpoints if info.score is not None), key=lambda info: (-(info.score or 0.0), info.step)
     )
     steps = {info.step for info in ranked[:num_best]} | {max((info.step for info in checkpoints), default=0)}
     return steps | {info.step for info in checkpoints if every is not None and info.step % every == 0}
@@ -86,13 +130,14 @@ class CheckpointWriter:
         run: run folder; it must have no other writer.
         num_best: number of checkpoints with the highest scores to keep.
         every: interval in steps; checkpoints at its multiples are also kept. `None` keeps no others.
+        score: metric that compares checkpoints.
 
     Attributes:
         latest_path: folder of the last written checkpoint; `None` before the first.
     """
 
-    def __init__(self, run: Path, num_best: int = 1, every: int | None = None) -> None:
-        self._run, self._num_best, self._every = run, num_best, every
+    def __init__(self, run: Path, num_best: int = 1, every: int | None = None, score: str = DEFAULT_SCORE) -> None:
+        self._run, self._num_best, self._every, self._score = run, num_best, every, score
         self._pool = ThreadPoolExecutor(1, "segray-checkpoints")
         self._pending: deque[Future[None]] = deque()
         self.latest_path: str | None = None
@@ -145,6 +190,7 @@ class CheckpointWriter:
             if final.exists():  # a run resumed from an older checkpoint writes the same one again
                 shutil.rmtree(final)
             partial.rename(final)
+            _force_file_to_disk(self._run)  # the new name, before an older checkpoint is removed
             self.latest_path = str(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
             shutil.rmtree(partial, ignore_errors=True)
@@ -164,7 +210,7 @@ class CheckpointWriter:
         )
 
     def _prune(self) -> None:
-        checkpoints = list_checkpoints(self._run)
+        checkpoints = list_checkpoints(self._run, score=self._score)
         kept = steps_to_keep(checkpoints, self._num_best, self._every)
         for info in checkpoints:
             if info.step not in kept:
@@ -173,8 +219,13 @@ class CheckpointWriter:
 
 def _force_to_disk(folder: Path) -> None:
     for path in (*folder.iterdir(), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _force_file_to_disk(path)
+
+
+def _force_file_to_disk(path: Path) -> None:
+    """Syncs a file, or the names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -21,7 +21,8 @@ from segray.tracking.journal import Journal
 from segray.tracking.tags import CHALLENGER
 from segray.tracking.uploader import RunUploader, UploadThread
 from segray.training import checkpoint_store
-from segray.training.heartbeat import HangWatchdog, HeartbeatMonitor, create_local_actor
+from segray.training.attempts import FailureBudget, run_attempts
+from segray.training.heartbeat import HangWatchdog, HeartbeatMonitor, create_local_actor, kill_ranks
 from segray.training.ray_trainer import SegrayTrainer
 from segray.training.reporting import JournalCallback
 from segray.training.setup import PreparedRun, prepare_run
@@ -116,8 +117,8 @@ def queue_registration(journal: Journal, checkpoint_folder: Path, model: str) ->
 
 
 def _describe_start(prepared: PreparedRun, say: Callable[[str], None]) -> str:
-    checkpoints = checkpoint_store.list_checkpoints(prepared.folder, warn=say)
-    return f"resuming from step {checkpoints[-1].step}." if checkpoints else "no checkpoint yet; starting at step 0."
+    latest = checkpoint_store.latest_checkpoint(prepared.folder, warn=say)
+    return "no checkpoint yet; starting at step 0." if latest is None else f"resuming from step {latest.step}."
 
 
 @contextmanager
@@ -161,39 +162,64 @@ def _write_end(journal: Journal, status: str, say: Callable[[str], None]) -> Non
 
 
 def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Callable[[str], None]) -> Path:
-    """Runs the training and returns the folder of the best checkpoint."""
+    """Runs the training and returns the folder of the best checkpoint.
+
+    Raises:
+        SegrayError: a worker failed with this error.
+        TrainingError: the run failed for another reason; the message names the command that resumes it.
+        RunStoppedError: the run was stopped on request.
+    """
     monitor = prepared.job.heartbeat_monitor or create_local_actor(HeartbeatMonitor)
-    monitor.reset.remote()
     watchdog = HangWatchdog(
         monitor, prepared.config.train.hang_timeout_s, lambda line: journal.write("event", text=line)
     )
     watchdog.start()
+    budget = FailureBudget(journal, prepared.config.train.max_failures)
+
+    def attempt(max_failures: int) -> None:
+        monitor.reset.remote()
+        with stop_on_request(stop, monitor, say):
+            _trainer(prepared, monitor, max_failures).fit()
+
+    def on_loss(remaining: int) -> None:
+        say(f"the controller of the run died; continuing from the last checkpoint ({remaining} failures remain).")
+        kill_ranks(monitor)
+
     try:
         with (
             handle_signals(lambda: stop.request(paths.job_stop_timeout_s()), stop.force),
-            stop_on_request(stop, monitor, say),
             _worker_start_timeout(_is_elastic(prepared.config)),
         ):
-            _trainer(prepared, monitor).fit()
+            run_attempts(attempt, budget, lambda: stop.requested, on_loss, _resume_hint(prepared))
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = root_cause(error)
         if stop.requested and (cause is None or isinstance(cause, RunStoppedError)):
             raise RunStoppedError(_stop_message(prepared)) from error
-        raise cause or TrainingError(f"run {prepared.name} failed: {error}") from error
+        raise cause or TrainingError(f"run {prepared.name} failed: {error}; {_resume_hint(prepared)}.") from error
     finally:
         watchdog.stop()
         if prepared.job.heartbeat_monitor is None:
             ray.kill(monitor)
-    best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(prepared.folder))
+    score = prepared.config.train.score
+    best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(prepared.folder, score=score))
     if best is None:
-        raise TrainingError(f"run {prepared.name} ended before its first validation; its folder is {prepared.folder}.")
+        raise TrainingError(
+            f"no checkpoint of run {prepared.name} has a value of train.score, {score}; its folder is "
+            f"{prepared.folder}."
+        )
     return best.folder
+
+
+def _resume_hint(prepared: PreparedRun) -> str:
+    if prepared.config.tune.space:  # only the sweep can resume a trial
+        return f"resume the sweep with --resume {prepared.folder.parent}"
+    return f"resume it with --resume {prepared.folder}"
 
 
 def _stop_message(prepared: PreparedRun) -> str:
     checkpoints = checkpoint_store.list_checkpoints(prepared.folder)
     position = f"at step {checkpoints[-1].step}" if checkpoints else "before its first checkpoint"
-    return f"run {prepared.name} was stopped {position}; resume it with --resume {prepared.folder}."
+    return f"run {prepared.name} was stopped {position}; {_resume_hint(prepared)}."
 
 
 def _is_elastic(config: Config) -> bool:
@@ -212,7 +238,7 @@ def _worker_start_timeout(is_elastic: bool) -> Iterator[None]:
             del os.environ[START_TIMEOUT_VARIABLE]
 
 
-def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle) -> SegrayTrainer:
+def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle, max_failures: int) -> SegrayTrainer:
     placement, train = prepared.job.placement, prepared.config.train
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
     return SegrayTrainer(
@@ -232,7 +258,7 @@ def _trainer(prepared: PreparedRun, monitor: ray.actor.ActorHandle) -> SegrayTra
             storage_path=str(prepared.folder / RAY_FOLDER),
             callbacks=[JournalCallback(str(prepared.folder))],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=train.max_failures),
+            failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
 

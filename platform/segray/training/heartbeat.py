@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psutil
@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray.training.shutdown import StopSignal
 
 BEATS_PER_TIMEOUT = 10  # reports of a rank within its hang timeout
+SILENCE_POLL_S = 0.2
 POLL_S = 5.0
 BEAT_INTERVAL_S = 0.5  # also limits the delay of a stop request; `ray job stop` may allow only three seconds
 RANK_TIMEOUT_S = 10.0  # a rank without a heartbeat for this time counts as gone
@@ -74,6 +75,7 @@ class HeartbeatMonitor(StopSignal):
         self._last_progress: dict[int, float] = {}
         self._last_beat: dict[int, tuple[int, float]] = {}
         self._controller: Any = None
+        self._placement_group: Any = None
 
     def set_controller(self, controller: Any) -> None:
         """Stores the controller actor of the run."""
@@ -82,6 +84,18 @@ class HeartbeatMonitor(StopSignal):
     def controller(self) -> Any:
         """Returns the controller actor of the run; `None` before it has started."""
         return self._controller
+
+    def set_placement_group(self, group: Any) -> None:
+        """Stores the placement group of the workers."""
+        self._placement_group = group
+
+    def placement_group(self) -> Any:
+        """Returns the placement group of the workers; `None` before they have started."""
+        return self._placement_group
+
+    def statuses(self) -> list[RankStatus]:
+        """Returns the last status of each rank that has not finished."""
+        return list(self._statuses.values())
 
     def has_live_ranks(self) -> bool:
         """Returns `True` if any rank sent a heartbeat within `RANK_TIMEOUT_S`."""
@@ -244,6 +258,19 @@ class HangWatchdog(threading.Thread):
     def stop(self) -> None:
         """Stops the checks."""
         self._stopped.set()
+
+
+def kill_ranks(monitor: Any) -> None:
+    """Kills the ranks of a lost controller and waits until they are silent, so that no two groups train the same run.
+
+    Ray ends the workers of a dead controller as well, but without a point in time.
+    """
+    with suppress(RayError):  # a node is gone together with its ranks
+        for status in ray.get(monitor.statuses.remote(), timeout=RAY_TIMEOUT_S):
+            _kill_rank(status)
+        deadline = monotonic() + RAY_TIMEOUT_S
+        while ray.get(monitor.has_live_ranks.remote(), timeout=RAY_TIMEOUT_S) and monotonic() < deadline:
+            sleep(SILENCE_POLL_S)
 
 
 def _kill_rank(status: RankStatus) -> bool:

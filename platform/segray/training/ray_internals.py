@@ -14,7 +14,7 @@ with explain_ray_errors():
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
     from ray.train.v2._internal.execution import context as _context
-    from ray.train.v2._internal.execution.callback import ControllerCallback, RayTrainCallback
+    from ray.train.v2._internal.execution.callback import ControllerCallback, RayTrainCallback, WorkerGroupCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
     from ray.train.v2._internal.util import TrainingFramework
 
@@ -28,6 +28,7 @@ __all__ = [
     "PlacementGroupCleanerCallback",
     "RayTrainCallback",
     "TrainingFramework",
+    "WorkerGroupCallback",
     "WorkerHealthCheckFailedError",
     "get_address_and_port",
     "preemption_info",

@@ -83,8 +83,8 @@ class SegrayTrainer(TorchTrainer):  # type: ignore[misc]
     """TorchTrainer with `FailurePolicy` and additional callbacks, but no placement group cleaner and no datasets.
 
     The cleaner opens a connection every second to check that the controller is alive. On a busy machine it ends with a
-    traceback on the user's terminal. The cleaner is not required: the controller owns the placement group of the
-    workers, and the cluster frees the group when the controller or its driver dies. The trainer passes no datasets to
+    traceback on the user's terminal. The cleaner is not required: `stop_on_request` removes the placement group of
+    the workers, and the cluster removes it when the driver dies. The trainer passes no datasets to
     Ray, but Ray's callback would still start a process to distribute them, at a cost of two seconds of CPU time.
     """
 

@@ -9,7 +9,9 @@ from ray.train import Checkpoint, UserCallback
 
 from segray.config.paths import preview_path
 from segray.core.errors import RunStoppedError, first_line
+from segray.core.logging import warn_on_error
 from segray.tracking.journal import Journal, Kind
+from segray.training.attempts import FAILURE_FIELD
 from segray.training.failure_policy import PreemptedError
 
 RECENT_REPORTS = "recent"
@@ -29,6 +31,7 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
         self._journal = Journal(Path(folder))
         self._last_step: int | None = None
         self._latest_checkpoint: str | None = None
+        self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._pending: list[tuple[Kind, dict[str, Any]]] = []
 
     def after_report(
@@ -38,9 +41,20 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
         checkpoint: Checkpoint | None,
     ) -> None:
         """Writes the new records."""
+        self._unwritten += metrics[0][RECENT_REPORTS]
+        with warn_on_error(f"the metrics cannot be written to {self._journal.path}"):
+            self._write_reports()
+        latest = metrics[0].get(LATEST_CHECKPOINT)
+        if latest is not None and latest != self._latest_checkpoint:
+            self._latest_checkpoint = latest
+            self._write("tag", name=CHECKPOINT_TAG, value=latest)
+
+    def _write_reports(self) -> None:
+        """Writes the reports received so far, or leaves them for the next call if the journal cannot be read."""
         if self._last_step is None:
             self._last_step = self._journal.last_step()
-        for step, values in metrics[0][RECENT_REPORTS]:
+        while self._unwritten:
+            step, values = self._unwritten.pop(0)
             if step > self._last_step:
                 self._last_step = step
                 self._write("metrics", step=step, values=values)
@@ -48,15 +62,13 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
                 if preview.exists():
                     folder = preview.parent.name
                     self._write("image", file=f"{folder}/{preview.name}", place=folder)
-        latest = metrics[0].get(LATEST_CHECKPOINT)
-        if latest is not None and latest != self._latest_checkpoint:
-            self._latest_checkpoint = latest
-            self._write("tag", name=CHECKPOINT_TAG, value=latest)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Writes the errors of the workers."""
+        """Writes the errors of the workers. The first one counts as a failure of the run, unless it is a preemption."""
+        failure = {} if any(map(_is_free, worker_exceptions.values())) else {FAILURE_FIELD: True}
         for rank, error in sorted(worker_exceptions.items()):
-            self._write("event", text=_error_line(rank, error))
+            self._write("event", text=_error_line(rank, error), **failure)
+            failure = {}
             if isinstance(error, PreemptedError | RunStoppedError):  # all ranks report the same error
                 return
 
@@ -70,6 +82,12 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
                 logging.getLogger(__name__).warning("the journal cannot be written: %s", error)
                 return
             self._pending.pop(0)
+
+
+def _is_free(error: Exception) -> bool:
+    """Returns `True` if an error does not count against `train.max_failures`."""
+    is_preempted = getattr(getattr(error, "failure", None), "preempted", False)  # Ray keeps the death of an actor here
+    return is_preempted or isinstance(error, PreemptedError | RunStoppedError)
 
 
 def _error_line(rank: int, error: Exception) -> str:
@@ -116,7 +134,7 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, float]:
 def _aggregate_usage(usages: list[dict[str, float]]) -> dict[str, float]:
     """Returns the mean percentages and the maximum memory sizes over all ranks."""
     totals = {}
-    for name in usages[0]:
-        values = [usage[name] for usage in usages]
+    for name in {name: None for usage in usages for name in usage}:
+        values = [usage[name] for usage in usages if name in usage]  # a rank omits what it cannot measure
         totals[f"system/{name}"] = max(values) if name.endswith("gib") else sum(values) / len(values)
     return totals

@@ -58,11 +58,11 @@ def require_resumable(run: Path, resume: str) -> None:
     requested = Path(resume).name
     if not checkpoint_store.DIR_PATTERN.search(requested):
         return
-    checkpoints = checkpoint_store.list_checkpoints(run)
-    latest = checkpoints[-1].folder if checkpoints else None
+    info = checkpoint_store.latest_checkpoint(run)
+    latest = None if info is None else info.folder
     if latest is None or latest.name != requested:
         raise ResumeError(
-            f"--resume is {resume}, but the run's latest checkpoint is {latest}; expected the latest checkpoint. To "
+            f"--resume is {resume}, but the run's latest checkpoint is {latest}; expected the latest one. To "
             f"start a new run from other weights, use --model.init {run / requested}."
         )
 
@@ -107,10 +107,10 @@ def require_matching_weights(run: Path, model: nn.Module) -> None:
     Raises:
         ResumeError: names or shapes differ; the message lists the first differences.
     """
-    checkpoints = checkpoint_store.list_checkpoints(run)
-    if not checkpoints:
+    info = checkpoint_store.latest_checkpoint(run)
+    if info is None:
         return
-    latest = checkpoints[-1].folder
+    latest = info.folder
     stored = {name: list(value.shape) for name, value in checkpoint.load_weights(latest, live=True).items()}
     differences = runs.diff(stored, {name: list(value.shape) for name, value in model.state_dict().items()})
     if differences:
@@ -135,9 +135,9 @@ def _stored_data(run: Path) -> dict[str, object]:
     digest = _dataset_digest(run)
     if digest is not None:
         data["dataset"] = digest
-    checkpoints = checkpoint_store.list_checkpoints(run)
-    if checkpoints:
-        data["classes"] = checkpoint.load_classes(checkpoints[-1].folder).names
+    latest = checkpoint_store.latest_checkpoint(run)
+    if latest is not None:
+        data["classes"] = checkpoint.load_classes(latest.folder).names
     return data
 
 

@@ -23,8 +23,16 @@ def find_latest(config: Config, is_match: Callable[[Path], bool]) -> Path | None
         is_match: function that returns `True` if the settings and the data of a folder match.
     """
     journals = list(Path(config.results).glob(f"{config.name or '*'}/{JOURNAL}"))
-    journals.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    journals.sort(key=_modification_time, reverse=True)
     return next((path.parent for path in journals if _is_resumable(path.parent, is_match)), None)
+
+
+def _modification_time(path: Path) -> float:
+    """Returns the time of the last change of a file, or 0 if another process has removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_resumable(folder: Path, is_match: Callable[[Path], bool]) -> bool:

@@ -36,6 +36,7 @@ from segray.training.resume import (
 )
 from segray.training.run_spec import RunSpec
 from segray.training.runs import lock_run
+from segray.training.score import validate_score
 from segray.training.trial_context import TrialContext
 
 FOLDER_TAG = "segray.folder"
@@ -170,12 +171,14 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
     for name in (config.data.train_split, config.data.val_split):
         if manifest.split(name).rows == 0:
             raise DataError(f"split '{name}' of {config.data.root} is empty; expected at least one row.")
+    config.with_eval_overrides(config.eval.model_dump())  # the windows, with the default of data.crop
     train = manifest.split(config.data.train_split)
     validate_augment(config.data)
     if config.data.augment is not None:
         for height, width in SplitReader(config.data.root, train).min_sizes():
             validate_transforms(config.data, height, width, manifest.classes.ignore_id)
     build_loss(config.loss, manifest.classes.num_classes, train.class_pixels)
+    validate_score(config, manifest.classes.names)
     return train
 
 

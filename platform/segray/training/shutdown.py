@@ -8,8 +8,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import remove_placement_group
 
-from segray.training.ray_internals import ControllerCallback
+from segray.training.ray_internals import ControllerCallback, WorkerGroupCallback
 
 POLL_S = 0.1
 RAY_TIMEOUT_S = 10.0  # timeout for a cluster that does not respond
@@ -70,10 +71,10 @@ class StopSignal:
         return self._timeout_s
 
 
-class RegisterController(ControllerCallback):  # type: ignore[misc]
-    """Callback that registers the controller with the heartbeat monitor.
+class RegisterController(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
+    """Callback that registers the controller and the resources of its workers with the heartbeat monitor.
 
-    Ray's trainer does not expose the handle of the controller.
+    Ray's trainer does not expose their handles.
     """
 
     def __init__(self, monitor: ray.actor.ActorHandle) -> None:
@@ -83,6 +84,11 @@ class RegisterController(ControllerCallback):  # type: ignore[misc]
         """Registers the controller."""
         self._monitor.set_controller.remote(ray.get_runtime_context().current_actor)
 
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Registers the placement group of the workers."""
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        self._monitor.set_placement_group.remote(group)
+
 
 @contextmanager
 def stop_on_request(stop: StopRequest, monitor: ray.actor.ActorHandle, say: Callable[[str], None]) -> Iterator[None]:
@@ -90,8 +96,9 @@ def stop_on_request(stop: StopRequest, monitor: ray.actor.ActorHandle, say: Call
 
     A message also reports that the run waits for nodes, which Ray does not print.
 
-    On exit, the controller is killed in every case, which frees the resources reserved by its workers. A failed
-    controller would otherwise keep them as long as this process lives, and the next run of a sweep would never start.
+    On exit, the controller is killed and the placement group of its workers removed in every case. Ray keeps the group
+    of a controller that failed or was killed as long as this process lives, and the next run of a sweep, or the next
+    attempt of this run, would never start.
 
     Args:
         stop: stop request of the run.
@@ -109,9 +116,12 @@ def stop_on_request(stop: StopRequest, monitor: ray.actor.ActorHandle, say: Call
         run_ended.set()
         stopper.join()
         with suppress(RayError):  # the cluster and all its processes are gone
-            controller = ray.get(monitor.controller.remote(), timeout=RAY_TIMEOUT_S)
+            handles = [monitor.controller.remote(), monitor.placement_group.remote()]
+            controller, group = ray.get(handles, timeout=RAY_TIMEOUT_S)
             if controller is not None:
                 ray.kill(controller)
+            if group is not None:
+                remove_placement_group(group)
 
 
 def _stop_when_requested(

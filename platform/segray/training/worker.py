@@ -18,7 +18,7 @@ from segray.data.loader import training_batches
 from segray.data.reader import SplitReader
 from segray.data.sampler import rank_slots
 from segray.evaluation.metrics.scores import scores_from_confusion
-from segray.training.checkpoint_store import SCORE_METRIC, CheckpointWriter
+from segray.training.checkpoint_store import CheckpointWriter
 from segray.training.engine.loop import Hooks, StepResult, TrainMeter
 from segray.training.failure_policy import PreemptedError, is_preemption_announced
 from segray.training.heartbeat import HeartbeatSender
@@ -26,6 +26,7 @@ from segray.training.losses.build import build_loss
 from segray.training.ray_internals import ERROR_LOGGER, REPORT_LOGGER
 from segray.training.reporting import LATEST_CHECKPOINT, RECENT_REPORTS, aggregate_reports
 from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
+from segray.training.score import MINIMISED
 from segray.training.validation import validate
 from segray.training.worker_state import SystemUsage, init_worker, resolve_device, seed_step, wrap_ddp
 
@@ -100,7 +101,8 @@ class TrainWorker:
         self._meter = TrainMeter()
         self._writer: CheckpointWriter | None = None
         if self._state.rank == 0:
-            self._writer = CheckpointWriter(job.folder, job.config.train.keep_best, job.config.train.keep_every)
+            train = job.config.train
+            self._writer = CheckpointWriter(job.folder, train.keep_best, train.keep_every, train.score)
 
     def train(self) -> None:
         """Makes the remaining steps and waits until their checkpoints are written."""
@@ -212,9 +214,9 @@ class TrainWorker:
         if result is None:
             self._save_and_exit()
         scores = scores_from_confusion(result.counts.numpy(), self._job.manifest.classes.names).as_metrics("val")
-        progress.validated(scores[SCORE_METRIC], config)
+        progress.validated(values | scores, config)
         self._queue_report(values | scores | ({"val/bad_rows": result.bad_rows} if result.bad_rows else {}))
-        self._save(scores, result.counts)
+        self._save(scores | {name: values[name] for name in MINIMISED if name in values}, result.counts)
         self._report()
         return progress.is_over(config)
 

@@ -1,9 +1,12 @@
 """Model and mutable training state of one rank: creation, restore and checkpoint contents."""
 
 import logging
+import math
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -21,6 +24,7 @@ from segray.cluster.doctor.node_probe import VISIBILITY_TIMEOUT_S
 from segray.config import Config
 from segray.core.errors import ClusterError
 from segray.core.imports import is_import_path
+from segray.core.logging import warn_on_error
 from segray.core.numbers import GIB
 from segray.data.sampler import row_seed
 from segray.models import checkpoint
@@ -29,7 +33,10 @@ from segray.models.build import build_model
 from segray.training import checkpoint_store
 from segray.training.engine.train_state import TrainState, build_train_state
 from segray.training.run_spec import BadRowPolicy, RunSpec
+from segray.training.score import DEFAULT_SCORE, signed_score
 
+NVML_INSTALLED = find_spec("pynvml") is not None
+"""Whether nvidia-ml-py, which is optional, is installed. torch needs it to read the utilisation of a GPU."""
 FAKE_CLUSTER_VARIABLE = "RAY_FAKE_CLUSTER"
 """Variable that Ray sets on nodes that its fake autoscaler starts on one machine for testing."""
 
@@ -40,20 +47,30 @@ class RunProgress:
 
     Attributes:
         step: number of optimiser steps made.
-        best: highest val/miou so far.
+        best: best value of the score so far; negated if lower is better.
         stale: number of validations since the last improvement.
         owed: metrics of the current step, if its validation is pending because a preemption interrupted it.
+        score: metric that `best` is a value of.
     """
 
     step: int = 0
     best: float = float("-inf")
     stale: int = 0
     owed: dict[str, float] | None = None
+    score: str = DEFAULT_SCORE
 
-    def validated(self, score: float, config: Config) -> None:
-        """Records the score of a validation."""
-        is_better = score > self.best + config.train.min_delta or self.best == float("-inf")
-        self.best, self.stale = max(score, self.best), 0 if is_better else self.stale + 1
+    def validated(self, metrics: Mapping[str, float], config: Config) -> None:
+        """Records the metrics of a validation. If the score of a resumed run has changed, its comparison restarts.
+
+        A validation without a finite value of the score is no improvement.
+        """
+        train = config.train
+        if self.score != train.score:
+            self.score, self.best, self.stale = train.score, float("-inf"), 0
+        value = signed_score(metrics, train.score)
+        is_better = value is not None and (value > self.best + train.min_delta or self.best == float("-inf"))
+        self.best = self.best if value is None else max(value, self.best)
+        self.stale = 0 if is_better else self.stale + 1
         self.owed = None
 
     def is_over(self, config: Config) -> bool:
@@ -96,7 +113,7 @@ class WorkerState:
         """
         meta = checkpoint.Meta(
             step=self.progress.step,
-            metrics=metrics,
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},  # JSON has no NaN
             confusion=[] if counts is None else counts.tolist(),
             dataset_digest=self.job.manifest.digest,
             versions=checkpoint.library_versions(),
@@ -192,8 +209,10 @@ def _select_checkpoint(state: WorkerState) -> Path | None:
     """
     latest: list[Path | None] = [None]
     if state.rank == 0:
-        checkpoints = checkpoint_store.list_checkpoints(state.job.folder, logging.getLogger(__name__).warning)
-        latest = [checkpoints[-1].folder if checkpoints else None]
+        info = checkpoint_store.latest_checkpoint(state.job.folder, logging.getLogger(__name__).warning)
+        if info is not None:
+            checkpoint_store.set_aside_damaged(state.job.folder, info)
+            latest = [info.folder]
     if state.world > 1:
         dist.broadcast_object_list(latest, src=0, device=state.device)
     return latest[0]
@@ -201,7 +220,7 @@ def _select_checkpoint(state: WorkerState) -> Path | None:
 
 def wrap_ddp(state: WorkerState) -> nn.Module:
     """Returns the model used for training: wrapped in DDP if there are several ranks."""
-    model = state.train_state.model
+    model = state.train_state.training_model
     if state.world == 1:
         return model
     return DistributedDataParallel(
@@ -239,7 +258,7 @@ class SystemUsage:
     """Measures the resource usage of this process.
 
     CPU usage is in percent of one core since the last call. Memory is in GiB. On a GPU, memory and utilisation of the
-    device are also measured.
+    device are also measured. Values that cannot be measured are left out, with one warning.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -249,15 +268,15 @@ class SystemUsage:
 
     def __call__(self) -> dict[str, float]:
         """Returns the current values by name."""
-        memory = self._process.memory_info().rss / GIB
-        usage = {"cpu_percent": self._process.cpu_percent(), "memory_gib": memory}
-        return usage | (_gpu_usage(self._device) if self._device.type == "cuda" else {})
-
-
-def _gpu_usage(device: torch.device) -> dict[str, float]:
-    free, total = torch.cuda.mem_get_info(device)
-    usage = {"gpu_memory_gib": (total - free) / GIB}
-    try:
-        return usage | {"gpu_percent": float(torch.cuda.utilization(device))}
-    except ModuleNotFoundError:  # nvidia-ml-py is not installed
+        usage: dict[str, float] = {}
+        with warn_on_error("the usage of the CPU cannot be measured"):
+            usage["cpu_percent"] = self._process.cpu_percent()
+            usage["memory_gib"] = self._process.memory_info().rss / GIB
+        if self._device.type == "cuda":
+            with warn_on_error("the memory of the GPU cannot be measured"):
+                free, total = torch.cuda.mem_get_info(self._device)
+                usage["gpu_memory_gib"] = (total - free) / GIB
+            if NVML_INSTALLED:
+                with warn_on_error("the utilisation of the GPU cannot be measured"):  # e.g. of a MIG instance
+                    usage["gpu_percent"] = float(torch.cuda.utilization(self._device))
         return usage

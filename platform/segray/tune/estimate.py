@@ -119,7 +119,8 @@ def time_step(config: Config, classes: Classes, device: str, threads: int) -> fl
         "mask": torch.zeros(num_images, size, size, dtype=torch.uint8),
     }
     times, start = [], monotonic()
-    for _ in state.train_steps(state.model, loss, [batch] * (1 + NUM_TIMED_STEPS), ignore_id=classes.ignore_id):
+    batches = [batch] * (1 + NUM_TIMED_STEPS)
+    for _ in state.train_steps(state.training_model, loss, batches, ignore_id=classes.ignore_id):
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(monotonic() - start)

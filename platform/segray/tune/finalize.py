@@ -11,6 +11,8 @@ import yaml
 
 from segray.config import Config, flatten, merge, paths
 from segray.core.errors import RunStoppedError, SegrayError, TrainingError
+from segray.core.logging import warn_on_error
+from segray.core.report_folder import PAGE
 from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal
 from segray.tracking.sweep_uploader import SweepUploader
@@ -42,7 +44,7 @@ class SweepResult:
         best: trial with the best settings.
         front: trials of the Pareto front; only the best trial if there is one objective.
         config: path of the file with the best settings.
-        seeds: val/miou of the runs with other seeds.
+        seeds: best value of `metric` of each run with another seed.
         mean: mean of `seeds`; `None` if there are none.
         deviation: standard deviation of `seeds`; `None` if there are fewer than two.
         checkpoint: folder of the registered checkpoint.
@@ -98,12 +100,15 @@ def finalize_sweep(sweep: PreparedSweep, end_reason: str | None, say: Callable[[
     best_config = _write_best_config(sweep, best)
     seed_runs = (_train_with_seed(sweep, best, number, say) for number in range(1, config.tune.seeds + 1))
     runs = [run for run in seed_runs if run is not None]
-    scores = [saved.score if saved.score is not None else nan for saved in map(_best_checkpoint, runs)]
-    registered = _queue_best_checkpoint(sweep, best, runs, scores)
+    sign = objective_sign(config.tune.metrics[0])
+    scores = [sign * _best_score(run, config.tune.metrics[0]) for run in runs]
+    registered = _queue_best_checkpoint(sweep, best, runs)
     cost = results.sweep_cost(trials, config.train.steps, config.train.workers, end_reason)
-    page = write_sweep_report(config, trials, best, scores, cost, sweep.folder / REPORT)
-    for file in sorted(page.parent.iterdir()):
-        sweep.record.journal.write("image", file=f"{REPORT}/{file.name}", place=REPORT)
+    page = sweep.folder / REPORT / PAGE
+    with warn_on_error(f"the report of sweep {sweep.folder.name} cannot be written"):
+        write_sweep_report(config, trials, best, scores, cost, page.parent)
+        for file in sorted(page.parent.iterdir()):
+            sweep.record.journal.write("image", file=f"{REPORT}/{file.name}", place=REPORT)
     _write_metrics(sweep.record.journal, config.tune.metrics[0], trials, best, scores, cost)
     return SweepResult(
         name=sweep.folder.name,
@@ -178,7 +183,7 @@ def _train_with_seed(sweep: PreparedSweep, best: Trial, number: int, say: Callab
     )
     try:
         fit(config, resume=resumable_run(folder), say=lambda _line: None, trial=context)
-        _best_checkpoint(folder)
+        _best_checkpoint(folder, config.train.score)
     except RunStoppedError:
         raise
     except SegrayError as error:  # the sweep has a result without this run
@@ -187,22 +192,27 @@ def _train_with_seed(sweep: PreparedSweep, best: Trial, number: int, say: Callab
     return folder
 
 
-def _best_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
-    best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(run))
+def _best_checkpoint(run: Path, score: str) -> checkpoint_store.CheckpointInfo:
+    best = checkpoint_store.best_checkpoint(checkpoint_store.list_checkpoints(run, score=score))
     if best is None:
-        raise TrainingError(f"{run} contains no validated checkpoint.")
+        raise TrainingError(f"{run} contains no checkpoint with a value of {score}.")
     return best
 
 
-def _queue_best_checkpoint(sweep: PreparedSweep, best: Trial, runs: list[Path], scores: list[float]) -> Path:
+def _best_score(run: Path, score: str) -> float:
+    """Returns the best value of a score in a run; higher is better (negated if it is minimised)."""
+    best = _best_checkpoint(run, score).score
+    return nan if best is None else best
+
+
+def _queue_best_checkpoint(sweep: PreparedSweep, best: Trial, runs: list[Path]) -> Path:
     """Queues the best checkpoint for registration and returns its folder.
 
     The checkpoint is from the best run with another seed, or from the best trial if there are no such runs.
     """
-    run = trial_dir(sweep.folder, best.number)
-    if runs:
-        run = runs[max(range(len(runs)), key=lambda index: scores[index])]
-    folder = _best_checkpoint(run).folder
+    metric = sweep.config.tune.metrics[0]
+    run = max(runs, key=lambda run: _best_score(run, metric), default=trial_dir(sweep.folder, best.number))
+    folder = _best_checkpoint(run, metric).folder
     journal = Journal(run)
     if not any(record["kind"] == "model" for record in journal.records()):
         queue_registration(journal, folder, sweep.config.tracking.model)

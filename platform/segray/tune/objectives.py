@@ -2,19 +2,19 @@
 
 from statistics import median
 
-import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError
 
 from segray.cluster.resources import WorkerResources
 from segray.config import Config
 from segray.core.classes import Classes
-from segray.core.errors import ConfigError, did_you_mean, format_list
+from segray.core.errors import ConfigError, TrainingError, cause_summary, did_you_mean, format_list, root_cause
 from segray.data.manifest import Manifest
-from segray.evaluation.metrics.scores import scores_from_confusion
 from segray.inference.timing import time_interleaved
 from segray.models.build import build_model
 from segray.models.cost import model_costs
+from segray.training.score import DEFAULT_SCORE, available_scores
 
 PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
 COSTS = (PARAMETERS, GMAC, LATENCY)
@@ -23,17 +23,15 @@ TIMING_ROUNDS = 9
 
 def available_metrics(config: Config, manifest: Manifest) -> tuple[str, ...]:
     """Returns the metrics that a sweep can use as objectives."""
-    names = manifest.classes.names
-    counts = np.eye(len(names), dtype=np.int64)
-    return (*scores_from_confusion(counts, names).as_metrics("val"), "train/loss", *COSTS)
+    return (*available_scores(manifest.classes.names), *COSTS)
 
 
 def validate_objectives(config: Config, manifest: Manifest) -> None:
     """Validates the objectives of a sweep.
 
     Raises:
-        ConfigError: an objective is not available (the message lists those that are), the first one is a cost, or one
-            is repeated.
+        ConfigError: an objective is not available (the message lists those that are), the first one is a cost, one is
+            repeated, or `train.score` is another metric than the first one.
     """
     available, metrics = available_metrics(config, manifest), config.tune.metrics
     for name in metrics:
@@ -49,6 +47,17 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
         )
     if len(set(metrics)) < len(metrics):
         raise ConfigError(f"tune.metrics is {', '.join(metrics)}; expected each metric once.")
+    if config.train.score not in (DEFAULT_SCORE, metrics[0]):
+        raise ConfigError(
+            f"train.score is {config.train.score}, and the first of tune.metrics is {metrics[0]}; a sweep expects the "
+            f"same metric in both: set tune.metrics to {config.train.score}, or leave train.score out."
+        )
+
+
+def with_objective_score(config: Config) -> Config:
+    """Returns the settings of a sweep, whose trials keep and register the checkpoint with the best first objective."""
+    train = config.train.model_copy(update={"score": config.tune.metrics[0]})
+    return config.model_copy(update={"train": train})
 
 
 def measure_costs(
@@ -72,7 +81,12 @@ def measure_costs(
         costs |= {PARAMETERS: float(total.parameters), GMAC: total.macs / 1e9}
     if LATENCY in names:
         task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(measure_latency_ms)
-        costs[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
+        try:
+            costs[LATENCY] = float(ray.get(task.remote(config, classes, placement.device, placement.threads)))
+        except RayError as error:
+            raise root_cause(error) or TrainingError(
+                f"{LATENCY} of {config.model.variant} at {size} px cannot be measured ({cause_summary(error)})."
+            ) from error
     return {name: value for name, value in costs.items() if name in names}
 
 

@@ -93,6 +93,7 @@ def prepare_sweep(
     _check_scheduler(resolved)
     manifest = read_manifest(resolved.data.root)
     objectives.validate_objectives(resolved, manifest)
+    resolved = objectives.with_objective_score(resolved)
     validate_splits(resolved, manifest)
     folder = _find_sweep(resolved, manifest, resume, say)
     with ExitStack() as on_error:

@@ -25,6 +25,7 @@ NOT_TUNABLE: tuple[str, ...] = (
     "train.steps",
     "train.val_every",
     "train.workers",
+    "train.score",
 )
 
 NOT_TUNABLE += ("train.min_workers", "train.device", "data.root", "data.val_split")

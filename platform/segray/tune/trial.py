@@ -4,17 +4,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from segray.training.score import score_sign
 from segray.tune.curve_forecast import extrapolate_curve
 
 COST = "cost/"
 """Prefix of the metrics of a model that are known before training."""
-MINIMISED = (COST, "train/loss")
-"""Prefixes of the metrics for which lower is better."""
 
 
 def objective_sign(metric: str) -> int:
     """Returns 1 for a metric for which higher is better, -1 for the others."""
-    return -1 if metric.startswith(MINIMISED) else 1
+    return -1 if metric.startswith(COST) else score_sign(metric)
 
 
 class State(StrEnum):

@@ -1,5 +1,6 @@
 """Segment of a trial's run: it calls `fit` in a thread and returns one validation per request."""
 
+import errno
 import json
 import logging
 import shutil
@@ -209,6 +210,13 @@ def _journal_offset(folder: Path, step: int | None) -> int:
     return offset
 
 
+def _existing_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
+    latest = checkpoint_store.latest_checkpoint(run)
+    if latest is None:
+        raise FileNotFoundError(errno.ENOENT, "no checkpoint", str(run))
+    return latest
+
+
 def copy_checkpoint(donor: Path, run: Path) -> None:
     """Replaces the checkpoints of a run with the latest checkpoint of another run.
 
@@ -217,13 +225,13 @@ def copy_checkpoint(donor: Path, run: Path) -> None:
     """
     for attempt in range(MAX_COPY_ATTEMPTS):
         try:
-            latest = checkpoint_store.list_checkpoints(donor)[-1]
+            latest = _existing_checkpoint(donor)
             target = checkpoint_store.checkpoint_dir(run, latest.step)
             partial = target.with_name(f"{target.name}{checkpoint_store.TEMP_SUFFIX}")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(latest.folder, partial)
             break
-        except (OSError, IndexError) as error:  # the donor's run removes older checkpoints
+        except OSError as error:  # the donor's run removes older checkpoints
             if attempt == MAX_COPY_ATTEMPTS - 1:
                 raise CheckpointError(f"{donor} has no checkpoint that can be copied.") from error
             sleep(POLL_S)

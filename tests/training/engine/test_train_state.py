@@ -31,7 +31,7 @@ def batches(count, first=0):
 
 def trained(one, count, first=0):
     loss = build_loss(one.config.loss, 3)
-    made = one.train_steps(one.model, loss, batches(count, first), ignore_id=255, start=first)
+    made = one.train_steps(one.training_model, loss, batches(count, first), ignore_id=255, start=first)
     return [float(step.loss) for step in made]
 
 
@@ -102,3 +102,14 @@ def test_a_formerly_frozen_parameter_starts_without_moments(tmp_path):
     }
     trained(after, 1, 2)
     assert all(one in after.optimiser.state for one in after.model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inductor's own import
+def test_a_compiled_run_validates_the_bare_module():
+    for decay in (0, 0.5):
+        state = built(train__compile=True, train__ema_decay=decay)
+        assert state.eval_model._compiled_call_impl is None
+        assert not isinstance(state.eval_model, torch._dynamo.OptimizedModule)
+        assert isinstance(state.training_model, torch._dynamo.OptimizedModule)
+        assert next(state.training_model.parameters()) is next(state.model.parameters())
+        assert not any("_orig_mod" in name for name in state.model.state_dict())

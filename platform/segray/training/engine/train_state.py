@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ class TrainState:
     Attributes:
         config: settings.
         model: bare model on its device, without the DDP wrapper or the compile wrapper.
+        training_model: the model, compiled if the settings say so, with the same parameters. Only the training steps
+            use it: a validation has many image sizes, and every rank would compile for them.
         optimiser, stepper: optimiser of the model and its stepper.
         ema: moving average of the model; `None` if disabled.
     """
 
     config: Config
     model: SegmentationModel
+    training_model: nn.Module
     optimiser: torch.optim.Optimizer
     stepper: OptimizerStepper
     ema: ModelEma | None
@@ -88,7 +91,7 @@ class TrainState:
         """Makes one step for each batch and yields its result after the update of the moving average.
 
         Args:
-            wrapped: the model, bare or wrapped in DDP.
+            wrapped: `training_model`, or the same wrapped in DDP.
             loss: loss as for `loop.train_steps`.
             batches: batches as for `loop.train_steps`.
             ignore_id: mask value excluded from training.
@@ -111,10 +114,7 @@ def build_train_state(config: Config, model: SegmentationModel, device: torch.de
 
     The model is moved to the device, and compiled and partly frozen according to the settings.
     """
-    if config.train.freeze_encoder:
-        model.encoder.requires_grad_(False)
-    for head in _unused_heads(config, model):  # DDP waits for the gradient of every parameter that requires one
-        head.requires_grad_(False)
+    freeze_parts(config, model)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(device)
@@ -124,9 +124,16 @@ def build_train_state(config: Config, model: SegmentationModel, device: torch.de
         optimiser, max_norm=config.optim.max_grad_norm, scaled=scaled, buffers=batch_norm_buffers(model)
     )
     ema = ModelEma(model, config.train.ema_decay) if config.train.ema_decay else None
-    if config.train.compile:
-        model.compile()
-    return TrainState(config, model, optimiser, stepper, ema)
+    training_model = cast(nn.Module, torch.compile(model)) if config.train.compile else model
+    return TrainState(config, model, training_model, optimiser, stepper, ema)
+
+
+def freeze_parts(config: Config, model: SegmentationModel) -> None:
+    """Freezes the parameters that the settings exclude from training."""
+    if config.train.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    for head in _unused_heads(config, model):  # DDP waits for the gradient of every parameter that requires one
+        head.requires_grad_(False)
 
 
 def _unused_heads(config: Config, model: SegmentationModel) -> list[nn.Module]:

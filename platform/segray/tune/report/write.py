@@ -28,7 +28,7 @@ def write_sweep_report(
         config: settings of the sweep.
         trials: all trials of the sweep.
         best: best trial.
-        seed_scores: val/miou of the runs of the best settings with other seeds.
+        seed_scores: best value of the first objective of the runs of the best settings with other seeds.
         cost: cost of all trials.
         out: output folder; it is created if it does not exist.
 

@@ -1,0 +1,116 @@
+"""A run whose controller dies goes on, within the same number of failures as after the death of a worker."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from segray import config
+from segray.core.errors import TrainingError
+from segray.models import checkpoint
+from segray.tracking.journal import Journal
+from segray.training import checkpoint_store
+from segray.training.attempts import FailureBudget, run_attempts
+from segray.training.failure_policy import PreemptedError
+from segray.training.fit import fit
+from segray.training.reporting import JournalCallback
+
+HINT = "resume it with --resume results/run"
+
+
+def run(attempt, journal, most, stopped=False):
+    losses = []
+    run_attempts(attempt, FailureBudget(journal, most), lambda: stopped, losses.append, HINT)
+    return losses
+
+
+def attempts_that_lose_workers(folder, *failures):
+    """Each attempt loses some workers and then its controller; the last one ends well. Returns it, and its calls."""
+    calls, callback = [], JournalCallback(str(folder))
+
+    def attempt(max_failures):
+        calls.append(max_failures)
+        if len(calls) > len(failures):
+            return
+        for _ in range(failures[len(calls) - 1]):
+            callback.after_exception(None, {0: RuntimeError("gone"), 1: RuntimeError("gone as well")})
+        raise RayActorError
+
+    return attempt, calls
+
+
+def test_deaths_of_workers_and_of_the_controller_count_together(tmp_path):
+    attempt, calls = attempts_that_lose_workers(tmp_path, 1, 0, 2)
+    journal = Journal(tmp_path)
+    journal.write("event", text="a failure of an earlier start", is_failure=True)
+    assert run(attempt, journal, 7) == [5, 4, 1]
+    assert calls == [7, 5, 4, 1]
+    texts = [record["text"] for record in journal.records()]
+    assert texts.count("the controller of the run died.") == 3
+
+
+def test_a_run_without_failures_left_ends_and_names_the_command_that_resumes_it(tmp_path):
+    attempt, calls = attempts_that_lose_workers(tmp_path, 1, 0)
+    with pytest.raises(TrainingError, match=rf"controller of the run died, and train.max_failures .*; {HINT}\.$"):
+        run(attempt, Journal(tmp_path), 2)
+    assert calls == [2, 0]
+
+
+def test_preemptions_do_not_count(tmp_path):
+    callback, journal = JournalCallback(str(tmp_path)), Journal(tmp_path)
+    budget = FailureBudget(journal, 3)
+    callback.after_exception(None, {0: PreemptedError("a node goes"), 1: PreemptedError("a node goes")})
+    assert budget.remaining() == 3
+
+
+def test_a_requested_stop_and_an_error_inside_the_controller_are_no_loss(tmp_path):
+    def ends(_max_failures):
+        raise RayActorError
+
+    def fails(_max_failures):
+        raise RayTaskError("run", "text", RayActorError()).as_instanceof_cause()
+
+    with pytest.raises(RayActorError):
+        run(ends, Journal(tmp_path), 3, stopped=True)
+    with pytest.raises(RayTaskError):
+        run(fails, Journal(tmp_path), 3)
+    assert Journal(tmp_path).records() == []
+
+
+def kill_controller(steps, journal, until):
+    """Kills the process of the controller, a child of this cluster, once the run has made some steps."""
+    while time.monotonic() < until:
+        if journal.last_step() >= steps:
+            (victim,) = [
+                process
+                for process in psutil.Process().children(recursive=True)
+                if "TrainController" in "".join(process.cmdline()[:1])
+            ]
+            os.kill(victim.pid, signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def test_a_run_survives_the_sigkill_of_its_controller(ray_cluster, tiny):
+    settings = config.build(
+        config.flatten(tiny) | {"train.steps": 40, "train.checkpoint_every": 2, "train.val_every": 40, "data.crop": 64}
+    )
+    said = []
+
+    def watch(folder):
+        arguments = (6, Journal(folder), time.monotonic() + 120)
+        threading.Thread(target=kill_controller, args=arguments, daemon=True).start()
+
+    result = fit(settings, say=said.append, watch=watch)
+    assert any("controller of the run died; continuing from the last checkpoint (2 failures" in line for line in said)
+    records = Journal(Path(result.folder)).records()
+    assert [record["step"] for record in records if record["kind"] == "metrics"] == list(range(1, 41))
+    assert [record["text"] for record in records if record["kind"] == "event"] == ["the controller of the run died."]
+    assert checkpoint.load_meta(checkpoint_store.list_checkpoints(Path(result.folder))[-1].folder).step == 40
+    assert ray.available_resources()["CPU"] == 2  # the lost controller's workers hold none
