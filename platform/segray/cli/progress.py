@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from segray.core.errors import DataError
 from segray.tracking.journal import JOURNAL, JournalReader, Record
 
 POLL_S = 0.3
@@ -51,14 +52,22 @@ class TrainingProgress:
         stopped = False
         while not stopped:
             stopped = self._stopped.wait(POLL_S)  # after the stop, one more pass reads the last records
-            for record in journal.read():
+            for record in self._new_records(journal):
                 if record["kind"] == "metrics":
                     self._show(record)
                 elif record["kind"] == "event":
-                    self._print(record["text"])
+                    self._print(record.get("text", ""))
+
+    def _new_records(self, journal: JournalReader) -> Iterator[Record]:
+        """Yields the new records. A damaged journal ends the display and not the run."""
+        try:
+            yield from journal.read()
+        except DataError as error:
+            self._print(str(error))
+            self._stopped.set()
 
     def _show(self, record: Record) -> None:
-        step, values = record["step"], record["values"]
+        step, values = record.get("step", 0), record.get("values", {})
         figures = f"{_figures(values)}  remaining {self._remaining_time(record)}"
         self._bar.update(self._task, completed=step, figures=figures)
         has_validation = "val/miou" in values
@@ -93,13 +102,13 @@ def _bar(console: Console) -> Progress:
 
 def _figures(values: dict[str, Any]) -> str:
     return (
-        f"loss {values.get('train/loss', nan):.4f}  lr {values['train/lr']:.2e}  "
-        f"{values['train/images_per_s']:.1f} img/s  wait {values['train/data_wait']:.0%}"
+        f"loss {values.get('train/loss', nan):.4f}  lr {values.get('train/lr', nan):.2e}  "
+        f"{values.get('train/images_per_s', nan):.1f} img/s  wait {values.get('train/data_wait', nan):.0%}"
     )
 
 
 def _validation(values: dict[str, Any]) -> str:
-    return f"val mIoU {values['val/miou']:.4f}  aAcc {values['val/aacc']:.4f}"
+    return f"val mIoU {values['val/miou']:.4f}  aAcc {values.get('val/aacc', nan):.4f}"
 
 
 def format_duration(seconds: float) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
+
+from segray.core.parsing import parse_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -24,8 +25,8 @@ def invalid_setting(key: str, value: object, expected: str, hint: str = "") -> V
 def from_yaml(key: str, value: object, expected: str) -> object:
     """Returns a value from a file unchanged, and the text of a flag parsed as YAML."""
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
+        return parse_yaml(value) if isinstance(value, str) else value
+    except ValueError as error:
         raise invalid_setting(key, value, expected) from error
 
 

@@ -1,17 +1,18 @@
 """Builds a Config from files and flags, and translates pydantic's errors."""
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from segray.config.renamed import use_current_names
 from segray.config.root import Config
 from segray.core.errors import ConfigError, format_list
+from segray.core.parsing import parse_yaml, summarize_error
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:
@@ -62,11 +63,11 @@ def load(files: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> C
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"config file {file} does not exist.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {file} is not valid YAML: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config file {file} is not valid YAML: {summarize_error(error)}.") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -102,7 +103,7 @@ def format_errors(error: ValidationError) -> str:
 
 
 def _explain(details: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in details["loc"])
+    key = " ".join(".".join(str(part) for part in details["loc"]).split())
     if details["type"] == "extra_forbidden":
         inner = details["input"]
         key = f"{key}.{next(_flatten(inner))[0]}" if isinstance(inner, Mapping) and inner else key
@@ -110,7 +111,7 @@ def _explain(details: ErrorDetails) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     expected = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key} is {details['input']!r}; expected {expected}."
+    return f"{key} is {reprlib.repr(details['input'])}; expected {expected}."
 
 
 def _nearest_key(key: str) -> str:

@@ -191,6 +191,8 @@ def _check_shards(root: str, manifest: Manifest) -> None:
         for shard, info in zip(split.shards, infos, strict=True):
             if info.type == pyarrow.fs.FileType.NotFound:
                 raise DataError(f"shard {display_path(root, shard.path)} is missing; convert the dataset again.")
+            if info.type != pyarrow.fs.FileType.File:
+                raise DataError(f"shard {display_path(root, shard.path)} is not a file; convert the dataset again.")
             if info.size != shard.bytes:
                 raise DataError(
                     f"shard {display_path(root, shard.path)} is damaged: {info.size} bytes; expected {shard.bytes}; "

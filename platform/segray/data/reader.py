@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
+from segray.data import manifest
 from segray.data.manifest import Shard, Split
 from segray.data.storage import (
     content_hash,
@@ -174,7 +175,9 @@ class SplitReader:
             return np.stack([np.asarray(table[name], np.int64) for name in ("height", "width")], axis=1)
 
         with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
-            sizes = np.concatenate(list(pool.map(read, self.split.shards)))
+            sizes = np.concatenate([np.zeros((0, 2), np.int64), *pool.map(read, self.split.shards)])
+        if not len(sizes):
+            raise DataError(f"a split of {strip_credentials(self.root)} has no rows; convert the dataset again.")
         return [(int(height), int(width)) for height, width in sizes[sizes.argmin(axis=0)]]
 
     def class_pixels(self) -> Iterator[NDArray[np.int64]]:
@@ -187,7 +190,14 @@ class SplitReader:
         def read(shard: Shard) -> NDArray[np.int64]:
             groups = list(range(len(shard.row_groups)))
             column = read_shard(self.root, shard, groups, ["class_pixels"])["class_pixels"].combine_chunks()
-            return np.asarray(column.flatten(), np.int64).reshape(shard.rows, -1)
+            pixels = np.asarray(column.flatten(), np.int64)
+            if len(pixels) != shard.rows * len(self.split.class_pixels) or pixels.dtype != np.int64:
+                path = display_path(self.root, shard.path)
+                raise DataError(
+                    f"shard {path} has {len(pixels)} values of class_pixels; expected {len(self.split.class_pixels)} "
+                    f"for each of {shard.rows} rows; convert the dataset again."
+                )
+            return pixels.reshape(shard.rows, len(self.split.class_pixels))
 
         with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             yield from pool.map(read, self.split.shards)
@@ -207,7 +217,7 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
     try:
         with _open_parquet(fs, f"{path}/{shard.path}") as file:
             _check_row_groups(root, shard, file)
-            return file.read_row_groups(groups, columns=columns, use_threads=False)
+            table = file.read_row_groups(groups, columns=columns, use_threads=False)
     except FileNotFoundError as error:
         raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
     except (OSError, pa.ArrowException) as error:
@@ -215,6 +225,25 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
             raise
         hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
         raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
+    _check_columns(root, shard, table, columns)
+    return table
+
+
+def _check_columns(root: str, shard: Shard, table: pa.Table, columns: list[str]) -> None:
+    """Checks types and null values of the columns that every dataset has.
+
+    Raises:
+        DataError: a column is missing, has another type or contains null.
+    """
+    name = display_path(root, shard.path)
+    for field in (manifest.COLUMNS.field(column) for column in columns if column in manifest.COLUMNS.names):
+        if (count := table.column_names.count(field.name)) != 1:
+            raise DataError(f"shard {name} has {count} columns {field.name}; expected one; convert the dataset again.")
+        column = table[field.name]
+        if column.type != field.type or column.null_count:
+            found = "null" if column.type == field.type else str(column.type)
+            expected = f"expected {field.type}; convert the dataset again."
+            raise DataError(f"shard {name} has {found} in the column {field.name}; {expected}")
 
 
 @lru_cache(maxsize=1024)

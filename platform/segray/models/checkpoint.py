@@ -30,6 +30,7 @@ from segray.config import Config
 from segray.config.renamed import use_current_names
 from segray.core.classes import Classes
 from segray.core.errors import CheckpointError, format_list
+from segray.core.parsing import parse_json, summarize_error
 from segray.models.architecture import SegmentationModel
 from segray.models.build import build_model
 
@@ -149,14 +150,16 @@ def load_meta(folder: Path) -> Meta:
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is not a folder; expected a folder that contains {META}.")
-    if not (folder / META).exists():
+    if not (folder / META).is_file():
         raise CheckpointError(
             f"{folder} contains no {META}; it is not a checkpoint, or its writing was interrupted; choose another."
         )
     try:
         return Meta.model_validate_json((folder / META).read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{folder / META} is damaged or has another format version ({error}).") from error
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(
+            f"{folder / META} is damaged or has another format version ({summarize_error(error)})."
+        ) from error
 
 
 def verify_files(folder: Path, meta: Meta) -> None:
@@ -209,7 +212,7 @@ def _checksum(file: Path) -> str:
 def load_config(folder: Path) -> Config:
     """Returns the Config of the training run of a checkpoint. Earlier names of settings are replaced by today's."""
     with _reading(folder / CONFIG) as text:
-        return Config.model_validate_json(json.dumps(use_current_names(json.loads(text))))
+        return Config.model_validate_json(json.dumps(use_current_names(parse_json(text))))
 
 
 def load_classes(folder: Path) -> Classes:
@@ -221,34 +224,48 @@ def load_classes(folder: Path) -> Classes:
 @contextmanager
 def _reading(file: Path) -> Iterator[str]:
     """Yields the text of a file, and converts errors of reading and parsing it."""
-    _verify_before_loading(file)
+    _verify_before_loading(_require_file(file))
     try:
-        yield file.read_text()
+        yield file.read_text(encoding="utf-8")
     except (OSError, ValueError, AttributeError) as error:
+        reason = summarize_error(error)
         raise CheckpointError(
-            f"{file} cannot be read ({error}); the checkpoint is damaged or has another format version."
+            f"{file} cannot be read ({reason}); the checkpoint is damaged or has another format version."
         ) from error
 
 
 def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint on the CPU: those for inference, or with `live` those being trained."""
     file = folder / (LIVE if live and (folder / LIVE).exists() else WEIGHTS)
-    _verify_before_loading(file)
+    _verify_before_loading(_require_file(file))
     try:
         weights: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}).") from error
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({summarize_error(error)}).") from error
     return weights
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Returns the training state of a checkpoint on the CPU."""
-    _verify_before_loading(folder / STATE)
+    _verify_before_loading(_require_file(folder / STATE))
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # for an invalid file, torch may raise any exception type
-        raise CheckpointError(f"{folder / STATE} cannot be read ({error}).") from error
+        raise CheckpointError(f"{folder / STATE} cannot be read ({summarize_error(error)}).") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / STATE} contains a {type(state).__name__}; expected a dict.")
     return state
+
+
+def _require_file(file: Path) -> Path:
+    """Returns the path of a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, or is a folder, a pipe or a device.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing or not a regular file; the checkpoint is damaged.")
+    return file
 
 
 def load_model(folder: Path) -> SegmentationModel:

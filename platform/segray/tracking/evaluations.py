@@ -1,6 +1,5 @@
 """Logging of evaluations to MLflow. Each evaluation is a child run of the model's training run."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
+from segray.core.parsing import parse_json
 from segray.tracking.client import UNAVAILABLE, error_summary
 from segray.tracking.metrics import log_metrics_and_params
 from segray.tracking.registry import resolve_version
@@ -82,8 +82,12 @@ def _training_run_id(uri: str, reference: str, folder: Path) -> str | None:
     if reference.startswith("runs:/"):
         return reference.removeprefix("runs:/").split("/")[0]
     path = folder.parent / STATE_FILE
-    state = json.loads(path.read_text()) if path.exists() else {}
-    return state.get("run_id") if state.get("uri") == paths.redact(uri) else None
+    try:
+        state = parse_json(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError):  # a damaged state of the upload names no run
+        return None
+    is_same_store = isinstance(state, dict) and state.get("uri") == paths.redact(uri)
+    return str(state["run_id"]) if is_same_store and state.get("run_id") else None
 
 
 def _write(client: MlflowClient, run_id: str, entry: EvaluationEntry) -> None:

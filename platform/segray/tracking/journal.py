@@ -9,13 +9,26 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+
+from segray.core.errors import DataError
+from segray.core.parsing import parse_json
 
 JOURNAL = "journal.jsonl"
 
 Record = dict[str, Any]
+Types = tuple[type, ...]
+FIELDS: dict[str, Types] = {"kind": (str,), "time_ms": (int,)}
+KIND_FIELDS: dict[str, dict[str, Types]] = {
+    "metrics": {"step": (int,), "values": (dict,)},
+    "rewound": {"step": (int,)},
+    "event": {"text": (str,)},
+    "end": {"status": (str,)},
+    "trial": {"number": (int,), "values": (dict,)},
+    "became": {"number": (int,), "state": (str,), "values": (dict,), "costs": (dict,), "seconds": (int, float)},
+}
+"""Fields of every record, and types of the fields of each kind."""
 Kind = Literal[
     "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became"
 ]
@@ -62,14 +75,17 @@ class Journal:
         last = 0
         for record in self.records():
             if record["kind"] == "metrics":
-                last = max(last, record["step"])
+                last = max(last, record.get("step", 0))
             elif record["kind"] == "rewound":
-                last = record["step"]
+                last = record.get("step", last)
         return last
 
 
 class JournalReader:
     """Reads complete lines of a journal from an offset, while other processes append.
+
+    A line that is not JSON is the incomplete record of a writer that died, and is skipped. A complete record with wrong
+    fields is an error.
 
     Attributes:
         offset: number of bytes read so far.
@@ -80,7 +96,13 @@ class JournalReader:
         self.offset = offset
 
     def read(self) -> Iterator[Record]:
-        """Yields the new records. `offset` points after each record when it is yielded."""
+        """Yields the new records. `offset` points after each record when it is yielded.
+
+        Raises:
+            DataError: the journal is not a regular file, or a record has no kind or a field of a wrong type.
+        """
+        if self._path.exists() and not self._path.is_file():
+            raise DataError(f"{self._path} is not a regular file; expected a journal.")
         try:
             file = self._path.open("rb")
         except FileNotFoundError:  # nothing is written yet, or the folder is removed
@@ -91,5 +113,25 @@ class JournalReader:
                 if not line.endswith(b"\n"):  # the writer has not finished the line
                     return
                 self.offset += len(line)
-                with suppress(ValueError):  # incomplete record of a writer that died
-                    yield json.loads(line)
+                try:
+                    record = parse_json(line)
+                except ValueError:  # incomplete record of a writer that died
+                    continue
+                if problem := _find_problem(record):
+                    raise DataError(f"{self._path} has an invalid record before byte {self.offset} ({problem}).")
+                yield record
+
+
+def _find_problem(record: Any) -> str:
+    """Returns what is wrong with a record, or an empty string."""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}; expected an object"
+    for name, types in (FIELDS | KIND_FIELDS.get(str(record.get("kind")), {})).items():
+        if name not in record and name != "kind":
+            continue  # a reader that needs the field reports its absence
+        if not isinstance(record.get(name), types) or isinstance(record.get(name), bool):
+            return f"{name} is {str(record.get(name))[:100]!r}; expected {' or '.join(kind.__name__ for kind in types)}"
+    values = record.get("values", {}).values() if record["kind"] == "metrics" else ()
+    if not all(isinstance(value, int | float | None) for value in values):
+        return "a metric is not a number"
+    return ""

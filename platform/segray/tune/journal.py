@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from segray.config.renamed import current_key
+from segray.core.errors import DataError
+from segray.core.parsing import summarize_error
 from segray.tracking.journal import Journal
 from segray.tune.controller import WORST
 from segray.tune.trial import COST, State, Trial, objective_sign
@@ -56,7 +58,18 @@ class SweepJournal:
         )
 
     def load_trials(self) -> list[Trial]:
-        """Returns all trials in their last recorded state. Trials that were running become pending."""
+        """Returns all trials in their last recorded state. Trials that were running become pending.
+
+        Raises:
+            DataError: a record is invalid, or names a trial that was not suggested before.
+        """
+        try:
+            return self._load_trials()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {summarize_error(error)}"
+            raise DataError(f"{self.journal.path} has an invalid record of a trial ({reason}).") from error
+
+    def _load_trials(self) -> list[Trial]:
         trials: list[Trial] = []
         self._pause_steps, self._change_times = {}, {}
         for record in self.journal.records():

@@ -9,7 +9,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from segray.data.manifest import FORMAT_VERSION, MANIFEST, SKIPPED_LIST, Manifest, load_manifest_unverified
 from segray.data.ray_map import map_on_cluster
-from segray.data.storage import UNFINISHED, display_path, filesystem
+from segray.data.storage import UNFINISHED, display_path, filesystem, strip_credentials
 from segray.data.validate.shard import ShardFindings, ShardTask, inspect_shard
 
 MIN_IMAGES = 3
@@ -159,7 +159,11 @@ def _stray_files(root: str, manifest: Manifest) -> Iterator[str]:
     if fs.get_file_info(f"{path}/{UNFINISHED}").type != FileType.NotFound:
         yield f"{display_path(root, UNFINISHED)}: state of an unfinished conversion; remove it"
     for info in fs.get_file_info(FileSelector(path, recursive=True)):
-        relative = info.path.removeprefix(path).strip("/")
+        try:
+            relative = info.path.removeprefix(path).strip("/")
+        except UnicodeDecodeError:
+            yield f"{strip_credentials(root)}: a file whose name is not valid UTF-8; remove it"
+            continue
         if info.type == FileType.File and relative not in expected and not relative.startswith(f"{UNFINISHED}/"):
             yield f"{display_path(root, relative)}: not part of the dataset; remove it"
 

@@ -90,6 +90,9 @@ def _read_rows(task: ShardTask, name: str, findings: ShardFindings) -> Iterator[
     if info.type == FileType.NotFound:
         findings.errors.append(f"{name}: missing")
         return
+    if info.type != FileType.File:
+        findings.errors.append(f"{name}: not a regular file")
+        return
     if info.size != task.shard.bytes:
         findings.errors.append(f"{name}: {info.size} bytes; expected {task.shard.bytes}")
     try:
@@ -105,7 +108,8 @@ def _read_groups(
     task: ShardTask, name: str, file: pq.ParquetFile, findings: ShardFindings
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     extra_columns = file.schema_arrow.names[len(COLUMNS) :]
-    if not file.schema_arrow.equals(shard_schema(extra_columns)):
+    has_duplicates = len(set(file.schema_arrow.names)) < len(file.schema_arrow.names)
+    if has_duplicates or not file.schema_arrow.equals(shard_schema(extra_columns)):
         findings.errors.append(
             f"{name}: columns {_format_schema(file.schema_arrow)}; expected {_format_schema(COLUMNS)}"
         )

@@ -15,7 +15,7 @@ from pyarrow.fs import FileInfo
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list
 from segray.data.normalize import IMAGE_SUFFIXES
-from segray.data.storage import filesystem, strip_credentials
+from segray.data.storage import MAX_NAME_BYTES, filesystem, strip_credentials
 from segray.inference.batch.inputs import CHUNK_IMAGES, Chunks, InputImage
 
 IMAGE_COLUMNS, NAME_COLUMNS = ("image", "pixel_values", "img"), ("id", "file_name", "filename", "path")
@@ -89,7 +89,11 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
     shards = [shard for info in infos for shard in _row_groups(source, info)]
     counts = Counter(name for shard in shards for name in shard.names)
     problems = [f"{name!r} occurs {count} times" for name, count in counts.items() if count > 1]
-    problems += [f"{name!r} is not a relative path below a folder" for name in counts if not _stays_inside(name)]
+    problems += [
+        f"{name[:100]!r} is too long or not a relative path below a folder"
+        for name in counts
+        if not _stays_inside(name)
+    ]
     if problems:
         raise DataError(
             f"{strip_credentials(source)} has row names that cannot be used as file names:{format_list(problems)}"
@@ -101,13 +105,16 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
 
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    is_relative = bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return is_relative and all(len(part.encode("utf-8", "replace")) <= MAX_NAME_BYTES for part in path.parts)
 
 
 def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:
     fs, _ = filesystem(source)
     with _reading(info.path), pq.ParquetFile(info.path, filesystem=fs) as file:
         columns = file.schema_arrow.names
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{info.path} has several columns of one name; expected unique names.")
         image_column = next(
             (name for name in IMAGE_COLUMNS if name in columns and _is_image(file.schema_arrow, name)), None
         )
@@ -124,6 +131,8 @@ def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:
                 names = [f"{PurePosixPath(info.path).stem}/{row:07d}" for row in range(first, first + rows)]
             else:
                 cells = file.read_row_group(group, columns=[name_column])[name_column].to_pylist()
+                if not all(isinstance(cell, str | int) for cell in cells):
+                    raise DataError(f"{info.path} has a {name_column} that is neither text nor a number.")
                 names = [_without_suffix(str(cell)) for cell in cells]
             first += rows
             yield RowGroupShard(
@@ -147,7 +156,7 @@ def _without_suffix(name: str) -> str:
 def _reading(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if is_out_of_memory(error):  # the file is not at fault
             raise
         raise DataError(f"{path} is not readable as parquet ({' '.join(str(error).split())}).") from error

@@ -1,6 +1,7 @@
 """Progress of a job: folder lock, finished chunks and job settings. An interrupted job resumes from these records."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from segray.config.renamed import use_current_names
 from segray.core.errors import DataError, format_list
+from segray.core.parsing import parse_json, summarize_error
 from segray.data.locks import exclusive_lock
 from segray.data.storage import UNFINISHED, filesystem, strip_credentials, translate_write_errors, write_atomic
 from segray.inference.batch.outputs import Key, format_key, write_file
 
 SUMMARY, JOB = "predictions.json", "job.json"
 LAYOUT = 1
+CHUNK_FILE = re.compile(r"\d+-\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,23 @@ class ChunkResult:
 
     images: int
     problems: tuple[str, ...] = ()
+
+
+def _parse_object(path: str, text: bytes) -> dict[str, Any]:
+    """Parses a JSON object of the state of a job.
+
+    Raises:
+        DataError: the text is not a JSON object.
+    """
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise DataError(
+            f"{path} is damaged ({summarize_error(error)}); delete the folder and run the job again."
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged; delete the folder and run the job again.")
+    return content
 
 
 def merge_results(results: Iterable[ChunkResult]) -> ChunkResult:
@@ -106,12 +126,12 @@ class JobProgress:
             write_atomic(fs, path, json.dumps(job).encode())
             return
         with fs.open_input_stream(path) as file:
-            stored = json.loads(file.read())
-        if "settings" in stored:
+            stored = _parse_object(path, file.read())
+        if isinstance(stored.get("settings"), dict):
             stored["settings"] = use_current_names({"eval": stored["settings"]})["eval"]
         current = json.loads(json.dumps(job))
         differences = [
-            f"{name}: {stored.get(name)} in the folder, {current.get(name)} now"
+            f"{name[:100]}: {str(stored.get(name))[:200]} in the folder, {str(current.get(name))[:200]} now"
             for name in current | stored
             if stored.get(name) != current.get(name)
         ]
@@ -126,11 +146,14 @@ class JobProgress:
         results = {}
         for info in fs.get_file_info(FileSelector(f"{root}/{UNFINISHED}/done", allow_not_found=True)):
             path = PurePosixPath(info.path)
-            if path.suffix == ".json":
+            if CHUNK_FILE.fullmatch(path.name):
                 with fs.open_input_stream(info.path) as file:
-                    record = json.loads(file.read())
-                shard, chunk = map(int, path.stem.split("-"))
-                results[shard, chunk] = ChunkResult(record["images"], tuple(record["problems"]))
+                    record = _parse_object(info.path, file.read())
+                shard, _, chunk = path.stem.partition("-")
+                images, problems = record.get("images"), record.get("problems")
+                if type(images) is not int or images < 0 or not isinstance(problems, list):
+                    raise DataError(f"{info.path} is damaged; delete the folder and run the job again.")
+                results[int(shard), int(chunk)] = ChunkResult(images, tuple(map(str, problems)))
         return results
 
     def save(self, key: Key, result: ChunkResult) -> None:

@@ -37,6 +37,8 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
             )
         if info.type == FileType.Directory:
             return _folder(source, split)
+        if info.type != FileType.File:  # reading a pipe or a device may never end
+            raise DataError(f"source {strip_credentials(source)} is not a regular file; expected a file or a folder.")
     except OSError as error:
         raise DataError(
             f"source {strip_credentials(source)} cannot be read ({error}){credentials_hint(source)}"
@@ -57,7 +59,7 @@ def _folder(source: str, split: str | None) -> Inputs:
         return _dataset(source, read_manifest(source), split)
     if split is not None:
         raise DataError(f"--split is {split}, but {strip_credentials(source)} is not a prepared dataset; omit --split.")
-    files = [info for info in infos if info.type != FileType.Directory and not _is_hidden(info.path.removeprefix(root))]
+    files = [info for info in infos if info.type == FileType.File and not _is_hidden(info.path.removeprefix(root))]
     images = [info for info in files if PurePosixPath(info.path).suffix.lower() in IMAGE_SUFFIXES]
     parquet = [info for info in files if info.path.endswith(PARQUET)]
     if images and parquet:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segray.core.errors import CheckpointError, first_line
+from segray.core.parsing import summarize_error
 
 # File names that are searched for in a folder, in order of preference.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -30,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise CheckpointError(f"weights {path} do not exist; expected a .safetensors or .pth file, or a folder.")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"weights {file} contain no tensors; expected a state dict of a SegFormer.")
     return _strip_wrappers(tensors)
@@ -46,9 +47,10 @@ def _find_in_folder(folder: Path) -> Path:
 def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         return dict(load_file(file))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = f"{_describe_text(file)} ({summarize_error(error)})"
         raise CheckpointError(
-            f"weights {file} are not a complete safetensors file{_describe_text(file)} ({error}); download them again."
+            f"weights {file} are not a complete safetensors file{reason}; download them again."
         ) from error
 
 
@@ -62,10 +64,10 @@ def _read_pickle(file: Path) -> dict[str, Any]:
             f"weights {file} contain more than tensors and plain values, and loading them could run code "
             f"({first_line(error)}); expected a state dict; if you trust the file, save its tensors as .safetensors."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # for an invalid file, torch may raise any exception type
+        reason = f"{summarize_error(error)}, {file.stat().st_size} bytes"
         raise CheckpointError(
-            f"weights {file} are damaged or not a PyTorch file ({first_line(error)}, {file.stat().st_size} bytes); "
-            "download them again."
+            f"weights {file} are damaged or not a PyTorch file ({reason}); download them again."
         ) from error
     for name in NESTED:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
