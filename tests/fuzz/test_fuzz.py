@@ -14,6 +14,8 @@ from .reader import Reader, run_input
 from .readers import READERS, start_group
 from .worker import make_generator
 
+pytestmark = pytest.mark.slow  # starts a server and a registry
+
 INPUTS = {"image": 40, "weights": 25, "checkpoint": 20, "dataset": 15, "settings": 25}
 PER_READER = 10
 
