@@ -33,11 +33,9 @@ def coarse_loss(outputs, batch, *, ignore_id, normaliser=None):
 """
 
 CASES = {
-    "auxiliary head": {"model.aux_head": True},
     "auxiliary head of weight 0": {"model.aux_head": True, "loss.aux_weight": 0},
-    "head": {"model.head": "parts:Head"},
     # Batch norm is frozen, because the moments of a pass depend on its images.
-    "head in several passes": {"model.head": "parts:Head", "train.accumulation_steps": 2, "train.batch_norm": "frozen"},
+    "head": {"model.head": "parts:Head", "train.accumulation_steps": 2, "train.batch_norm": "frozen"},
     "loss": {"model.aux_head": True, "loss.aux_weight": 0.4, "loss.terms": "parts:coarse_loss"},
 }
 
