@@ -229,15 +229,16 @@ def test_a_changed_version_of_an_earlier_release_is_refused(legacy, trap, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tampering", ["changed model.safetensors", "loader module", "added code"])
-def test_every_command_refuses_a_changed_version(version, trap, streets, tmp_path, tampering):
+def test_every_command_refuses_a_changed_version(version, trap, tmp_path, tampering):
     uri, files, _ = version
     name, tamper = TAMPERINGS[tampering]
     tamper(files / name, trap)
+    data = str(tmp_path / "data")  # does not exist, because the model is refused first
     store, model = ["--tracking.uri", uri, "--results", str(tmp_path / "results")], "models:/streets@champion"
     commands = {
-        "evaluate": ["--model", model, "--data", str(streets), *store],
-        "predict": ["--model", model, "--source", str(streets), "--out", str(tmp_path / "masks"), *store],
-        "promote": ["--name", "streets", "--version", "1", "--data", str(streets), *store],
+        "evaluate": ["--model", model, "--data", data, *store],
+        "predict": ["--model", model, "--source", data, "--out", str(tmp_path / "masks"), *store],
+        "promote": ["--name", "streets", "--version", "1", "--data", data, *store],
         "serve": ["--name", "streets", *store],
     }
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "modules")}
