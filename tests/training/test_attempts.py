@@ -97,20 +97,21 @@ def kill_controller(steps, journal, until):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_sigkill_of_its_controller(ray_cluster, tiny):
     settings = config.build(
-        config.flatten(tiny) | {"train.steps": 40, "train.checkpoint_every": 2, "train.val_every": 40, "data.crop": 64}
+        config.flatten(tiny) | {"train.steps": 16, "train.checkpoint_every": 2, "train.val_every": 16, "data.crop": 32}
     )
     said = []
 
     def watch(folder):
-        arguments = (6, Journal(folder), time.monotonic() + 120)
+        arguments = (4, Journal(folder), time.monotonic() + 120)
         threading.Thread(target=kill_controller, args=arguments, daemon=True).start()
 
     result = fit(settings, say=said.append, watch=watch)
     assert any("controller of the run died; continuing from the last checkpoint (2 failures" in line for line in said)
     records = Journal(Path(result.folder)).records()
-    assert [record["step"] for record in records if record["kind"] == "metrics"] == list(range(1, 41))
+    assert [record["step"] for record in records if record["kind"] == "metrics"] == list(range(1, 17))
     assert [record["text"] for record in records if record["kind"] == "event"] == ["the controller of the run died."]
-    assert checkpoint.load_meta(checkpoint_store.list_checkpoints(Path(result.folder))[-1].folder).step == 40
+    assert checkpoint.load_meta(checkpoint_store.list_checkpoints(Path(result.folder))[-1].folder).step == 16
     assert ray.available_resources()["CPU"] == 2  # the lost controller's workers hold none
