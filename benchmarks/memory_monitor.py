@@ -29,12 +29,12 @@ class PeakMemory:
 
 
 @contextmanager
-def monitor_memory(pid: int) -> Iterator[PeakMemory]:
+def monitor_memory(pid: int, poll_s: float = POLL_S) -> Iterator[PeakMemory]:
     """Samples the memory of a local process until the block exits, and updates the yielded peak."""
     peak, stopped, store = PeakMemory(), Event(), _store()
 
     def sample() -> None:
-        while not stopped.wait(POLL_S):
+        while not stopped.wait(poll_s):
             peak.memory = max(peak.memory, sum(map(_bytes, _workers(pid))))
             peak.store = max(peak.store, store())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from segray.config import ServeConfig
 from segray.core.classes import Classes
 from segray.core.errors import ServingError
+from segray.serving.comparison import count_agreeing_pixels
+from segray.serving.model_cache import ModelCache
 from segray.serving.model_version import LoadedModel
-from segray.serving.replica import Replica, count_agreeing_pixels
+from segray.serving.replica import Replica
 
-from .conftest import LocalServing, damaged_version, mask, picture, segment, served
+from .conftest import MODEL, LocalServing, damaged_version, mask, picture, segment, served
 
 
 async def counts_after_comparison(serving, images):
@@ -205,3 +208,76 @@ def test_a_canary_with_other_classes_is_a_problem_and_answers_no_request(store, 
             return await mask(serving, picture())
 
     assert asyncio.run(run())[0] == "1"
+
+
+def test_a_small_image_does_not_wait_for_a_large_one_and_an_abandoned_one_ends(store):
+    """The large image is computed in steps for as long as its caller waits, and pauses for the small one."""
+
+    async def run():
+        async with served(store) as serving:
+            loaded, steps, small = serving.replica._champion, [], picture()
+            predict = loaded.predict
+
+            def endless(size, images, check):
+                if size == (48, 80):
+                    steps.append("small")
+                    time.sleep(0.3)
+                    return predict(size, images, check)
+                while True:
+                    check()
+                    steps.append("large")
+                    time.sleep(0.001)
+
+            loaded.predict = endless
+            large = asyncio.create_task(mask(serving, picture(800, 800)))
+            while "large" not in steps:
+                await asyncio.sleep(0.01)
+            number, _ = await asyncio.wait_for(mask(serving, small), 30)
+            begun = steps.index("small")
+            during = steps[begun : begun + 3]
+            large.cancel()
+            await asyncio.sleep(0.3)
+            num_steps = len(steps)
+            await asyncio.sleep(0.3)
+            return number, during, len(steps) - num_steps, serving.replica._large.queue._num_free
+
+    number, during, more, num_free = asyncio.run(run())
+    assert number == "1"
+    assert during.count("large") <= 2  # the step that ran when the small image arrived, and one after it
+    assert more == 0
+    assert num_free == 2
+
+
+@pytest.mark.parametrize("slide_above_pixels", [20_000, 10**6])
+def test_a_computation_can_be_ended_between_layers(store, slide_above_pixels):
+    calls = []
+
+    class EndError(Exception):
+        pass
+
+    def check():
+        calls.append(1)
+        if len(calls) == 40:
+            raise EndError
+
+    loaded = LoadedModel(
+        ModelCache(MODEL, store.uri, store.folder / "served").get("1"),
+        ServeConfig(slide_above_pixels=slide_above_pixels),
+        "cpu",
+    )
+    image = np.zeros((160, 224, 3), np.uint8)
+    with pytest.raises(EndError):
+        loaded.predict((160, 224), [image], check)
+    assert len(calls) == 40
+    assert loaded.predict((160, 224), [image])[0].shape == (160, 224)
+    assert len(calls) == 40
+
+
+def test_the_largest_image_is_one_that_the_replica_segments_in_time(store):
+    version = ModelCache(MODEL, store.uri, store.folder / "served").get("1")
+    fast, slow = (LoadedModel(version, ServeConfig(request_timeout_s=timeout), "cpu") for timeout in (3600.0, 0.02))
+    assert fast.max_image_pixels == ServeConfig().max_image_pixels
+    assert slow.max_image_pixels < fast.max_image_pixels
+    side = int(slow.max_image_pixels**0.5)
+    assert slow.estimate_seconds((side, side)) <= 0.02
+    assert slow.info()["max_image_pixels"] == slow.max_image_pixels

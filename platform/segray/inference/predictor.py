@@ -1,6 +1,6 @@
 """Prediction from a checkpoint and an image to a mask, shared by validation, evaluation and serving."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -72,6 +72,12 @@ class Predictor:
         batch = torch.cat([self._preprocess(image) for image in images])
         ids = segment(self._model, batch, images[0].shape[:2], mode or InferenceConfig.from_config(self.config))
         return [self._mask(image_ids) for image_ids in ids]
+
+    def add_layer_hook(self, hook: Callable[[], object]) -> None:
+        """Registers a function that is called before each layer of the model. Its exceptions end the prediction."""
+        for module in self._model.modules():
+            if not list(module.children()):
+                module.register_forward_pre_hook(lambda *_: hook() and None)
 
     def predict_with_probabilities(self, image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.float32]]:
         """Returns the mask of an image and the probability of every class, (K, H, W)."""

@@ -46,8 +46,8 @@ class InferenceConfig:
         flip: whether the mirrored image is also processed at each scale.
         dtype: dtype of the forward pass.
         size_multiple: multiple to which the sides are rounded up at each scale.
-        before_forward: function that is called before each forward pass. An exception that it raises ends the
-            segmentation, for example because the result is no longer needed.
+        before_step: function that is called before each forward pass and each band of rows. An exception that it
+            raises ends the segmentation, for example because the result is no longer needed.
     """
 
     crop: int | None = None
@@ -57,7 +57,7 @@ class InferenceConfig:
     flip: bool = False
     dtype: torch.dtype = torch.float32
     size_multiple: int = 32
-    before_forward: Callable[[], object] = _do_nothing
+    before_step: Callable[[], object] = _do_nothing
 
     @classmethod
     def from_config(cls, config: Config) -> "InferenceConfig":
@@ -105,6 +105,7 @@ def segment(model: nn.Module, images: Tensor, size: tuple[int, int], mode: Infer
     maps = logits_per_pass(model, images, mode)
     ids = _empty_ids(maps, size)
     for band in iter_row_bands(maps, size):
+        mode.before_step()
         ids[band.image, band.rows] = band.scores.argmax(dim=0)
     return ids
 
@@ -178,7 +179,7 @@ def _rescale(images: Tensor, scale: float, size_multiple: int) -> Tensor:
 
 def _forward_pass(model: nn.Module, images: Tensor, mode: InferenceConfig) -> Tensor:
     def forward(batch: Tensor) -> Tensor:
-        mode.before_forward()
+        mode.before_step()
         scores: Tensor = model(batch)["seg"]
         return scores.float()
 

@@ -1,6 +1,6 @@
 """Prediction as a replica of the server does it, shared by serving and by the latency gates of a promotion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class ServingPredictor:
         """
         height, width = images[0].shape[:2]
         return self._predictor.predict_batch(images, mode or self.mode((height, width)))
+
+    def add_layer_hook(self, hook: Callable[[], object]) -> None:
+        """Registers a function that is called before each layer of the model, see `Predictor.add_layer_hook`."""
+        self._predictor.add_layer_hook(hook)
 
 
 def _sliding_config(config: Config) -> Config:

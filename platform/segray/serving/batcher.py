@@ -1,6 +1,7 @@
 """Dynamic batching: items that arrive during a forward pass form the next batch. No item waits for a fuller batch."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Batcher(Generic[Item, Result]):
 
     Attributes:
         batch_started_at: start of the current batch as a `perf_counter` value, or `None` without a batch.
+        is_idle: event that is set while no item is queued or computed.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Batcher(Generic[Item, Result]):
         self._num_queued = 0
         self._task: asyncio.Task[None] | None = None
         self.batch_started_at: float | None = None
+        self.is_idle = threading.Event()
+        self.is_idle.set()
 
     @property
     def num_pending(self) -> int:
@@ -90,6 +94,7 @@ class Batcher(Generic[Item, Result]):
         self._num_queued += 1
         heappush(self._queues.setdefault(key, []), _QueuedItem((rank, self._num_queued), item, future))
         if self._task is None:
+            self.is_idle.clear()
             self._task = asyncio.create_task(self._run())
         return await future
 
@@ -102,6 +107,7 @@ class Batcher(Generic[Item, Result]):
                     await self._compute_batch(key, batch)
         finally:
             self._task = None
+            self.is_idle.set()
 
     def _take_batch(self) -> tuple[Hashable, list[_QueuedItem[Item, Result]]]:
         """Removes the next batch from its queue, without the items that their callers have cancelled."""

@@ -1,6 +1,7 @@
 """Model versions: serializable files, and the loaded and verified model."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -100,6 +101,8 @@ class LoadedModel:
             self._predictor = ServingPredictor(folder, device, settings)
         self.classes = self._predictor.classes
         self._settings = settings
+        self._thread = threading.local()
+        self._predictor.add_layer_hook(self._check)
         self.crop_pixels = self._predictor.config.data.crop**2
         self._warm_up(device)
         self._measure_speed()
@@ -117,10 +120,15 @@ class LoadedModel:
         Args:
             size: (H, W) of the images.
             images: RGB images.
-            check: function that is called before each forward pass. Its exceptions end the computation.
+            check: function that is called often, before each layer. Its exceptions end the computation.
         """
-        mode = self._predictor.mode(size)
-        return self._predictor.predict_batch(images, mode if check is None else replace(mode, before_forward=check))
+        if check is None:
+            return self._predictor.predict_batch(images)
+        self._thread.check = check
+        try:
+            return self._predictor.predict_batch(images, replace(self._predictor.mode(size), before_step=check))
+        finally:
+            self._thread.check = None
 
     def estimate_seconds(self, size: tuple[int, int]) -> float:
         """Returns the estimated duration of decoding, segmenting and encoding an image of size (H, W)."""
@@ -154,6 +162,11 @@ class LoadedModel:
             "dataset_digest": self._meta.dataset_digest,
             "max_image_pixels": self.max_image_pixels,
         }
+
+    def _check(self) -> None:
+        """Calls the function that the `predict` call of this thread was given."""
+        if (check := getattr(self._thread, "check", None)) is not None:
+            check()
 
     def _measure_speed(self) -> None:
         """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""

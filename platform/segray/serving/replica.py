@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from time import perf_counter
 from typing import Protocol
 
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from segray.config import ServeConfig
-from segray.core.classes import Classes
 from segray.core.errors import DataError, SegrayError, ServingError
 from segray.data.images import Mask, Pixels
 from segray.data.normalize import decode_upright
 from segray.serving.batcher import BatchResult
+from segray.serving.comparison import Comparisons
 from segray.serving.failures import FailureLog
 from segray.serving.image_header import ImageHeader, read_image_header
 from segray.serving.lane import BatchKey, Lane
@@ -27,10 +26,10 @@ from segray.serving.requests import RequestError, ResponseOptions
 from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_body
 from segray.serving.status import StatusReport, TargetVersions
 
-MAX_SHADOW_QUEUE = 8
-"""Maximum number of images that wait for a comparison. Further images are not compared."""
 FORWARD_TIMEOUT_S = 300.0
 """Duration in seconds after which a forward pass counts as hung."""
+PAUSE_S = 0.2
+"""Interval in seconds at which a paused computation checks whether it is still needed."""
 MIN_SMALL_PIXELS = 2**18
 """Number of pixels up to which an image is small for every model."""
 
@@ -79,9 +78,9 @@ class Replica:
         self._load_tasks: dict[str, asyncio.Task[None]] = {}
         self._failures = FailureLog()
         self._counters = Counters()
-        self._small = Lane("small", self._predict, 2 * settings.max_batch_size, 2, is_background=False)
-        self._large = Lane("large", self._predict, 2, 2, is_background=True)
-        self._comparisons: set[asyncio.Task[None]] = set()
+        self._small = Lane("small", self._predict, 2 * settings.max_batch_size, num_codec_threads=2)
+        self._large = Lane("large", self._predict_large, 2, num_codec_threads=1)
+        self._comparisons = Comparisons(self._large, self._counters, self._record_prediction_failure)
         self._sync_task: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.cpus_per_replica)
 
@@ -133,7 +132,7 @@ class Replica:
         except DataError as error:
             return RequestError(str(error))
         if routing.shadow is not None:
-            self._start_comparison(routing.primary, routing.shadow, image, result.result)
+            self._comparisons.start(routing.primary, routing.shadow, image, result.result, self._champion)
         # The shapes of a fragmented mask take long to encode.
         threads = self._large.codec_threads if job.options.has_shapes else job.lane.codec_threads
         try:
@@ -252,6 +251,17 @@ class Replica:
         loaded, size = key
         return loaded.predict(size, images, check)
 
+    def _predict_large(self, key: BatchKey, images: Sequence[Pixels], check: Callable[[], None]) -> list[Mask]:
+        """Computes large images in the time that small images leave: it pauses between layers while one waits."""
+
+        def pause() -> None:
+            while not self._small.batcher.is_idle.wait(PAUSE_S):
+                self._large.batcher.batch_started_at = perf_counter()  # it does not hang
+                check()
+            check()
+
+        return self._predict(key, images, pause)
+
     def _record_prediction_failure(self, loaded: LoadedModel, error: Exception) -> None:
         if loaded.number in self._loaded:
             self._failures.add(loaded.number, f"it fails on images: {_error_text(error)}")
@@ -262,37 +272,6 @@ class Replica:
         for class_id in class_pixels.nonzero()[0]:
             name = loaded.classes.names[class_id]
             self._counters.inc("segray_class_pixels", loaded.number, name, by=float(class_pixels[class_id]))
-
-    def _start_comparison(self, primary: LoadedModel, shadow: LoadedModel, image: Pixels, mask: Mask) -> None:
-        """Starts a background comparison with the other version, unless too many comparisons wait."""
-        if len(self._comparisons) >= MAX_SHADOW_QUEUE:
-            self._counters.inc("segray_uncompared_images")
-            return
-        task = asyncio.create_task(self._compare(primary, shadow, image, mask))
-        self._comparisons.add(task)
-        task.add_done_callback(self._comparisons.discard)
-
-    async def _compare(self, primary: LoadedModel, shadow: LoadedModel, image: Pixels, mask: Mask) -> None:
-        try:
-            result = await self._large.batcher((shadow, image.shape[:2]), image, rank=inf)
-        except Exception as error:  # the image is answered already
-            self._record_prediction_failure(shadow, error)
-            return
-        num_agreeing = await asyncio.get_running_loop().run_in_executor(
-            self._large.codec_threads, count_agreeing_pixels, mask, primary.classes, result.result, shadow.classes
-        )
-        champion, challenger = (shadow, primary) if shadow is self._champion else (primary, shadow)
-        labels = (champion.number, challenger.number)
-        self._counters.inc("segray_compared_images", *labels)
-        self._counters.inc("segray_compared_pixels", *labels, by=mask.size)
-        self._counters.inc("segray_agreed_pixels", *labels, by=num_agreeing)
-
-
-def count_agreeing_pixels(mask: Mask, classes: Classes, other_mask: Mask, other_classes: Classes) -> int:
-    """Returns the number of pixels with the same class name in two masks (H, W)."""
-    id_of_name = {name: class_id for class_id, name in enumerate(classes.names)}
-    id_of_other = np.array([id_of_name.get(name, -1) for name in other_classes.names])
-    return int((id_of_other[other_mask] == mask).sum())
 
 
 def _encode_response(
