@@ -74,10 +74,10 @@ async def _attack(plan: AttackPlan) -> dict[str, Counter[str]]:
             try:
                 async with asyncio.timeout(min(RESPONSE_TIMEOUT_S, max(end - perf_counter(), 0.1))):
                     counts[name][await client(target, number)] += 1
+            except TimeoutError:  # also an OSError
+                counts[name]["no response"] += 1
             except (OSError, asyncio.IncompleteReadError):
                 counts[name]["closed"] += 1
-            except TimeoutError:
-                counts[name]["no response"] += 1
             number += 1
             await asyncio.sleep(PAUSE_S)
 

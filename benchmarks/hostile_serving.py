@@ -36,7 +36,7 @@ from segray.tracking.registry import register_checkpoint
 MODEL, SIDE, NUM_IMAGES, HONEST_CLIENTS = "hostile", 512, 8, 16
 HEALTH_RATE = 10.0
 MEMORY_POLL_S = 3.0  # reading the memory of all processes takes time from the server
-HONEST_SOURCE, HEALTH_SOURCE = "127.0.1.1", "127.0.1.2"
+HONEST_NETWORK, HEALTH_NETWORK = "127.0.1", "127.0.3"
 MAX_HEALTH_P99_MS, MAX_P95_RATIO = 100.0, 2.0
 MAX_MEMORY_GROWTH, MEMORY_NOISE_MIB = 1.1, 64
 JPEG = {"Content-Type": "image/jpeg"}
@@ -125,7 +125,7 @@ def run_hostile(config: Config, settings: HostileBenchmark, log: Callable[[str],
                 [(image, JPEG) for image in images],
                 HONEST_CLIENTS,
                 1.0,
-                source=HONEST_SOURCE,
+                network=HONEST_NETWORK,
             )
             phase_s = settings.seconds / settings.turns
             rate = _run_phase(replace(plan, seconds=max(phase_s / 4, 10.0)), server.url, masks).honest.rate
@@ -170,7 +170,7 @@ def _run_phase(
     plan: LoadPlan, url: str, masks: Mapping[tuple[int, str], Mask], assault: AttackPlan | None = None
 ) -> Phase:
     health = LoadPlan(
-        f"{url}/healthz", [(b"", {})], 4, plan.seconds, rate=HEALTH_RATE, source=HEALTH_SOURCE, method="GET"
+        f"{url}/healthz", [(b"", {})], 4, plan.seconds, rate=HEALTH_RATE, network=HEALTH_NETWORK, method="GET"
     )
     with (
         monitor_memory(os.getpid(), MEMORY_POLL_S) as peak,

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter, time
 
@@ -47,7 +48,8 @@ class LoadPlan:
         seconds: duration of the load.
         rate: requests per second of all clients; with `None`, a client sends each request after the previous response.
         max_requests: maximum number of requests; `None` limits only the duration.
-        source: local address of the clients, for example 127.0.0.2; `None` leaves the choice to the system.
+        network: first three bytes of the local addresses, for example 127.0.1; each client has its own address. `None`
+            leaves the choice to the system.
         method: HTTP method.
     """
 
@@ -57,7 +59,7 @@ class LoadPlan:
     seconds: float
     rate: float | None = None
     max_requests: int | None = None
-    source: str | None = None
+    network: str | None = None
     method: str = "POST"
 
 
@@ -119,12 +121,16 @@ def apply_load(plan: LoadPlan, check: Check | None = None) -> LoadResult:
 async def run_clients(plan: LoadPlan, check: Check | None) -> LoadResult:
     """Applies the load of a plan in the current event loop, see `apply_load`."""
     samples, numbers = list[RequestSample](), iter(range(plan.max_requests or 2**62))
-    local_address = (plan.source, 0) if plan.source else None
-    connector = aiohttp.TCPConnector(limit=plan.clients, local_addr=local_address)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        begin, clock = perf_counter(), time()
-        await asyncio.gather(*(_client(session, plan, numbers, begin, samples, check) for _ in range(plan.clients)))
+    begin, clock = perf_counter(), time()
+    async with AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(_session(plan, number)) for number in range(plan.clients)]
+        await asyncio.gather(*(_client(session, plan, numbers, begin, samples, check) for session in sessions))
         return LoadResult(tuple(sorted(samples, key=lambda sample: sample.sent)), perf_counter() - begin, clock)
+
+
+def _session(plan: LoadPlan, number: int) -> aiohttp.ClientSession:
+    local_address = (f"{plan.network}.{number % 254 + 1}", 0) if plan.network else None
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, local_addr=local_address))
 
 
 async def _client(

@@ -108,7 +108,7 @@ def test_a_slow_body_is_refused_and_takes_no_place():
     async def run():
         replicas = FakeReplicas()
         async with listening(replicas, transfer_timeout_s=0.5, max_pending_images=1) as (_, port):
-            slow = [await send(port, HEAD.format(1000), b"x" * 10) for _number in range(8)]
+            slow = [await send(port, HEAD.format(1000), b"\xff\xd8" * 5) for _number in range(8)]
             await asyncio.sleep(0.1)
             body = picture()
             reader, _writer = await send(port, HEAD.format(len(body)), body)
@@ -121,7 +121,10 @@ def test_a_slow_body_is_refused_and_takes_no_place():
 def test_bodies_are_limited_in_memory_and_a_client_leaves_room_for_others():
     async def run():
         async with listening(transfer_timeout_s=5.0, max_pending_mib=2.0, max_request_mib=1.0) as (_, port):
-            greedy = [await send(port, HEAD.format(2**20), b"x" * (2**20 - 1), source="127.0.0.2") for _ in range(4)]
+            greedy = [
+                await send(port, HEAD.format(2**20), b"\xff\xd8" + b"x" * (2**20 - 3), source="127.0.0.2")
+                for _ in range(4)
+            ]
             await asyncio.sleep(0.5)
             body = picture()
             reader, _writer = await send(port, HEAD.format(len(body)), body, source="127.0.0.3")
@@ -248,3 +251,13 @@ def test_trusted_proxies_name_the_client():
 
     assert asyncio.run(run()) == ("127.0.0.1", True)
     assert asyncio.run(run(trusted_proxies=("127.0.0.1",))) == ("127.0.0.1:5", True)
+
+
+@pytest.mark.parametrize(("start", "expected"), [(b"%!PS-Adobe-3.0", 415), (b"hello world", 422)])
+def test_a_body_that_is_no_image_is_refused_before_its_end(start, expected):
+    async def run():
+        async with listening() as (_, port):
+            reader, _writer = await send(port, HEAD.format(2**20), start)
+            return await asyncio.wait_for(status(reader), 5)
+
+    assert asyncio.run(run()) == expected

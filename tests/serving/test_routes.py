@@ -161,6 +161,7 @@ def test_invalid_parameters_and_paths_are_rejected_in_one_line(store):
 def test_a_body_without_a_declared_length_is_limited(store):
     async def request(serving):
         async def chunks():
+            yield picture()
             for _ in range(100):
                 yield bytes(2**14)
 

@@ -17,6 +17,8 @@ MAX_JPEG_SCANS = 64
 """Maximum number of scans in a JPEG file. A progressive image has 10, and a file may contain several images."""
 MAX_PNG_CHUNKS = 16384
 """Maximum number of PNG chunks. libpng writes one chunk per 8 KiB of data."""
+SIGNATURE_BYTES = 8
+"""Length of the longest signature."""
 _NO_PARAMETERS = {0x01, *range(0xD0, 0xD8)}
 """JPEG markers without a segment: TEM and RST0 to RST7."""
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -68,8 +70,24 @@ def read_image_header(encoded: bytes) -> ImageHeader:
             if width < 1 or height < 1:
                 raise HeaderError(f"is {width}x{height}; expected at least one pixel")
             return ImageHeader(image_format, width, height)
+    require_known_format(encoded)
+    raise AssertionError
+
+
+def require_known_format(start: bytes) -> None:
+    """Checks the signature at the start of an image.
+
+    Args:
+        start: the first `SIGNATURE_BYTES` bytes of an image, or more.
+
+    Raises:
+        UnknownFormatError: the image has another known format.
+        HeaderError: the start belongs to no known format.
+    """
+    if any(start.startswith(signature) for signature in _READERS):
+        return
     for signature, name in _OTHER_FORMATS.items():
-        if encoded.startswith(signature):
+        if start.startswith(signature):
             raise UnknownFormatError(f"has the format {name}; expected image/jpeg, image/png, image/webp")
     raise HeaderError("has an unknown format; expected a complete JPEG, PNG or WebP")
 

@@ -97,6 +97,11 @@ def validate_length(length: int, limits: ServeConfig) -> None:
         raise RequestError(f"the request is larger than the limit of {limits.max_request_mib:g} MiB.", 413)
 
 
+def header_rejection(error: HeaderError, name: str) -> RequestError:
+    """Returns the error for a request with an image of another format (status 415) or a damaged header (422)."""
+    return RequestError(f"cannot read {name}: it {error}.", 415 if isinstance(error, UnknownFormatError) else 422)
+
+
 def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image") -> ImageHeader:
     """Returns the header of an image. Rejects data of an unknown format, and images that are too large.
 
@@ -110,8 +115,7 @@ def validate_image(encoded: bytes, limits: ServeConfig, name: str = "the image")
     try:
         header = read_image_header(encoded)
     except HeaderError as error:
-        status = 415 if isinstance(error, UnknownFormatError) else 422
-        raise RequestError(f"cannot read {name}: it {error}.", status) from error
+        raise header_rejection(error, name) from error
     if header.pixels > limits.max_image_pixels:
         raise RequestError(
             f"{name} is {header.width}x{header.height}; expected at most {limits.max_image_pixels} pixels.", 413

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from segray.config import ServeConfig
-from segray.serving.requests import IMAGE_TYPES, RequestError, validate_length
+from segray.serving.image_header import SIGNATURE_BYTES, HeaderError, require_known_format
+from segray.serving.requests import IMAGE_TYPES, RequestError, header_rejection, validate_length
 
 MULTIPART = "multipart/form-data"
 
@@ -29,16 +30,31 @@ async def read_images(request: Request, limits: ServeConfig, reserve: Callable[[
     if media_type not in {*IMAGE_TYPES, MULTIPART}:
         problem = f"unsupported Content-Type {media_type}" if media_type else "missing Content-Type"
         raise RequestError(f"{problem}; expected {', '.join([*IMAGE_TYPES, MULTIPART])}.", 415)
-    body = await _read_body(request, limits, reserve)
-    if media_type != MULTIPART:
+    is_form = media_type == MULTIPART
+    body = await _read_body(request, limits, reserve, None if is_form else _validate_start)
+    if not is_form:
         return [("image", body)]
-    files = await _parse_form(request.headers, body, limits.max_batch_images)
+    # The parser is written in Python, and a body may contain many boundaries.
+    files = await asyncio.to_thread(asyncio.run, _parse_form(request.headers, body, limits.max_batch_images))
     if not files:
         raise RequestError("the form contains no file; expected one or more image files.")
     return files
 
 
-async def _read_body(request: Request, limits: ServeConfig, reserve: Callable[[int], None]) -> bytes:
+def _validate_start(start: bytes) -> None:
+    """Rejects the start of a body that is not an image, before the rest arrives."""
+    try:
+        require_known_format(start)
+    except HeaderError as error:
+        raise header_rejection(error, "the image") from error
+
+
+async def _read_body(
+    request: Request,
+    limits: ServeConfig,
+    reserve: Callable[[int], None],
+    validate_start: Callable[[bytes], None] | None,
+) -> bytes:
     """Returns the request body. Reading stops at the size limit and at the time limit."""
     content_length = request.headers.get("content-length", "")
     if content_length.isdigit():
@@ -51,6 +67,9 @@ async def _read_body(request: Request, limits: ServeConfig, reserve: Callable[[i
                 validate_length(length, limits)
                 reserve(len(chunk))
                 chunks.append(chunk)
+                if validate_start is not None and length >= SIGNATURE_BYTES:
+                    validate_start(b"".join(chunks))
+                    validate_start = None
     except TimeoutError as error:
         raise RequestError(
             f"{length} bytes of the request body arrived in serve.transfer_timeout_s {limits.transfer_timeout_s:g} s; "
