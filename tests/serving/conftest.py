@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import shutil
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -140,6 +141,9 @@ def damaged_version(store, damage):
     elif damage == "of another variant":
         settings = file.with_name("config.json")
         settings.write_text(settings.read_text().replace('"variant": "b0"', '"variant": "b1"'))
+        meta = json.loads(file.with_name(checkpoint.META).read_text())
+        meta["checksums"] = {}  # as in a checkpoint of an earlier version
+        file.with_name(checkpoint.META).write_text(json.dumps(meta))
         for key, value in integrity_tags(file.parents[2]).items():
             store.client.set_model_version_tag(MODEL, number, key, value)
     return number

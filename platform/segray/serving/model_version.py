@@ -23,7 +23,7 @@ from segray.models import checkpoint
 from segray.models.plugins import require_allowed_modules
 from segray.serving.requests import ResponseOptions
 from segray.serving.responses import encode_png, encode_png_image
-from segray.serving.speed import Speed, find_max_pixels, measure
+from segray.serving.speed import Speed, find_max_pixels, measure_seconds
 from segray.tracking.integrity import CHECKPOINT_FILES
 
 BATCH_PIXELS = 2**24
@@ -180,12 +180,12 @@ class LoadedModel:
             encode_png(small, mask, self.classes, options)
 
         small_s, large_s = (
-            measure(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
+            measure_seconds(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
             for image in (small, large)
         )
-        self._codec = Speed(measure(run_codecs) / side**2)
+        self._codec = Speed(measure_seconds(run_codecs) / side**2)
         self._forward = Speed.fit(side**2, small_s, 4 * side**2, large_s)
-        self._window_s = measure(lambda: self._predictor.predict_batch([small], self._predictor.sliding))
+        self._window_s = measure_seconds(lambda: self._predictor.predict_batch([small], self._predictor.sliding))
 
     def _warm_up(self, device: str) -> None:
         """Segments random images of the crop size to warm up the model and to verify its masks.

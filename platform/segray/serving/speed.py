@@ -37,7 +37,7 @@ class Speed:
         return self.linear * pixels + self.quadratic * pixels**2
 
 
-def measure(call: Callable[[], object]) -> float:
+def measure_seconds(call: Callable[[], object]) -> float:
     """Returns the shortest duration of a few calls in seconds."""
     durations = []
     for _ in range(NUM_TRIALS):
