@@ -154,11 +154,12 @@ async def _send_slowly(target: Target, _number: int) -> str:
     head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {10 * MIB}\r\n\r\n"
     try:
         for _, writer in connections:
-            writer.write(head.encode())
+            writer.write(head.encode() + b"\xff\xd8" * 8)  # the start of a JPEG, which is not refused at once
         for _ in range(NUM_DRIPS):
             await asyncio.sleep(DRIP_S)
             for _, writer in connections:
-                writer.write(b"x" * 1024)
+                if not writer.is_closing():  # the server ends slow connections
+                    writer.write(b"x" * 1024)
         return await _read_status(connections[-1][0])
     finally:
         for _, writer in connections:
