@@ -26,7 +26,7 @@ demo: install
 
 test: install check
 	sh tests/debian-packages.sh
-	RAY_AUTH_MODE=disabled RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.25 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	RAY_AUTH_MODE=disabled RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.25 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
 	sh tests/debian-packages.sh

@@ -33,17 +33,6 @@ settings.register_profile("segray", deadline=None)  # a machine that is busy is 
 settings.load_profile("segray")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Distributes the tests to the processes of pytest-xdist: all tests on Ray to one, which starts the only cluster.
-
-    The other tests are distributed by file, so that fixtures of a module are made once.
-    """
-    for item in items:
-        uses_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder on the Python path of the cluster's workers."""

@@ -162,7 +162,10 @@ def test_settings_make_a_mode_and_impossible_ones_are_refused():
             {"eval.mode": "slide", "eval.crop": 64, "eval.stride": 96},
             "eval.stride is 96; expected at most a window's 64",
         ),
-        ({"eval.mode": "slide", "eval.stride": 600}, "eval.stride is 600; expected at most a window's 512"),
+        (
+            {"eval.mode": "slide", "data.crop": 512, "eval.stride": 600},
+            "eval.stride is 600; expected at most a window's 512",
+        ),
         (
             {"eval.mode": "slide", "eval.size_multiple": 7},
             "eval.size_multiple is 7; expected a multiple of 32 where windows slide",

@@ -16,7 +16,13 @@ def test_a_stop_during_a_run_with_another_seed_stops_the_sweep(error, tmp_path, 
     (tmp_path / "trial-000").mkdir()
     (tmp_path / "trial-000" / checkpoint.CONFIG).write_text(settings.model_dump_json())
     sweep = SimpleNamespace(
-        folder=tmp_path, config=settings, key="k", trials=[1], tracking_uri="", slots=SimpleNamespace(placement=None)
+        folder=tmp_path,
+        config=settings,
+        key="k",
+        trials=[1],
+        tracking_uri="",
+        slots=SimpleNamespace(placement=None),
+        initial_weights={},
     )
 
     def fit(*_, **__):

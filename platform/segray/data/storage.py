@@ -97,11 +97,15 @@ _write_guards: dict[str, Callable[[], None]] = {}
 @contextmanager
 def guard_writes(root: str, check: Callable[[], None]) -> Iterator[None]:
     """Calls `check` before each `write_atomic` of this process below a folder. Its error prevents the write."""
+    outer = _write_guards.get(root)
     _write_guards[root] = check
     try:
         yield
     finally:
-        del _write_guards[root]
+        if outer is None:
+            del _write_guards[root]
+        else:
+            _write_guards[root] = outer
 
 
 def require_writable(path: str) -> None:

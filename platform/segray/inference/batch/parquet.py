@@ -89,10 +89,9 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
     shards = [shard for info in infos for shard in _row_groups(source, info)]
     counts = Counter(name for shard in shards for name in shard.names)
     problems = [f"{name!r} occurs {count} times" for name, count in counts.items() if count > 1]
+    problems += [f"{name!r} is not a relative path below a folder" for name in counts if not _stays_inside(name)]
     problems += [
-        f"{name[:100]!r} is too long or not a relative path below a folder"
-        for name in counts
-        if not _stays_inside(name)
+        f"{name[:100]!r}... has a part longer than {MAX_NAME_BYTES} bytes" for name in counts if _is_long(name)
     ]
     if problems:
         raise DataError(
@@ -105,8 +104,11 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
 
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
-    is_relative = bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-    return is_relative and all(len(part.encode("utf-8", "replace")) <= MAX_NAME_BYTES for part in path.parts)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _is_long(name: str) -> bool:
+    return any(len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES for part in PurePosixPath(name).parts)
 
 
 def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:

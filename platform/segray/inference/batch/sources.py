@@ -59,7 +59,8 @@ def _folder(source: str, split: str | None) -> Inputs:
         return _dataset(source, read_manifest(source), split)
     if split is not None:
         raise DataError(f"--split is {split}, but {strip_credentials(source)} is not a prepared dataset; omit --split.")
-    files = [info for info in infos if info.type == FileType.File and not _is_hidden(info.path.removeprefix(root))]
+    types = (FileType.File, FileType.NotFound)  # a broken link is a problem of its image; pipes and devices are ignored
+    files = [info for info in infos if info.type in types and not _is_hidden(info.path.removeprefix(root))]
     images = [info for info in files if PurePosixPath(info.path).suffix.lower() in IMAGE_SUFFIXES]
     parquet = [info for info in files if info.path.endswith(PARQUET)]
     if images and parquet:
