@@ -183,3 +183,11 @@ def test_a_google_bucket_holds_the_same_rows_as_the_disk(streets):
     remote, path = pyarrow.fs.FileSystem.from_uri(uri)
     pyarrow.fs.copy_files(str(streets), path, destination_filesystem=remote)
     assert train(uri).read([9, 0, 3]).equals(train(streets).read([9, 0, 3]))
+
+
+def test_shards_with_different_columns_are_an_error_that_names_the_dataset(copy):
+    source, path = train(copy), copy / "train/part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("city", pa.array(["a"] * len(table))), path, row_group_size=4)
+    with pytest.raises(DataError, match="copy have different columns"):
+        source.read_columns(["id", "city"])

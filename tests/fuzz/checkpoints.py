@@ -1,5 +1,6 @@
 """Readers of checkpoints, weight files, settings and journals."""
 
+import hashlib
 import io
 import json
 import math
@@ -32,6 +33,7 @@ from segray.tracking.journal import Journal
 from segray.tracking.uploader import RunUploader
 from segray.training import checkpoint_store, resume, runs
 from segray.tune.journal import SweepJournal
+from segray.tune.setup import _read_start
 
 from .images import rgb_pixels
 from .mutations import hostile_value, mutate_bytes, mutate_json, mutate_tree
@@ -73,11 +75,21 @@ def checkpoint_files(_draw: Random) -> Files:
     return {name: json.loads(data) if name.endswith(".json") else data for name, data in checkpoint_content().items()}
 
 
-def repair_sizes(_draw: Random, folder: Path) -> None:
-    """Writes the current file sizes to meta.json, if it is still valid."""
+def repair_meta(draw: Random, folder: Path) -> None:
+    """Writes the current sizes and checksums to meta.json, if it is still valid.
+
+    One in eight inputs keeps the checksums, which then refuse the damaged file, and one in eight has none, as a
+    checkpoint of an earlier version.
+    """
+    choice = draw.random()
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         meta["files"] = {name: (folder / name).stat().st_size for name in meta["files"]}
+        if choice < 0.125:
+            del meta["checksums"]
+        elif choice < 0.875:
+            names = meta["checksums"]
+            meta["checksums"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
         (folder / "meta.json").write_text(json.dumps(meta))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
@@ -85,7 +97,7 @@ def repair_sizes(_draw: Random, folder: Path) -> None:
 
 def read_checkpoint(draw: Random, source: Path, _target: Path) -> None:
     actions: list[Callable[[], object]] = [
-        lambda: checkpoint.verify_files(source, checkpoint.load_meta(source)),
+        lambda: checkpoint.verify_checksums(source, checkpoint.load_meta(source)),
         lambda: checkpoint.load_config(source),
         lambda: checkpoint.load_classes(source),
         lambda: checkpoint.load_state(source),
@@ -312,17 +324,15 @@ def run_files(draw: Random) -> Files:
 
 def mutate_journal(draw: Random, data: bytes, outside: Path) -> bytes:
     lines = data.splitlines()
-    for _ in range(draw.choice((1, 1, 2))):
-        row = draw.randrange(len(lines))
+    for row in draw.sample(range(len(lines)), min(len(lines), draw.choice((1, 1, 2)))):
         choices = (
             mutate_json(draw, json.loads(lines[row]), outside),
             b"",
             json.dumps(hostile_value(draw, outside)).encode("utf-8", "surrogatepass"),
         )
         lines[row] = draw.choice((choices[0], *choices))
-        if draw.random() < 0.2:
-            draw.shuffle(lines)
-            break
+    if draw.random() < 0.2:
+        draw.shuffle(lines)
     return b"\n".join(lines) + draw.choice((b"\n", b""))
 
 
@@ -333,6 +343,8 @@ def read_run(draw: Random, source: Path, _target: Path) -> None:
         lambda: runs.is_finished(run),
         lambda: resume.require_resumable(resume.resolve_run(str(run)), str(run)),
         lambda: SweepJournal(sweep, ("val/miou",)).load_trials(),
+        lambda: _read_start(SweepJournal(sweep, ("val/miou",))),
+        lambda: resume._dataset_digest(run),
         lambda: _training_run_id("sqlite:///x.db", str(run / "step-000001"), run / "step-000001"),
         lambda: RunUploader(run, "sqlite:///x.db"),
         lambda: follow(run),
@@ -352,8 +364,8 @@ READERS = {
     "checkpoint": Reader(
         checkpoint_files,
         read_checkpoint,
-        4,
-        repair=repair_sizes,
+        6,
+        repair=repair_meta,
         follows_links=True,
         mutations={".safetensors": hostile_safetensors, ".pt": hostile_pickle},
     ),
@@ -365,7 +377,7 @@ READERS = {
         follows_links=True,
     ),
     "settings": Reader(
-        settings_files, read_settings, 4, mutations={".yaml": mutate_settings}, has_tree=False, names_source=False
+        settings_files, read_settings, 8, mutations={".yaml": mutate_settings}, has_tree=False, names_source=False
     ),
-    "run": Reader(run_files, read_run, 3, mutations={".jsonl": mutate_journal}, follows_links=True),
+    "run": Reader(run_files, read_run, 6, mutations={".jsonl": mutate_journal}, follows_links=True),
 }

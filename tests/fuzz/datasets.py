@@ -182,7 +182,7 @@ def mutate_video(draw: Random, data: bytes, _outside: Path) -> bytes:
 
 
 READERS = {
-    "dataset": Reader(dataset_files, read_dataset, 4, repair=repair_manifest),
+    "dataset": Reader(dataset_files, read_dataset, 5, repair=repair_manifest),
     "predict": Reader(predict_files, read_inputs, 3, 30, follows_links=True, mutations={".avi": mutate_video}),
-    "job": Reader(job_files, read_job, 2, has_tree=False),
+    "job": Reader(job_files, read_job, 6, has_tree=False),
 }

@@ -38,8 +38,8 @@ class Reader:
     Attributes:
         files: function that returns valid files by relative path.
         read: function that reads the files of a source folder and may write to a target folder.
-        weight: share of the inputs, relative to the other readers.
-        limit_s: time limit of an input in seconds.
+        weight: share of the inputs, relative to the other readers; readers that take little time have more.
+        limit_s: limit of an input in seconds of processor time.
         repair: function that repairs checksums and sizes after a mutation, so that later checks are reached.
         mutations: mutations of single files by suffix, in place of the general ones.
         names_source: `False` if the reader receives bytes and does not know a file name.
@@ -125,6 +125,7 @@ def _names_file(message: str, sandbox: Sandbox) -> bool:
     if str(sandbox.source) in message or str(sandbox.target) in message:
         return True
     names = {name for _, folders, files in os.walk(sandbox.source) for name in (*folders, *files)}
+    names |= {PurePosixPath(name).stem for name in names}  # a sample id has no suffix
     return any(len(name) > 2 and (name in message or f"{name!a}"[1:-1] in message) for name in names)
 
 

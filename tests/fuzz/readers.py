@@ -11,10 +11,10 @@ READERS: dict[str, Reader] = {**sources.READERS, **checkpoints.READERS, **datase
 
 
 @contextmanager
-def start_group(group: str, folder: Path) -> Iterator[None]:
-    """Starts what the readers of a group need, below a folder."""
+def start_group(group: str, folder: Path, database: Path | None = None) -> Iterator[None]:
+    """Starts what the readers of a group need, below a folder; the database is that of `running_service`."""
     if group == "http":
-        with serving.running_service(folder / "service"):
+        with serving.running_service(folder / "service", database):
             yield
     else:
         datasets.predictor()  # what several inputs share is made before the first of them

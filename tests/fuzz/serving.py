@@ -1,6 +1,7 @@
 """Requests to the HTTP service: a real uvicorn server with a gateway, a controller and a replica in one process."""
 
 import asyncio
+import errno
 import shutil
 import socket
 import threading
@@ -22,6 +23,7 @@ from .reader import Files, Reader
 
 TOKEN = "a-token-of-thirty-two-characters"
 ANSWER_LIMIT_S = 20.0
+CLOSED = {errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN}
 TYPES = (
     "image/jpeg",
     "image/png",
@@ -44,12 +46,18 @@ SERVERS: list[int] = []
 
 
 @contextmanager
-def running_service(folder: Path) -> Iterator[None]:
-    """Serves a registered version on a free port of the loopback interface until the context ends."""
+def running_service(folder: Path, database: Path | None = None) -> Iterator[None]:
+    """Serves a registered version on a free port of the loopback interface until the context ends.
+
+    Args:
+        folder: folder of the registry; it is emptied.
+        database: MLflow database without experiments; `None` makes one, which takes seconds.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    database = folder / "empty.db"
-    MlflowClient(f"sqlite:///{database}").search_experiments()
+    if database is None:
+        database = folder / "empty.db"
+        MlflowClient(f"sqlite:///{database}").search_experiments()
     store = Store(folder, database)
     store.add(0, "champion")
     ready, stopped = threading.Event(), threading.Event()
@@ -145,8 +153,9 @@ def send_request(_draw: Random, source: Path, _target: Path) -> None:
             client.shutdown(socket.SHUT_WR)
             while chunk := client.recv(65536):
                 answer += chunk
-        except (ConnectionResetError, BrokenPipeError):  # the server may close before it has read the whole body
-            pass
+        except OSError as error:  # the server may close before it has read the whole body
+            if error.errno not in CLOSED:
+                raise
     status = answer[:12].decode("latin-1")
     assert not answer or status.startswith("HTTP/1."), f"the response starts with {bytes(answer[:40])!r}"
     assert status[9:10] != "5", f"status {status[9:]}: {bytes(answer[-300:])!r}"
@@ -156,7 +165,7 @@ READERS = {
     "http": Reader(
         request_files,
         send_request,
-        6,
+        5,
         60,
         has_tree=False,
         names_source=False,

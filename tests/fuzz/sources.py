@@ -279,12 +279,12 @@ READERS = {
     "image": Reader(
         lambda _: {"image.png": b""},
         read_image_bytes,
-        6,
+        12,
         40,
         names_source=False,
         has_tree=False,
         mutations={".png": mutate_stored},
     ),
-    "lists": Reader(list_files, read_lists, 2, has_tree=False),
-    **{name: Reader(files, read_source(name), 1.5) for name, files in SOURCE_FILES.items()},
+    "lists": Reader(list_files, read_lists, 10, has_tree=False),
+    **{name: Reader(files, read_source(name), 1 if name == "ade20k" else 3) for name, files in SOURCE_FILES.items()},
 }

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,36 +12,90 @@ import pytest
 
 from segray.core.errors import DataError
 
+from . import readers, sources
 from .reader import Reader, run_input
 from .readers import READERS, start_group
+from .supervisor import Supervisor
 from .worker import make_generator
 
-pytestmark = pytest.mark.slow  # starts a server and a registry
-
-INPUTS = {"image": 40, "weights": 25, "checkpoint": 20, "dataset": 15, "settings": 25}
-PER_READER = 10
+FAST_INPUTS, SLOW_INPUTS = 9, 40
+"""Inputs of each reader."""
 
 
-@pytest.fixture(scope="module", params=["files", "http"])
-def group(request, tmp_path_factory):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with start_group(request.param, tmp_path_factory.mktemp("group")):
-            yield request.param
+def find_findings(folder: Path, names: list[str], count: int) -> tuple[list[str], set[str]]:
+    """Runs the first inputs of some readers. Returns the findings, and the statuses that occurred."""
+    findings, statuses = [], set()
+    for name in names:
+        for index in range(count):
+            outcome = run_input(READERS[name], make_generator("test", name, index), folder / f"{name}-{index}")
+            statuses.add(outcome.status)
+            findings += [f"{name}:{index} {outcome.detail}"] * (outcome.status == "finding")
+            shutil.rmtree(folder / f"{name}-{index}", ignore_errors=True)
+    return findings, statuses
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_readers_accept_or_refuse_every_input(group, tmp_path):
-    findings, statuses = [], []
-    for name, reader in READERS.items():
-        for index in range(INPUTS.get(name, PER_READER) if reader.group == group else 0):
-            outcome = run_input(reader, make_generator("test", name, index), tmp_path / f"{name}-{index}")
-            statuses.append(outcome.status)
-            findings += [f"{name}:{index} {outcome.detail}"] * (outcome.status == "finding")
-            shutil.rmtree(tmp_path / f"{name}-{index}", ignore_errors=True)
+@pytest.mark.parametrize("count", [FAST_INPUTS, pytest.param(SLOW_INPUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("group", ["files", "http"])
+def test_readers_accept_or_refuse_every_input(group, count, tmp_path, empty_store):
+    names = [name for name, reader in READERS.items() if reader.group == group]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with start_group(group, tmp_path, empty_store):
+            findings, statuses = find_findings(tmp_path, names, count * (2 if group == "http" else 1))
     assert not findings, "\n".join(findings)
     assert "accepted" in statuses
-    assert len(statuses) >= PER_READER
+
+
+def test_a_reader_with_another_error_is_found(tmp_path, monkeypatch):
+    def read_class_map(path):
+        raise KeyError("name")
+
+    assert not find_findings(tmp_path, ["lists"], 4)[0]
+    monkeypatch.setattr(sources, "read_class_map", read_class_map)
+    findings, _ = find_findings(tmp_path, ["lists"], 4)
+    assert any("KeyError" in finding and "read_class_map" in finding for finding in findings)
+
+
+CHILD = """
+import os, sys, time
+print("{}", flush=True)
+for line in sys.stdin:
+    if CASE == "computes":
+        while True: pass
+    elif CASE == "waits":
+        time.sleep(100)
+    elif CASE == "fails":
+        sys.exit(1)
+    elif CASE == "aborts":
+        os.abort()
+    elif CASE == "is slow":
+        time.sleep(1.5)
+    print('{"status": "accepted", "detail": "", "cpu_s": 0.0, "wall_s": 1.5}', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("computes", "hang over"),
+        ("waits", "hang over"),
+        ("fails", "the worker itself failed"),
+        ("aborts", "crash: exit code -6"),
+        ("is slow", ""),
+    ],
+)
+def test_the_limits_count_processor_time_and_a_generous_wall_time(case, expected, tmp_path, monkeypatch):
+    class Fake(Supervisor):
+        def command(self, group):
+            return [sys.executable, "-c", f"CASE = {case!r}\n{CHILD}"]
+
+    monkeypatch.setitem(readers.READERS, "lists", replace(READERS["lists"], limit_s=0.5))
+    with Fake(tmp_path / "run", 0, wall_limit_s=4.0) as supervisor:
+        result = supervisor.run("lists", 0)
+    assert result.detail.startswith(expected)
+    assert result.status == ("finding" if expected else "accepted")
+    assert (result.wall_s < 4) == (case != "waits")
 
 
 @pytest.mark.parametrize("name", ["image", "coco-stuff", "weights", "settings", "run", "http"])

@@ -41,12 +41,12 @@ def main() -> None:
         for line in sys.stdin:
             name, index, seed, folder = line.rstrip("\n").split(" ", 3)
             limit_memory()
-            started_at = time.monotonic()
+            started_at, cpu_before_s = time.monotonic(), time.process_time()
             outcome = run_input(READERS[name], make_generator(seed, name, index), Path(folder))
-            seconds = time.monotonic() - started_at
+            times = {"cpu_s": time.process_time() - cpu_before_s, "wall_s": time.monotonic() - started_at}
             if outcome.status != "finding":
                 shutil.rmtree(folder, ignore_errors=True)
-            print(json.dumps({"status": outcome.status, "detail": outcome.detail, "seconds": seconds}), file=reports)
+            print(json.dumps({"status": outcome.status, "detail": outcome.detail, **times}), file=reports)
     with contextlib.suppress(OSError):
         reports.close()
 

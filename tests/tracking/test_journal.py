@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from segray.core.errors import DataError
 from segray.tracking.journal import JOURNAL, Journal, JournalReader
 
 
@@ -14,7 +15,7 @@ def test_a_tail_reads_whole_lines_once_and_goes_on_from_its_offset(tmp_path):
     assert list(tail.read()) == []
     journal.write("metrics", step=1)
     with journal.path.open("a") as file:
-        file.write('{"kind": "metrics", "st')
+        file.write('{"kind": "metrics", "time_ms": 2, "st')
     assert [record["step"] for record in tail.read()] == [1]
     assert list(tail.read()) == []
     with journal.path.open("a") as file:
@@ -33,7 +34,7 @@ def test_half_a_record_is_passed_over_and_the_next_one_is_whole(tmp_path):
     journal = Journal(tmp_path)
     journal.write("metrics", step=1)
     with journal.path.open("a") as file:
-        file.write('{"kind": "metrics", "st')
+        file.write('{"kind": "metrics", "time_ms": 2, "st')
     journal.write("metrics", step=2)
     assert [record["step"] for record in journal.records()] == [1, 2]
     assert journal.last_step() == 2
@@ -44,3 +45,28 @@ def test_a_full_disk_is_an_error(tmp_path):
     (tmp_path / JOURNAL).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         Journal(tmp_path).write("metrics", step=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        '{"kind": "metrics", "time_ms": 1, "step": 1, "values": {}}',
+        '{"kind": "run", "time_ms": 1, "dataset": {"digest": "d"}}',
+        '{"kind": "run", "time_ms": 1, "key": "k"}',
+        '{"kind": "run", "time_ms": 1, "key": "k", "dataset": {}}',
+        '{"kind": "run", "time_ms": 1, "key": "k", "dataset": "d"}',
+        '{"kind": "run", "key": "k", "dataset": {"digest": "d"}}',
+    ],
+)
+def test_a_journal_without_its_start_is_refused_with_its_name(line, tmp_path):
+    (tmp_path / JOURNAL).write_text(f"{line}\n")
+    with pytest.raises(DataError, match="journal.jsonl"):
+        Journal(tmp_path).start()
+
+
+def test_the_start_of_a_journal_is_its_first_record(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("run", key="k", dataset={"digest": "d"})
+    journal.write("resumed", dataset={"digest": "e"})
+    assert journal.start()["key"] == "k"

@@ -278,3 +278,9 @@ def test_a_database_that_is_gone_is_said_in_a_line(tmp_path, journal, capfd):
     with pytest.raises(RegistryError, match=r"upload to MLflow at \S+ failed: \(sqlite3.OperationalError\) [^\n]+$"):
         upload.flush()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("state", ["[" * 100_000 + "]" * 100_000, "[1]", "{", "\xff"])
+def test_a_damaged_state_of_the_last_upload_starts_from_the_beginning(state, tmp_path):
+    (tmp_path / module.STATE_FILE).write_text(state, encoding="latin-1")
+    assert RunUploader(tmp_path, "sqlite:///unused.db").run_id is None

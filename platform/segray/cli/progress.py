@@ -81,13 +81,13 @@ class TrainingProgress:
         self._bar.console.print(line, highlight=False, soft_wrap=True)
 
     def _remaining_time(self, record: Record) -> str:
-        time_s = record["time_ms"] / 1000
+        time_s, step = record["time_ms"] / 1000, record.get("step", 0)
         if self._first is None:
-            self._first = (time_s, record["step"])
+            self._first = (time_s, step)
             return "-:--"
         first_time_s, first_step = self._first
-        rate = (record["step"] - first_step) / max(time_s - first_time_s, 1e-9)
-        return format_duration((self._steps - record["step"]) / rate) if rate > 0 else "-:--"
+        rate = (step - first_step) / max(time_s - first_time_s, 1e-9)
+        return format_duration((self._steps - step) / rate) if rate > 0 else "-:--"
 
 
 def _bar(console: Console) -> Progress:

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 
 MAX_LISTED = 20
 MAX_LINE_LENGTH = 300
+MAX_MESSAGE_LINE = 2000
+"""Length at which a line of a message is shortened: a name in a file may have any length."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 EXIT_INTERRUPTED = 130
 """Exit code of a command that is interrupted."""
@@ -21,8 +23,19 @@ class SegrayError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Returns the message. Control characters, which a name in a file may contain, are escaped."""
-        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
+        """Returns the message. Control characters, which a name in a file may contain, are escaped.
+
+        Of a line of more than 2,000 characters, the middle is left out.
+        """
+        text = _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().__str__())
+        return "\n".join(map(_shorten, text.split("\n"))) if len(text) > MAX_MESSAGE_LINE else text
+
+
+def _shorten(line: str) -> str:
+    if len(line) <= MAX_MESSAGE_LINE:
+        return line
+    half = MAX_MESSAGE_LINE // 2
+    return f"{line[:half]} [... {len(line) - 2 * half} characters ...] {line[-half:]}"
 
 
 class UserError(SegrayError):

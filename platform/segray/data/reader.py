@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
+from segray.core.parsing import summarize_error
 from segray.data import manifest
 from segray.data.manifest import Shard, Split
 from segray.data.storage import (
@@ -133,7 +134,12 @@ class SplitReader:
             return read_shard(self.root, shard, list(range(len(shard.row_groups))), list(names))
 
         with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
-            table = pa.concat_tables(pool.map(read, self.split.shards))
+            tables = list(pool.map(read, self.split.shards))
+        try:
+            table = pa.concat_tables(tables)
+        except pa.ArrowInvalid as error:
+            details = f"different columns ({summarize_error(error)}); convert the dataset again."
+            raise DataError(f"shards of {strip_credentials(self.root)} have {details}") from error
         missing = [name for name in names if name not in table.column_names]
         if missing:
             raise DataError(
@@ -151,7 +157,7 @@ class SplitReader:
         schema = self._schema()
         types = {name: schema.field(name).type for name in names if name in schema.names}
         for name, data_type in types.items():
-            if not _is_label_type(data_type):
+            if pa.types.is_binary(data_type) or pa.types.is_nested(data_type):
                 raise DataError(
                     f"column {name} of {strip_credentials(self.root)} has type {data_type}; expected text or numbers."
                 )
@@ -201,10 +207,6 @@ class SplitReader:
 
         with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             yield from pool.map(read, self.split.shards)
-
-
-def _is_label_type(data_type: pa.DataType) -> bool:
-    return not (pa.types.is_binary(data_type) or pa.types.is_nested(data_type))
 
 
 def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:

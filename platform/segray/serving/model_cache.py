@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from segray.config import paths
 from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
+from segray.core.parsing import parse_json
 from segray.serving.model_version import ModelFiles
 from segray.tracking.client import UNAVAILABLE, error_summary, require_store
 from segray.tracking.integrity import CHECKPOINT_FILES, verify_checkpoint
@@ -168,6 +169,6 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError):  # missing or truncated
+        return dict(parse_json(file.read_bytes()))
+    except (OSError, ValueError, TypeError):  # missing or truncated
         return {}

@@ -11,9 +11,8 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segray.core.errors import RegistryError
+from segray.core.parsing import parse_json, parse_yaml
 from segray.models import checkpoint
 from segray.tracking.tags import DIGEST_TAG, FILES_TAG
 
@@ -154,7 +153,7 @@ def _registered_digests(tags: Mapping[str, str], subject: str) -> dict[str, str]
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None
 
@@ -184,9 +183,9 @@ def _require_equal(digests: Mapping[str, str], registered: Mapping[str, str], su
 def _require_loader(file: Path, layout: Layout, subject: str) -> None:
     """Checks that MLflow's own tools would load the version with segray's loader."""
     try:
-        flavor = yaml.safe_load(file.read_text())["flavors"]["python_function"]
+        flavor = parse_yaml(file.read_text())["flavors"]["python_function"]
         loader = flavor["loader_module"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError):
         loader = None
     if loader != layout.loader_module:
         raise _refusal(subject, f"its {MODEL_FILE} has the loader_module {loader}; expected {layout.loader_module}")

@@ -21,6 +21,8 @@ Record = dict[str, Any]
 Types = tuple[type, ...]
 FIELDS: dict[str, Types] = {"kind": (str,), "time_ms": (int,)}
 KIND_FIELDS: dict[str, dict[str, Types]] = {
+    "run": {"key": (str,), "dataset": (dict,)},
+    "resumed": {"dataset": (dict,)},
     "metrics": {"step": (int,), "values": (dict,)},
     "rewound": {"step": (int,)},
     "event": {"text": (str,)},
@@ -69,6 +71,21 @@ class Journal:
     def records(self) -> list[Record]:
         """Returns all records."""
         return list(JournalReader(self.path).read())
+
+    def start(self) -> Record:
+        """Returns the record with which the run started.
+
+        Raises:
+            DataError: the journal is missing or damaged, or its first record is no record of kind run with a key and a
+                digest of the dataset.
+        """
+        record = next(iter(JournalReader(self.path).read()), {})
+        if record.get("kind") != "run" or "key" not in record or not isinstance(_digest(record), str):
+            raise DataError(
+                f"{self.path} does not start with a record of kind run, with its key and the digest of its dataset; "
+                "the journal is damaged: restore it from a copy, or start a new run."
+            )
+        return record
 
     def last_step(self) -> int:
         """Returns the largest step with metrics since the last rewind, but at least the step of that rewind (or 0)."""
@@ -122,12 +139,16 @@ class JournalReader:
                 yield record
 
 
+def _digest(record: Record) -> Any:
+    return record.get("dataset", {}).get("digest")
+
+
 def _find_problem(record: Any) -> str:
     """Returns what is wrong with a record, or an empty string."""
     if not isinstance(record, dict):
         return f"a {type(record).__name__}; expected an object"
     for name, types in (FIELDS | KIND_FIELDS.get(str(record.get("kind")), {})).items():
-        if name not in record and name != "kind":
+        if name not in record and name not in FIELDS:
             continue  # a reader that needs the field reports its absence
         if not isinstance(record.get(name), types) or isinstance(record.get(name), bool):
             return f"{name} is {str(record.get(name))[:100]!r}; expected {' or '.join(kind.__name__ for kind in types)}"

@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from segray.config import paths
 from segray.core.errors import CheckpointError, RegistryError
 from segray.core.logging import silence_libraries
+from segray.core.parsing import parse_json
 from segray.models import checkpoint
 from segray.tracking.client import UNAVAILABLE, error_summary
 from segray.tracking.journal import JOURNAL, JournalReader, Record
@@ -139,7 +140,7 @@ class RunUploader:
     def _restore(self) -> None:
         """Restores the state of the last upload to the same store. Sending a record twice is harmless."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((self._folder / STATE_FILE).read_text())
+            state = parse_json((self._folder / STATE_FILE).read_bytes())
             if state["uri"] == paths.redact(self._uri):
                 self._offset, self.run_id, self.version = state["offset"], state["run_id"], state["version"]
 

@@ -143,8 +143,9 @@ def _stored_data(run: Path) -> dict[str, object]:
 
 def _dataset_digest(run: Path) -> str | None:
     """Returns the digest of the dataset last used by a run; `None` if its journal does not contain one."""
-    digests = [record["dataset"]["digest"] for record in Journal(run).records() if "dataset" in record]
-    return digests[-1] if digests else None
+    starts = [record for record in Journal(run).records() if record["kind"] in ("run", "resumed")]
+    digests = [record.get("dataset", {}).get("digest") for record in starts]
+    return next((digest for digest in reversed(digests) if isinstance(digest, str)), None)
 
 
 def _free_settings(config: Config, current: Config) -> dict[str, object]:

@@ -12,7 +12,8 @@ from segray.cluster.connect import connect
 from segray.cluster.nodes import potential_nodes
 from segray.cluster.resources import TrialSlots
 from segray.config import Config, flatten, paths
-from segray.core.errors import ConfigError, ResumeError, format_list
+from segray.core.errors import ConfigError, DataError, ResumeError, format_list
+from segray.core.parsing import summarize_error
 from segray.data.manifest import Manifest, read_manifest
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
@@ -134,15 +135,26 @@ def _write_start(
 
 
 def _read_start(record: SweepJournal) -> tuple[str, float, tuple[PriorTrial, ...]]:
-    """Returns the key, the seconds spent before, and the trials of the warm start, from a sweep's journal."""
-    records = record.journal.records()
+    """Returns the key, the seconds spent before, and the trials of the warm start, from a sweep's journal.
+
+    Raises:
+        DataError: the journal is damaged, or does not start with the record of a sweep.
+    """
+    start, records = record.journal.start(), record.journal.records()
     starts = [entry["time_ms"] for entry in records if entry["kind"] in ("run", "resumed")]
     # The journals of the trials show more precisely when the sweep was killed.
     folders = (record.folder, *trial_dirs(record.folder))
     times = [entry["time_ms"] for folder in folders for entry in Journal(folder).records()]
-    spent_ms = sum(max(time for time in times if start <= time < end) - start for start, end in pairwise(starts))
-    prior_trials = tuple(PriorTrial(current_values(values), metrics) for values, metrics in records[0]["known"])
-    return records[0]["key"], spent_ms / 1000, prior_trials
+    # A segment without a later record took no time: its start may lie after the next one if the clock was set back.
+    spent_ms = sum(
+        max((time for time in times if start <= time < end), default=start) - start for start, end in pairwise(starts)
+    )
+    try:
+        prior_trials = tuple(PriorTrial(current_values(values), metrics) for values, metrics in start["known"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"known: {type(error).__name__}: {summarize_error(error)}"
+        raise DataError(f"{record.journal.path} has an invalid start of a sweep ({reason}).") from error
+    return start["key"], spent_ms / 1000, prior_trials
 
 
 def _check_scheduler(config: Config) -> None:
@@ -223,7 +235,7 @@ def _differences(folder: Path, config: Config, manifest: Manifest) -> list[str]:
     stored = checkpoint.load_config(folder)
     if not stored.tune.space:
         return ["the folder contains a run, not a sweep"]
-    dataset = {"dataset": Journal(folder).records()[0]["dataset"]["digest"]}
+    dataset = {"dataset": Journal(folder).start()["dataset"]["digest"]}
     return list(
         runs.diff(_fixed_settings(stored) | dataset, _fixed_settings(config) | {"dataset": manifest.digest}).values()
     )

@@ -246,7 +246,7 @@ class TrialManager:
         records = journal.records()
         costs = {name: value for name, value in trial.other_metrics.items() if name.startswith(COST)}
         if costs and not any(
-            record["kind"] == "metrics" and costs.keys() <= record["values"].keys() for record in records
+            record["kind"] == "metrics" and costs.keys() <= record.get("values", {}).keys() for record in records
         ):
             journal.write("metrics", step=trial.step, values=costs)
         ends = [record for record in records if record["kind"] in ("run", "resumed", "end")]

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 
-import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -14,6 +13,7 @@ from segray.config import Config, flatten, paths
 from segray.config.renamed import current_key
 from segray.core.errors import ConfigError, DataError, RegistryError, did_you_mean
 from segray.core.logging import silence_libraries
+from segray.core.parsing import parse_yaml
 from segray.tracking.client import error_summary, require_store
 from segray.tracking.metrics import mlflow_metric_names
 from segray.tracking.tags import KIND_TAG, SWEEP
@@ -136,8 +136,8 @@ class _TrialConverter:
         """Returns the value of a setting from its MLflow parameter text."""
         if dimension.is_choice:
             return next((value for value in dimension.values if self._param_text(dimension.key, value) == text), None)
-        value = yaml.safe_load(text)
         try:
+            value = parse_yaml(text)
             return int(value) if dimension.is_integer else float(value)
         except (TypeError, ValueError):
             return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -171,3 +172,10 @@ def test_a_file_that_changes_during_the_conversion_is_an_error(hub):
     pq.write_table(table("train", 3), hub / "data" / "train-00000-of-00002.parquet", row_group_size=2)
     with pytest.raises(DataError, match="train-00000-of-00002.parquet has changed since the conversion started"):
         sample.read_mask()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(hub):
+    pipe = hub / "data" / "test-00000-of-00001.parquet"
+    os.mkfifo(pipe)
+    (problem,) = SOURCES["huggingface"](str(hub)).problems
+    assert problem.startswith(f"{pipe} is not a regular file")

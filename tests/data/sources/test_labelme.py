@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from base64 import b64encode
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from segray.core.errors import DataError
+from segray.data.sources.files import SourceFile
 from segray.data.sources.formats import SOURCES
+from segray.data.sources.labelme import PolygonMask
 
 
 def shape(label, points, kind="polygon"):
@@ -148,3 +151,14 @@ def test_an_invalid_image_size_is_an_error(tmp_path, annotate):
     file.write_text(file.read_text().replace('"imageWidth": 6', '"imageWidth": 6000000000'))
     with pytest.raises(DataError, match="train/a.json has the size 6000000000x4"):
         SOURCES["labelme"](str(tmp_path)).samples[0].read_mask()
+
+
+@pytest.mark.parametrize("radius", [2**16, 2**16 + 1, 999_999])
+def test_a_circle_of_any_size_is_drawn_at_once(radius, tmp_path, annotate):
+    annotate("a", shape("car", [[2, radius + 1], [2, 1]], "circle"))
+    started_s = time.process_time()
+    ids = PolygonMask(SourceFile.stat(tmp_path / "a.json"), ("_background_", "car"))()
+    assert ids[0].tolist() == [0] * 6
+    assert ids[1, 2] == 1
+    assert ids[2:].tolist() == [[1] * 6] * 2
+    assert time.process_time() - started_s < 5

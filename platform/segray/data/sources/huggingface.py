@@ -94,7 +94,7 @@ def _collect(split: str, paths: list[Path], collector: SampleCollector) -> None:
         try:
             if not is_encodable(str(path)):
                 raise DataError(f"{str(path)!a}: the name is not valid UTF-8; rename it")
-            table = _index_table(SourceFile.stat(path))
+            table = _index_table(SourceFile.stat(require_regular_file(path)))
         except OSError as error:
             collector.problems.append(f"{path}: cannot be read ({error.strerror}); expected a table")
             continue

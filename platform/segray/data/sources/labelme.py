@@ -33,6 +33,8 @@ CORNERS = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2,
 SHAPE = ("label", "points", "shape_type", "mask")
 MAX_COORDINATE = 2**20
 """Maximum coordinate of a point in pixels; a larger value is an error."""
+MAX_ELLIPSE = 2**16
+"""Maximum radius in pixels of an ellipse that Pillow draws; its time grows without bound beyond 2**18."""
 
 
 def list_samples(source: str | None) -> SourceListing:
@@ -149,7 +151,10 @@ class PolygonMask:
         elif kind == "circle":  # the centre and a point on the circle
             (x, y), (u, v) = points[:2]
             radius = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value, outline=value)
+            if radius > MAX_ELLIPSE:
+                canvas.paste(value, mask=_disc(canvas.size, x, y, radius))
+            else:
+                pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value, outline=value)
         elif kind == "mask":  # a PNG placed between two corners
             (x, y), _ = points[:2]
             canvas.paste(value, (round(x), round(y)), self._decode_mask(shape["mask"]))
@@ -164,3 +169,9 @@ class PolygonMask:
         except ValueError as error:
             raise DataError(f"{self.file.path} has a mask that is not valid base64 ({error})") from error
         return Image.fromarray((pixels > 0).astype(np.uint8) * 255)
+
+
+def _disc(size: tuple[int, int], x: float, y: float, radius: float) -> Image.Image:
+    """Returns the mask of the pixels in a circle."""
+    columns, rows = np.arange(size[0]), np.arange(size[1])[:, None]
+    return Image.fromarray((columns - x) ** 2 <= radius**2 - (rows - y) ** 2)
