@@ -56,3 +56,12 @@ def test_a_table_names_absent_classes_and_places_are_never_cut():
     assert "classes without ground truth and predictions: ghost" in shown
     assert "classes predicted without ground truth, IoU 0: car" in shown
     assert "/a/very/long/path/" + "x" * 80 + "\n" in shown
+
+
+def test_a_metric_that_is_null_is_not_shown(tmp_path):
+    values = {"train/loss": None, "val/miou": 0.5}
+    Journal(tmp_path).write("metrics", step=1, values=values)
+    output = io.StringIO()
+    with TrainingProgress(Console(file=output), 10) as progress:
+        progress.follow(tmp_path)
+    assert "loss nan" in output.getvalue()

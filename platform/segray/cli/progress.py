@@ -67,7 +67,8 @@ class TrainingProgress:
             self._stopped.set()
 
     def _show(self, record: Record) -> None:
-        step, values = record.get("step", 0), record.get("values", {})
+        step = record.get("step", 0)
+        values = {name: value for name, value in record.get("values", {}).items() if value is not None}
         figures = f"{_figures(values)}  remaining {self._remaining_time(record)}"
         self._bar.update(self._task, completed=step, figures=figures)
         has_validation = "val/miou" in values
