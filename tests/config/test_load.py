@@ -70,3 +70,8 @@ def test_the_digest_ignores_names_and_places_and_nothing_else():
     assert config.build({"name": "x", "results": "/r", "tracking.uri": "http://h"}).digest == plain.digest
     for key, value in {"optim.lr": 1e-4, "train.seed": 1, "data.crop": 256, "model.variant": "b1"}.items():
         assert config.build({key: value}).digest != plain.digest
+
+
+def test_an_unknown_section_without_a_setting_is_an_error():
+    with pytest.raises(ConfigError, match="optim.first is not a setting"):
+        config.build({"optim": {"first": {"second": {}}}})

@@ -19,3 +19,7 @@ def test_a_message_of_usual_lines_is_unchanged():
     lines = "\n".join(["  " + "x" * (MAX_MESSAGE_LINE - 2)] * 3)
     assert str(DataError(lines)) == lines
     assert str(pickle.loads(pickle.dumps(DataError(lines)))) == lines
+
+
+def test_a_tab_of_a_name_is_escaped():
+    assert str(DataError("a\tb\nc")) == "a\\tb\nc"

@@ -1,5 +1,6 @@
 """The manifest vouches for its shards: what vanished, shrank or was edited is named before a run starts."""
 
+import os
 import shutil
 
 import pytest
@@ -57,3 +58,8 @@ def test_a_folder_without_a_dataset_is_an_error_with_a_command(tmp_path):
 def test_an_unknown_split_is_an_error_that_lists_the_splits(copy):
     with pytest.raises(DataError, match="no split 'validation'; it has train, val, test"):
         read_manifest(str(copy)).split("validation")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST)
+    assert "dataset.json is not a regular file" in read_error(tmp_path)

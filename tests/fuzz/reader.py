@@ -122,7 +122,7 @@ def find_problem(message: str, sandbox: Sandbox | None) -> str:
 
 
 def _names_file(message: str, sandbox: Sandbox) -> bool:
-    if str(sandbox.source) in message or str(sandbox.target) in message:
+    if any(str(folder) in message for folder in (sandbox.source, sandbox.target, sandbox.source.parent / "outside")):
         return True
     names = {name for _, folders, files in os.walk(sandbox.source) for name in (*folders, *files)}
     names |= {PurePosixPath(name).stem for name in names}  # a sample id has no suffix

@@ -70,3 +70,9 @@ def test_the_start_of_a_journal_is_its_first_record(tmp_path):
     journal.write("run", key="k", dataset={"digest": "d"})
     journal.write("resumed", dataset={"digest": "e"})
     assert journal.start()["key"] == "k"
+
+
+def test_a_journal_that_links_to_itself_is_refused(tmp_path):
+    (tmp_path / JOURNAL).symlink_to(tmp_path / JOURNAL)
+    with pytest.raises(DataError, match="is a link to itself"):
+        Journal(tmp_path).records()

@@ -106,7 +106,8 @@ def _explain(details: ErrorDetails) -> str:
     key = " ".join(".".join(str(part) for part in details["loc"]).split())
     if details["type"] == "extra_forbidden":
         inner = details["input"]
-        key = f"{key}.{next(_flatten(inner))[0]}" if isinstance(inner, Mapping) and inner else key
+        first = next(iter(_flatten(inner)), None) if isinstance(inner, Mapping) else None
+        key = f"{key}.{first[0]}" if first else key
         return f"{key} is not a setting{_nearest_key(key) or '.'}"
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])

@@ -12,7 +12,7 @@ MAX_LISTED = 20
 MAX_LINE_LENGTH = 300
 MAX_MESSAGE_LINE = 2000
 """Length at which a line of a message is shortened: a name in a file may have any length."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 EXIT_INTERRUPTED = 130
 """Exit code of a command that is interrupted."""
 

@@ -146,6 +146,8 @@ def load_manifest_unverified(root: str) -> Manifest:
     """
     fs, path = filesystem(root)
     try:
+        if fs.get_file_info(f"{path}/{MANIFEST}").type is pyarrow.fs.FileType.Unknown:  # reading a pipe may never end
+            raise DataError(f"{display_path(root, MANIFEST)} is not a regular file; convert the dataset again.")
         with fs.open_input_stream(f"{path}/{MANIFEST}") as file:
             return _parse(root, file.read())
     except FileNotFoundError as error:

@@ -96,7 +96,8 @@ class SplitReader:
 
         groups_by_shard = {shard: list(members) for shard, members in groupby(sorted(groups), shard_of)}
         with ThreadPoolExecutor(min(_MAX_CONCURRENT_READS, len(groups_by_shard))) as pool:
-            return pa.concat_tables(pool.map(self._read_shard, groups_by_shard, groups_by_shard.values()))
+            tables = list(pool.map(self._read_shard, groups_by_shard, groups_by_shard.values()))
+        return pa.concat_tables(tables, promote_options="default")  # shards may differ in what is nullable
 
     def _read_shard(self, index: int, groups: list[int]) -> pa.Table:
         shard, first = self.split.shards[index], int(self._first_groups[index])

@@ -124,6 +124,10 @@ class JournalReader:
             file = self._path.open("rb")
         except FileNotFoundError:  # nothing is written yet, or the folder is removed
             return
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DataError(f"{self._path} is a link to itself; expected a journal.") from error
+            raise
         with file:
             file.seek(self.offset)
             for line in file:

@@ -179,3 +179,12 @@ def test_a_pipe_is_refused_and_not_waited_for(hub):
     os.mkfifo(pipe)
     (problem,) = SOURCES["huggingface"](str(hub)).problems
     assert problem.startswith(f"{pipe} is not a regular file")
+
+
+def test_class_names_behind_a_link_out_of_the_source_are_refused(hub, tmp_path):
+    outside = tmp_path / "names.json"
+    outside.write_text('{"0": "a"}')
+    (hub / huggingface.NAMES).unlink(missing_ok=True)
+    (hub / huggingface.NAMES).symlink_to(outside)
+    with pytest.raises(DataError, match="outside the source; copy the file into the source"):
+        SOURCES["huggingface"](str(hub))

@@ -21,6 +21,7 @@ from segray.data.sources.files import (
     is_junk_file,
     require_regular_file,
     require_source_dir,
+    require_source_file,
     sort_splits,
 )
 from segray.data.sources.huggingface_tables import (
@@ -57,7 +58,7 @@ def list_samples(source: str | None) -> SourceListing:
     collector = SampleCollector(root)
     for split in sort_splits(files):
         _collect(split, files[split], collector)
-    return collector.listing(_read_classes(root / NAMES))
+    return collector.listing(_read_classes(root))
 
 
 def _files_by_split(root: Path) -> dict[str, list[Path]]:
@@ -188,11 +189,12 @@ def _is_image_struct(data_type: pa.DataType) -> bool:
     )
 
 
-def _read_classes(file: Path) -> Classes | None:
+def _read_classes(root: Path) -> Classes | None:
+    file = root / NAMES
     if not file.exists():
         return None
     try:
-        names = {int(key): str(name) for key, name in parse_json(require_regular_file(file).read_bytes()).items()}
+        names = {int(key): str(name) for key, name in parse_json(require_source_file(root, file).read_bytes()).items()}
         return Classes.from_names([names[index] for index in range(len(names))])
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {summarize_error(error)}"
