@@ -1,6 +1,7 @@
 """Uploading: in order and once, from where it stopped, into a real MLflow store and a real server."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -283,4 +284,9 @@ def test_a_database_that_is_gone_is_said_in_a_line(tmp_path, journal, capfd):
 @pytest.mark.parametrize("state", ["[" * 100_000 + "]" * 100_000, "[1]", "{", "\xff"])
 def test_a_damaged_state_of_the_last_upload_starts_from_the_beginning(state, tmp_path):
     (tmp_path / module.STATE_FILE).write_text(state, encoding="latin-1")
+    assert RunUploader(tmp_path, "sqlite:///unused.db").run_id is None
+
+
+def test_a_pipe_as_state_of_the_last_upload_starts_from_the_beginning(tmp_path):
+    os.mkfifo(tmp_path / module.STATE_FILE)
     assert RunUploader(tmp_path, "sqlite:///unused.db").run_id is None

@@ -139,8 +139,11 @@ class RunUploader:
 
     def _restore(self) -> None:
         """Restores the state of the last upload to the same store. Sending a record twice is harmless."""
+        file = self._folder / STATE_FILE
+        if not file.is_file():  # reading a pipe may never end
+            return
         with suppress(OSError, ValueError, KeyError, TypeError):
-            state = parse_json((self._folder / STATE_FILE).read_bytes())
+            state = parse_json(file.read_bytes())
             if state["uri"] == paths.redact(self._uri):
                 self._offset, self.run_id, self.version = state["offset"], state["run_id"], state["version"]
 
