@@ -191,3 +191,12 @@ def test_shards_with_different_columns_are_an_error_that_names_the_dataset(copy)
     pq.write_table(table.append_column("city", pa.array(["a"] * len(table))), path, row_group_size=4)
     with pytest.raises(DataError, match="copy have different columns"):
         source.read_columns(["id", "city"])
+
+
+def test_shards_may_differ_in_what_is_nullable(copy, streets):
+    source, path = train(copy), copy / "train/part-00000.parquet"
+    table = pq.read_table(path)
+    fields = [field.with_nullable(not field.nullable) for field in table.schema]
+    pq.write_table(table.cast(pa.schema(fields)), path, row_group_size=4, compression="none", use_dictionary=False)
+    groups = [0, 9]
+    assert source.read(groups).to_pylist() == train(streets).read(groups).to_pylist()
