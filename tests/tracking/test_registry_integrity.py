@@ -203,7 +203,18 @@ def test_a_version_of_an_earlier_release_loads_and_its_code_does_not_run(legacy,
     uri, files, run_id = legacy
     (files / "loader.py").write_text(trap)
     (tmp_path / "target").mkdir()
-    read(uri, run_id, tmp_path / "target")
+    assert read(uri, run_id, tmp_path / "target") is not None
+    assert not (tmp_path / "trace").exists(), "code of the version ran"
+    assert "segray_trap" not in sys.modules
+
+
+@pytest.mark.parametrize("reader", ["download", "run"])
+def test_the_checkpoint_of_an_earlier_release_is_read_byte_for_byte(legacy, tmp_path, reader):
+    uri, files, run_id = legacy
+    (tmp_path / "target").mkdir()
+    result = READERS[reader](uri, run_id, tmp_path / "target")
+    for name in CHECKPOINT_FILES:
+        assert (result / name).read_bytes() == (files / "artifacts/checkpoint" / name).read_bytes()
 
 
 LEGACY_TAMPERINGS = {

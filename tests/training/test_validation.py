@@ -3,6 +3,7 @@
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -29,7 +30,10 @@ ROW = {"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "mask": torch.zero
 
 def test_the_preview_is_written(state):
     _save_preview(state, [ROW])
-    Image.open(preview_path(state.job.folder, 7)).verify()
+    with Image.open(preview_path(state.job.folder, 7)) as preview:
+        assert preview.format == "PNG"
+        assert preview.width == len(visualize.COLUMNS) * visualize.WIDTH
+        assert np.asarray(preview)[visualize.HEADER :].std() > 0  # the pictures below the titles
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), ValueError("height 0"), MemoryError(), RuntimeError("CUDA")])
