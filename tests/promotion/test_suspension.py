@@ -1,13 +1,14 @@
 """A process that is suspended between its check of the lock and a move changes nothing in the end."""
 
 import threading
-import time
 
 import pytest
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
+from sqlalchemy import text
 
 from segray.core.errors import PromotionError
-from segray.promotion.aliases import apply_change, get_aliases, recover
+from segray.promotion.aliases import apply_change, get_aliases, promotion_lock, recover
 from segray.promotion.plan import plan_promotion, plan_rollback
 
 MOVES = ("set_registered_model_alias", "delete_registered_model_alias")
@@ -18,6 +19,7 @@ class Suspended:
 
     def __init__(self, uri, move, wait):
         self._client, self._left, self._wait = MlflowClient(uri, uri), move, wait
+        self.has_moved = threading.Event()
 
     def __getattr__(self, name):
         found = getattr(self._client, name)
@@ -27,19 +29,26 @@ class Suspended:
         self._left -= 1
         if self._left == 0:
             self._wait()
-        return found(*words)
+        result = found(*words)
+        if self._left == 0:
+            self.has_moved.set()
+        return result
 
 
 def suspended_promotion(store, move):
-    """Starts a promotion of version 3 that waits in front of a move. Returns what ends the wait, and its error."""
+    """Starts a promotion of version 3 that waits in front of a move.
+
+    Returns a function that lets it make the move, and one that returns its errors once it has ended.
+    """
     waits, proceed, errors = threading.Event(), threading.Event(), []
 
     def wait():
         waits.set()
         assert proceed.wait(60)
 
+    client = Suspended(store.uri, move, wait)
+
     def promote():
-        client = Suspended(store.uri, move, wait)
         try:
             apply_change(client, plan_promotion("streets", get_aliases(client, "streets"), "3"))
         except PromotionError as error:
@@ -49,13 +58,17 @@ def suspended_promotion(store, move):
     thread.start()
     assert waits.wait(60)
 
+    def make_move():
+        proceed.set()
+        assert client.has_moved.wait(60)
+
     def resume():
         proceed.set()
         thread.join(60)
         assert not thread.is_alive()
         return errors
 
-    return proceed, resume
+    return make_move, resume
 
 
 @pytest.mark.parametrize("move", [1, 2, 3])
@@ -75,18 +88,10 @@ def test_a_move_after_the_update_of_another_process_is_undone(store, served, mov
 
 @pytest.mark.parametrize("move", [1, 2])
 def test_a_move_into_the_update_of_another_process_is_overwritten(store, served, move):
-    proceed, resume = suspended_promotion(store, move)
+    make_move, resume = suspended_promotion(store, move)
     assert recover(store.client, "streets", 0) is not None
-
-    def resume_other():
-        before = get_aliases(store.client, "streets")
-        proceed.set()
-        until = time.monotonic() + 20
-        while get_aliases(store.client, "streets") == before and time.monotonic() < until:
-            time.sleep(0.02)  # until the other process has moved its alias
-
     # The rollback has removed the alias previous, and stands in front of the alias champion.
-    client = Suspended(store.uri, 2, resume_other)
+    client = Suspended(store.uri, 2, make_move)
     apply_change(client, plan_rollback("streets", get_aliases(client, "streets")))
     assert len(resume()) == 1
     assert served(store.client) == (None, "2", None)
@@ -97,3 +102,22 @@ def test_a_suspended_process_whose_plan_was_carried_out_and_nothing_else_changes
     recover(store.client, "streets", 0)
     assert len(resume()) == 1
     assert served(store.client) == ("2", "3", None)
+
+
+def test_a_lock_that_is_removed_while_another_process_tries_to_create_it_is_held_by_the_other(store, monkeypatch):
+    """MLflow reads the existing model after it has failed to create one of the same name, and then may find none."""
+    plan = plan_promotion("streets", get_aliases(store.client, "streets"), "3")
+    read = SqlAlchemyStore.get_registered_model
+
+    def remove_and_read(registry, name):
+        with registry.ManagedSessionMaker(read_only=False) as session:
+            session.execute(text("DELETE FROM registered_model_tags WHERE name = :name"), {"name": name})
+            session.execute(text("DELETE FROM registered_models WHERE name = :name"), {"name": name})
+        return read(registry, name)
+
+    with promotion_lock(store.client, plan):
+        monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", remove_and_read)
+        with pytest.raises(PromotionError, match="another process is promoting streets"):
+            with promotion_lock(store.client, plan):
+                raise AssertionError("two processes hold the lock")
+        monkeypatch.undo()

@@ -148,7 +148,8 @@ def _create_lock(client: MlflowClient, plan: AliasChange) -> bool:
     try:
         client.create_registered_model(_lock_name(plan.model), {PLAN_TAG: plan.to_json()})
     except MlflowException as error:
-        if error.error_code != ALREADY_EXISTS:
+        # MLflow reads the existing model for its message, and does not find a lock that was removed at this moment.
+        if error.error_code not in (ALREADY_EXISTS, NOT_FOUND):
             raise
         return False
     return True
