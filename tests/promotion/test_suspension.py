@@ -117,7 +117,9 @@ def test_a_lock_that_is_removed_while_another_process_tries_to_create_it_is_held
 
     with promotion_lock(store.client, plan):
         monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", remove_and_read)
-        with pytest.raises(PromotionError, match="another process is promoting streets"):
-            with promotion_lock(store.client, plan):
-                raise AssertionError("two processes hold the lock")
+        with (
+            pytest.raises(PromotionError, match="another process is promoting streets"),
+            promotion_lock(store.client, plan),
+        ):
+            raise AssertionError("two processes hold the lock")
         monkeypatch.undo()
