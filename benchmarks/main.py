@@ -4,7 +4,7 @@ import difflib
 import sys
 from importlib import import_module
 
-from segray.cli.command import run_command
+from segray.cli.parser import run_command
 from segray.core.errors import ConfigError
 
 BENCHMARKS = {

@@ -7,7 +7,7 @@ import torch
 from benchmarks import max_batch
 from benchmarks.commands.shared import add_benchmark_flags, make_logger, print_case, require_positive, write_json
 from benchmarks.max_batch import MaxBatchReport
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.config import Config
 from segray.core.errors import ConfigError
 from segray.core.numbers import GIB

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks import evaluation
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.config import paths
 
 

@@ -9,7 +9,7 @@ from benchmarks import inference
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
 from benchmarks.inference import MODES, InferenceCase
 from benchmarks.peers import DTYPES
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.core.errors import ConfigError
 from segray.models.segformer.model import VARIANTS
 

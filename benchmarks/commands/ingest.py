@@ -12,7 +12,7 @@ from benchmarks import data_loading
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
 from benchmarks.datasets import write_resized_dataset
 from benchmarks.loaders import LoaderTask
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.cluster.connect import available_cpus, connect
 from segray.config import build, paths
 from segray.core.errors import ConfigError

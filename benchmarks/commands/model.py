@@ -8,7 +8,7 @@ from benchmarks import train_step
 from benchmarks.commands.shared import add_common, make_logger, print_rows, require_positive, write_json
 from benchmarks.peers import DTYPES, OURS, PEERS, Case
 from benchmarks.train_step import StepReport
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.models.segformer.model import VARIANTS
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from benchmarks import hostile_serving, serving
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
 from benchmarks.hostile_serving import HostileBenchmark, HostileReport
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.cli.settings import STORE
 from segray.cluster.connect import available_cpus
 from segray.config import paths

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.interleave import Row
-from segray.cli import command
-from segray.cli.command import CommandParser
+from segray.cli import parser
+from segray.cli.parser import CommandParser
 from segray.config import paths
 from segray.core.errors import ConfigError
 
@@ -66,4 +66,4 @@ def print_rows(rows: Sequence[Row]) -> None:
 def write_json(flags: argparse.Namespace, report: Any) -> None:
     """Writes the report and the command to the file of --json, if given."""
     arguments = paths.redact(shlex.join(["python", *sys.argv]))
-    command.write_json(flags.json, {"command": arguments} | asdict(report))
+    parser.write_json(flags.json, {"command": arguments} | asdict(report))

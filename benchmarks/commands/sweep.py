@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import sweep
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.config import paths
 from segray.core.errors import ConfigError
 

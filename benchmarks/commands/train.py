@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import hf_trainer, training
 from benchmarks.commands.shared import add_common, make_logger, print_case, print_rows, require_positive, write_json
 from segray import config
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 from segray.cluster import resources
 from segray.cluster.connect import connect
 from segray.cluster.nodes import potential_nodes

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.progress import TrainingProgress, format_duration
 from segray.cli.tables import print_paths, print_scores
 from segray.evaluation.metrics.scores import scores_from_confusion
@@ -53,7 +53,7 @@ def test_a_table_names_absent_classes_and_places_are_never_cut():
     print_paths(console, {"run": "/a/very/long/path/" + "x" * 80, "next": "python"})
     shown = out.getvalue()
     assert "mIoU 0.2500   mAcc 0.5000   aAcc 0.5000" in shown
-    assert "classes without ground truth and predictions: ghost" in shown
+    assert "classes in neither ground truth nor predictions: ghost" in shown
     assert "classes predicted without ground truth, IoU 0: car" in shown
     assert "/a/very/long/path/" + "x" * 80 + "\n" in shown
 

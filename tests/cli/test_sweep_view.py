@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from segray import config
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.sweep_view import SweepProgress, render_table
 from segray.tune.controller import SweepController
 from segray.tune.estimate import SweepEstimate

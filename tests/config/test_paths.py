@@ -44,17 +44,17 @@ def test_the_settled_settings_hold_no_password_and_it_is_taken_from_the_environm
     assert paths.tracking_uri(given) == SECRET
     settled = paths.resolve_paths(given)
     assert "cret" not in settled.model_dump_json()
-    with pytest.raises(ConfigError, match=r"\*\*\*@host.*whose password is written down nowhere"):
+    with pytest.raises(ConfigError, match=r"\*\*\*@host.*its password is not stored"):
         paths.tracking_uri(settled)
     monkeypatch.setenv(paths.TRACKING_VARIABLE, SHOWN)
-    with pytest.raises(ConfigError, match="written down nowhere"):
+    with pytest.raises(ConfigError, match="its password is not stored"):
         paths.tracking_uri(settled)
     monkeypatch.setenv(paths.TRACKING_VARIABLE, SECRET)
     assert paths.tracking_uri(settled) == SECRET
 
 
 def test_a_secret_in_the_address_of_the_data_is_refused_without_being_told():
-    with pytest.raises(ConfigError, match=r"s3://KEY:\*\*\*@bucket/set, with a secret in it") as raised:
+    with pytest.raises(ConfigError, match=r"s3://KEY:\*\*\*@bucket/set, which contains a secret") as raised:
         paths.resolve_paths(config.build({"data.root": "s3://KEY:h1dden@bucket/set"}))
     assert "h1dden" not in str(raised.value)
     with pytest.raises(ConfigError, match=r"--data is s3://KEY:\*\*\*@bucket"):  # as all commands ask

@@ -11,13 +11,13 @@ def test_a_stride_beyond_the_default_crop_is_valid_for_a_model_with_larger_crops
     flags = config.build({"eval": {"mode": "slide", "stride": 700}})
     overrides = flags.eval.model_dump(exclude_unset=True)
     assert config.build({"data.crop": 1024}).with_eval_overrides(overrides).eval.stride == 700
-    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most a window's 512"):
+    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most the window size 512"):
         config.build({"data.crop": 512}).with_eval_overrides(overrides)
 
 
 @pytest.mark.parametrize("known", [{"data.crop": 512}, {"eval.crop": 512}])
 def test_a_stride_beyond_a_given_crop_is_an_error_at_once(known):
-    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most a window's 512"):
+    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most the window size 512"):
         config.build({"eval.mode": "slide", "eval.stride": 700} | known)
 
 

@@ -11,7 +11,7 @@ import pytest
 from segray import config
 from segray.cli import prepare
 from segray.core.errors import OutOfMemoryError
-from segray.data import reader
+from segray.data import shard_reader
 from segray.data.manifest import COLUMNS, Shard
 from segray.data.sources import coco
 from segray.data.sources.huggingface_tables import _translate_read_errors
@@ -28,8 +28,8 @@ def exhaust(*_, **__):
 
 
 def read_shard(root, monkeypatch):
-    monkeypatch.setattr(reader, "_open_parquet", exhaust)
-    reader.read_shard(str(root), SHARD, [0], ["id"])
+    monkeypatch.setattr(shard_reader, "open_shard", exhaust)
+    shard_reader.read_shard(str(root), SHARD, [0], ["id"])
 
 
 def validate_shard(root, monkeypatch):

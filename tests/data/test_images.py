@@ -11,7 +11,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from segray.core.errors import DataError
 from segray.data.images import decode_image, decode_mask, encode_mask
-from segray.data.normalize import PILLOW_MAX_PIXELS, NormalizedImage, align_mask, decode_source_mask, normalize_image
+from segray.data.normalize import PILLOW_MAX_PIXELS, NormalizedImage, normalize_image
+from segray.data.source_masks import align_mask, decode_source_mask
 
 RNG = np.random.default_rng(0)
 COLOURS = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (32, 24), interpolation=cv2.INTER_CUBIC)

@@ -20,8 +20,9 @@ from segray.data.convert.metadata import add_columns
 from segray.data.convert.splits import assign_splits
 from segray.data.images import decode_image, decode_mask
 from segray.data.manifest import read_manifest
-from segray.data.normalize import decode_rgb, decode_source_mask, normalize_image
+from segray.data.normalize import normalize_image
 from segray.data.reader import SplitReader
+from segray.data.source_masks import decode_rgb, decode_source_mask
 from segray.data.sources import ade20k, cityscapes
 from segray.data.sources.formats import SOURCES
 from segray.data.sources.sample import UNSPLIT

@@ -160,15 +160,15 @@ def test_settings_make_a_mode_and_impossible_ones_are_refused():
         ({"eval.stride": 30}, "eval.stride is 30; expected a multiple of 4"),
         (
             {"eval.mode": "slide", "eval.crop": 64, "eval.stride": 96},
-            "eval.stride is 96; expected at most a window's 64",
+            "eval.stride is 96; expected at most the window size 64",
         ),
         (
             {"eval.mode": "slide", "data.crop": 512, "eval.stride": 600},
-            "eval.stride is 600; expected at most a window's 512",
+            "eval.stride is 600; expected at most the window size 512",
         ),
         (
             {"eval.mode": "slide", "eval.size_multiple": 7},
-            "eval.size_multiple is 7; expected a multiple of 32 where windows slide",
+            "eval.size_multiple is 7; expected a multiple of 32 in mode slide",
         ),
         ({"eval.scales": []}, "eval.scales"),
     ):
@@ -176,7 +176,7 @@ def test_settings_make_a_mode_and_impossible_ones_are_refused():
             config.build(wrong)
     small = config.build({"data.crop": 256})
     assert small.with_eval_overrides({"mode": "slide", "stride": 256}).eval.stride == 256
-    with pytest.raises(ConfigError, match="eval.stride is 300; expected at most a window's 256"):
+    with pytest.raises(ConfigError, match="eval.stride is 300; expected at most the window size 256"):
         small.with_eval_overrides({"mode": "slide", "stride": 300})
 
 

@@ -74,7 +74,7 @@ def test_everything_at_once_with_rows_that_cannot_be_read(folder, other, spoilt,
         (["--slice", "a=("], "which is not a valid regular expression"),
         (["--against", "nowhere"], "checkpoint nowhere is not a folder"),
         (["--report", "full"], "report full is not empty; choose another folder"),
-        (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most a window's 512"),
+        (["--eval.mode", "slide", "--eval.stride", "600"], "eval.stride is 600; expected at most the window size 512"),
         (["--json", "nowhere/x.json"], "expected a file in a writable folder that exists"),
     ],
 )

@@ -16,6 +16,7 @@ from segray.promotion.aliases import (
     _create_lock,
     _move_aliases,
     _remove_lock,
+    _undo_late_move,
     apply_change,
     get_aliases,
     pending_change,
@@ -24,7 +25,7 @@ from segray.promotion.aliases import (
     time,
 )
 from segray.promotion.plan import AliasChange, plan_promotion, plan_rollback
-from segray.tracking.tags import LOCK_SUFFIX, MOVED_TAG
+from segray.tracking.tags import LOCK_SUFFIX, MOVED_TAG, PLAN_TAG, UPDATE_TAG
 from tests.promotion.conftest import Dying, Killed
 
 
@@ -149,7 +150,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told(store, served):
     for thread in threads:
         thread.join(60)
     assert len(told) == 1
-    assert "check its aliases and repeat" in told[0]
+    assert "check the aliases of streets and repeat" in told[0]
     previous, champion, _ = served(store.client)
     assert (previous, champion) in {("2", "3"), ("2", "4")}
 
@@ -284,3 +285,21 @@ def test_a_plan_has_the_keys_of_earlier_releases(store):
     plan = planned(store.client)
     assert json.loads(plan.to_json()).keys() == {"what", "model", "found", "wanted", "audit", "key"}
     assert AliasChange.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"what": "promotion"}', "[" * 5000])
+def test_a_damaged_plan_is_refused_with_one_sentence(store, served, text):
+    store.client.create_registered_model(f"streets{LOCK_SUFFIX}", {PLAN_TAG: text})
+    with pytest.raises(RegistryError, match="the lock of a promotion contains no valid plan"):
+        recover(store.client, "streets", 0)
+    with pytest.raises(PromotionError, match="another process is promoting"):
+        apply_change(store.client, planned(store.client))
+    store.client.delete_registered_model(f"streets{LOCK_SUFFIX}")
+    assert served(store.client) == ("1", "2", "3")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"champion": "2"}'])
+def test_a_late_move_is_not_undone_with_a_damaged_record(store, served, text):
+    store.client.set_registered_model_tag("streets", UPDATE_TAG, text)
+    _undo_late_move(store.client, planned(store.client))
+    assert served(store.client) == ("1", "2", "3")

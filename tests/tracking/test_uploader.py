@@ -13,7 +13,7 @@ from segray.core.errors import RegistryError
 from segray.tracking import metrics
 from segray.tracking import uploader as module
 from segray.tracking.journal import JOURNAL, Journal, JournalReader
-from segray.tracking.metrics import MAX_METRICS
+from segray.tracking.metric_names import MAX_METRICS
 from segray.tracking.uploader import RunUploader, UploadThread, batch_records
 
 DOUBLE = "val/iou/door_ double"  # MLflow knows no semicolons

@@ -26,5 +26,5 @@ def test_a_trial_gets_the_password_of_the_store_and_writes_it_to_no_file(tiny):
 
 def test_a_stride_beyond_the_default_crop_ends_a_run_before_it_starts(tiny):
     flags = config.build({"data": {"root": tiny.data.root}, "eval": {"mode": "slide", "stride": 700}})
-    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most a window's 512"):
+    with pytest.raises(ConfigError, match=r"eval\.stride is 700; expected at most the window size 512"):
         validate_splits(flags, read_manifest(tiny.data.root))

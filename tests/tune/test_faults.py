@@ -118,7 +118,7 @@ def test_when_all_trials_fail_the_reasons_are_grouped(settings, memory_limited_l
         run_sweep(sweep_config, say=ignore)
     lines = str(failed.value).splitlines()
     assert lines[0] == "all 2 trials failed:"
-    assert lines[1].startswith("  2 x (trial 0, 1): a cpu worker has not enough memory for 1 images of 32 px")
+    assert lines[1].startswith("  2 x (trial 0, 1): a cpu worker does not have enough memory for 1 images of 32 px")
     parent, trials = mlflow_runs(f"sqlite:///{tmp_path}/mlflow.db")
     assert parent.info.status == "FAILED"
     assert {run.info.status for run in trials.values()} == {"FAILED"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from segray.cli.command import CommandParser, make_console
+from segray.cli.parser import CommandParser, make_console
 from segray.config import paths
 from segray.core.errors import ConfigError, DataError, did_you_mean
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segray.cli.command import make_console, write_json
+from segray.cli.parser import make_console, write_json
 from segray.cluster.doctor.checks import CheckResult, Severity, max_severity
 from segray.config import Config
 from segray.core.errors import ClusterError

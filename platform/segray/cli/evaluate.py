@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.cli.command import make_console, write_json
+from segray.cli.parser import make_console, write_json
 from segray.cli.tables import print_comparison, print_results
 from segray.config import Config, paths
 from segray.core.errors import DataError, RegistryError, SegrayError, format_list

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from segray.cli.command import CommandParser
+from segray.cli.parser import CommandParser
 
 
 def _prepare_parser() -> CommandParser:

@@ -4,8 +4,8 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from segray.cli.command import run_command
 from segray.cli.flags import PARSERS
+from segray.cli.parser import run_command
 from segray.core.errors import ConfigError
 
 COMMANDS = {

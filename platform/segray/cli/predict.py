@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.progress import progress_reporter
 from segray.config import Config, paths
 from segray.core.errors import ConfigError, SegrayError, format_list

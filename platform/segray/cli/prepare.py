@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
 from segray.config import Config, paths
@@ -86,8 +86,9 @@ def _check_order(classes: Classes, source_classes: Classes | None) -> None:
     moved = [name for index, name in enumerate(classes.names) if name in names and names.index(name) != index]
     if moved:
         raise DataError(
-            f"--classes has {moved[0]} at id {classes.names.index(moved[0])}, where the source has {names[:10]}; "
-            "--classes does not reorder ids; list the names in the order of the source."
+            f"--classes has {moved[0]} at id {classes.names.index(moved[0])}, and the source at id "
+            f"{names.index(moved[0])}; --classes does not reorder ids; list the names in the order of the source: "
+            f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
         )
 
 

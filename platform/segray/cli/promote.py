@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segray.cli.command import make_console, write_json
+from segray.cli.parser import make_console, write_json
 from segray.cli.tables import print_decision, print_paths
 from segray.config import Config, paths
 from segray.core.errors import ConfigError, PromotionError, format_list

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.tables import print_paths
 from segray.config import Config
 from segray.serving.server import follow_state, running_server

@@ -139,7 +139,7 @@ def _format_score(value: float | None) -> str:
 
 def _print_notes(console: Console, scores: Scores) -> None:
     if scores.absent:
-        console.print(f"classes without ground truth and predictions: {', '.join(scores.absent)}")
+        console.print(f"classes in neither ground truth nor predictions: {', '.join(scores.absent)}")
     if scores.without_truth:
         console.print(f"classes predicted without ground truth, IoU 0: {', '.join(scores.without_truth)}")
 

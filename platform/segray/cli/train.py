@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from segray.cli.command import make_console, write_json
+from segray.cli.parser import make_console, write_json
 from segray.cli.progress import TrainingProgress
 from segray.cli.tables import print_paths, print_scores
 from segray.config import Config, DataConfig

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from segray.cli.command import make_console, write_json
+from segray.cli.parser import make_console, write_json
 from segray.cli.sweep_view import SweepProgress, print_result
 from segray.cli.tables import print_paths
 from segray.config import Config

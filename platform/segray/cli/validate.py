@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.cli.command import make_console
+from segray.cli.parser import make_console
 from segray.cli.progress import progress_reporter
 from segray.cluster.connect import connect
 from segray.config import Config, paths

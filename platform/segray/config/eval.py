@@ -41,7 +41,7 @@ class EvalConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass."""
     absent_classes: Literal["skip", "zero", "nan"] = "skip"
-    """Classes neither true nor predicted: skip (leave out of the means), zero (count as 0), nan (the means are nan)."""
+    """Classes in neither ground truth nor predictions: skip (not in the means), zero (count as 0), nan (means nan)."""
     beta: Annotated[float, Field(gt=0)] = 1.0
     """Weight of recall relative to precision in the F-score."""
     calibration: bool = False
@@ -72,9 +72,9 @@ class EvalConfig(Settings):
         side = self.crop or crop
         if self.mode == "slide" and self.stride is not None and side is not None and self.stride > side:
             raise invalid_setting(
-                "eval.stride", self.stride, f"at most a window's {side}; pixels between would not be seen"
+                "eval.stride", self.stride, f"at most the window size {side}, so that the windows cover all pixels"
             )
         if self.mode == "slide" and self.size_multiple % CROP_MULTIPLE:
             raise invalid_setting(
-                "eval.size_multiple", self.size_multiple, f"a multiple of {CROP_MULTIPLE} where windows slide"
+                "eval.size_multiple", self.size_multiple, f"a multiple of {CROP_MULTIPLE} in mode slide"
             )

@@ -1,4 +1,4 @@
-"""Builds a Config from files and flags, and translates pydantic's errors."""
+"""Builds a Config from files and overrides, and translates pydantic's errors."""
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -74,7 +74,7 @@ class LossConfig(Settings):
             if name not in LOSSES and ":" not in name:
                 raise invalid_setting("loss.terms", name, f"{', '.join(LOSSES)}, or module:attribute")
         if len(set(names)) < len(names):
-            raise invalid_setting("loss.terms", names, "each loss once; give it a weight instead")
+            raise invalid_setting("loss.terms", names, "each loss once; use a weight, such as '{dice: 2}'")
         return self
 
     def weight_by_loss(self) -> dict[str, float]:

@@ -52,14 +52,14 @@ def absolute_path(key: str, place: str) -> str:
     if is_uri(place):
         if PASSWORD_PATTERN.search(place):
             raise ConfigError(
-                f"{key} is {redact(place)}, with a secret in it that every record of it would hold; expected it in the "
-                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's own role)."
+                f"{key} is {redact(place)}, which contains a secret that would be stored in run records; set it in the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use the machine's own role."
             )
         return place
     if in_submitted_job() and not Path(place).expanduser().is_absolute():
         raise ConfigError(
-            f"{key} is {place}, a relative path; in a submitted job the working directory is a copy that is "
-            "thrown away; expected an absolute path on shared storage or a URI."
+            f"{key} is {place}, a relative path; the working directory of a submitted job is a temporary copy that Ray "
+            "deletes; expected an absolute path on shared storage or a URI."
         )
     return str(Path(place).expanduser().absolute())
 
@@ -105,8 +105,8 @@ def _with_password(uri: str) -> str:
     known = os.environ.get(TRACKING_VARIABLE, "")
     if redact(known) != uri or known == uri:
         raise ConfigError(
-            f"tracking.uri is {uri}, whose password is written down nowhere; give it again, in {TRACKING_VARIABLE} "
-            "or with --tracking.uri."
+            f"tracking.uri is {uri}; its password is not stored; set {TRACKING_VARIABLE} or --tracking.uri with the "
+            "password."
         )
     return known
 
@@ -124,7 +124,7 @@ def create_run_dir(config: Config, what: str | None = None) -> tuple[str, str]:
     try:
         Path(config.results).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"results is {config.results}, where no folder can be made ({error.strerror}).") from error
+        raise ConfigError(f"results is {config.results}; no folder can be created there ({error.strerror}).") from error
     if config.name is not None:
         return config.name, _made(config.results, config.name)
     return _first_free(config, what or config.model.variant)

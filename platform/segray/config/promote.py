@@ -44,7 +44,7 @@ class PromoteConfig(Settings):
     max_class_iou_drop: Fraction = 0.05
     """Maximum drop in the IoU of any class from the champion."""
     min_class_iou: Annotated[ClassFloors, BeforeValidator(parse_class_floors)] = 0.0
-    """Minimum IoU of every class, or of named classes: '{road: 0.9, person: 0.4}'."""
+    """Minimum IoU of every class, or of named classes: '{road: 0.9, person: 0.4}'. 0 disables the gate."""
     max_latency_ratio: Annotated[float, Field(ge=1)] | None = 2.0
     """Maximum time per image as a multiple of the champion's. Use none for no limit."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None

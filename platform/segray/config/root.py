@@ -94,7 +94,7 @@ class Config(Settings):
             raise invalid_setting(
                 "train.accumulation_steps",
                 self.train.accumulation_steps,
-                f"at most the {self.train.batch // self.train.workers} images that each worker has of a step",
+                f"at most {self.train.batch // self.train.workers}, the number of images per worker and step",
             )
         if self.train.min_workers is not None and self.train.min_workers > self.train.workers:
             raise invalid_setting(

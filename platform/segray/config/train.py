@@ -84,13 +84,13 @@ class TrainConfig(Settings):
     patience: Positive | None = None
     """Number of consecutive validations without a better train.score after which the run ends early."""
     min_delta: Fraction = 0.0
-    """Minimum gain: a train.score is better only if it differs from the best by more than this."""
+    """Minimum improvement of train.score over the best value."""
     min_steps: Count = 0
     """Minimum number of steps before the run may end early."""
     max_nonfinite_steps: Positive = 20
     """Number of consecutive non-finite gradients after which the run ends. Their steps are skipped and counted."""
     max_failures: Count = 3
-    """Maximum number of worker failures, not preemptions. After each, the run continues from its last checkpoint."""
+    """Maximum number of failures of workers and of the controller, not preemptions. The run continues after each."""
     hang_timeout_s: Annotated[float, Field(gt=0)] = 900
     """Timeout in seconds after which a worker without progress is killed. This counts as a failure."""
     min_workers: Positive | None = None

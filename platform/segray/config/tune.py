@@ -149,12 +149,10 @@ class TuneConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warm_start is not None and self.search != "optuna":
-            raise invalid_setting(
-                "tune.search", self.search, "optuna with tune.warm_start; no other search learns from it"
-            )
+            raise invalid_setting("tune.search", self.search, "optuna, the only search that can use tune.warm_start")
         if self.scheduler == "pbt" and self.search == "grid":
             raise invalid_setting(
-                "tune.search", "grid", "random or optuna with tune.scheduler pbt, which moves the values"
+                "tune.search", "grid", "random or optuna; tune.scheduler pbt changes values, so they are not on a grid"
             )
         if len(self.metrics) > 1 and self.scheduler == "pbt":
             raise invalid_setting("tune.metrics", list(self.metrics), "one metric with tune.scheduler pbt")

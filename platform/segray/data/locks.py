@@ -91,7 +91,7 @@ class Lease:
         """
         reason = "another process has taken it over" if self._is_taken else None
         if reason is None and monotonic() - self._refreshed >= LEASE_VALID_S:
-            reason = f"it could not be renewed for {LEASE_VALID_S:.0f} s ({self._error or 'this process stood still'})"
+            reason = f"it was not renewed for {LEASE_VALID_S:.0f} s ({self._error or 'this process was suspended'})"
         if reason is not None:
             raise DataError(
                 f"the lease on {self._name} is lost: {reason}; nothing more is written there. Run the same command "

@@ -1,4 +1,4 @@
-"""Checks of source images and masks, and their normalization to the stored form during conversion."""
+"""Checks of source images, and their normalization to the stored form during conversion."""
 
 import io
 import warnings
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
-from segray.data.images import MODES_16BIT, Mask, Pixels, decode_image, mask_array
+from segray.data.images import MODES_16BIT, Pixels, decode_image, mask_array
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats that Pillow may read; its JPEG reader also reads MPO. Without names, it tries the readers of all its formats,
@@ -34,7 +34,6 @@ EXIF_TRANSPOSES = {
 
 _KEPT_FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}
 _KEPT_MODES = {"RGB", "L"}
-_MASK_MODES = {"1", "L", "P", *MODES_16BIT}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def normalize_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> 
         DataError: the file is not an image, is truncated, is too large, or has a pixel type without an 8-bit
             equivalent.
     """
-    with _open_image(encoded, name, max_pixels) as image:
+    with open_image(encoded, name, max_pixels) as image:
         height, width = image.height, image.width
         reason, orientation = _load_image(image, encoded)
     if not reason:
@@ -91,7 +90,7 @@ def decode_upright(encoded: bytes, name: str, max_pixels: int, formats: tuple[st
     Raises:
         DataError: as `normalize_image`.
     """
-    with _open_image(encoded, name, max_pixels, formats) as image:
+    with open_image(encoded, name, max_pixels, formats) as image:
         reason, orientation = _load_image(image, encoded)
     if not reason:
         return decode_image(encoded)
@@ -130,94 +129,8 @@ def _require_decodable(encoded: bytes, name: str) -> None:
         raise DataError(f"{name} cannot be read as an image (it is damaged); replace or remove it.") from error
 
 
-def decode_source_mask(encoded: bytes | Mask, name: str, max_pixels: int = MAX_PIXELS) -> Mask:
-    """Decodes a one-channel source mask to (H, W) ids, uint8 or uint16; a palette image yields its indices.
-
-    Args:
-        encoded: bytes of the file, or an array of ids, which is returned unchanged.
-        name: name of the mask for error messages.
-        max_pixels: maximum number of pixels; a larger mask is rejected without decoding.
-
-    Raises:
-        DataError: the file is not an image, is truncated, is too large, or has several channels.
-    """
-    if not isinstance(encoded, bytes):
-        return encoded
-    with _open_image(encoded, name, max_pixels) as image:
-        image.load()
-    if image.mode not in _MASK_MODES:
-        raise DataError(
-            f"{name} is a mask with {len(image.getbands())} channels ({image.mode}); expected one channel "
-            "of class ids (8 or 16 bits, or palette); save the class id of each pixel instead of its colour."
-        )
-    ids = mask_array(image)
-    depth = _png_depth(encoded, image)
-    # Pillow scales 2-bit and 4-bit grey to 0..255; the division restores the original ids.
-    return ids // np.uint8(255 // (2**depth - 1)) if image.mode == "L" and depth in {2, 4} else ids
-
-
-def align_mask(mask: Mask, image: NormalizedImage, image_name: str, mask_name: str) -> Mask:
-    """Returns the mask at the size of its upright image.
-
-    The mask is rotated like the image if its size shows that it is not upright yet.
-
-    Raises:
-        DataError: the sizes differ, or the image was rotated and the size of the mask does not show whether the mask
-            was.
-    """
-    size = (image.height, image.width)
-    # Orientations 5..8 swap height and width. Orientations 2..4 keep the size, so the size of the mask is ambiguous.
-    swaps_sides = image.orientation > 4 and image.height != image.width
-    if image.orientation != UPRIGHT and not swaps_sides and mask.shape == size:
-        raise DataError(
-            f"{image_name} has EXIF orientation {image.orientation}, and the size of {mask_name} does not show "
-            "whether the mask is rotated too; save the image upright, without the orientation tag."
-        )
-    if swaps_sides and mask.shape == size[::-1]:
-        return _orient_mask(mask, image.orientation)
-    if mask.shape != size:
-        raise DataError(
-            f"{mask_name} is {mask.shape[1]}x{mask.shape[0]} but {image_name} is {size[1]}x{size[0]}; "
-            "expected equal sizes."
-        )
-    return mask
-
-
-def _orient_mask(mask: Mask, orientation: int) -> Mask:
-    rotated = {
-        5: lambda ids: ids.T,
-        6: lambda ids: np.rot90(ids, -1),
-        7: lambda ids: np.rot90(ids, 2).T,
-        8: lambda ids: np.rot90(ids, 1),
-    }[orientation](mask)
-    return np.ascontiguousarray(rotated)
-
-
-def require_mask_size(height: int, width: int, name: str) -> None:
-    """Checks the size of a mask before it is rasterized.
-
-    Raises:
-        DataError: a side is not positive, or the mask is larger than any image may be.
-    """
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise DataError(f"{name} has the size {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
-
-
-def decode_rgb(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decodes a colour-coded source mask to (H, W, 3) uint8 RGB; a palette image yields its colours.
-
-    Raises:
-        DataError: the file is not an image, is truncated or is too large.
-    """
-    with _open_image(encoded, name, max_pixels) as image:
-        image.load()
-    return np.asarray(image.convert("RGB"))
-
-
 @contextmanager
-def _open_image(
-    encoded: bytes, name: str, max_pixels: int, formats: tuple[str, ...] = FORMATS
-) -> Iterator[Image.Image]:
+def open_image(encoded: bytes, name: str, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Yields an opened image whose pixels are not loaded yet, and converts errors of Pillow to DataError.
 
     Raises:
@@ -260,7 +173,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _reencoding_reason(image: Image.Image, encoded: bytes, orientation: int) -> str:
     """Returns the reason why an image cannot be stored unchanged, or an empty string."""
-    depth = _png_depth(encoded, image)
+    depth = png_depth(encoded, image)
     checks = {
         f"EXIF orientation {orientation}": orientation != UPRIGHT,
         f"format {image.format}": image.format not in _KEPT_FORMATS,
@@ -272,7 +185,7 @@ def _reencoding_reason(image: Image.Image, encoded: bytes, orientation: int) -> 
     return ", ".join(reason for reason, applies in checks.items() if applies)
 
 
-def _png_depth(encoded: bytes, image: Image.Image) -> int:
+def png_depth(encoded: bytes, image: Image.Image) -> int:
     """Returns the bits per channel of a PNG, read from byte 24 because Pillow does not expose them."""
     if image.format == "PNG":
         return encoded[24]

@@ -6,26 +6,22 @@ This module imports only what a read needs, because every process that runs read
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
-from segray.data import manifest
 from segray.data.manifest import Shard, Split
+from segray.data.shard_reader import check_shard_digests, open_shard, read_shard
 from segray.data.storage import (
     content_hash,
-    credentials_hint,
     display_path,
     filesystem,
-    one_line,
     strip_credentials,
 )
 
@@ -101,7 +97,7 @@ class SplitReader:
 
     def _read_shard(self, index: int, groups: list[int]) -> pa.Table:
         shard, first = self.split.shards[index], int(self._first_groups[index])
-        _check_digests(self.root, shard)
+        check_shard_digests(self.root, shard)
         table = read_shard(self.root, shard, [group - first for group in groups], COLUMNS)
         ends = self._group_ends[groups]
         sizes = self._group_sizes[groups]
@@ -165,7 +161,7 @@ class SplitReader:
 
     def _schema(self) -> pa.Schema:
         fs, path = filesystem(self.root)
-        with _open_parquet(fs, f"{path}/{self.split.shards[0].path}") as file:
+        with open_shard(fs, f"{path}/{self.split.shards[0].path}") as file:
             return file.schema_arrow
 
     def min_sizes(self) -> list[tuple[int, int]]:
@@ -208,83 +204,6 @@ class SplitReader:
 
         with ThreadPoolExecutor(_MAX_CONCURRENT_READS) as pool:
             yield from pool.map(read, self.split.shards)
-
-
-def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:
-    """Reads columns of the given row groups of one shard.
-
-    Raises:
-        DataError: the shard is missing, damaged or differs from the manifest.
-    """
-    fs, path = filesystem(root)
-    try:
-        with _open_parquet(fs, f"{path}/{shard.path}") as file:
-            _check_row_groups(root, shard, file)
-            table = file.read_row_groups(groups, columns=columns, use_threads=False)
-    except FileNotFoundError as error:
-        raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
-    except (OSError, pa.ArrowException) as error:
-        if is_out_of_memory(error):  # the shard is not at fault
-            raise
-        hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
-        raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
-    _check_columns(root, shard, table, columns)
-    return table
-
-
-def _check_columns(root: str, shard: Shard, table: pa.Table, columns: list[str]) -> None:
-    """Checks types and null values of the columns that every dataset has.
-
-    Raises:
-        DataError: a column is missing, has another type or contains null.
-    """
-    name = display_path(root, shard.path)
-    for field in (manifest.COLUMNS.field(column) for column in columns if column in manifest.COLUMNS.names):
-        if (count := table.column_names.count(field.name)) != 1:
-            raise DataError(f"shard {name} has {count} columns {field.name}; expected one; convert the dataset again.")
-        column = table[field.name]
-        if column.type != field.type or column.null_count:
-            found = "null" if column.type == field.type else str(column.type)
-            expected = f"expected {field.type}; convert the dataset again."
-            raise DataError(f"shard {name} has {found} in the column {field.name}; {expected}")
-
-
-@lru_cache(maxsize=1024)
-def _check_digests(root: str, shard: Shard) -> None:
-    """Checks the row digests of a shard against the manifest; the result is cached per process.
-
-    Raises:
-        DataError: the digests differ.
-    """
-    groups = list(range(len(shard.row_groups)))
-    digests = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
-    if content_hash(*(digest.encode() for digest in digests)) != shard.digest:
-        raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its rows differ from the manifest; convert "
-            "the dataset again."
-        )
-
-
-def _open_parquet(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
-    return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True, pre_buffer=True)
-
-
-def _check_row_groups(root: str, shard: Shard, file: pq.ParquetFile) -> None:
-    """Checks the row group sizes in the footer of a shard, to detect a shard that was replaced.
-
-    Raises:
-        DataError: the row groups differ from the manifest.
-    """
-    sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
-    if sizes != shard.row_groups:
-        raise DataError(
-            f"shard {display_path(root, shard.path)} has changed: its row groups have {_format_sizes(sizes)} rows; "
-            f"expected {_format_sizes(shard.row_groups)}; convert the dataset again."
-        )
-
-
-def _format_sizes(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes[:4])) + (", ..." if len(sizes) > 4 else "")
 
 
 def read_or_error(source: SplitReader, groups: Sequence[int]) -> pa.Table:

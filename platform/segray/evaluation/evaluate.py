@@ -98,7 +98,7 @@ def evaluate(folder: Path, request: EvaluationRequest) -> Evaluation:
     Raises:
         CheckpointError: the folder is not a complete checkpoint.
         DataError: the dataset or split does not exist, its classes differ from the model's, or a shard is damaged.
-        CapacityError: the cluster has not enough resources for the workers.
+        CapacityError: the cluster does not have enough resources for the workers.
         ConfigError: `workers` is less than 1, or the settings are inconsistent.
     """
     if request.workers is not None and request.workers < 1:
@@ -261,6 +261,6 @@ def _count_share(task: _EvaluationTask, rank: int) -> tuple[Counts, list[str]]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"a {resources.device} worker has not enough memory for the evaluation ({first_line(error)}); use "
+            f"a {resources.device} worker does not have enough memory for the evaluation ({first_line(error)}); use "
             "--eval.mode slide with a smaller --eval.crop or --eval.window_batch, or nodes with more memory."
         ) from error

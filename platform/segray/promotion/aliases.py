@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from segray.core.errors import PromotionError, RegistryError
+from segray.core.parsing import parse_json
 from segray.promotion.plan import AliasChange, Aliases, serving_aliases
 from segray.tracking.client import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE
 from segray.tracking.tags import CHALLENGER, CHAMPION, LOCK_SUFFIX, MOVED_TAG, PLAN_TAG, SERVING_ALIASES, UPDATE_TAG
@@ -88,7 +89,7 @@ def pending_change(client: MlflowClient, model: str) -> AliasChange | None:
     """Returns the plan that is in progress or was interrupted, or `None`.
 
     Raises:
-        RegistryError: an ordinary registered model has the name of the lock.
+        RegistryError: an ordinary registered model has the name of the lock, or the plan is damaged.
     """
     try:
         tags = client.get_registered_model(_lock_name(model)).tags
@@ -140,7 +141,7 @@ def _lock_name(model: str) -> str:
 
 
 def _locked_error(model: str) -> PromotionError:
-    return PromotionError(f"another process is promoting {model}; check its aliases and repeat the command.")
+    return PromotionError(f"another process is promoting {model}; check the aliases of {model} and repeat the command.")
 
 
 def _create_lock(client: MlflowClient, plan: AliasChange) -> bool:
@@ -231,11 +232,20 @@ def _undo_late_move(client: MlflowClient, plan: AliasChange) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(POLL_S)
-    completed = json.loads(client.get_registered_model(plan.model).tags.get(UPDATE_TAG, "null"))
+    completed = _completed_aliases(client, plan.model)
     if completed is None:
         _remove_lock(client, repair)
         return
     _move_aliases(client, replace(repair, after=completed))
+
+
+def _completed_aliases(client: MlflowClient, model: str) -> dict[str, str | None] | None:
+    """Returns the aliases after the last completed update, or `None` if the tag is missing or damaged."""
+    try:
+        completed = parse_json(client.get_registered_model(model).tags.get(UPDATE_TAG, "null"))
+        return {alias: None if completed[alias] is None else str(completed[alias]) for alias in SERVING_ALIASES}
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _tag_audit(client: MlflowClient, run_id: str) -> None:

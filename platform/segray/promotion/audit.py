@@ -16,7 +16,7 @@ from segray.evaluation.evaluate import Evaluation, flat_metrics
 from segray.promotion.gates import Decision, ModelMeasurements
 from segray.promotion.measure import Candidate, Measurements
 from segray.tracking.client import UNAVAILABLE, all_pages, error_summary
-from segray.tracking.metrics import log_metrics_and_params
+from segray.tracking.metric_names import log_metrics_and_params
 from segray.tracking.model_card import SplitScores, render_card
 from segray.tracking.registry import card_data
 from segray.tracking.tags import (

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from segray.core.errors import RegistryError
+from segray.core.parsing import parse_json
 from segray.tracking.tags import CHAMPION, PREVIOUS, SERVING_ALIASES
 
 TAG_KEYS = {"kind": "what", "before": "found", "after": "wanted"}
@@ -52,9 +53,21 @@ class AliasChange:
 
     @classmethod
     def from_json(cls, text: str) -> "AliasChange":
-        """Returns the plan in the tag of a lock."""
-        values = json.loads(text)
-        return cls(**{name: values.pop(key) for name, key in TAG_KEYS.items()}, **values)
+        """Returns the plan in the tag of a lock.
+
+        Raises:
+            RegistryError: the tag is damaged.
+        """
+        try:
+            values = parse_json(text)
+            plan = cls(**{name: values.pop(key) for name, key in TAG_KEYS.items()}, **values)
+            serving_aliases(plan.before), serving_aliases(plan.after)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RegistryError(
+                f"the lock of a promotion contains no valid plan ({text[:100]!r}); check the aliases of the model, and "
+                "delete the registered model that is the lock."
+            ) from error
+        return plan
 
 
 def plan_promotion(model: str, current: Aliases, version: str) -> AliasChange:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class SharedBudget:
-    """Budget that one client cannot exhaust: a client uses at most as much as is left for all the others.
+    """Budget that one client cannot exhaust: a client may use at most half of what the other clients leave free.
 
     One greedy client thus uses half of the budget, and n greedy clients use 1 / (n + 1) of it each. A client whose
     first reservation does not fit into the rest is refused as well.

@@ -112,7 +112,7 @@ class Gateway:
     async def reserve(self, client: str, num_images: int = 1) -> AsyncIterator[None]:
         """Reserves capacity for images and applies the time limit.
 
-        A client uses at most as many of the `serve.max_pending_images` places as are left for all others.
+        A client may use at most half of the `serve.max_pending_images` places that the other clients leave free.
 
         Raises:
             RequestError: too many images are in progress (status 429), or the time limit was exceeded (status 503).

@@ -38,7 +38,8 @@ METRICS = {
         "Number of images in the forward pass, observed once per image.", ("version",), SIZES
     ),
     "segray_class_pixels": MetricSpec(
-        "Number of predicted pixels by class. Changed fractions indicate changed images.", ("version", "class")
+        "Predicted pixels by class. A change of the fractions indicates a change of the images.",
+        ("version", "class"),
     ),
     "segray_retries": MetricSpec("Number of retries after the failure of a replica."),
     "segray_compared_images": MetricSpec("Number of images that both versions segmented.", ("champion", "challenger")),

@@ -57,7 +57,7 @@ _COMMON_ERRORS = _errors({401: "Missing or invalid token", 503: "No replica is a
 _IMAGE_ERRORS = _errors(
     {
         408: "The request body arrived too slowly",
-        413: "The request exceeds the limit of bytes, pixels or images, or the response that of bytes",
+        413: "The request has too many bytes, pixels or images, or the response has too many bytes",
         415: "Unsupported media type; expected JPEG, PNG or WebP",
         422: "Missing or damaged image, or invalid parameter",
         429: "Too many pending images or bytes, of all clients or of this client",

@@ -14,7 +14,7 @@ from segray.core.errors import RegistryError
 from segray.core.logging import silence_libraries
 from segray.core.parsing import parse_json
 from segray.tracking.client import UNAVAILABLE, error_summary
-from segray.tracking.metrics import log_metrics_and_params
+from segray.tracking.metric_names import log_metrics_and_params
 from segray.tracking.registry import resolve_version
 from segray.tracking.tags import EVALUATION, KIND_TAG
 from segray.tracking.uploader import STATE_FILE

@@ -30,7 +30,14 @@ KIND_FIELDS: dict[str, dict[str, Types]] = {
     "trial": {"number": (int,), "values": (dict,)},
     "became": {"number": (int,), "state": (str,), "values": (dict,), "costs": (dict,), "seconds": (int, float)},
 }
-"""Fields of every record, and types of the fields of each kind."""
+"""Fields of every record, and types of the fields of each kind. A reader that needs one of them reports its absence."""
+REQUIRED_FIELDS: dict[str, dict[str, Types]] = {
+    "text": {"name": (str,), "text": (str,)},
+    "image": {"file": (str,), "place": (str,)},
+    "tag": {"name": (str,), "value": (str, int, float)},
+    "model": {"folder": (str,), "name": (str,), "aliases": (list,)},
+}
+"""Fields that every record of these kinds has."""
 Kind = Literal[
     "run", "resumed", "rewound", "metrics", "text", "image", "tag", "event", "model", "end", "trial", "became"
 ]
@@ -151,9 +158,11 @@ def _find_problem(record: Any) -> str:
     """Returns what is wrong with a record, or an empty string."""
     if not isinstance(record, dict):
         return f"a {type(record).__name__}; expected an object"
-    for name, types in (FIELDS | KIND_FIELDS.get(str(record.get("kind")), {})).items():
-        if name not in record and name not in FIELDS:
-            continue  # a reader that needs the field reports its absence
+    kind = str(record.get("kind"))
+    required = FIELDS | REQUIRED_FIELDS.get(kind, {})
+    for name, types in (required | KIND_FIELDS.get(kind, {})).items():
+        if name not in record and name not in required:
+            continue
         if not isinstance(record.get(name), types) or isinstance(record.get(name), bool):
             return f"{name} is {str(record.get(name))[:100]!r}; expected {' or '.join(kind.__name__ for kind in types)}"
     values = record.get("values", {}).values() if record["kind"] == "metrics" else ()

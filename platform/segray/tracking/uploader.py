@@ -22,7 +22,7 @@ from segray.core.parsing import parse_json
 from segray.models import checkpoint
 from segray.tracking.client import UNAVAILABLE, error_summary
 from segray.tracking.journal import JOURNAL, JournalReader, Record
-from segray.tracking.metrics import MAX_METRICS, mlflow_metric_names
+from segray.tracking.metric_names import MAX_METRICS, mlflow_metric_names
 from segray.tracking.registry import register_checkpoint
 from segray.tracking.tags import RUN_TAG, TRIAL_TAG
 

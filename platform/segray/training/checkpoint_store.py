@@ -1,4 +1,4 @@
-"""Checkpoints of a run folder: listing, retention and background writing.
+"""Checkpoints of a run folder: atomic writing in the background, listing and retention.
 
 A checkpoint is written under a temporary name, synced to disk and then renamed. A folder named `step-NNNNNN` is
 therefore always complete, even if a process dies while writing. A checkpoint whose files no longer match their

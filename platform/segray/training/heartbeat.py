@@ -1,6 +1,7 @@
-"""Heartbeats of a run: ranks report their progress and receive stop requests; hanging ranks are terminated.
+"""Heartbeats of a run: ranks report their progress and receive stop requests.
 
-Ranks wait for each other in every step, so one hanging rank stalls all. The rank with the least progress is the cause.
+A rank without progress for `train.hang_timeout_s` is killed. Ranks wait for each other in every step, so one hanging
+rank stalls all. The rank with the least progress is the cause.
 """
 
 import os
@@ -263,7 +264,7 @@ class HangWatchdog(threading.Thread):
 def kill_ranks(monitor: Any) -> None:
     """Kills the ranks of a lost controller and waits until they are silent, so that no two groups train the same run.
 
-    Ray ends the workers of a dead controller as well, but without a point in time.
+    Ray ends the workers of a dead controller as well, but at an unspecified time.
     """
     with suppress(RayError):  # a node is gone together with its ranks
         for status in ray.get(monitor.statuses.remote(), timeout=RAY_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Aggregation of rank reports into records of the run journal, in the controller."""
+"""Metrics of a training step (`train/*`, `system/*`): aggregation of rank reports into records of the run journal."""
 
 import logging
 import math

@@ -72,7 +72,7 @@ def _out_of_memory_message(job: RunSpec) -> str:
         else "use a smaller data.crop"
     )
     return (
-        f"a {job.placement.device} worker has not enough memory for {images} images of {job.config.data.crop} px "
+        f"a {job.placement.device} worker does not have enough memory for {images} images of {job.config.data.crop} px "
         f"({job.config.model.variant}, train.batch {train.batch}, {train.workers} workers, "
         f"{train.accumulation_steps} accumulation steps); {hint}, or --model.activation_checkpointing."
     )

@@ -15,7 +15,7 @@ from segray.core.errors import ConfigError, DataError, RegistryError, did_you_me
 from segray.core.logging import silence_libraries
 from segray.core.parsing import parse_yaml
 from segray.tracking.client import error_summary, require_store
-from segray.tracking.metrics import mlflow_metric_names
+from segray.tracking.metric_names import mlflow_metric_names
 from segray.tracking.tags import KIND_TAG, SWEEP
 from segray.tune.curve_forecast import extrapolate_curve
 from segray.tune.journal import RUN_NAME

@@ -35,7 +35,9 @@ def test_the_documented_source_converts(module, tmp_path, write_image, write_mas
 
 def test_reordered_class_names_are_errors():
     ours, theirs = Classes.from_names(["background", "road", "car"]), Classes.from_names(["background", "car", "road"])
-    with pytest.raises(DataError, match="--classes has road at id 1, where the source has .*does not reorder ids"):
+    with pytest.raises(
+        DataError, match="--classes has road at id 1, and the source at id 2; .*: background, car, road"
+    ):
         prepare._check_order(ours, theirs)
     prepare._check_order(Classes.from_names(["Hintergrund", "Auto", "road"]), theirs)
     prepare._check_order(ours, None)

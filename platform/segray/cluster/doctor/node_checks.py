@@ -130,7 +130,9 @@ def check_gpus(offered: Mapping[str, float], reports: Mapping[str, NodeReport]) 
             found = f"{name} offers {offered[name]:g} GPUs, but its NVIDIA driver reports {report.num_gpus}"
             fix = "run nvidia-smi on this node, and correct --num-gpus of its `ray start`"
             return CheckResult("gpus", Severity.WARN, found, fix)
-    return CheckResult("gpus", Severity.OK, f"the nodes have the {sum(offered.values()):g} GPUs that they offer")
+    count = f"{sum(offered.values()):g}"
+    found = f"all {count} GPUs that Ray schedules exist" if count != "0" else "the cluster has no GPUs"
+    return CheckResult("gpus", Severity.OK, found)
 
 
 def check_clocks(offsets_s: Mapping[str, float]) -> CheckResult:

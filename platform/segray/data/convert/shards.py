@@ -21,7 +21,8 @@ from segray.data.convert.labels import LabelMap
 from segray.data.convert.metadata import shard_schema
 from segray.data.images import Mask, encode_mask
 from segray.data.manifest import FORMAT_VERSION, Shard
-from segray.data.normalize import align_mask, decode_source_mask, normalize_image
+from segray.data.normalize import normalize_image
+from segray.data.source_masks import align_mask, decode_source_mask
 from segray.data.sources.sample import SourceSample
 from segray.data.storage import content_hash, display_path, filesystem
 

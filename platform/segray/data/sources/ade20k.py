@@ -4,15 +4,8 @@ from pathlib import Path
 
 from segray.core.errors import DataError
 from segray.data.normalize import IMAGE_SUFFIXES
-from segray.data.sources.files import (
-    SampleCollector,
-    build_classes,
-    by_stem,
-    match_stems,
-    read_lines,
-    require_path,
-    require_source_dir,
-)
+from segray.data.sources.collector import SampleCollector
+from segray.data.sources.files import build_classes, by_stem, match_stems, read_lines, require_path, require_source_dir
 from segray.data.sources.sample import SourceListing
 
 LAYOUT = "images/training/, annotations/training/, the same of validation, and objectInfo150.txt"

@@ -4,16 +4,8 @@ from pathlib import Path
 
 from segray.core.classes import Classes
 from segray.core.errors import DataError
-from segray.data.sources.files import (
-    USUAL_SPLITS,
-    MaskReader,
-    SampleCollector,
-    by_stem,
-    describe_dir,
-    match_stems,
-    read_lines,
-    require_source_dir,
-)
+from segray.data.sources.collector import MaskReader, SampleCollector
+from segray.data.sources.files import USUAL_SPLITS, by_stem, describe_dir, match_stems, read_lines, require_source_dir
 from segray.data.sources.palette import list_coloured, read_palette
 from segray.data.sources.sample import UNSPLIT, SourceListing
 

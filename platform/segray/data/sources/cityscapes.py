@@ -7,14 +7,8 @@ from pathlib import Path
 
 from segray.core.classes import Classes
 from segray.core.errors import DataError
-from segray.data.sources.files import (
-    SampleCollector,
-    is_junk_file,
-    match_stems,
-    require_path,
-    require_source_dir,
-    sort_splits,
-)
+from segray.data.sources.collector import SampleCollector
+from segray.data.sources.files import is_junk_file, match_stems, require_path, require_source_dir, sort_splits
 from segray.data.sources.sample import SourceListing
 
 CLASSES = {

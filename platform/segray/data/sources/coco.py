@@ -21,16 +21,9 @@ from segray.core.classes import Classes, default_palette
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
-from segray.data.normalize import decode_rgb, require_mask_size
-from segray.data.sources.files import (
-    MaskReader,
-    SampleCollector,
-    SourceFile,
-    build_classes,
-    read_source_file,
-    require_path,
-    require_source_dir,
-)
+from segray.data.source_masks import decode_rgb, require_mask_size
+from segray.data.sources.collector import MaskReader, SampleCollector
+from segray.data.sources.files import SourceFile, build_classes, read_source_file, require_path, require_source_dir
 from segray.data.sources.sample import Ids, Json, SourceListing
 
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"

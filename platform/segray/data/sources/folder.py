@@ -9,11 +9,10 @@ from pathlib import Path
 from segray.core.classes import read_class_names
 from segray.core.errors import DataError
 from segray.data.normalize import IMAGE_SUFFIXES
+from segray.data.sources.collector import MaskReader, SampleCollector
 from segray.data.sources.files import (
     MASK_SUFFIXES,
     USUAL_SPLITS,
-    MaskReader,
-    SampleCollector,
     build_classes,
     by_stem,
     describe_dir,

@@ -15,8 +15,8 @@ from segray.core.classes import Classes
 from segray.core.errors import DataError, is_encodable
 from segray.core.parsing import parse_json, summarize_error
 from segray.data.manifest import RESERVED_COLUMNS
+from segray.data.sources.collector import SampleCollector
 from segray.data.sources.files import (
-    SampleCollector,
     SourceFile,
     is_junk_file,
     require_regular_file,

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from segray.core.classes import default_palette, read_class_names
 from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
-from segray.data.normalize import decode_source_mask, require_mask_size
+from segray.data.source_masks import decode_source_mask, require_mask_size
+from segray.data.sources.collector import SampleCollector
 from segray.data.sources.files import (
-    SampleCollector,
     SourceFile,
     build_classes,
     is_junk_file,

@@ -11,17 +11,10 @@ from numpy.typing import NDArray
 
 from segray.core.classes import Colour
 from segray.core.errors import DataError
-from segray.data.normalize import decode_rgb
+from segray.data.source_masks import decode_rgb
 from segray.data.sources import folder
-from segray.data.sources.files import (
-    MaskReader,
-    SampleCollector,
-    SourceFile,
-    build_classes,
-    read_lines,
-    require_path,
-    require_source_dir,
-)
+from segray.data.sources.collector import MaskReader, SampleCollector
+from segray.data.sources.files import SourceFile, build_classes, read_lines, require_path, require_source_dir
 from segray.data.sources.sample import Ids, SourceListing
 
 PALETTE = "palette.txt"

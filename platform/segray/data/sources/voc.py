@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from segray.core.classes import Classes, default_palette
-from segray.data.sources.files import SampleCollector, read_lines, require_path, require_source_dir, sort_splits
+from segray.data.sources.collector import SampleCollector
+from segray.data.sources.files import read_lines, require_path, require_source_dir, sort_splits
 from segray.data.sources.sample import SourceListing
 
 LAYOUT = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"

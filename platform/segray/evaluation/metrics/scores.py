@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segray.evaluation.metrics.confusion import CORRECT, PREDICTED, TARGET, ClassCounts, Confusion, class_counts
 
 AbsentPolicy = Literal["skip", "zero", "nan"]
-"""Treatment of classes that are neither true nor predicted in the means: skipped, counted as 0, or nan."""
+"""Treatment in the means of classes in neither ground truth nor predictions: skipped, counted as 0, or nan."""
 
 Ratios = NDArray[np.float64]
 """(..., K); nan where the ratio is not defined."""
@@ -35,7 +35,7 @@ class Scores:
         aacc: fraction of the counted pixels that are correct.
         fwiou: mean of `iou`, weighted by each class's fraction of the truth.
         kappa: Cohen's kappa: agreement beyond chance, -1..1.
-        absent: classes that are neither true nor predicted; `AbsentPolicy` defines their effect on the means.
+        absent: classes in neither ground truth nor predictions; `AbsentPolicy` defines their effect on the means.
         without_truth: classes that are predicted but never true; their IoU is 0 and counts.
         pixels: number of counted pixels.
     """

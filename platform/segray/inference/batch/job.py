@@ -50,7 +50,7 @@ def run_batch_job(
 
     Raises:
         DataError: the source cannot be read, the results cannot be written, or the folder contains another job.
-        CapacityError: the cluster has not enough resources for the actors.
+        CapacityError: the cluster does not have enough resources for the actors.
         SegrayError: the job failed for a reason other than an image, such as a device error. The finished chunks are
             recorded, and the same call resumes the job.
     """

@@ -1,4 +1,4 @@
-"""Losses on logits at a quarter of the mask size. Each loss resizes the logits to the mask itself.
+"""Registry of the losses, by name, and their weighted sum. Each loss resizes the logits (H/4, W/4) to the mask itself.
 
 All losses are sums over valid pixels divided by a normaliser. The contributions of the ranks of a global batch, or of
 the parts of an accumulated step, therefore add up to the loss of the complete batch.

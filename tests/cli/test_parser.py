@@ -10,8 +10,8 @@ import pytest
 from benchmarks import main as benchmark
 from segray import config
 from segray.cli import main
-from segray.cli.command import CommandParser, parse_dotted_flags, run_command, write_json
 from segray.cli.flags import PARSERS
+from segray.cli.parser import CommandParser, parse_dotted_flags, run_command, write_json
 from segray.cli.settings import COMMAND_SETTINGS
 from segray.config import Config
 from segray.core.errors import ConfigError, DataError, TrainingError
@@ -103,7 +103,7 @@ def test_settings_come_from_the_environment_then_files_then_flags(tmp_path, monk
         (["train", "--resume", "nowhere"], "--resume is nowhere, which contains no run"),
         (
             ["train", "--train.batch", "4", "--train.accumulation_steps", "5"],
-            "train.accumulation_steps is 5; expected at most the 4 images",
+            "train.accumulation_steps is 5; expected at most 4, the number of images per worker",
         ),
         (["train", "--train.min_workers", "2"], "train.min_workers is 2; expected at most train.workers, 1"),
         (["train", "--loss.terms", "dicee"], "loss.terms is dicee; expected cross_entropy, ohem"),

@@ -1,4 +1,4 @@
-"""Metrics in MLflow: valid names, and batches of the size that MLflow accepts."""
+"""Names of metrics that MLflow accepts, and batches of the size that it accepts."""
 
 import hashlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Shared code of all commands: flags, exit codes, the console and JSON files."""
+"""Parser of command-line flags and settings, and the console, exit codes and JSON files of all commands."""
 
 import argparse
 import json

@@ -1,0 +1,95 @@
+"""Reading of one parquet shard, which is checked against the manifest.
+
+This module imports only what a read needs, because every process that runs read tasks loads it.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from segray.core.device_errors import is_out_of_memory
+from segray.core.errors import DataError
+from segray.data import manifest
+from segray.data.manifest import Shard
+from segray.data.storage import content_hash, credentials_hint, display_path, filesystem, one_line
+
+
+def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -> pa.Table:
+    """Reads columns of the given row groups of one shard.
+
+    Raises:
+        DataError: the shard is missing, damaged or differs from the manifest.
+    """
+    fs, path = filesystem(root)
+    try:
+        with open_shard(fs, f"{path}/{shard.path}") as file:
+            _check_row_groups(root, shard, file)
+            table = file.read_row_groups(groups, columns=columns, use_threads=False)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
+    except (OSError, pa.ArrowException) as error:
+        if is_out_of_memory(error):  # the shard is not at fault
+            raise
+        hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
+        raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
+    _check_columns(root, shard, table, columns)
+    return table
+
+
+@lru_cache(maxsize=1024)
+def check_shard_digests(root: str, shard: Shard) -> None:
+    """Checks the row digests of a shard against the manifest; the result is cached per process.
+
+    Raises:
+        DataError: the digests differ.
+    """
+    groups = list(range(len(shard.row_groups)))
+    digests = read_shard(root, shard, groups, ["digest"])["digest"].to_pylist()
+    if content_hash(*(digest.encode() for digest in digests)) != shard.digest:
+        raise DataError(
+            f"shard {display_path(root, shard.path)} has changed: its rows differ from the manifest; convert "
+            "the dataset again."
+        )
+
+
+def open_shard(fs: pyarrow.fs.FileSystem, path: str) -> pq.ParquetFile:
+    """Opens a parquet file. Damaged pages are detected when they are read."""
+    return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True, pre_buffer=True)
+
+
+def _check_row_groups(root: str, shard: Shard, file: pq.ParquetFile) -> None:
+    """Checks the row group sizes in the footer of a shard, to detect a shard that was replaced.
+
+    Raises:
+        DataError: the row groups differ from the manifest.
+    """
+    sizes = tuple(file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups))
+    if sizes != shard.row_groups:
+        raise DataError(
+            f"shard {display_path(root, shard.path)} has changed: its row groups have {_format_sizes(sizes)} rows; "
+            f"expected {_format_sizes(shard.row_groups)}; convert the dataset again."
+        )
+
+
+def _check_columns(root: str, shard: Shard, table: pa.Table, columns: list[str]) -> None:
+    """Checks types and null values of the columns that every dataset has.
+
+    Raises:
+        DataError: a column is missing, has another type or contains null.
+    """
+    name = display_path(root, shard.path)
+    for field in (manifest.COLUMNS.field(column) for column in columns if column in manifest.COLUMNS.names):
+        if (count := table.column_names.count(field.name)) != 1:
+            raise DataError(f"shard {name} has {count} columns {field.name}; expected one; convert the dataset again.")
+        column = table[field.name]
+        if column.type != field.type or column.null_count:
+            found = "null" if column.type == field.type else str(column.type)
+            expected = f"expected {field.type}; convert the dataset again."
+            raise DataError(f"shard {name} has {found} in the column {field.name}; {expected}")
+
+
+def _format_sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes[:4])) + (", ..." if len(sizes) > 4 else "")
