@@ -197,7 +197,7 @@ def _measure(plan: LoadPlan, health: LoadPlan, masks: Mapping[tuple[int, str], M
 
 
 def _attack_at_low_priority(plan: AttackPlan) -> dict[str, Counter[str]]:
-    os.nice(10)  # the clients would have their own machines
+    os.nice(19)  # the clients would have their own machines
     return attack(plan)
 
 

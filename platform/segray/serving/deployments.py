@@ -26,6 +26,8 @@ from segray.serving.routes import build_app
 
 CONTROLLER, REPLICA, GATEWAY = "controller", "replica", "gateway"
 """Names of the deployments in Ray Serve."""
+REPLICA_NICENESS = 5
+"""Niceness of the replicas relative to the gateway, which thus responds while they use all cores."""
 
 
 class DeploymentClient:
@@ -87,6 +89,7 @@ class ReplicaDeployment(Replica):
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits the constructor
         self, settings: ServeConfig, device: str, controller: DeploymentHandle
     ) -> None:
+        os.nice(REPLICA_NICENESS)
         super().__init__(settings, device, DeploymentClient(controller), _replica_id())
         await self.start()
 

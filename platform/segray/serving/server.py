@@ -43,6 +43,8 @@ SERVE_ENVIRONMENT = {
     # A replica computes in its own threads. A second event loop in the process only adds waiting time.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray runs its workers at niceness 15, behind all other processes of the machine.
+    "RAY_worker_niceness": "0",
 }
 
 
