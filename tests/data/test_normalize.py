@@ -1,6 +1,7 @@
 """Images are opened by named formats only, and decoded without a detour over a re-encoded file."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -66,3 +67,30 @@ def test_other_formats_of_pillow_are_unknown(kind):
 def test_only_the_named_formats_are_read():
     with pytest.raises(DataError, match="unknown format"):
         decode_upright(CASES["PNG"], "the image", 10_000, ("JPEG",))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+def test_images_with_several_frames_are_reencoded(kind):
+    several = encode("RGB", kind, save_all=True, append_images=[Image.new("RGB", (40, 24))])
+    assert "several frames" in normalize_image(several, "the image").reason
+    assert "several frames" not in normalize_image(encode("RGB", kind), "the image").reason
+
+
+def test_several_frames_of_an_mpo_file_are_allowed():
+    several = encode("RGB", "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24))])
+    assert Image.open(io.BytesIO(several)).is_animated
+    assert normalize_image(several, "the image").encoded == several
+
+
+def test_the_time_for_a_tiff_does_not_depend_on_its_number_of_frames():
+    tiff = bytearray(encode("RGB", "TIFF"))
+    start = int.from_bytes(tiff[4:8], "little")
+    entries = bytes(tiff[start : start + 2 + 12 * int.from_bytes(tiff[start : start + 2], "little")])
+    next_start = start + len(entries)
+    for _ in range(6_000):  # copies of the directory, each with the position of the next one
+        tiff[next_start : next_start + 4] = len(tiff).to_bytes(4, "little")
+        next_start = len(tiff) + len(entries)
+        tiff += entries + bytes(4)
+    started_s = time.process_time()
+    assert "several frames" in normalize_image(bytes(tiff), "the image").reason
+    assert time.process_time() - started_s < 1

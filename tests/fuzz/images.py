@@ -71,6 +71,7 @@ def seed_images() -> dict[str, bytes]:
         "rgb.bmp": save(image, "BMP"),
         "rgb.tif": save(image, "TIFF"),
         "lzw.tif": save(image, "TIFF", compression="tiff_lzw"),
+        "frames.tif": save(image, "TIFF", **frames),
         "rotated.tiff": save(turned, "TIFF", exif=exif),
         "float.tif": save(image.convert("F"), "TIFF"),
         "frames.gif": save(image, "GIF", **frames),

@@ -179,7 +179,8 @@ def _reencoding_reason(image: Image.Image, encoded: bytes, orientation: int) -> 
         f"format {image.format}": image.format not in _KEPT_FORMATS,
         "alpha": "A" in image.getbands() or "transparency" in image.info,
         f"{depth} bits per channel": depth != 8,
-        "several frames": image.format != "MPO" and getattr(image, "n_frames", 1) > 1,
+        # n_frames reads all frames of a TIFF, in quadratic time; is_animated only the first.
+        "several frames": image.format != "MPO" and getattr(image, "is_animated", False),
         f"pixels of type {image.mode}": image.mode not in _KEPT_MODES,
     }
     return ", ".join(reason for reason, applies in checks.items() if applies)
