@@ -144,6 +144,8 @@ def test_a_damaged_checkpoint_is_skipped_and_a_write_error_is_raised_without_wai
     said = []
     assert [one.step for one in list_checkpoints(tmp_path, said.append)] == []
     assert "has 100 bytes; expected 101" in said[0]
+    with pytest.raises(CheckpointError, match="every checkpoint of .* is damaged"):
+        latest_checkpoint(tmp_path)
 
     def fails(_folder):
         raise OSError(28, "No space left on device")
@@ -199,14 +201,74 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_is_not_kept_for
     assert [info.step for info in list_checkpoints(tmp_path)] == [3, 5]
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_by_itself(tmp_path):
+def truncate(folder):
+    os.truncate(folder / checkpoint.WEIGHTS, 50)
+
+
+def remove_meta(folder):
+    (folder / checkpoint.META).unlink()
+
+
+def empty_meta(folder):
+    (folder / checkpoint.META).write_bytes(b"")
+
+
+def change_a_bit(folder):
+    flip_a_bit(folder / checkpoint.WEIGHTS)
+
+
+DAMAGES = pytest.mark.parametrize("damage", [truncate, remove_meta, empty_meta, change_a_bit])
+
+
+@DAMAGES
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again_by_itself(tmp_path, damage):
+    writer = CheckpointWriter(tmp_path, every=1)
+    for step in (1, 2):
+        writer.submit(step, with_checksums(step))
+    writer.wait()
+    for step in (1, 2):
+        damage(tmp_path / f"step-{step:06d}")
+    said = []
+    with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged; restore a checkpoint folder from"):
+        latest_checkpoint(tmp_path, said.append)
+    assert len(said) == 2
+    assert latest_checkpoint(tmp_path / "new") is None
+
+
+@DAMAGES
+def test_every_damaged_checkpoint_after_the_latest_undamaged_one_is_renamed(tmp_path, damage):
+    writer = CheckpointWriter(tmp_path, every=1)
+    for step in (1, 2, 3):
+        writer.submit(step, with_checksums(step))
+    writer.wait()
+    for step in (1, 3):
+        damage(tmp_path / f"step-{step:06d}")
+    latest = latest_checkpoint(tmp_path)
+    assert latest.step == 2
+    set_aside_damaged(tmp_path, latest)
+    assert names(tmp_path) == ["step-000001", "step-000002", "step-000003.damaged"]
+
+
+@pytest.mark.parametrize("step", [1, 2])  # 1: the only checkpoint is written again; 2: it is removed by retention
+def test_a_removal_that_is_interrupted_leaves_no_damaged_checkpoint(tmp_path, monkeypatch, step):
     writer = CheckpointWriter(tmp_path)
     writer.submit(1, with_checksums(1))
     writer.wait()
-    flip_a_bit(tmp_path / "step-000001" / checkpoint.WEIGHTS)
-    with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged; restore one from a copy, or remove"):
-        latest_checkpoint(tmp_path)
-    assert latest_checkpoint(tmp_path / "new") is None
+
+    def remove_one_file(folder, **_options):  # the process dies within the removal
+        (Path(folder) / checkpoint.WEIGHTS).unlink()
+        raise SystemExit
+
+    monkeypatch.setattr(checkpoint_store.shutil, "rmtree", remove_one_file)
+    writer.submit(step, with_checksums(step))
+    with pytest.raises(SystemExit):
+        writer.wait()
+    monkeypatch.undo()
+    said = []
+    assert latest_checkpoint(tmp_path, said.append).step == step
+    assert said == []
+    CheckpointWriter(tmp_path)
+    assert names(tmp_path) == [f"step-{step:06d}"]
 
 
 def test_the_new_name_is_on_disk_before_an_older_checkpoint_is_removed(tmp_path, monkeypatch):
@@ -231,4 +293,4 @@ def test_the_new_name_is_on_disk_before_an_older_checkpoint_is_removed(tmp_path,
         ["step-000001"],
         ["step-000001", "step-000002"],
     ]
-    assert removed == [(str(tmp_path / "step-000001"), len(synced))]
+    assert removed == [(str(tmp_path / "step-000001.removed.partial"), len(synced))]

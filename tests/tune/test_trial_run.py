@@ -9,11 +9,14 @@ import ray
 
 from segray import config
 from segray.cluster.resources import WorkerResources
+from segray.models import checkpoint
 from segray.tracking.journal import Journal
+from segray.training.checkpoint_store import checkpoint_folders, list_checkpoints
 from segray.training.runs import lock_run
 from segray.training.trial_context import TrialContext
+from segray.tune import trial_run
 from segray.tune.ray_tune import from_tune_result, to_tune_result
-from segray.tune.trial_run import TrialReport, TrialRun, TrialTask, resumable_run
+from segray.tune.trial_run import TrialReport, TrialRun, TrialTask, copy_checkpoint, resumable_run
 
 CONTEXT = TrialContext("key", 0, WorkerResources(1, "cpu", 1, 1, 0, 0), "sqlite:////nowhere/mlflow.db")
 
@@ -79,6 +82,33 @@ def test_a_folder_without_a_journal_is_removed(tmp_path):
     assert resumable_run(folder) is None
     assert not folder.exists()
     assert resumable_run(folder) is None
+
+
+def write_checkpoint(run, step):
+    folder = run / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / checkpoint.WEIGHTS).write_bytes(b"w" * step)
+    meta = checkpoint.Meta(step=step, dataset_digest="d", versions={}, files={checkpoint.WEIGHTS: step})
+    (folder / checkpoint.META).write_text(meta.model_dump_json())
+    return folder
+
+
+def test_a_copy_replaces_also_a_damaged_checkpoint_of_the_same_step(run, tmp_path):
+    donor = tmp_path / "trial-001"
+    write_checkpoint(donor, 4)
+    (write_checkpoint(run, 4) / checkpoint.META).unlink()
+    write_checkpoint(run, 2)
+    copy_checkpoint(donor, run)
+    assert [info.step for info in list_checkpoints(run)] == [4]
+    assert [path.name for path in checkpoint_folders(run)] == ["step-000004"]
+
+
+def test_a_copy_waits_for_a_checkpoint_while_the_donor_replaces_its_only_one(run, tmp_path, monkeypatch):
+    donor = tmp_path / "trial-001"
+    (write_checkpoint(donor, 2) / checkpoint.META).unlink()  # the donor removes it now
+    monkeypatch.setattr(trial_run, "sleep", lambda _seconds: write_checkpoint(donor, 4))
+    copy_checkpoint(donor, run)
+    assert [info.step for info in list_checkpoints(run)] == [4]
 
 
 def test_resuming_waits_for_the_lock_of_the_previous_segment(run):

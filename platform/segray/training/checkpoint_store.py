@@ -1,8 +1,8 @@
 """Checkpoints of a run folder: atomic writing in the background, listing and retention.
 
-A checkpoint is written under a temporary name, synced to disk and then renamed. A folder named `step-NNNNNN` is
-therefore always complete, even if a process dies while writing. A checkpoint whose files no longer match their
-checksums is renamed when a run resumes.
+A checkpoint is written under a temporary name, synced to disk and then renamed; it is renamed again before it is
+removed. A folder named `step-NNNNNN` is therefore always complete, even if a process dies while it writes or removes
+one. A checkpoint that was damaged later is renamed when a run resumes.
 """
 
 import os
@@ -17,12 +17,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from segray.core.errors import CheckpointError, TrainingError
+from segray.core.logging import warn_on_error
 from segray.core.numbers import MIB
 from segray.models import checkpoint
 from segray.training.score import DEFAULT_SCORE, signed_score
 
 DIR_PATTERN = re.compile(r"step-(\d{6,})$")
 TEMP_SUFFIX = ".partial"
+REMOVED_SUFFIX = f".removed{TEMP_SUFFIX}"
 DAMAGED_SUFFIX = ".damaged"
 MAX_PENDING = 2  # each holds the complete state in memory
 
@@ -47,18 +49,27 @@ def checkpoint_dir(run: Path, step: int) -> Path:
     return run / f"step-{step:06d}"
 
 
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Returns the folders of a run's checkpoints, also of damaged ones, oldest first."""
+    return sorted((path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def list_checkpoints(
     run: Path, warn: Callable[[str], None] = lambda _line: None, score: str = DEFAULT_SCORE
 ) -> list[CheckpointInfo]:
-    """Returns the complete checkpoints of a run, oldest first.
+    """Returns the complete checkpoints of a run, oldest first. Files are compared by size only.
 
     Args:
         run: run folder.
-        warn: callback that receives a line about each incomplete checkpoint.
+        warn: callback that receives a line about each checkpoint that is skipped because it is incomplete.
         score: metric that compares checkpoints.
     """
     checkpoints = []
-    for folder in sorted(path for path in run.glob("step-*") if DIR_PATTERN.search(path.name)):
+    for folder in checkpoint_folders(run):
         try:
             meta = checkpoint.load_meta(folder)
             checkpoint.verify_files(folder, meta)
@@ -80,18 +91,17 @@ def latest_checkpoint(run: Path, warn: Callable[[str], None] = lambda _line: Non
         CheckpointError: every checkpoint of the run is damaged.
         OSError: a checkpoint cannot be read.
     """
-    checkpoints = list_checkpoints(run, warn)
-    for info in reversed(checkpoints):
+    for info in reversed(list_checkpoints(run, warn)):
         try:
             checkpoint.verify_checksums(info.folder, checkpoint.load_meta(info.folder))
         except CheckpointError as error:
             warn(f"{error} It is skipped.")
         else:
             return info
-    if checkpoints:
+    if checkpoint_folders(run):
         raise CheckpointError(
-            f"every checkpoint of {run} is damaged; restore one from a copy, or remove their folders (step-*) to start "
-            "again at step 0."
+            f"every checkpoint of {run} is damaged; restore a checkpoint folder from a copy, or remove all folders "
+            f"{run}/step-* to start again at step 0."
         )
     return None
 
@@ -101,11 +111,26 @@ def set_aside_damaged(run: Path, latest: CheckpointInfo) -> None:
 
     Only the process that writes the checkpoints of the run may call this.
     """
-    for info in list_checkpoints(run):
-        if info.step > latest.step:
-            aside = info.folder.with_name(info.folder.name + DAMAGED_SUFFIX)
-            shutil.rmtree(aside, ignore_errors=True)
-            info.folder.rename(aside)
+    for folder in checkpoint_folders(run):
+        if _step_of(folder) > latest.step:
+            _rename(folder, DAMAGED_SUFFIX)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint. It is renamed first, so that a process that dies here leaves no damaged checkpoint.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+    """
+    shutil.rmtree(_rename(folder, REMOVED_SUFFIX), ignore_errors=True)
+
+
+def _rename(folder: Path, suffix: str) -> Path:
+    """Appends a suffix to the name of a folder and returns the new path. An earlier folder of that name is removed."""
+    target = folder.with_name(folder.name + suffix)
+    if target.exists():
+        shutil.rmtree(target)
+    return folder.rename(target)
 
 
 def best_checkpoint(checkpoints: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
@@ -187,11 +212,13 @@ class CheckpointWriter:
             partial.mkdir()
             write(partial)
             _force_to_disk(partial)
-            if final.exists():  # a run resumed from an older checkpoint writes the same one again
-                shutil.rmtree(final)
+            # A run resumed from an older checkpoint writes the same one again.
+            replaced = _rename(final, REMOVED_SUFFIX) if final.exists() else None
             partial.rename(final)
             _force_file_to_disk(self._run)  # the new name, before an older checkpoint is removed
             self.latest_path = str(final)
+            if replaced is not None:
+                shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._error_message(step, error)) from error
@@ -214,7 +241,8 @@ class CheckpointWriter:
         kept = steps_to_keep(checkpoints, self._num_best, self._every)
         for info in checkpoints:
             if info.step not in kept:
-                shutil.rmtree(info.folder, ignore_errors=True)
+                with warn_on_error(f"checkpoint {info.folder} cannot be removed"):
+                    remove_checkpoint(info.folder)
 
 
 def _force_to_disk(folder: Path) -> None:

@@ -210,7 +210,7 @@ def _journal_offset(folder: Path, step: int | None) -> int:
     return offset
 
 
-def _existing_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
+def _latest_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
     latest = checkpoint_store.latest_checkpoint(run)
     if latest is None:
         raise FileNotFoundError(errno.ENOENT, "no checkpoint", str(run))
@@ -225,17 +225,17 @@ def copy_checkpoint(donor: Path, run: Path) -> None:
     """
     for attempt in range(MAX_COPY_ATTEMPTS):
         try:
-            latest = _existing_checkpoint(donor)
+            latest = _latest_checkpoint(donor)
             target = checkpoint_store.checkpoint_dir(run, latest.step)
             partial = target.with_name(f"{target.name}{checkpoint_store.TEMP_SUFFIX}")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(latest.folder, partial)
             break
-        except OSError as error:  # the donor's run removes older checkpoints
+        except (OSError, CheckpointError) as error:  # the donor's run removes older checkpoints
             if attempt == MAX_COPY_ATTEMPTS - 1:
                 raise CheckpointError(f"{donor} has no checkpoint that can be copied.") from error
             sleep(POLL_S)
-    for replaced in checkpoint_store.list_checkpoints(run):
-        shutil.rmtree(replaced.folder)
+    for replaced in checkpoint_store.checkpoint_folders(run):
+        checkpoint_store.remove_checkpoint(replaced)
     partial.rename(target)
     Journal(run).write("rewound", step=latest.step, donor=donor.name)
