@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import isnan
 
+from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from segray.evaluation.results import EvaluationResults
 from segray.promotion.gates import Decision
 
 MAX_IMAGES = 3
+BAR_WIDTH = 24
 METRIC_NAMES = {
     "mdice": "mDice",
     "mprecision": "mPrecision",
@@ -111,14 +113,14 @@ def _class_table(scores: Scores, intervals: Mapping[str, Interval | None]) -> Ta
         table.add_column("95% interval", justify="right")
         table.add_column("precision", justify="right")
         table.add_column("recall", justify="right")
-    table.add_column("", justify="left")
+    table.add_column("", max_width=BAR_WIDTH)
     for name, iou in scores.iou.items():
         interval = intervals.get(name)
         cells = [
             f"{interval.low:.2f}-{interval.high:.2f}" if interval else "",
             *(_format_score(values[name]) for values in (scores.precision, scores.recall)),
         ]
-        bar = "absent" if iou is None else "█" * round(iou * 24)
+        bar = "absent" if iou is None else Bar(1, 0, iou)
         table.add_row(name, _format_score(iou), *(cells if intervals else []), bar)
     return table
 
