@@ -168,6 +168,64 @@ def test_a_large_header_ends_the_connection():
     assert asyncio.run(run())
 
 
+CHUNKED = "POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("repeated", [b"X: y\r\n" * 2000, b"x" * 2**14], ids=["many lines", "one line"])
+@pytest.mark.parametrize("body", [b"", b"4\r\n\xff\xd8\xff\xe0\r\n"], ids=["no body", "body"])
+def test_large_trailers_of_a_body_end_the_connection(repeated, body):
+    async def run():
+        async with listening() as (_, port):
+            reader, writer = await send(port, CHUNKED, body + b"0\r\nX: ")
+            await asyncio.sleep(0.1)
+            for _ in range(100):
+                writer.write(repeated)
+                await asyncio.sleep(0)
+            return await ended(reader, 3)
+
+    assert asyncio.run(run())
+
+
+def test_a_body_in_small_chunks_with_a_trailer_is_complete():
+    async def run():
+        body, replicas = picture(kind="PNG"), FakeReplicas()
+        chunks = b"".join(b"1;name=value\r\n%c\r\n" % byte for byte in body)
+        assert len(chunks) > http_server.MAX_HEADER_BYTES
+        async with listening(replicas) as (_, port):
+            reader, _writer = await send(port, CHUNKED.replace("jpeg", "png"), chunks + b"0\r\nX: y\r\n\r\n")
+            return await status(reader)
+
+    assert asyncio.run(run()) == 200
+
+
+def test_blank_lines_do_not_keep_a_connection_open(monkeypatch):
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.5)
+
+    async def run():
+        async with listening() as (server, port):
+            reader, writer = await send(port, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await status(reader) == 200
+            for _ in range(15):
+                writer.write(b"\r\n")
+                await asyncio.sleep(0.1)
+            return server.limits.connections.used
+
+    assert asyncio.run(run()) == 0
+
+
+def test_a_blank_line_after_a_body_does_not_end_the_request(monkeypatch):
+    """Some clients send a line break after the body of a POST request."""
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.2)
+
+    async def run():
+        body = picture()
+        async with listening(FakeReplicas(delay=0.6)) as (_, port):
+            reader, _writer = await send(port, HEAD.format(len(body)), body + b"\r\n")
+            return await status(reader)
+
+    assert asyncio.run(run()) == 200
+
+
 def test_a_slow_reader_ends_and_a_fast_one_gets_all():
     async def run():
         body = picture()

@@ -19,7 +19,7 @@ from segray.serving.budget import SharedBudget
 MAX_CONNECTIONS = 1024
 """Maximum number of open connections."""
 MAX_HEADER_BYTES = 2**16
-"""Maximum size of the header of a request."""
+"""Maximum number of bytes of a header, of the trailers, or between two parts of a body. One read may exceed it."""
 HEADER_TIMEOUT_S = 10.0
 """Maximum time in seconds between the first byte of a request, or the connection, and the end of its header."""
 KEEP_ALIVE_S = 30
@@ -68,7 +68,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._name = ""
         self._has_connection = False
         self._num_header_bytes = 0
-        self._is_in_header = False
         self._is_in_message = False
         self._num_unread = 0
         self._read_timer: asyncio.TimerHandle | None = None
@@ -94,28 +93,35 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parses received bytes. Limits the size of a header."""
+        """Parses received bytes. Limits those that belong to no body, and the time that blank lines take."""
+        self._num_header_bytes += len(data)
         super().data_received(data)
-        self._num_header_bytes = self._num_header_bytes + len(data) if self._is_in_header else 0
         if self._num_header_bytes > MAX_HEADER_BYTES:
             self.transport.abort()
+        elif self._is_idle() and self._read_timer is None:  # a blank line has stopped uvicorn's timer
+            self._start_read_timer()
 
     def on_message_begin(self) -> None:
         """Starts the timeout of a header."""
         super().on_message_begin()
-        self._is_in_header = self._is_in_message = True
+        self._is_in_message = True
         self._start_read_timer()
 
     def on_headers_complete(self) -> None:
         """Stops the timeout of a header. The application limits the time of a body."""
         super().on_headers_complete()
-        self._is_in_header = False
         self._stop_read_timer()
+
+    def on_body(self, body: bytes) -> None:
+        """Stores a part of a body."""
+        super().on_body(body)
+        self._num_header_bytes = 0
 
     def on_message_complete(self) -> None:
         """Stops the timeout of a body that is not read."""
         super().on_message_complete()
         self._is_in_message = False
+        self._num_header_bytes = 0
         self._stop_read_timer()
 
     def on_response_complete(self) -> None:
@@ -146,6 +152,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         super().timeout_keep_alive_handler()
+
+    def _is_idle(self) -> bool:
+        """Returns `True` if no request is received or in progress."""
+        return not self._is_in_message and (self.cycle is None or self.cycle.response_complete)
 
     def _finish_writing(self) -> None:
         if self._write_timer is not None:
