@@ -9,6 +9,7 @@ import ray
 
 from segray import config
 from segray.cluster.resources import WorkerResources
+from segray.core.errors import OutOfMemoryError, StepOutOfMemoryError
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
 from segray.training.checkpoint_store import checkpoint_folders, list_checkpoints
@@ -82,6 +83,22 @@ def test_a_folder_without_a_journal_is_removed(tmp_path):
     assert resumable_run(folder) is None
     assert not folder.exists()
     assert resumable_run(folder) is None
+
+
+@pytest.mark.parametrize(("error", "steps"), [(StepOutOfMemoryError, [1, 2, 4]), (OutOfMemoryError, [1])])
+def test_only_a_training_step_that_exhausts_the_memory_leads_to_more_accumulation_steps(run, monkeypatch, error, steps):
+    attempts = []
+
+    def fit(settings, **_options):
+        attempts.append(settings.train.accumulation_steps)
+        raise error("a worker does not have enough memory.")
+
+    monkeypatch.setattr(trial_run, "fit", fit)
+    settings = config.build({"name": "new", "results": str(run.parent), "train.batch": 4, "train.workers": 1})
+    segment = TrialRun(TrialTask(0, 0, settings), CONTEXT, None)
+    report = segment.next_report()
+    assert report.error == "a worker does not have enough memory."
+    assert attempts == steps
 
 
 def write_checkpoint(run, step):

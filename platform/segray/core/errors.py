@@ -85,7 +85,11 @@ class TrainingError(SegrayError):
 
 
 class OutOfMemoryError(TrainingError):
-    """A device has too little memory for a step of the run."""
+    """A worker has too little memory."""
+
+
+class StepOutOfMemoryError(OutOfMemoryError):
+    """A worker has too little memory for the images of a training step."""
 
 
 class ServingError(SegrayError):

@@ -165,12 +165,14 @@ class HeartbeatSender:
 
     Attributes:
         stop_requested: `True` if the monitor requested a stop.
+        phase: name of the current phase.
     """
 
     def __init__(self, monitor: Any, rank: int, world: int, hang_timeout_s: float) -> None:
         self.stop_requested = False
         self._monitor, self._rank, self._world = monitor, rank, world
-        self._step, self._phase_index, self._phase, self._num_beats = 0, 0, "start", 0
+        self.phase = "start"
+        self._step, self._phase_index, self._num_beats = 0, 0, 0
         self._node = ray.get_runtime_context().get_node_id()
         self._is_idle, self._stopped = False, threading.Event()
         if monitor is not None:
@@ -185,7 +187,7 @@ class HeartbeatSender:
 
     def __call__(self, phase: str) -> None:
         """Records the start of a phase of the step. All ranks pass the same phases."""
-        self._phase, self._phase_index = phase, self._phase_index + 1
+        self.phase, self._phase_index = phase, self._phase_index + 1
         self.beat()
 
     def beat(self) -> None:
@@ -225,7 +227,7 @@ class HeartbeatSender:
             node=self._node,
             step=self._step,
             phase_index=self._phase_index,
-            phase=self._phase,
+            phase=self.phase,
             num_beats=self._num_beats,
         )
 

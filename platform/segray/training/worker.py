@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segray.core.device_errors import is_out_of_memory
-from segray.core.errors import OutOfMemoryError, RunStoppedError, SegrayError, TrainingError
+from segray.core.errors import RunStoppedError, SegrayError, TrainingError
 from segray.core.logging import silence_libraries
 from segray.data.augment.augmenter import Augmenter
 from segray.data.loader import training_batches
@@ -23,6 +23,7 @@ from segray.training.engine.loop import Hooks, StepResult, TrainMeter
 from segray.training.failure_policy import PreemptedError, is_preemption_announced
 from segray.training.heartbeat import HeartbeatSender
 from segray.training.losses.build import build_loss
+from segray.training.memory_errors import VALIDATION, out_of_memory_error
 from segray.training.ray_internals import ERROR_LOGGER, REPORT_LOGGER
 from segray.training.reporting import LATEST_CHECKPOINT, RECENT_REPORTS, aggregate_reports
 from segray.training.run_spec import RunSpec, build_epoch_plan, loader_resources
@@ -46,36 +47,19 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         )
         try:
             TrainWorker(job, heartbeat).train()
+        except Exception as error:  # each library has its own error for exhausted memory
+            if isinstance(error, SegrayError) or not is_out_of_memory(error):
+                raise
+            raise out_of_memory_error(job, heartbeat.phase, error) from error
         finally:
             heartbeat.stop()
     except (SegrayError, PreemptedError):
         _suppress_traceback()
         raise
-    except Exception as error:  # each library has its own error for exhausted memory
-        if not is_out_of_memory(error):
-            raise
-        _suppress_traceback()
-        raise OutOfMemoryError(_out_of_memory_message(job)) from error
 
 
 def _suppress_traceback() -> None:
     logging.getLogger(ERROR_LOGGER).setLevel(logging.CRITICAL)  # the message is sufficient
-
-
-def _out_of_memory_message(job: RunSpec) -> str:
-    train = job.config.train
-    images = -(-train.batch // (train.workers * train.accumulation_steps))
-    max_steps = train.batch // train.workers
-    hint = (
-        f"use --train.accumulation_steps {min(2 * train.accumulation_steps, max_steps)}"
-        if train.accumulation_steps < max_steps
-        else "use a smaller data.crop"
-    )
-    return (
-        f"a {job.placement.device} worker does not have enough memory for {images} images of {job.config.data.crop} px "
-        f"({job.config.model.variant}, train.batch {train.batch}, {train.workers} workers, "
-        f"{train.accumulation_steps} accumulation steps); {hint}, or --model.activation_checkpointing."
-    )
 
 
 def configure_worker_logging() -> None:
@@ -209,7 +193,7 @@ class TrainWorker:
         """
         progress, config = self._state.progress, self._job.config
         progress.owed = values
-        self._heartbeat("validation")
+        self._heartbeat(VALIDATION)
         result = validate(self._state, self._heartbeat.beat, self._must_stop)
         if result is None:
             self._save_and_exit()
@@ -243,8 +227,8 @@ class TrainWorker:
         self._state.recent_reports = [*self._state.recent_reports[-1:], (self._state.progress.step, values)]
 
     def _save(self, scores: dict[str, float], counts: Tensor | None) -> None:
+        self._heartbeat("checkpoint")
         if self._writer is not None:
-            self._heartbeat.beat()
             self._writer.submit(self._state.progress.step, self._state.checkpoint_contents(scores, counts).write)
 
     def _report(self) -> None:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from segray.config import Config, paths
-from segray.core.errors import CheckpointError, OutOfMemoryError, RunStoppedError, SegrayError, cause_summary
+from segray.core.errors import CheckpointError, RunStoppedError, SegrayError, StepOutOfMemoryError, cause_summary
 from segray.models import checkpoint
 from segray.tracking.journal import JOURNAL, Journal, JournalReader, Record
 from segray.training import checkpoint_store
@@ -162,7 +162,7 @@ class TrialRun:
             self._error = paths.redact(f"{type(error).__name__}: {error}")
 
     def _fit_in_memory(self) -> None:
-        """Trains to the end, with twice the gradient accumulation steps after each attempt that runs out of memory."""
+        """Trains to the end, with twice the accumulation steps after each training step that runs out of memory."""
         while True:
             try:
                 fit(
@@ -174,7 +174,7 @@ class TrialRun:
                     stop=self.stop,
                 )
                 return
-            except OutOfMemoryError:
+            except StepOutOfMemoryError:
                 config = with_doubled_accumulation(self._config)
                 if config is None:
                     raise
