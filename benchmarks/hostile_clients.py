@@ -87,12 +87,13 @@ async def _attack(plan: AttackPlan) -> dict[str, Counter[str]]:
 
 
 def _clients(plan: AttackPlan) -> list[tuple[str, Client]]:
-    side = int(plan.max_pixels**0.5)
+    side, size = int(plan.max_pixels**0.5), int(plan.max_mib * MIB) - 1000
     largest, fragments = _jpeg(side, plan.seed, 64), _jpeg(512, plan.seed, 2)
     many, polygons = [fragments] * 16, "?output=json&include=polygons&include=rle"
     batches = [_form(f"/v1/segment/batch{polygons}", many), _form("/v1/segment/batch", [largest] * 2)]
     clients: list[tuple[str, Client]] = [
-        *[("wrong type", _sender(_wrong_types(int(plan.max_mib * MIB) - 1000)))] * 2,
+        ("wrong type", _sender(_wrong_types(size))),
+        ("form", _sender(_damaged_forms(size))),
         *[("bomb", _sender(_bombs(plan)))] * 2,
         *[("slow body", _send_slowly)] * 2,
         *[("slow reader", _reader_of(_request("/v1/segment?output=overlay", largest)))] * 2,
@@ -210,6 +211,17 @@ def _wrong_types(size: int) -> list[bytes]:
             content = _save(name)
             contents += [content] if content else []
     return [_request("/v1/segment", content) for content in contents]
+
+
+def _damaged_forms(size: int) -> list[bytes]:
+    """Returns forms that keep a parser busy that examines their lines."""
+    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+    contents = [
+        head + b"\r\n--b\r" * ((size - len(head)) // 6),
+        b"--b\r\n\r\n\r\n" * (size // 9),
+        b"--b\r\n" + b"X: y\r\n" * (size // 6 - 1),
+    ]
+    return [_request("/v1/segment/batch", content, "multipart/form-data; boundary=b") for content in contents]
 
 
 def _save(name: str) -> bytes:

@@ -49,14 +49,14 @@ class FakeController:
 
 @asynccontextmanager
 async def listening(replicas=None, host="127.0.0.1", **settings):
-    """A server with a gateway, and its port."""
+    """A server with a gateway, and its port. `server.counters` are the counters of the gateway."""
     family = 10 if ":" in host else 2
     with create_server((host, 0), family=family) as free:
         port = free.getsockname()[1]
     settings = ServeConfig(host=host, port=port, **settings)
-    server = HttpServer(
-        build_app(Gateway(settings, replicas or FakeReplicas(), FakeController(), None, "g1")), settings
-    )
+    gateway = Gateway(settings, replicas or FakeReplicas(), FakeController(), None, "g1")
+    server = HttpServer(build_app(gateway), settings)
+    server.counters = gateway.counters.counts
     await server.start()
     try:
         yield server, port
@@ -266,10 +266,18 @@ def test_a_client_has_at_most_half_of_the_connections(monkeypatch):
     assert left == 0
 
 
-def test_the_work_of_a_client_that_disconnects_is_dropped():
+async def statuses(counters):
+    """The number of requests by status, once there is one."""
+    async with asyncio.timeout(5):
+        while not (counts := {key[1][1]: count for key, count in counters.items() if key[0] == "segray_requests"}):
+            await asyncio.sleep(0.01)
+    return counts
+
+
+def test_the_work_of_a_client_that_disconnects_is_dropped_and_counted_as_499(capfd):
     async def run():
         replicas, body = FakeReplicas(delay=20.0), picture()
-        async with listening(replicas) as (_, port):
+        async with listening(replicas) as (server, port):
             _, writer = await send(port, HEAD.format(len(body)), body)
             async with asyncio.timeout(5):
                 while not replicas.started:
@@ -277,10 +285,31 @@ def test_the_work_of_a_client_that_disconnects_is_dropped():
                 writer.transport.abort()
                 while not replicas.dropped:
                     await asyncio.sleep(0.01)
+            return await statuses(server.counters)
 
     started_at = time.perf_counter()
-    asyncio.run(run())
+    assert asyncio.run(run()) == {"499": 1}
     assert time.perf_counter() - started_at < 10
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["abort", "write_eof"])
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [(HEAD.format(2**20), b"\xff\xd8"), (CHUNKED, b"2\r\n\xff\xd8\r\n"), (HEAD.format(2**20), b"")],
+    ids=["length", "chunked", "header only"],
+)
+def test_an_upload_that_breaks_off_is_counted_as_499(head, part, end, capfd):
+    async def run():
+        replicas = FakeReplicas()
+        async with listening(replicas) as (server, port):
+            _, writer = await send(port, head, part)
+            await asyncio.sleep(0.1)
+            writer.write_eof() if end == "write_eof" else writer.transport.abort()
+            return await statuses(server.counters), replicas.started
+
+    assert asyncio.run(run()) == ({"499": 1}, 0)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_address_in_use_is_an_error(monkeypatch):

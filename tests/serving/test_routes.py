@@ -342,23 +342,6 @@ def test_unauthenticated_clients_see_only_the_readiness(store):
     assert {"version", "problems", "replicas"} <= set(authorized)
 
 
-def test_a_disconnected_client_is_counted_as_499(store):
-    async def request(serving):
-        async def never(*_):
-            await asyncio.sleep(60)
-            yield None
-
-        serving.replica.segment = never
-        task = asyncio.create_task(serving.client.post("/v1/segment", content=picture(), headers=JPEG))
-        await asyncio.sleep(0.2)
-        task.cancel()
-        await asyncio.wait([task])
-        return dict(serving.gateway.counters.counts)
-
-    counts = call(store, request)
-    assert counts["segray_requests", ("/v1/segment", "499"), ""] == 1
-
-
 def test_a_replica_error_is_a_503(store):
     async def request(serving):
         async def failing(*_):

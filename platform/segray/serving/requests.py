@@ -10,6 +10,8 @@ from segray.serving.image_header import HeaderError, ImageHeader, UnknownFormatE
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 """Accepted media types."""
+CLIENT_CLOSED = 499
+"""Status code in the metrics for requests whose client disconnected before the response."""
 
 Output = Literal["mask", "overlay", "json"]
 IncludeField = Literal["polygons", "rle", "mask", "colours"]

@@ -29,15 +29,13 @@ from segray.serving.openapi import (
     SEGMENT,
     api_reference,
 )
-from segray.serving.requests import IncludeField, Output, RequestError, ResponseOptions
+from segray.serving.requests import CLIENT_CLOSED, IncludeField, Output, RequestError, ResponseOptions
 from segray.serving.responses import JSON, SegmentationResponse, negotiate_output
 from segray.serving.status import ServingState
 from segray.serving.uploads import read_images
 
 Result = TypeVar("Result")
 
-CLIENT_CLOSED = 499
-"""Status code in the metrics for requests whose client disconnected before the response."""
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -1,17 +1,15 @@
 """Images of a request: an image as the body, or a multipart form with several images."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from fastapi import Request
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from segray.config import ServeConfig
+from segray.serving.forms import FORM_TYPE, split_form
 from segray.serving.image_header import SIGNATURE_BYTES, HeaderError, require_known_format
-from segray.serving.requests import IMAGE_TYPES, RequestError, header_rejection, validate_length
-
-MULTIPART = "multipart/form-data"
+from segray.serving.requests import CLIENT_CLOSED, IMAGE_TYPES, RequestError, header_rejection, validate_length
 
 
 async def read_images(request: Request, limits: ServeConfig, reserve: Callable[[int], None]) -> list[tuple[str, bytes]]:
@@ -26,16 +24,16 @@ async def read_images(request: Request, limits: ServeConfig, reserve: Callable[[
         RequestError: the request has no image, too many images, a body that is too large or too slow, or another media
             type.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in {*IMAGE_TYPES, MULTIPART}:
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in {*IMAGE_TYPES, FORM_TYPE}:
         problem = f"unsupported Content-Type {media_type}" if media_type else "missing Content-Type"
-        raise RequestError(f"{problem}; expected {', '.join([*IMAGE_TYPES, MULTIPART])}.", 415)
-    is_form = media_type == MULTIPART
+        raise RequestError(f"{problem}; expected {', '.join([*IMAGE_TYPES, FORM_TYPE])}.", 415)
+    is_form = media_type == FORM_TYPE
     body = await _read_body(request, limits, reserve, None if is_form else _validate_start)
     if not is_form:
         return [("image", body)]
-    # The parser is written in Python, and a body may contain many boundaries.
-    files = await asyncio.to_thread(asyncio.run, _parse_form(request.headers, body, limits.max_batch_images))
+    files = await asyncio.to_thread(split_form, content_type, body, limits.max_batch_images)
     if not files:
         raise RequestError("the form contains no file; expected one or more image files.")
     return files
@@ -76,32 +74,6 @@ async def _read_body(
             "expected the complete body; send a smaller image, or use a faster connection.",
             408,
         ) from error
+    except ClientDisconnect as error:
+        raise RequestError(f"the client disconnected after {length} bytes of the body.", CLIENT_CLOSED) from error
     return b"".join(chunks)
-
-
-async def _parse_form(headers: Headers, body: bytes, max_files: int) -> list[tuple[str, bytes]]:
-    """Returns the name and the content of each file of a multipart form."""
-
-    async def stream() -> AsyncIterator[bytes]:
-        yield body
-
-    try:
-        parser = MultiPartParser(headers, stream(), max_files=max_files, max_fields=max_files)  # type: ignore[arg-type]
-        form = await parser.parse()
-    except MultiPartException as error:
-        is_too_many = error.message.startswith("Too many files")
-        expected = f"expected at most {max_files} files" if is_too_many else f"expected a complete {MULTIPART} body"
-        status = 413 if is_too_many else 422
-        raise RequestError(f"cannot parse the form ({error.message}); {expected}.", status) from error
-    except Exception as error:  # the parser raises many exception types on damaged headers
-        raise RequestError(f"cannot parse the form; expected a valid {MULTIPART} body.") from error
-    try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        return [(_sanitize_name(file.filename or "image"), await file.read()) for file in files]
-    finally:
-        await form.close()
-
-
-def _sanitize_name(name: str) -> str:
-    """Returns a file name as valid UTF-8 of at most 100 characters, because a form may declare any charset."""
-    return name.encode("utf-8", "replace").decode()[:100]
