@@ -6,6 +6,12 @@ from segray.core.errors import DataError
 from segray.data.images import MODES_16BIT, Mask, Pixels, mask_array
 from segray.data.normalize import MAX_PIXELS, UPRIGHT, NormalizedImage, open_image, png_depth
 
+MAX_RASTER_WORK = 2**31
+"""Maximum work for the shapes of one mask, in filled pixels: a few seconds. It suffices for 6,990 shapes that each
+cover an image of 640x480, or for 16 shapes that each cover the largest image."""
+OUTLINE_WORK = 64
+"""Work for one pixel of an outline, in filled pixels."""
+
 _MASK_MODES = {"1", "L", "P", *MODES_16BIT}
 
 
@@ -91,3 +97,24 @@ def require_mask_size(height: int, width: int, name: str) -> None:
     """
     if height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise DataError(f"{name} has the size {width}x{height}; expected 1 to {MAX_PIXELS} pixels")
+
+
+class RasterBudget:
+    """Limit of the work for the shapes of one mask, which a small file can make arbitrarily large."""
+
+    def __init__(self) -> None:
+        self._left = float(MAX_RASTER_WORK)
+
+    def spend(self, filled: float, outline: float = 0) -> None:
+        """Subtracts the work for a shape.
+
+        Args:
+            filled: number of pixels that the shape fills.
+            outline: length of the outline of the shape in pixels.
+
+        Raises:
+            ValueError: the shapes of the mask take too much work.
+        """
+        self._left -= filled + OUTLINE_WORK * outline
+        if self._left < 0:
+            raise ValueError(f"shapes that fill more than {MAX_RASTER_WORK} pixels in total; remove repeated shapes")

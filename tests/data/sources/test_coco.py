@@ -1,12 +1,15 @@
 """COCO's three kinds of annotations, laid out as published."""
 
 import json
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from segray.core.errors import DataError
 from segray.data.sources import coco
+from segray.data.sources.files import SourceFile
 from segray.data.sources.formats import SOURCES
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}, {"id": 92, "name": "banner"}]
@@ -131,14 +134,56 @@ def test_stuff_masks_are_compressed_runs_and_other_pixels_are_ignored(root, anno
     assert rows == dict.fromkeys(IDS, expected)
 
 
-def test_runs_of_pycocotools_are_decoded(root, annotate):
+def read_mask(size, *segmentations):
+    """The mask of an image with these segmentations, of the categories 1, 2 ..."""
+    annotations = [{"segmentation": value, "category_id": index} for index, value in enumerate(segmentations, 1)]
+    packed = coco._pack(annotations, ("segmentation", "category_id"))
+    return coco.AnnotationMask(SourceFile("a.json", 1, 1), "a.json, image 9", size, packed, True)()
+
+
+def test_masks_equal_those_of_pycocotools():
     from pycocotools import mask
 
     rng = np.random.default_rng(0)
     for _ in range(200):
-        inside = np.asfortranarray(rng.random((HEIGHT, WIDTH)) < rng.random(), np.uint8)
-        runs = {"counts": mask.encode(inside)["counts"].decode()} | SIZES
-        assert np.array_equal(coco._decode_segmentation(runs, (HEIGHT, WIDTH)), inside)
+        size = tuple(rng.integers(1, 40, 2).tolist())
+        inside = np.asfortranarray(rng.random(size) < rng.random(), np.uint8)
+        stated = {"size": list(size)}
+        lengths = np.diff(np.flatnonzero(np.diff(inside.ravel("F"), prepend=0, append=2)), prepend=0).tolist()
+        polygons = [
+            ((rng.random(2 * rng.integers(3, 9)) * 1.5 - 0.2) * max(size)).tolist() for _ in range(rng.integers(1, 4))
+        ]
+        expected = np.full(size, coco.EMPTY, np.uint16)
+        expected[inside == 1] = 1
+        expected[mask.decode(mask.merge(mask.frPyObjects(polygons, *size))) == 1] = 2
+        for counts in (mask.encode(inside)["counts"].decode(), lengths):
+            assert np.array_equal(read_mask(size, {"counts": counts} | stated, polygons), expected)
+
+
+def test_the_time_for_an_endless_run_length_is_linear():
+    started_s = time.process_time()
+    with pytest.raises(DataError, match="run length of more than 7 units"):
+        read_mask((HEIGHT, WIDTH), {"counts": "o" * 160_000, **SIZES})
+    assert time.process_time() - started_s < 0.3
+
+
+def test_the_memory_for_an_outline_is_limited():
+    zigzag = np.stack([np.linspace(0, 2000, 400), np.arange(400) % 2 * 2000], axis=1).ravel().tolist()
+    with pytest.raises(DataError, match="outline of 800000 pixels; expected at most 256000"):
+        read_mask((2000, 2000), [zigzag])
+
+
+@pytest.mark.parametrize("count", [1_000, 7_000])
+def test_the_work_for_repeated_shapes_is_limited(count):
+    size = (480, 640)
+    read = partial(read_mask, size, *[{"counts": [0, 480 * 640], "size": list(size)}] * count)
+    started_s = time.process_time()
+    if count == 1_000:  # far more than in any image of COCO
+        assert set(read().ravel().tolist()) == {count}
+    else:
+        with pytest.raises(DataError, match="shapes that fill more than 2147483648 pixels in total"):
+            read()
+    assert time.process_time() - started_s < 6
 
 
 def test_the_size_of_the_json_does_not_limit_the_rows_of_a_shard(root, annotate):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from segray.core.errors import DataError
+from segray.data import source_masks
 from segray.data.sources.files import SourceFile
 from segray.data.sources.formats import SOURCES
 from segray.data.sources.labelme import PolygonMask
@@ -162,3 +163,44 @@ def test_a_circle_of_any_size_is_drawn_at_once(radius, tmp_path, annotate):
     assert ids[1, 2] == 1
     assert ids[2:].tolist() == [[1] * 6] * 2
     assert time.process_time() - started_s < 5
+
+
+ZIGZAG = [[column / 2, column % 2 * 999] for column in range(2_000)]
+FAR = [[index % 7 * 100_000, index % 5 * 200_000] for index in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("points", "kind", "count"),
+    [
+        (ZIGZAG, "polygon", 50),
+        (FAR, "linestrip", 200),
+        ([[0, 0], [999, 999]], "rectangle", 200),
+        ([[500, 500], [500, 100_000]], "circle", 200),
+    ],
+)
+def test_the_work_for_the_shapes_of_a_file_is_limited(points, kind, count, tmp_path, annotate, monkeypatch):
+    monkeypatch.setattr(source_masks, "MAX_RASTER_WORK", 2**27)
+    annotate("a", *[shape("car", points, kind)] * count)
+    file = tmp_path / "a.json"
+    content = json.loads(file.read_text()) | {"imageHeight": 1000, "imageWidth": 1000}
+    file.write_text(json.dumps(content))
+    reader = PolygonMask(SourceFile.stat(file), ("_background_", "car"))
+    started_s = time.process_time()
+    with pytest.raises(DataError, match=r"a\.json has shapes that fill more than 134217728 pixels in total"):
+        reader()
+    assert time.process_time() - started_s < 2
+
+
+def test_the_work_for_embedded_masks_is_limited(tmp_path, annotate, monkeypatch):
+    monkeypatch.setattr(source_masks, "MAX_RASTER_WORK", 2**24)
+    buffer = io.BytesIO()
+    Image.new("1", (1_000, 1_000)).save(buffer, "PNG")
+    mask = shape("car", [[0, 0], [1, 1]], "mask") | {"mask": b64encode(buffer.getvalue()).decode()}
+    annotate("a", *[mask] * 20)
+    with pytest.raises(DataError, match=r"a\.json has shapes that fill more than"):
+        PolygonMask(SourceFile.stat(tmp_path / "a.json"), ("_background_", "car"))()
+
+
+def test_a_thousand_shapes_are_drawn(tmp_path, annotate):
+    annotate("a", *[shape("car", [[0, 0], [5, 0], [5, 3], [0, 3]])] * 1_000)
+    assert PolygonMask(SourceFile.stat(tmp_path / "a.json"), ("_background_", "car"))().tolist() == [[1] * 6] * 4

@@ -1,7 +1,6 @@
 """COCO in its published layout: images and `annotations/` with panoptic PNGs and JSON, stuff JSON or instances JSON.
 
-Category ids have gaps, so the class id is the index of the category, ordered by category id. The JSON is held in memory
-while samples are listed, as in pycocotools.
+Category ids have gaps: the class id is the index of the category, ordered by category id. The JSON is held in memory.
 """
 
 import json
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segray.core.classes import Classes, default_palette
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
-from segray.data.source_masks import decode_rgb, require_mask_size
+from segray.data.source_masks import RasterBudget, decode_rgb, require_mask_size
 from segray.data.sources.collector import MaskReader, SampleCollector
 from segray.data.sources.files import SourceFile, build_classes, read_source_file, require_path, require_source_dir
 from segray.data.sources.sample import Ids, Json, SourceListing
@@ -29,6 +27,11 @@ from segray.data.sources.sample import Ids, Json, SourceListing
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
 YEAR = re.compile(r"_?\d{4}$")
 BACKGROUND = "background"
+MAX_OUTLINE = 64
+"""Maximum length of the outline of an annotation, in multiples of height + width. pycocotools takes 160 bytes per
+pixel. Lines at a distance of 8 px that fill an image of 640x480 are shorter."""
+MAX_RUN_UNITS = 7
+"""Maximum number of 5-bit units of a run length; the largest image needs 6."""
 MAX_CATEGORY, EMPTY, VOID = 65533, 65534, 65535
 """Largest category id (MAX_CATEGORY), and the mask values of background (EMPTY) and ignored pixels (VOID)."""
 
@@ -200,18 +203,24 @@ class AnnotationMask:
             DataError: a segmentation cannot be read.
         """
         require_mask_size(*self.size, self.image)
-        ids = np.full(self.size, EMPTY if self.on_background else VOID, np.uint16)
-        for value, inside in self._regions():
-            ids[inside] = value
-        return ids
+        height, width = self.size
+        columns = np.full(height * width, EMPTY if self.on_background else VOID, np.uint16)
+        for value, lengths in self._regions():
+            ends = np.cumsum(lengths).tolist()
+            for start, stop in zip(ends[::2], ends[1::2], strict=False):
+                columns[start:stop] = value
+        return np.ascontiguousarray(columns.reshape(width, height).T)
 
-    def _regions(self) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        annotations = json.loads(zlib.decompress(self.packed))
+    def _regions(self) -> Iterator[tuple[int, list[int]]]:
+        """Yields the mask value and the run lengths of each annotation."""
+        annotations, budget = json.loads(zlib.decompress(self.packed)), RasterBudget()
         try:
             for annotation in sorted(annotations, key=lambda annotation: -float(annotation.get("area") or 0)):
                 is_crowd = self.on_background and annotation.get("iscrowd")
                 category = _category(annotation)
-                yield VOID if is_crowd else category, _decode_segmentation(annotation["segmentation"], self.size)
+                lengths = _read_run_lengths(annotation["segmentation"], self.size, budget)
+                budget.spend(sum(lengths[1::2]), len(lengths))
+                yield VOID if is_crowd else category, lengths
         except Exception as error:  # pycocotools' C code raises arbitrary exceptions
             if is_out_of_memory(error):
                 raise
@@ -225,33 +234,40 @@ def _category(annotation: Json) -> int:
     return category
 
 
-def _decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decodes a polygon or an RLE to a boolean mask; raises ValueError if its size differs from the image.
+def _read_run_lengths(segmentation: Any, size: tuple[int, int], budget: RasterBudget) -> list[int]:
+    """Returns the run lengths of a polygon or an RLE, column by column, alternately outside and inside.
 
     The input is validated first, because pycocotools' C code does not check it.
+
+    Raises:
+        ValueError: the segmentation is invalid, its size differs from the image, or it exceeds the budget.
     """
     from pycocotools import mask  # noqa: PLC0415 - only this format needs it
 
     if not segmentation:
         raise ValueError("empty segmentation")
     if isinstance(segmentation, list):
-        _check_polygons(segmentation, size)
-        runs = mask.merge(mask.frPyObjects(segmentation, *size))
-    else:
-        counts = segmentation["counts"]
-        _check_runs(counts if isinstance(counts, list) else _decode_run_lengths(counts), segmentation["size"], size)
-        runs = mask.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
-    decoded: NDArray[np.bool_] = mask.decode(runs).astype(bool)
-    return decoded
+        budget.spend(0, _check_polygons(segmentation, size))
+        return _decode_run_lengths(mask.merge(mask.frPyObjects(segmentation, *size))["counts"].decode())
+    counts = segmentation["counts"]
+    lengths = counts if isinstance(counts, list) else _decode_run_lengths(counts)
+    _check_runs(lengths, segmentation["size"], size)
+    return lengths
 
 
-def _check_polygons(polygons: list[list[float]], size: tuple[int, int]) -> None:
-    limit = 2 * max(size)
+def _check_polygons(polygons: list[list[float]], size: tuple[int, int]) -> float:
+    """Checks polygons, and returns the length of their outlines in pixels."""
+    limit, outline = 2 * max(size), 0.0
     for corners in polygons:
         if len(corners) < 6 or len(corners) % 2:
             raise ValueError(f"polygon with {len(corners)} numbers; expected an even number of at least 6")
         if not all(-limit <= float(number) <= limit for number in corners):  # NaN is rejected too
             raise ValueError("polygon far outside the image")
+        points = np.array(corners, np.float64).reshape(-1, 2)
+        outline += float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+    if outline > MAX_OUTLINE * sum(size):
+        raise ValueError(f"outline of {outline:.0f} pixels; expected at most {MAX_OUTLINE * sum(size)}")
+    return outline
 
 
 def _check_runs(lengths: list[int], stated_size: list[int], size: tuple[int, int]) -> None:
@@ -271,6 +287,8 @@ def _decode_run_lengths(counts: str) -> list[int]:
     lengths: list[int] = []
     value = shift = 0
     for code in (ord(char) - 48 for char in counts):
+        if shift == 5 * MAX_RUN_UNITS:  # otherwise, the time for one endless number is quadratic
+            raise ValueError(f"run length of more than {MAX_RUN_UNITS} units")
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from segray.core.classes import default_palette, read_class_names
 from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
-from segray.data.source_masks import decode_source_mask, require_mask_size
+from segray.data.source_masks import RasterBudget, decode_source_mask, require_mask_size
 from segray.data.sources.collector import SampleCollector
 from segray.data.sources.files import (
     SourceFile,
@@ -35,6 +35,8 @@ MAX_COORDINATE = 2**20
 """Maximum coordinate of a point in pixels; a larger value is an error."""
 MAX_ELLIPSE = 2**16
 """Maximum radius in pixels of an ellipse that Pillow draws; its time grows without bound beyond 2**18."""
+MASK_WORK, DISC_WORK = 4, 8
+"""Work for one pixel of an embedded mask and of a large circle, in filled pixels."""
 
 
 def list_samples(source: str | None) -> SourceListing:
@@ -117,12 +119,16 @@ class PolygonMask:
         require_mask_size(content["imageHeight"], content["imageWidth"], self.file.path)
         id_of = {label: index for index, label in enumerate(self.names)} | {IGNORED: VOID}
         canvas = Image.new("I", (content["imageWidth"], content["imageHeight"]), 0)
+        budget = RasterBudget()
         for shape in content["shapes"]:
             if shape["label"] not in id_of:
                 raise DataError(
                     f"{self.file.path} has the label {shape['label']!r}, which is not a class; add it to {LABELS}"
                 )
-            self._draw(canvas, shape, id_of[shape["label"]])
+            try:
+                self._draw(canvas, shape, id_of[shape["label"]], budget)
+            except ValueError as error:
+                raise DataError(f"{self.file.path} has {error}") from error
         return np.asarray(canvas).astype(np.uint16)
 
     def _parse_points(self, shape: Json, kind: str) -> list[tuple[float, float]]:
@@ -139,10 +145,11 @@ class PolygonMask:
             raise DataError(f"{self.file.path} has a {kind} with a coordinate beyond {MAX_COORDINATE}: {points}")
         return points
 
-    def _draw(self, canvas: Image.Image, shape: Json, value: int) -> None:
+    def _draw(self, canvas: Image.Image, shape: Json, value: int, budget: RasterBudget) -> None:
         pen = ImageDraw.Draw(canvas)
         kind = str(shape["shape_type"] or "polygon")
         points = self._parse_points(shape, kind)
+        budget.spend(*_measure_work(kind, points, canvas.size))
         if kind == "polygon":
             pen.polygon(points, fill=value, outline=value)
         elif kind == "rectangle":
@@ -157,7 +164,9 @@ class PolygonMask:
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=value, outline=value)
         elif kind == "mask":  # a PNG placed between two corners
             (x, y), _ = points[:2]
-            canvas.paste(value, (round(x), round(y)), self._decode_mask(shape["mask"]))
+            inside = self._decode_mask(shape["mask"])
+            budget.spend(MASK_WORK * inside.width * inside.height)
+            canvas.paste(value, (round(x), round(y)), inside)
         elif kind == "point":
             pen.point(points, fill=value)
         else:
@@ -169,6 +178,23 @@ class PolygonMask:
         except ValueError as error:
             raise DataError(f"{self.file.path} has a mask that is not valid base64 ({error})") from error
         return Image.fromarray((pixels > 0).astype(np.uint8) * 255)
+
+
+def _measure_work(kind: str, points: list[tuple[float, float]], size: tuple[int, int]) -> tuple[float, float]:
+    """Returns the arguments of `RasterBudget.spend` for a shape: upper bounds for what Pillow fills and traces."""
+    corners = np.array(points)
+    outline = float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+    if kind in {"line", "linestrip", "point", "mask"}:
+        return len(points), outline
+    if kind == "circle":
+        radius = float(np.hypot(*(corners[0] - corners[1])))
+        if radius > MAX_ELLIPSE:  # see _disc
+            return DISC_WORK * size[0] * size[1], 0
+        corners, outline = np.array([corners[0] - radius, corners[0] + radius]), 8 * radius
+    limits = np.array(size) - 1
+    width, height = np.ptp(np.clip(corners, 0, limits), axis=0) + 1
+    # In every row, Pillow compares the row with all edges of a polygon.
+    return height * (width + len(points)), outline
 
 
 def _disc(size: tuple[int, int], x: float, y: float, radius: float) -> Image.Image:
