@@ -33,8 +33,13 @@ def mask_ids() -> np.ndarray:
 
 def save(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.copy().save(buffer, kind, **options)  # an image that was saved as JPEG keeps the settings of the encoder
     return buffer.getvalue()
+
+
+def frames_option(image: Image.Image) -> dict[str, object]:
+    """Options of `save` for a second frame."""
+    return {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +50,6 @@ def seed_images() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotated by 90 degrees
     exif[0x010E] = "description"
-    frames = {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
     deep = (rgb_pixels().astype(np.uint16) * 257)[..., ::-1]
     palette = image.quantize(16)
     return {
@@ -54,7 +58,7 @@ def seed_images() -> dict[str, bytes]:
         "cmyk.jpg": save(image.convert("CMYK"), "JPEG"),
         "progressive.jpg": save(image, "JPEG", progressive=True),
         "rotated.jpg": save(turned, "JPEG", exif=exif),
-        "frames.jpg": save(image, "MPO", **frames),
+        "frames.jpg": save(image, "MPO", **frames_option(image)),
         "rgb.png": save(image, "PNG"),
         "grey.png": save(image.convert("L"), "PNG"),
         "alpha.png": save(image.convert("RGBA"), "PNG"),
@@ -63,18 +67,18 @@ def seed_images() -> dict[str, bytes]:
         "grey16.png": save(Image.fromarray(deep[..., 0]), "PNG"),
         "rgb16.png": cv2.imencode(".png", deep)[1].tobytes(),
         "bits.png": save(image.convert("1"), "PNG"),
-        "frames.png": save(image, "PNG", **frames),
+        "frames.png": save(image, "PNG", **frames_option(image)),
         "exif.png": save(image, "PNG", exif=exif),
         "rgb.webp": save(image, "WEBP"),
         "lossless.webp": save(image.convert("RGBA"), "WEBP", lossless=True),
-        "frames.webp": save(image, "WEBP", **frames),
+        "frames.webp": save(image, "WEBP", **frames_option(image)),
         "rgb.bmp": save(image, "BMP"),
         "rgb.tif": save(image, "TIFF"),
         "lzw.tif": save(image, "TIFF", compression="tiff_lzw"),
-        "frames.tif": save(image, "TIFF", **frames),
+        "frames.tif": save(image, "TIFF", **frames_option(image)),
         "rotated.tiff": save(turned, "TIFF", exif=exif),
         "float.tif": save(image.convert("F"), "TIFF"),
-        "frames.gif": save(image, "GIF", **frames),
+        "frames.gif": save(image, "GIF", **frames_option(image)),
         "rgb.ppm": save(image, "PPM"),
     }
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from segray.config import Config
 from segray.config.renamed import use_current_names
 from segray.core.classes import Classes
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import CheckpointError, format_list
 from segray.core.parsing import parse_json, summarize_error
 from segray.models.architecture import SegmentationModel
@@ -157,6 +158,8 @@ def load_meta(folder: Path) -> Meta:
     try:
         return Meta.model_validate_json((folder / META).read_bytes())
     except (OSError, ValidationError) as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         raise CheckpointError(
             f"{folder / META} is damaged or has another format version ({summarize_error(error)})."
         ) from error
@@ -201,6 +204,8 @@ def _verify_before_loading(file: Path) -> None:
         try:
             _verify_checksum(file, load_meta(file.parent))
         except OSError as error:
+            if is_out_of_memory(error):  # the file is not at fault
+                raise
             raise CheckpointError(f"{file} cannot be read ({error}).") from error
 
 
@@ -228,6 +233,8 @@ def _reading(file: Path) -> Iterator[str]:
     try:
         yield file.read_text(encoding="utf-8")
     except (OSError, ValueError, AttributeError) as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         reason = summarize_error(error)
         raise CheckpointError(
             f"{file} cannot be read ({reason}); the checkpoint is damaged or has another format version."
@@ -241,6 +248,8 @@ def load_weights(folder: Path, *, live: bool = False) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         raise CheckpointError(f"{file} cannot be read ({summarize_error(error)}).") from error
     return weights
 
@@ -251,6 +260,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # for an invalid file, torch may raise any exception type
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         raise CheckpointError(f"{folder / STATE} cannot be read ({summarize_error(error)}).") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{folder / STATE} contains a {type(state).__name__}; expected a dict.")
@@ -279,6 +290,8 @@ def load_model(folder: Path) -> SegmentationModel:
     try:
         model.load_state_dict(load_weights(folder))
     except RuntimeError as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         mismatches = str(error).splitlines()[1:]
         raise CheckpointError(
             f"{folder / WEIGHTS} does not match its {CONFIG}:{format_list([line.strip() for line in mismatches], 5)}"

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import CheckpointError, first_line
 from segray.core.parsing import summarize_error
 
@@ -48,6 +49,8 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         reason = f"{_describe_text(file)} ({summarize_error(error)})"
         raise CheckpointError(
             f"weights {file} are not a complete safetensors file{reason}; download them again."
@@ -65,6 +68,8 @@ def _read_pickle(file: Path) -> dict[str, Any]:
             f"({first_line(error)}); expected a state dict; if you trust the file, save its tensors as .safetensors."
         ) from error
     except Exception as error:  # for an invalid file, torch may raise any exception type
+        if is_out_of_memory(error):  # the file is not at fault
+            raise
         reason = f"{summarize_error(error)}, {file.stat().st_size} bytes"
         raise CheckpointError(
             f"weights {file} are damaged or not a PyTorch file ({reason}); download them again."
