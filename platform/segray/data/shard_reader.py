@@ -14,6 +14,7 @@ from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.data import manifest
 from segray.data.manifest import Shard
+from segray.data.row_groups import read_row_groups
 from segray.data.storage import content_hash, credentials_hint, display_path, filesystem, one_line
 
 
@@ -27,7 +28,7 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
     try:
         with open_shard(fs, f"{path}/{shard.path}") as file:
             _check_row_groups(root, shard, file)
-            table = file.read_row_groups(groups, columns=columns, use_threads=False)
+            table = read_row_groups(file, groups, columns, f"shard {display_path(root, shard.path)}")
     except FileNotFoundError as error:
         raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
     except (OSError, pa.ArrowException) as error:

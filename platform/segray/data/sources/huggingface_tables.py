@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
+from segray.data.row_groups import read_row_groups
 from segray.data.sources.files import SourceFile
 
 ARROW_GROUP_ROWS = 64
@@ -149,7 +150,7 @@ def read_cells(file: SourceFile, group: int, column: str) -> pa.ChunkedArray:
             raise DataError(f"{file.path} has changed since the conversion started; convert again.")
         if _is_parquet(file):
             with pq.ParquetFile(file.path) as opened:
-                table = opened.read_row_group(group, columns=[column])
+                table = read_row_groups(opened, [group], [column], file.path)
         else:
             table = _open_arrow(file).select([column]).slice(group * ARROW_GROUP_ROWS, ARROW_GROUP_ROWS)
     return table[column]

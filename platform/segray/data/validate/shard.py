@@ -18,6 +18,7 @@ from segray.data.convert.metadata import shard_schema
 from segray.data.images import decode_mask
 from segray.data.manifest import COLUMNS, Shard
 from segray.data.normalize import PILLOW_MAX_PIXELS, normalize_image
+from segray.data.row_groups import read_row_groups
 from segray.data.storage import content_hash, display_path, filesystem
 
 SHARD = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -120,8 +121,8 @@ def _read_groups(
     number = 0
     for group, rows in enumerate(sizes):
         try:
-            yield from enumerate(file.read_row_group(group).to_pylist(), number)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            yield from enumerate(read_row_groups(file, [group], None, name).to_pylist(), number)
+        except (OSError, pa.ArrowException, UnicodeDecodeError, DataError) as error:
             if is_out_of_memory(error):
                 raise
             place = f"row group {group}, rows {number} to {number + rows - 1}"

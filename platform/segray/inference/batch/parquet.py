@@ -15,6 +15,7 @@ from pyarrow.fs import FileInfo
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list
 from segray.data.normalize import IMAGE_SUFFIXES
+from segray.data.row_groups import read_row_groups
 from segray.data.storage import MAX_NAME_BYTES, filesystem, strip_credentials
 from segray.inference.batch.inputs import CHUNK_IMAGES, Chunks, InputImage
 
@@ -71,7 +72,7 @@ class RowGroupShard:
     def _read(self) -> pa.ChunkedArray:
         fs, _ = filesystem(self.source)
         with _reading(self.path), pq.ParquetFile(self.path, filesystem=fs) as file:
-            return file.read_row_group(self.group, columns=[self.column], use_threads=False)[self.column]
+            return read_row_groups(file, [self.group], [self.column], self.path)[self.column]
 
     @staticmethod
     def _image(name: str, cell: Any) -> InputImage:
@@ -132,7 +133,7 @@ def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:
             if name_column is None:
                 names = [f"{PurePosixPath(info.path).stem}/{row:07d}" for row in range(first, first + rows)]
             else:
-                cells = file.read_row_group(group, columns=[name_column])[name_column].to_pylist()
+                cells = read_row_groups(file, [group], [name_column], info.path)[name_column].to_pylist()
                 if not all(isinstance(cell, str | int) for cell in cells):
                     raise DataError(f"{info.path} has a {name_column} that is neither text nor a number.")
                 names = [_without_suffix(str(cell)) for cell in cells]
