@@ -179,3 +179,14 @@ def test_the_checksums_are_those_of_sha256sum(saved):
     )
     expected = {line.split()[1]: line.split()[0] for line in listed.stdout.splitlines()}
     assert checkpoint.load_meta(folder).checksums == expected
+
+
+def test_the_folder_of_a_run_names_its_last_checkpoint(tmp_path):
+    for name in ("step-000200", "step-000400"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / checkpoint.META).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"choose one of the checkpoints in it, for example .*/step-000400\.$"):
+        checkpoint.load_meta(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="it is not a checkpoint"):
+        checkpoint.load_meta(tmp_path / "empty")

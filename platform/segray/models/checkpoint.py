@@ -152,9 +152,11 @@ def load_meta(folder: Path) -> Meta:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder} is not a folder; expected a folder that contains {META}.")
     if not (folder / META).is_file():
-        raise CheckpointError(
-            f"{folder} contains no {META}; it is not a checkpoint, or its writing was interrupted; choose another."
-        )
+        checkpoints = sorted(file.parent.name for file in folder.glob(f"*/{META}"))
+        reason = "it is not a checkpoint, or its writing was interrupted; choose another"
+        if checkpoints:
+            reason = f"choose one of the checkpoints in it, for example {folder / checkpoints[-1]}"
+        raise CheckpointError(f"{folder} contains no {META}; {reason}.")
     try:
         return Meta.model_validate_json((folder / META).read_bytes())
     except (OSError, ValidationError) as error:
