@@ -9,6 +9,7 @@ from segray import config
 from segray.tracking.journal import Journal
 from segray.tune.controller import WORST, SweepController
 from segray.tune.journal import SweepJournal, trial_dir
+from segray.tune.results import best_trial
 from segray.tune.schedulers.base import SchedulerDecision
 from segray.tune.schedulers.build import build_scheduler, rung_steps
 from segray.tune.search import build_search
@@ -108,6 +109,7 @@ def test_an_interrupted_and_resumed_sweep_has_the_same_trials(tmp_path_factory, 
     assert [trial.number for trial in controller.trials] == list(range(9))
     assert all(trial.state in (State.FINISHED, State.STOPPED) for trial in controller.trials)
     assert any(trial.state is State.FINISHED for trial in controller.trials)
+    assert [trial.best for trial in runs.record.load_trials()] == [trial.best for trial in controller.trials]
     if mode[0] == "asha":
         assert sum(trial.step > RUNGS[0] for trial in controller.trials) <= 9 // 4 + max_concurrent
     if mode[1] != "optuna" and mode[0] != "pbt":  # TPE depends on the order of the results
@@ -124,6 +126,23 @@ def test_a_copy_resumes_at_the_step_of_its_donor():
     trial.copy_from = 1
     controller.on_result(trial, 30, {"val/miou": 0.55})
     assert (trial.step, trial.value, trial.copy_from) == (30, 0.55, None)
+
+
+def test_values_before_a_copy_do_not_count_because_their_checkpoints_are_removed():
+    controller = build_controller("pbt", "random")
+    trial, other = controller.next_trial(), controller.next_trial()
+    controller.on_result(trial, 10, {"val/miou": 0.70})
+    trial.copy_from, trial.state = 1, State.PENDING
+    assert trial.best == 0.70
+    assert controller.next_trial() is trial  # its run now starts from the copy
+    assert trial.best is None
+    for step, miou in ((10, 0.60), (20, 0.65)):  # the checkpoint of the donor was older
+        controller.on_result(trial, step, {"val/miou": miou})
+    controller.on_result(other, 10, {"val/miou": 0.66})
+    assert (trial.best, other.best) == (0.65, 0.66)
+    for ended in (trial, other):
+        controller.on_end(ended, State.FINISHED)
+    assert best_trial([trial, other]) is other
 
 
 @pytest.mark.parametrize("mode", MODES)

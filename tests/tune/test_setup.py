@@ -222,6 +222,23 @@ def test_a_completed_copy_is_not_repeated(tmp_path):
     assert record.load_trials()[0].copy_from is None
 
 
+def test_values_before_a_copy_do_not_count_after_a_resume(tmp_path):
+    record, _, journal = create_running_trial(tmp_path)
+    journal.write("metrics", step=2, values={"val/miou": 0.7})
+    journal.write("metrics", step=4, values={"val/miou": 0.4})
+    assert record.load_trials()[0].best == 0.7
+    journal.write("rewound", step=2, donor="trial-003")
+    assert record.load_trials()[0].best is None
+    journal.write("metrics", step=4, values={"val/miou": 0.5})
+    assert record.load_trials()[0].best == 0.5
+
+
+def test_values_before_a_copy_that_was_interrupted_do_not_count(tmp_path):
+    record, _, journal = create_running_trial(tmp_path, copy_from=3)
+    journal.write("metrics", step=2, values={"val/miou": 0.7})
+    assert record.load_trials()[0].best is None  # the run may have removed its checkpoints already
+
+
 def test_the_run_time_of_killed_runs_counts(tmp_path, monkeypatch):
     record, _, journal = create_running_trial(tmp_path)
     for at, kind in [(0, "run"), (50, "metrics"), (90, "metrics"), (1000, "resumed"), (1040, "metrics"), (5000, "tag")]:

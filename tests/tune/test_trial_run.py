@@ -105,7 +105,10 @@ def write_checkpoint(run, step):
     folder = run / f"step-{step:06d}"
     folder.mkdir(parents=True)
     (folder / checkpoint.WEIGHTS).write_bytes(b"w" * step)
-    meta = checkpoint.Meta(step=step, dataset_digest="d", versions={}, files={checkpoint.WEIGHTS: step})
+    metrics = {"val/miou": step / 10}
+    meta = checkpoint.Meta(
+        step=step, metrics=metrics, dataset_digest="d", versions={}, files={checkpoint.WEIGHTS: step}
+    )
     (folder / checkpoint.META).write_text(meta.model_dump_json())
     return folder
 
@@ -118,6 +121,14 @@ def test_a_copy_replaces_also_a_damaged_checkpoint_of_the_same_step(run, tmp_pat
     copy_checkpoint(donor, run)
     assert [info.step for info in list_checkpoints(run)] == [4]
     assert [path.name for path in checkpoint_folders(run)] == ["step-000004"]
+
+
+def test_a_copy_has_no_score_of_its_own_trial(run, tmp_path):
+    donor = tmp_path / "trial-001"
+    write_checkpoint(donor, 4)
+    copy_checkpoint(donor, run)
+    assert [(info.step, info.score) for info in list_checkpoints(donor)] == [(4, 0.4)]
+    assert [(info.step, info.score) for info in list_checkpoints(run)] == [(4, None)]
 
 
 def test_a_copy_waits_for_a_checkpoint_while_the_donor_replaces_its_only_one(run, tmp_path, monkeypatch):

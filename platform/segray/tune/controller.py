@@ -45,6 +45,8 @@ class SweepController:
         trial = self._pending_trial() or self._resumable_trial() or self._suggest_trial() or self._resumable_trial()
         if trial is not None:
             trial.state, trial.approved_step, trial.reason = State.RUNNING, trial.step, ""
+            if trial.copy_from is not None:
+                trial.continue_from_copy(trial.step)
         return trial
 
     @property
@@ -64,7 +66,7 @@ class SweepController:
         """
         first, *others = self.metrics
         if trial.copy_from is not None:
-            trial.roll_back(step - 1)  # it resumed from its donor's checkpoint, which may be older
+            trial.continue_from_copy(step - 1)  # the donor's checkpoint may be older than the trial's last validation
             trial.copy_from = None
         trial.add_result(step, objective_sign(first) * metrics[first] if first in metrics else WORST)
         trial.other_metrics |= {name: metrics[name] for name in others if name in metrics}

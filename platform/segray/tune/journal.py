@@ -87,15 +87,18 @@ class SweepJournal:
     def _read_run(self, trial: Trial) -> None:
         """Adds the results from the journal of a trial's run."""
         records = Journal(trial_dir(self.folder, trial.number)).records()
-        if trial.state is State.RUNNING:
+        is_running = trial.state is State.RUNNING
+        if is_running:
             trial.state = State.PENDING
         for record in records:
             if record["kind"] == "rewound":
-                trial.roll_back(record["step"])
+                trial.continue_from_copy(record["step"])
                 if record["time_ms"] >= self._change_times.get(trial.number, 0):  # the run has made the copy
                     trial.copy_from = None
             elif record["kind"] == "metrics":
                 self._read_metrics(trial, record["step"], record["values"])
+        if is_running and trial.copy_from is not None:  # the run may have removed its checkpoints for the copy
+            trial.continue_from_copy(trial.step)
         statuses = [record["status"] for record in records if record["kind"] == "end"]
         if statuses and statuses[-1] == "FINISHED" and trial.state is State.PENDING:
             trial.state = State.FINISHED

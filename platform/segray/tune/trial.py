@@ -42,6 +42,7 @@ class Trial:
         other_metrics: last reported values of the other objectives, without a change of sign, and costs.
         approved_step: step of the last validation after which the scheduler let the trial continue.
         copy_from: number of the trial whose checkpoint the segment starts from; `None` after the next validation.
+        copied_step: last step whose checkpoint was removed for a copy of another trial's checkpoint; 0 if there is none.
         seconds: run time of all completed segments, in seconds.
         segment_s: run time of the current segment, in seconds.
         accumulation_steps: number of gradient accumulation steps; `None` if it is unknown.
@@ -56,6 +57,7 @@ class Trial:
     other_metrics: dict[str, float] = field(default_factory=dict)
     approved_step: int = 0
     copy_from: int | None = None
+    copied_step: int = 0
     seconds: float = 0.0
     segment_s: float = 0.0
     accumulation_steps: int | None = None
@@ -75,8 +77,11 @@ class Trial:
 
     @property
     def best(self) -> float | None:
-        """Highest value, or `None` before the first validation."""
-        return max(self.curve.values(), default=None)
+        """Highest value since the last copy of another trial's checkpoint, or `None` if there is none.
+
+        The checkpoints of the values before the copy no longer exist.
+        """
+        return max((value for step, value in self.curve.items() if step > self.copied_step), default=None)
 
     @property
     def is_over(self) -> bool:
@@ -109,7 +114,8 @@ class Trial:
         self.curve[step] = value
         self._forecasts.pop(step, None)
 
-    def roll_back(self, step: int) -> None:
-        """Removes the values after a step, for a trial that resumes from an earlier checkpoint."""
+    def continue_from_copy(self, step: int) -> None:
+        """Removes the values after a step, for a trial that continues from another trial's checkpoint of that step."""
+        self.copied_step = step
         self.curve = {validated: value for validated, value in self.curve.items() if validated <= step}
         self._forecasts = {}

@@ -220,6 +220,8 @@ def _latest_checkpoint(run: Path) -> checkpoint_store.CheckpointInfo:
 def copy_checkpoint(donor: Path, run: Path) -> None:
     """Replaces the checkpoints of a run with the latest checkpoint of another run.
 
+    The copy has no metrics: those of the donor are not a result of this run.
+
     Raises:
         CheckpointError: the donor has no checkpoint, or removes each one during the copy.
     """
@@ -230,6 +232,8 @@ def copy_checkpoint(donor: Path, run: Path) -> None:
             partial = target.with_name(f"{target.name}{checkpoint_store.TEMP_SUFFIX}")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(latest.folder, partial)
+            meta = checkpoint.load_meta(partial).model_copy(update={"metrics": {}, "confusion": []})
+            (partial / checkpoint.META).write_text(meta.model_dump_json())
             break
         except (OSError, CheckpointError) as error:  # the donor's run removes older checkpoints
             if attempt == MAX_COPY_ATTEMPTS - 1:
