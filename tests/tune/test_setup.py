@@ -243,7 +243,7 @@ def test_the_run_time_of_killed_runs_counts(tmp_path, monkeypatch):
     record, _, journal = create_running_trial(tmp_path)
     for at, kind in [(0, "run"), (50, "metrics"), (90, "metrics"), (1000, "resumed"), (1040, "metrics"), (5000, "tag")]:
         monkeypatch.setattr("time.time", lambda at=at: 1e9 + at)
-        journal.write(kind, step=0, values={})
+        journal.write(kind, step=0, values={}, name="", value="", dataset={})
     assert record.load_trials()[0].seconds == 90 + 40
 
 

@@ -42,7 +42,7 @@ class Trial:
         other_metrics: last reported values of the other objectives, without a change of sign, and costs.
         approved_step: step of the last validation after which the scheduler let the trial continue.
         copy_from: number of the trial whose checkpoint the segment starts from; `None` after the next validation.
-        copied_step: last step whose checkpoint was removed for a copy of another trial's checkpoint; 0 if there is none.
+        copied_step: step of the last copy of another trial's checkpoint, which replaced the earlier ones; 0 before it.
         seconds: run time of all completed segments, in seconds.
         segment_s: run time of the current segment, in seconds.
         accumulation_steps: number of gradient accumulation steps; `None` if it is unknown.
