@@ -177,6 +177,36 @@ def test_a_champion_is_followed_while_a_challenger_is_fetched_or_loads(store, mo
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("step", ["download", "load"])
+def test_a_server_starts_while_its_challenger_is_fetched_or_loads(store, monkeypatch, step):
+    proceed = threading.Event()
+    download, load = model_cache.download_checkpoint, LoadedModel.__init__
+
+    def slow_download(reference, *rest):
+        if reference.endswith("/2") and step == "download":
+            proceed.wait(20)
+        return download(reference, *rest)
+
+    def slow_load(loaded, version, *rest):
+        if version.number == "2" and step == "load":
+            proceed.wait(20)
+        load(loaded, version, *rest)
+
+    async def run():
+        monkeypatch.setattr(model_cache, "download_checkpoint", slow_download)
+        monkeypatch.setattr(LoadedModel, "__init__", slow_load)
+        try:
+            async with asyncio.timeout(10), served(store, shadow=1.0) as serving:
+                answer = await mask(serving, picture())
+                proceed.set()
+                state = await serving.until(lambda state: set(state.models) == {"1", "2"})
+                return answer[0], state.target.challenger
+        finally:
+            proceed.set()
+
+    assert asyncio.run(run()) == ("1", "2")
+
+
 def test_an_unexpected_error_of_the_controller_is_a_problem_until_the_next_poll(store, monkeypatch):
     async def run():
         async with served(store) as serving:

@@ -51,7 +51,7 @@ class VersionController:
         self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Fetches the versions of the aliases, then starts the polling task.
+        """Fetches the champion, and starts to fetch the challenger and to poll the registry.
 
         Raises:
             SegrayError: no version is available under the alias, neither in the registry nor in the model cache.
@@ -63,8 +63,7 @@ class VersionController:
         if desired is None or not await self._fetch(desired.champion):
             raise SegrayError("; ".join(self._problems()))
         self._desired, self._target = desired, TargetVersions(desired.champion)
-        if desired.challenger is not None and await self._fetch(desired.challenger):
-            self._target = TargetVersions(desired.champion, desired.challenger)
+        await self._follow(desired)
         self._poll_task = asyncio.create_task(self._poll_registry())
 
     async def sync(self, report: StatusReport) -> TargetVersions:

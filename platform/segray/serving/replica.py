@@ -85,7 +85,7 @@ class Replica:
         torch.set_num_threads(settings.cpus_per_replica)
 
     async def start(self) -> None:
-        """Loads the target versions and starts to follow the version controller.
+        """Loads the champion, and starts to load the challenger and to follow the version controller.
 
         Raises:
             ServingError: neither the champion nor the fallback version can be loaded.
@@ -97,8 +97,7 @@ class Replica:
         if self._champion is None:
             reasons = self._failures.reasons.items()
             raise ServingError("; ".join(f"cannot load version {number}: {reason}" for number, reason in reasons))
-        if target.challenger is not None:
-            await self._load(target.challenger)
+        self._apply_target(target)
         self._sync_task = asyncio.create_task(self._sync())
 
     async def segment(
