@@ -15,15 +15,15 @@ MOVES = ("set_registered_model_alias", "delete_registered_model_alias")
 
 
 class Suspended:
-    """A client that waits in front of its n-th move of an alias, behind the check of the lock."""
+    """A client that waits in front of its n-th call of some methods, by default moves of an alias."""
 
-    def __init__(self, uri, move, wait):
-        self._client, self._left, self._wait = MlflowClient(uri, uri), move, wait
+    def __init__(self, uri, move, wait, methods=MOVES):
+        self._client, self._left, self._wait, self._methods = MlflowClient(uri, uri), move, wait, methods
         self.has_moved = threading.Event()
 
     def __getattr__(self, name):
         found = getattr(self._client, name)
-        return found if name not in MOVES else lambda *words: self._move(found, *words)
+        return found if name not in self._methods else lambda *words: self._move(found, *words)
 
     def _move(self, found, *words):
         self._left -= 1
@@ -35,7 +35,7 @@ class Suspended:
         return result
 
 
-def suspended_promotion(store, move):
+def suspended_promotion(store, move, methods=MOVES):
     """Starts a promotion of version 3 that waits in front of a move.
 
     Returns a function that lets it make the move, and one that returns its errors once it has ended.
@@ -46,7 +46,7 @@ def suspended_promotion(store, move):
         waits.set()
         assert proceed.wait(60)
 
-    client = Suspended(store.uri, move, wait)
+    client = Suspended(store.uri, move, wait, methods)
 
     def promote():
         try:
@@ -95,6 +95,38 @@ def test_a_move_into_the_update_of_another_process_is_overwritten(store, served,
     apply_change(client, plan_rollback("streets", get_aliases(client, "streets")))
     assert len(resume()) == 1
     assert served(store.client) == (None, "2", None)
+
+
+class InterruptedRollback:
+    """A client that calls a function between its first move and the check in front of its second."""
+
+    def __init__(self, uri, interrupt):
+        self._client, self._interrupt, self._has_moved = MlflowClient(uri, uri), interrupt, False
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def delete_registered_model_alias(self, model, alias):
+        self._client.delete_registered_model_alias(model, alias)
+        self._has_moved = True
+
+    def get_registered_model(self, name):
+        if self._has_moved and name == "streets":
+            self._has_moved = False
+            self._interrupt()
+        return self._client.get_registered_model(name)
+
+
+def test_a_rollback_whose_lock_is_removed_by_a_suspended_process_between_its_moves_is_undone(store, served):
+    make_removal, resume = suspended_promotion(store, 1, ("delete_registered_model",))
+    assert recover(store.client, "streets", 0) is not None
+    before = served(store.client)
+    client = InterruptedRollback(store.uri, make_removal)
+    plan = plan_rollback("streets", get_aliases(client, "streets"))
+    with pytest.raises(PromotionError, match="another process is promoting streets"):
+        apply_change(client, plan)
+    assert not resume()
+    assert served(store.client) == before == ("2", "3", None)
 
 
 def test_a_suspended_process_whose_plan_was_carried_out_and_nothing_else_changes_nothing(store, served):

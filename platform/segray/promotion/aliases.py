@@ -10,7 +10,8 @@ the next process removes.
 A process that is suspended for longer than `LOCK_TIMEOUT_S` counts as dead, and another process carries out its plan.
 MLflow cannot make a move conditional on the lock, so a process checks the lock before and after each move. If it was
 suspended between the first check and the move, it finds out after the move and restores the alias from the last
-completed update, which is a tag of the model.
+completed update, which is a tag of the model. It does the same if its lock is gone after an earlier move, because a
+process that is suspended before it removes its lock may remove that of another process.
 """
 
 import json
@@ -216,7 +217,10 @@ def _set_alias(client: MlflowClient, plan: AliasChange, alias: str, version: str
 
 
 def _require_lock(client: MlflowClient, plan: AliasChange) -> None:
+    """Raises PromotionError if the lock is lost. An update that has begun is undone: no plan remains to complete it."""
     if not _is_locked_by(client, plan):
+        if serving_aliases(get_aliases(client, plan.model)) != plan.before:
+            _undo_late_move(client, plan)
         raise _locked_error(plan.model)
 
 
