@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from segray import config
+from segray.core.classes import Classes
 from segray.core.errors import ConfigError
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
@@ -16,6 +18,19 @@ from segray.training.worker_state import RunProgress
 from segray.tune.objectives import validate_objectives, with_objective_score
 
 NAMES = ("road", "car")
+
+
+class Dataset:
+    """Manifest of a dataset with three classes, whose validation split does not contain the last one."""
+
+    classes = Classes(names=(*NAMES, "bus"), palette=((0, 0, 0),) * 3)
+
+    @staticmethod
+    def split(name):
+        pixels = {"train": (5, 5, 5), "val": (5, 5, 0)}[name]
+        return SimpleNamespace(class_pixels=pixels)
+
+
 META = checkpoint.Meta(step=0, dataset_digest="d", versions={})
 CURVE = {  # the mean IoU, the IoU of a class and the loss are best at different steps
     1: {"val/miou": 0.7, "val/iou/car": 0.1, "train/loss": 0.9},
@@ -85,15 +100,24 @@ def test_a_run_that_resumes_with_another_score_starts_its_comparison_again():
 
 def test_an_unknown_score_is_an_error_that_lists_the_scores():
     with pytest.raises(ConfigError, match=r"(?s)train\.score is val/iou/cat, .*did you mean 'val/iou/car'.*val/aacc"):
-        validate_score(settings(score="val/iou/cat"), NAMES)
+        validate_score(settings(score="val/iou/cat"), Dataset)
     assert set(available_scores(NAMES)) == {
         *("val/miou", "val/macc", "val/aacc", "val/iou/road", "val/iou/car", "train/loss")
     }
 
 
-class Dataset:
-    class classes:  # noqa: N801
-        names = NAMES
+def test_the_iou_of_a_class_that_the_validation_split_does_not_contain_is_no_score():
+    message = r"train\.score is val/iou/bus, and split 'val' contains no pixel of class bus; expected a class .* split"
+    with pytest.raises(ConfigError, match=message):
+        validate_score(settings(score="val/iou/bus"), Dataset)
+    validate_score(settings(score="val/iou/car"), Dataset)
+    validate_score(settings(score="val/miou"), Dataset)
+
+
+@pytest.mark.parametrize("metrics", [["val/iou/bus"], ["val/miou", "val/iou/bus"]])
+def test_the_iou_of_a_class_that_the_validation_split_does_not_contain_is_no_objective(metrics):
+    with pytest.raises(ConfigError, match=r"tune\.metrics is val/iou/bus, and split 'val' contains no pixel"):
+        validate_objectives(config.build({"tune.metrics": metrics}), Dataset)
 
 
 def test_the_trials_of_a_sweep_have_the_score_of_its_first_objective():

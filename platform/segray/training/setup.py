@@ -178,7 +178,7 @@ def validate_splits(config: Config, manifest: Manifest) -> Split:
         for height, width in SplitReader(config.data.root, train).min_sizes():
             validate_transforms(config.data, height, width, manifest.classes.ignore_id)
     build_loss(config.loss, manifest.classes.num_classes, train.class_pixels)
-    validate_score(config, manifest.classes.names)
+    validate_score(config, manifest)
     return train
 
 

@@ -14,7 +14,7 @@ from segray.data.manifest import Manifest
 from segray.inference.timing import time_interleaved
 from segray.models.build import build_model
 from segray.models.cost import model_costs
-from segray.training.score import DEFAULT_SCORE, available_scores
+from segray.training.score import DEFAULT_SCORE, available_scores, validate_score_class
 
 PARAMETERS, GMAC, LATENCY = "cost/parameters", "cost/gmac", "cost/latency_ms"
 COSTS = (PARAMETERS, GMAC, LATENCY)
@@ -30,8 +30,9 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
     """Validates the objectives of a sweep.
 
     Raises:
-        ConfigError: an objective is not available (the message lists those that are), the first one is a cost, one is
-            repeated, or `train.score` is another metric than the first one.
+        ConfigError: an objective is not available (the message lists those that are) or is the IoU of a class that the
+            validation split does not contain, the first one is a cost, one is repeated, or `train.score` is another
+            metric than the first one.
     """
     available, metrics = available_metrics(config, manifest), config.tune.metrics
     for name in metrics:
@@ -40,6 +41,7 @@ def validate_objectives(config: Config, manifest: Manifest) -> None:
             raise ConfigError(
                 f"tune.metrics contains {name}, which no trial reports{hint} Available metrics:{format_list(available)}"
             )
+        validate_score_class("tune.metrics", name, config, manifest)
     if metrics[0] in COSTS:
         raise ConfigError(
             f"the first of tune.metrics is {metrics[0]}, which does not depend on training; expected a metric of the "
