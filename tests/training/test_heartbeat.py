@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from ray.exceptions import RayError
 
 from segray.training import heartbeat as module
 from segray.training.heartbeat import HeartbeatMonitor, RankStatus
@@ -130,3 +132,61 @@ def test_unregistered_and_silent_ranks_are_not_alive(clock):
     assert monitor.has_live_ranks()
     clock[0] = 11
     assert not monitor.has_live_ranks()
+
+
+class MonitorStub:
+    """Stands in for the actor of a monitor: its methods are called as those of an actor."""
+
+    def __init__(self, monitor):
+        for name in ("processes", "has_live_ranks"):
+            method = getattr(monitor, name)
+            setattr(self, name, SimpleNamespace(remote=method))
+
+
+@pytest.fixture
+def kills(monkeypatch):
+    """Ranks that `kill_ranks` kills; the node of rank 1 is lost. Nothing waits."""
+    killed = []
+
+    def kill(status):
+        if status.rank == 1:
+            raise RayError("the node is lost")
+        killed.append(status.rank)
+
+    monkeypatch.setattr(module, "_kill_rank", kill)
+    monkeypatch.setattr(module.ray, "get", lambda reply, timeout: reply)
+    return killed
+
+
+def test_a_lost_node_does_not_prevent_the_killing_of_the_other_ranks_and_the_wait(clock, kills, monkeypatch):
+    monitor = HeartbeatMonitor()
+    for rank in range(4):
+        monitor.report(status(rank))
+    monitor.mark_idle(3, 103)  # it writes its last checkpoint
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        clock[0] += 5
+
+    monkeypatch.setattr(module, "sleep", sleep)
+    module.kill_ranks(MonitorStub(monitor))
+    assert kills == [0, 2, 3]
+    assert len(pauses) == 2  # the ranks are silent after 10 s
+
+
+def test_a_finished_rank_is_not_killed(kills, clock):
+    monitor = HeartbeatMonitor()
+    for rank in (0, 2):
+        monitor.report(status(rank))
+    monitor.mark_idle(0, 100)
+    monitor.unregister(0, 100)
+    assert [rank.rank for rank in monitor.processes()] == [2]
+
+
+def test_a_stalled_rank_remains_known_until_it_is_silent(clock):
+    monitor = HeartbeatMonitor()
+    monitor.report(status(0))
+    clock[0] = 7
+    assert monitor.find_stalled(6)
+    assert [rank.rank for rank in monitor.processes()] == [0]

@@ -73,6 +73,7 @@ class HeartbeatMonitor(StopSignal):
         """Clears the stored status and the stop request before another run."""
         super().__init__()
         self._statuses: dict[int, RankStatus] = {}
+        self._processes: dict[int, RankStatus] = {}
         self._last_progress: dict[int, float] = {}
         self._last_beat: dict[int, tuple[int, float]] = {}
         self._controller: Any = None
@@ -94,9 +95,9 @@ class HeartbeatMonitor(StopSignal):
         """Returns the placement group of the workers; `None` before they have started."""
         return self._placement_group
 
-    def statuses(self) -> list[RankStatus]:
-        """Returns the last status of each rank that has not finished."""
-        return list(self._statuses.values())
+    def processes(self) -> list[RankStatus]:
+        """Returns the last status of each rank whose process has not ended, also of idle ranks."""
+        return list(self._processes.values())
 
     def has_live_ranks(self) -> bool:
         """Returns `True` if any rank sent a heartbeat within `RANK_TIMEOUT_S`."""
@@ -112,9 +113,10 @@ class HeartbeatMonitor(StopSignal):
         previous = self._statuses.get(status.rank)
         if previous is None or (previous.pid, previous.num_beats) != (status.pid, status.num_beats):
             self._last_progress[status.rank] = monotonic()
-        self._statuses[status.rank] = status
+        self._statuses[status.rank] = self._processes[status.rank] = status
         for rank in [rank for rank in self._statuses if rank >= status.world]:  # ranks of an earlier, larger group
             self._clear_progress(rank)
+            self._processes.pop(rank, None)
         return self.ping(status.rank, status.pid)
 
     def mark_idle(self, rank: int, pid: int) -> None:
@@ -127,6 +129,7 @@ class HeartbeatMonitor(StopSignal):
         self.mark_idle(rank, pid)
         if self._last_beat.get(rank, (None,))[0] == pid:
             del self._last_beat[rank]
+            self._processes.pop(rank, None)
 
     def find_stalled(self, timeout_s: float) -> list[RankStatus]:
         """Returns the ranks with the least progress if at least one of them is stalled, else an empty list.
@@ -268,12 +271,12 @@ def kill_ranks(monitor: Any) -> None:
 
     Ray ends the workers of a dead controller as well, but at an unspecified time.
     """
-    with suppress(RayError):  # a node is gone together with its ranks
-        for status in ray.get(monitor.statuses.remote(), timeout=RAY_TIMEOUT_S):
+    for status in ray.get(monitor.processes.remote(), timeout=RAY_TIMEOUT_S):
+        with suppress(RayError):  # the node is lost together with the rank
             _kill_rank(status)
-        deadline = monotonic() + RAY_TIMEOUT_S
-        while ray.get(monitor.has_live_ranks.remote(), timeout=RAY_TIMEOUT_S) and monotonic() < deadline:
-            sleep(SILENCE_POLL_S)
+    deadline = monotonic() + RAY_TIMEOUT_S
+    while ray.get(monitor.has_live_ranks.remote(), timeout=RAY_TIMEOUT_S) and monotonic() < deadline:
+        sleep(SILENCE_POLL_S)
 
 
 def _kill_rank(status: RankStatus) -> bool:
