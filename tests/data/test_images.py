@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from segray.core.errors import DataError
-from segray.data.images import decode_image, decode_mask, encode_mask
+from segray.data.images import count_pixels, decode_image, decode_mask, encode_mask
 from segray.data.normalize import PILLOW_MAX_PIXELS, NormalizedImage, normalize_image
 from segray.data.source_masks import align_mask, decode_source_mask
 
@@ -229,3 +229,44 @@ def test_a_conversion_refuses_an_image_that_training_cannot_decode():
     encoded[41 + length] ^= 1  # the checksum of the pixels
     with pytest.raises(DataError, match=r"a\.png cannot be read as an image"):
         normalize_image(bytes(encoded), "a.png")
+
+
+def bomb(kind: str) -> bytes:
+    """A small image file with 20,000 x 20,000 pixels in its header."""
+    if kind == "PNG":
+        return encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    source, side = bytearray(encoded(Image.fromarray(COLOURS), kind)), (20_000).to_bytes(2, "big")
+    if kind == "JPEG":
+        frame = source.index(b"\xff\xc0")
+        source[frame + 5 : frame + 9] = side * 2
+    else:
+        source[26:30] = (16_383).to_bytes(2, "little") * 2
+    return bytes(source)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_stored_image_with_too_many_pixels_is_not_decoded(kind, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    pixels = 16_383**2 if kind == "WEBP" else 20_000**2
+    with pytest.raises(DataError, match=f"image of {pixels} pixels; expected at most 178956970"):
+        decode_image(bomb(kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "lossless", "alpha", "rotated", "progressive"])
+def test_the_size_in_the_header_is_that_of_the_pixels(kind):
+    image = Image.fromarray(COLOURS)
+    source = {
+        "lossless": lambda: encoded(image, "WEBP", lossless=True),
+        "alpha": lambda: encoded(image.convert("RGBA"), "WEBP", exif=b"Exif\0\0abc"),
+        "rotated": lambda: with_orientation(image, 6),
+        "progressive": lambda: encoded(image, "JPEG", progressive=True, comment=b"x" * 999),
+    }.get(kind, lambda: encoded(image, kind))()
+    assert count_pixels(source) == 24 * 32
+    assert decode_image(source).shape == (24, 32, 3)
+    for length in range(0, 60, 3):
+        assert count_pixels(source[:length]) >= 0
+
+
+def test_a_stored_mask_with_too_many_pixels_is_an_error():
+    with pytest.raises(DataError, match="a mask column are not a mask"):
+        decode_mask(encoded(Image.new("L", (20_000, 20_000)), "PNG"))

@@ -20,6 +20,9 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+MAX_STORED_PIXELS = 178_956_970
+"""Largest image, in pixels, that Pillow opens, and therefore the largest that a conversion stores."""
+_START_OF_FRAME = {bytes((marker,)) for marker in set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}}
 MODES_16BIT = {"I;16", "I;16L", "I;16B"}
 """Pillow modes with 16 bits per pixel."""
 
@@ -33,8 +36,13 @@ def decode_image(encoded: bytes, reduction: int = 1) -> Pixels:
             pixel is the mean of the source pixels it covers. Other formats are always decoded at full size.
 
     Raises:
-        DataError: the bytes are not an image.
+        DataError: the bytes are not an image, or the image has more than MAX_STORED_PIXELS pixels.
     """
+    num_pixels = count_pixels(encoded)
+    if num_pixels > MAX_STORED_PIXELS:  # OpenCV's own limit is 2**30, which takes 3 GiB
+        raise DataError(
+            f"an image column contains an image of {num_pixels} pixels; expected at most {MAX_STORED_PIXELS}."
+        )
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     if is_jpeg(encoded):
         flags |= _REDUCED[reduction]
@@ -47,6 +55,44 @@ def decode_image(encoded: bytes, reduction: int = 1) -> Pixels:
     if pixels is None:
         raise DataError(f"{len(encoded)} bytes of an image column are not an image; convert the dataset again.")
     return np.asarray(pixels, np.uint8)
+
+
+def count_pixels(encoded: bytes) -> int:
+    """Returns the number of pixels in the header of a JPEG, PNG, WebP or BMP image, or 0 if there is no such header."""
+    if is_jpeg(encoded):
+        return _count_jpeg_pixels(encoded)
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(encoded[16:20], "big") * int.from_bytes(encoded[20:24], "big")
+    if encoded[:2] == b"BM":
+        width, height = (int.from_bytes(encoded[start : start + 4], "little", signed=True) for start in (18, 22))
+        return abs(width * height)
+    return _count_webp_pixels(encoded)
+
+
+def _count_webp_pixels(encoded: bytes) -> int:
+    if encoded[8:16] == b"WEBPVP8X":
+        return (1 + int.from_bytes(encoded[24:27], "little")) * (1 + int.from_bytes(encoded[27:30], "little"))
+    if encoded[8:16] == b"WEBPVP8L":
+        sides = int.from_bytes(encoded[21:25], "little")
+        return (1 + (sides & 0x3FFF)) * (1 + (sides >> 14 & 0x3FFF))
+    if encoded[8:16] == b"WEBPVP8 ":
+        width, height = (int.from_bytes(encoded[start : start + 2], "little") & 0x3FFF for start in (26, 28))
+        return width * height
+    return 0
+
+
+def _count_jpeg_pixels(encoded: bytes) -> int:
+    position = 2
+    while encoded[position : position + 1] == b"\xff":
+        marker = encoded[position + 1 : position + 2]
+        if marker == b"\xff":  # a fill byte
+            position += 1
+        elif marker in _START_OF_FRAME:
+            height, width = (encoded[position + start : position + start + 2] for start in (5, 7))
+            return int.from_bytes(height, "big") * int.from_bytes(width, "big")
+        else:
+            position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+    return 0
 
 
 def is_jpeg(encoded: bytes) -> bool:

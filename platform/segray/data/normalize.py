@@ -11,14 +11,14 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
-from segray.data.images import MODES_16BIT, Pixels, decode_image, mask_array
+from segray.data.images import MAX_STORED_PIXELS, MODES_16BIT, Pixels, decode_image, mask_array
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats that Pillow may read; its JPEG reader also reads MPO. Without names, it tries the readers of all its formats,
 and a small hostile file keeps some of them busy for minutes."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**27
-PILLOW_MAX_PIXELS = 178_956_970
+PILLOW_MAX_PIXELS = MAX_STORED_PIXELS
 """Largest image, in pixels, that Pillow opens regardless of its settings."""
 UPRIGHT = 1
 EXIF_TRANSPOSES = {
