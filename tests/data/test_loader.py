@@ -15,8 +15,8 @@ from segray.config import DataConfig
 from segray.core.errors import CapacityError, DataError, root_cause
 from segray.data import prefetch
 from segray.data.augment.augmenter import Augmenter
-from segray.data.images import decode_image, decode_mask
-from segray.data.loader import LoaderResources, evaluation_rows, raise_bad_row, training_batches
+from segray.data.images import decode_image, decode_mask, encode_mask
+from segray.data.loader import LoaderResources, _decode_row, evaluation_rows, raise_bad_row, training_batches
 from segray.data.manifest import read_manifest
 from segray.data.prefetch import share_split
 from segray.data.reader import SplitReader
@@ -170,6 +170,13 @@ def test_evaluation_names_the_row_of_an_id_that_is_no_class(source, streets):
         DataError, match=rf"row \d+ \(train/\S+\): the mask contains the ids \[.*{num_classes - 1}\] in"
     ):
         list(evaluation_rows(source, range(41), None, 32, RESOURCES, num_classes=num_classes - 1))
+
+
+def test_evaluation_refuses_an_image_of_another_size_than_its_mask():
+    image = encode_mask(np.zeros((40, 50), np.uint8))
+    assert _decode_row(0, {0: (image, encode_mask(np.zeros((40, 50), np.uint8)))}, None, 32, 2)
+    with pytest.raises(DataError, match="the image is 50x40 and its mask 40x50; expected equal sizes"):
+        _decode_row(0, {0: (image, encode_mask(np.zeros((50, 40), np.uint8)))}, None, 32, 2)
 
 
 def test_a_full_object_store_is_an_error_with_a_hint(source, monkeypatch):

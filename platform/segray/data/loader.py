@@ -17,6 +17,7 @@ from segray.core.concurrency import map_ordered
 from segray.core.errors import DataError
 from segray.core.numbers import MIB
 from segray.data.augment.augmenter import Augmenter
+from segray.data.augment.crop import require_same_size
 from segray.data.crops import Batch, SlotDraw, batches_on_cluster, batches_on_threads
 from segray.data.images import decode_image, decode_mask, require_known_ids
 from segray.data.prefetch import RowCache, SharedSplit, prefetch_rows
@@ -191,9 +192,10 @@ def _decode_row(
     row: int, cache: RowCache, short_side: int | None, size_multiple: int, num_classes: int | None
 ) -> Batch:
     encoded_image, encoded_mask = cache[row]
-    image = preprocess(decode_image(encoded_image), short_side, size_multiple)
-    mask = decode_mask(encoded_mask)
+    pixels, mask = decode_image(encoded_image), decode_mask(encoded_mask)
+    require_same_size(pixels, mask)
     if num_classes is not None:  # on a GPU, such an id would end the process without naming the row
         require_known_ids(mask, num_classes, ignore_id(num_classes))
     wide_mask = mask.astype(np.int64) if mask.dtype == np.uint16 else mask  # torch cannot index with uint16
+    image = preprocess(pixels, short_side, size_multiple)
     return {"image": image, "mask": torch.from_numpy(wide_mask)[None], "row": torch.tensor([row])}

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
 from segray.data.manifest import Shard, Split
-from segray.data.shard_reader import check_shard_digests, open_shard, read_shard
+from segray.data.shard_reader import check_shard_digests, read_schema, read_shard
 from segray.data.storage import (
     content_hash,
     display_path,
-    filesystem,
     strip_credentials,
 )
 
@@ -160,9 +159,7 @@ class SplitReader:
                 )
 
     def _schema(self) -> pa.Schema:
-        fs, path = filesystem(self.root)
-        with open_shard(fs, f"{path}/{self.split.shards[0].path}") as file:
-            return file.schema_arrow
+        return read_schema(self.root, self.split.shards[0])
 
     def min_sizes(self) -> list[tuple[int, int]]:
         """Returns (height, width) of the image with the smallest height and of the image with the smallest width.

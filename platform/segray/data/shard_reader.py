@@ -3,7 +3,8 @@
 This module imports only what a read needs, because every process that runs read tasks loads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import pyarrow as pa
@@ -24,20 +25,37 @@ def read_shard(root: str, shard: Shard, groups: list[int], columns: list[str]) -
     Raises:
         DataError: the shard is missing, damaged or differs from the manifest.
     """
+    with _open(root, shard) as file:
+        _check_row_groups(root, shard, file)
+        table = read_row_groups(file, groups, columns, f"shard {display_path(root, shard.path)}")
+    _check_columns(root, shard, table, columns)
+    return table
+
+
+def read_schema(root: str, shard: Shard) -> pa.Schema:
+    """Reads the schema of a shard.
+
+    Raises:
+        DataError: the shard is missing or damaged.
+    """
+    with _open(root, shard) as file:
+        return file.schema_arrow
+
+
+@contextmanager
+def _open(root: str, shard: Shard) -> Iterator[pq.ParquetFile]:
+    """Opens a shard and converts errors of opening and reading to DataError."""
     fs, path = filesystem(root)
     try:
         with open_shard(fs, f"{path}/{shard.path}") as file:
-            _check_row_groups(root, shard, file)
-            table = read_row_groups(file, groups, columns, f"shard {display_path(root, shard.path)}")
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if is_out_of_memory(error):  # the shard is not at fault
             raise
         hint = credentials_hint(root) if "://" in root else "; convert the dataset again."
         raise DataError(f"shard {display_path(root, shard.path)} cannot be read ({one_line(error)}){hint}") from error
-    _check_columns(root, shard, table, columns)
-    return table
 
 
 @lru_cache(maxsize=1024)
@@ -76,10 +94,10 @@ def _check_row_groups(root: str, shard: Shard, file: pq.ParquetFile) -> None:
 
 
 def _check_columns(root: str, shard: Shard, table: pa.Table, columns: list[str]) -> None:
-    """Checks types and null values of the columns that every dataset has.
+    """Checks types and null values of the columns that every dataset has, and the encoding of all text.
 
     Raises:
-        DataError: a column is missing, has another type or contains null.
+        DataError: a column is missing, has another type, contains null, or contains text that is not UTF-8.
     """
     name = display_path(root, shard.path)
     for field in (manifest.COLUMNS.field(column) for column in columns if column in manifest.COLUMNS.names):
@@ -90,6 +108,13 @@ def _check_columns(root: str, shard: Shard, table: pa.Table, columns: list[str])
             found = "null" if column.type == field.type else str(column.type)
             expected = f"expected {field.type}; convert the dataset again."
             raise DataError(f"shard {name} has {found} in the column {field.name}; {expected}")
+    for column in table.column_names:
+        if pa.types.is_string(table[column].type) or pa.types.is_large_string(table[column].type):
+            try:
+                table[column].validate(full=True)
+            except pa.ArrowInvalid as error:
+                text = f"has text that is not UTF-8 in the column {column}"
+                raise DataError(f"shard {name} {text}; convert the dataset again.") from error
 
 
 def _format_sizes(sizes: Sequence[int]) -> str:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from segray.core.errors import DataError
 from segray.data.sources import huggingface, huggingface_tables
+from segray.data.sources.files import SourceFile
 from segray.data.sources.formats import SOURCES
+from segray.data.sources.huggingface_tables import locate_cell
 
 ROWS = {"train": 5, "validation": 2}
 
@@ -188,3 +190,11 @@ def test_class_names_behind_a_link_out_of_the_source_are_refused(hub, tmp_path):
     (hub / huggingface.NAMES).symlink_to(outside)
     with pytest.raises(DataError, match="outside the source; copy the file into the source"):
         SOURCES["huggingface"](str(hub))
+
+
+def test_a_cell_that_names_a_pipe_is_an_error(tmp_path):
+    table = pa.table({"image": [{"bytes": None, "path": "pipe"}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is not a regular file"):
+        locate_cell(SourceFile.stat(tmp_path / "a.parquet"), 0, "image", "pipe")

@@ -112,6 +112,8 @@ def test_rows_without_names_are_numbered_through_the_file(tmp_path):
     ("names", "said"),
     [
         (["a", "a"], "'a' occurs 2 times"),
+        (["a", "./a"], "'a' occurs 2 times"),
+        (["x//y", "x/y"], "'x/y' occurs 2 times"),
         (["a", "../b"], "'../b' is not a relative path below a folder"),
         (["/etc/b", "a"], "'/etc/b' is not a relative path"),
         (["", "a"], "'' is not a relative path"),
@@ -221,3 +223,14 @@ def test_images_and_parquet_in_one_folder_are_refused(images):
 def test_a_split_of_what_has_none_is_refused(images):
     with pytest.raises(DataError, match="is not a prepared dataset"):
         open_inputs(str(images), "val")
+
+
+def test_rows_that_differ_in_their_suffix_alone_keep_it(tmp_path):
+    names = ["a.jpg", "a.png", "./b.png", "c.v2"]
+    pq.write_table(pa.table({"image": [png(pixels(0))] * 4, "id": names}), tmp_path / "some.parquet")
+    assert [one.name for one in pictures(open_inputs(str(tmp_path / "some.parquet")))] == [
+        "a.jpg",
+        "a.png",
+        "b",
+        "c.v2",
+    ]

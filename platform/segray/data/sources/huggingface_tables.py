@@ -18,7 +18,7 @@ from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
 from segray.core.parsing import summarize_error
 from segray.data.row_groups import read_row_groups
-from segray.data.sources.files import SourceFile
+from segray.data.sources.files import SourceFile, require_regular_file
 
 ARROW_GROUP_ROWS = 64
 """Rows of an arrow file that are held in memory together."""
@@ -70,7 +70,7 @@ def locate_cell(file: SourceFile, row: int, column: str, path: str | None) -> Im
     try:
         external = (folder / path).resolve()
         if external.is_relative_to(folder):
-            return ImageCell(file, row, column, SourceFile.stat(external))
+            return ImageCell(file, row, column, SourceFile.stat(require_regular_file(external)))
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{cell} has no bytes, and its file {path!r} cannot be read ({error})") from error
     raise DataError(f"{cell} has no bytes, and its path {path!r} is outside the folder; copy the image into it")

@@ -139,8 +139,11 @@ def _manifest_errors(root: str, manifest: Manifest, splits: dict[str, SplitStati
 def _list_errors(root: str, manifest: Manifest, row_ids: set[str]) -> Iterator[str]:
     """Yields the inconsistencies in the lists of skipped and re-encoded images."""
     fs, path = filesystem(root)
-    lines = 0
-    if fs.get_file_info(f"{path}/{SKIPPED_LIST}").type != FileType.NotFound:
+    lines, kind = 0, fs.get_file_info(f"{path}/{SKIPPED_LIST}").type
+    if kind not in {FileType.File, FileType.NotFound}:  # reading a pipe or a device may never end
+        yield f"{display_path(root, SKIPPED_LIST)}: not a regular file"
+        return
+    if kind == FileType.File:
         with fs.open_input_stream(f"{path}/{SKIPPED_LIST}") as file:
             lines = file.read().count(b"\n")
     if lines != manifest.left_out:

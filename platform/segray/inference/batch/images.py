@@ -11,6 +11,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, LocalFileSystem
 from segray.config.paths import is_uri
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list, is_encodable
+from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.storage import content_hash, credentials_hint, filesystem
 from segray.inference.batch.inputs import Chunks, InputImage
 
@@ -44,11 +45,14 @@ def require_encodable(names: Sequence[str]) -> None:
 
 
 def result_names(paths: Sequence[str]) -> list[str]:
-    """Returns the names of the results: the paths without suffix.
+    """Returns the names of the results: the paths without the suffix of an image.
 
     Paths that differ only in their suffix keep it.
     """
-    stems = [str(PurePosixPath(path).with_suffix("")) for path in paths]
+    stems = [
+        str(PurePosixPath(path).with_suffix("")) if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES else path
+        for path in paths
+    ]
     counts = Counter(stems)
     names = [path if counts[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
     return names if len(set(names)) == len(names) else list(paths)  # `a.jpg`, `a.png` and `a.jpg.png`

@@ -22,6 +22,7 @@ from segray.cluster.resources import WorkerResources
 from segray.core.errors import DataError, SegrayError
 from segray.core.logging import silence_libraries
 from segray.data.prefetch import READ_CPUS, translate_store_full
+from segray.data.storage import filesystem, require_writable
 from segray.inference.batch.inputs import InputImage, Inputs, InputShard
 from segray.inference.batch.outputs import Key, format_key
 from segray.inference.batch.progress import ChunkResult, JobProgress, merge_results
@@ -65,6 +66,7 @@ def run_batch_job(
         )
         on_progress("resuming" if done else "segmenting", images, inputs.images)
         for key, result in segment_on_cluster(inputs, task, placement, list(done)):
+            require_writable(filesystem(task.outputs.root)[1])  # another job may have taken the lock of a bucket
             done[key] = result
             images += _num_finished(result)
             on_progress("segmenting", images, max(images, inputs.images))

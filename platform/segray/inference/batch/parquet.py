@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,9 +15,9 @@ from pyarrow.fs import FileInfo
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list
-from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.row_groups import read_row_groups
 from segray.data.storage import MAX_NAME_BYTES, filesystem, strip_credentials
+from segray.inference.batch.images import result_names
 from segray.inference.batch.inputs import CHUNK_IMAGES, Chunks, InputImage
 
 IMAGE_COLUMNS, NAME_COLUMNS = ("image", "pixel_values", "img"), ("id", "file_name", "filename", "path")
@@ -88,6 +89,8 @@ def list_row_groups(source: str, infos: Sequence[FileInfo]) -> list[RowGroupShar
         DataError: a file cannot be read, there are no rows, or row names are duplicated or not valid file names.
     """
     shards = [shard for info in infos for shard in _row_groups(source, info)]
+    names = iter(result_names([name for shard in shards for name in shard.names]))
+    shards = [replace(shard, names=tuple(islice(names, len(shard.names)))) for shard in shards]
     counts = Counter(name for shard in shards for name in shard.names)
     problems = [f"{name!r} occurs {count} times" for name, count in counts.items() if count > 1]
     problems += [f"{name!r} is not a relative path below a folder" for name in counts if not _stays_inside(name)]
@@ -136,7 +139,7 @@ def _row_groups(source: str, info: FileInfo) -> Iterator[RowGroupShard]:
                 cells = read_row_groups(file, [group], [name_column], info.path)[name_column].to_pylist()
                 if not all(isinstance(cell, str | int) for cell in cells):
                     raise DataError(f"{info.path} has a {name_column} that is neither text nor a number.")
-                names = [_without_suffix(str(cell)) for cell in cells]
+                names = [_normalize_name(str(cell)) for cell in cells]
             first += rows
             yield RowGroupShard(
                 source, info.path, group, image_column, tuple(names), f"{info.path} {info.size} {info.mtime_ns} {group}"
@@ -150,9 +153,9 @@ def _is_image(schema: pa.Schema, name: str) -> bool:
     return dtype is not None and (pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype))
 
 
-def _without_suffix(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
+def _normalize_name(name: str) -> str:
+    """Returns the only form of a relative path: `./a//b` is `a/b`, because both are one file."""
+    return str(PurePosixPath(name)) if _stays_inside(name) else name
 
 
 @contextmanager
