@@ -186,7 +186,7 @@ def _limitations(card: CardData) -> Iterator[str]:
 
 def _escape(text: str) -> str:
     """Returns text on one line that contains neither HTML nor code spans."""
-    return html.escape(text, quote=False).replace("`", "'").replace("\n", " ")
+    return html.escape(" ".join(text.split()), quote=False).replace("`", "'")
 
 
 def _cell(text: str) -> str:
@@ -194,8 +194,8 @@ def _cell(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Returns text as a code span, in which HTML is not rendered."""
-    plain = text.replace("`", "'").replace("\n", " ")
+    """Returns text as a code span, in which HTML is not rendered. A bar is escaped: a table splits code spans at it."""
+    plain = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
     return f"`{plain}`"
 
 
