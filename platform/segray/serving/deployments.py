@@ -66,8 +66,8 @@ class ReplicaClient:
         is_complete = False
         try:
             async for response in responses:
+                is_complete = response is not None  # the gateway closes the generator at the response
                 yield response
-                is_complete = response is not None
         finally:
             if not is_complete:
                 responses.cancel()
