@@ -120,7 +120,17 @@ class Store:
         raise self.error
 
 
-@pytest.mark.parametrize(("source", "error"), [("s3://b/x", OSError("timeout")), ("/data/x", OSError(12, "no memory"))])
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("s3://b/x", OSError("timeout")),
+        ("/", OSError(12, "no memory")),
+        ("/", OSError(5, "disk")),
+        ("/", OSError(116, "stale file handle")),
+        ("/nonexistent", FileNotFoundError("the folder is visible on another node only")),
+        ("/nonexistent", PermissionError("no")),
+    ],
+)
 def test_a_store_that_fails_is_not_a_problem_of_the_image(monkeypatch, source, error):
     shard = images_module.ImageFiles(source, (_file("a"),))
     monkeypatch.setattr(images_module, "filesystem", lambda _: (Store(error), ""))
@@ -130,7 +140,7 @@ def test_a_store_that_fails_is_not_a_problem_of_the_image(monkeypatch, source, e
 
 @pytest.mark.parametrize(
     ("source", "error"),
-    [("s3://b/x", FileNotFoundError("gone")), ("/data/x", PermissionError("no")), ("/data/x", OSError(5, "disk"))],
+    [("s3://b/x", FileNotFoundError("gone")), ("/", PermissionError("no")), ("/", FileNotFoundError("gone"))],
 )
 def test_a_file_that_cannot_be_read_is_a_problem_of_its_own(monkeypatch, source, error):
     shard = images_module.ImageFiles(source, (_file("a"),))

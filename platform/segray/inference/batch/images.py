@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, LocalFileSystem
 
 from segray.config.paths import is_uri
-from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError, format_list, is_encodable
 from segray.data.normalize import IMAGE_SUFFIXES
 from segray.data.storage import content_hash, credentials_hint, filesystem
@@ -108,9 +107,15 @@ class ImageFiles:
             with fs.open_input_stream(file.path) as stream:
                 return InputImage(file.name, stream.read())
         except OSError as error:
-            if not isinstance(error, FileNotFoundError) and (is_uri(self.source) or is_out_of_memory(error)):
+            if not self._is_fault_of_file(error):
                 raise DataError(  # the store fails, and would fail for every other image
                     f"{file.path} cannot be read ({error}){credentials_hint(self.source).rstrip('.')}; "
                     "the same command resumes the job."
                 ) from error
             return InputImage(file.name, b"", f"{file.path} cannot be read ({error})")
+
+    def _is_fault_of_file(self, error: OSError) -> bool:
+        """Returns `True` if only this file is gone or forbidden, `False` if the store fails or is not mounted here."""
+        if is_uri(self.source):
+            return isinstance(error, FileNotFoundError)
+        return isinstance(error, FileNotFoundError | PermissionError) and Path(self.source).exists()
