@@ -7,11 +7,13 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from segray.config import ServeConfig
+from segray.core.errors import DataError
+from segray.data.normalize import decode_upright
 from segray.serving.image_header import HeaderError, read_image_header
 from segray.serving.requests import RequestError, validate_image
 
@@ -86,3 +88,77 @@ def test_hostile_bytes_are_refused_in_a_few_milliseconds(case):
     assert perf_counter() - started_at < 0.5
     assert refused.value.status in {415, 422}
     assert "expected" in str(refused.value) or "save it" in str(refused.value)
+
+
+def jpeg(size, kind="JPEG"):
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return encode(Image.fromarray(noise), kind, {})
+
+
+def png_with_second_header():
+    """A PNG whose second IHDR, of 256x256 RGBA, replaces the first one, of 1x1."""
+    second = encode(Image.new("RGBA", (256, 256)), "PNG", {})
+    return PNG[:8] + png_chunk(b"IHDR", b"\0\0\0\1\0\0\0\1\x08\6\0\0\0") + second[8:]
+
+
+FRAME_OF_ONE_PIXEL = b"\xff\xc0\0\x0b\x08\0\1\0\1\1\1\x11\0"
+
+
+def jpeg_with_hidden_frame(start, position):
+    """A JPEG of 256x256 with a frame of 1x1 inside the metadata. A reader that skips to `position` sees this frame."""
+    encoded = b"\xff\xd8" + start + b"\xff\xe1"
+    content = bytes(position - len(encoded) - 2) + FRAME_OF_ONE_PIXEL + b"\xff\xda\0\2" + bytes(100)
+    return encoded + (2 + len(content)).to_bytes(2, "big") + content + jpeg(256)[2:]
+
+
+def webp_with_other_frame():
+    """A WebP whose canvas has one pixel, and its image 256x256."""
+    image = encode(Image.new("RGB", (256, 256)), "WEBP", {"lossless": True})[12:]
+    canvas = b"VP8X\x0a\0\0\0" + bytes(10)
+    return b"RIFF" + (4 + len(canvas) + len(image)).to_bytes(4, "little") + b"WEBP" + canvas + image
+
+
+MALFORMED = {
+    "PNG with two IHDR": png_with_second_header(),
+    "JPEG with FF 00": jpeg_with_hidden_frame(b"\xff\0\0\6", 10),
+    "JPEG with junk": jpeg_with_hidden_frame(b"xx", 10),
+    "JPEG with many fill bytes": jpeg_with_hidden_frame(b"\xff" * 5000, 4096 + 2 + 0xFFFF),
+    "JPEG with two frames": b"\xff\xd8" + FRAME_OF_ONE_PIXEL + jpeg(256)[2:],
+    "WebP with another frame": webp_with_other_frame(),
+}
+
+
+def decoded_size(encoded):
+    """The (width, height) according to the header, or `None` if the image is refused, and that of the pixels."""
+    try:
+        header = read_image_header(encoded)
+    except HeaderError:
+        return None
+    try:
+        height, width = decode_upright(encoded, "the image", 2**20, (header.format,)).shape[:2]
+    except DataError:
+        return None
+    return {header.width, header.height}, {width, height}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_header_that_differs_from_the_pixels_is_refused(case):
+    sizes = decoded_size(MALFORMED[case])
+    assert sizes is None or sizes[0] == sizes[1]
+
+
+ORIGINALS = [jpeg(40), JPEG, encode(Image.new("RGBA", (40, 30)), "PNG", {}), PNG, jpeg(40, "WEBP"), *MALFORMED.values()]
+MARKERS = st.sampled_from([b"\xff", b"\xff\0", FRAME_OF_ONE_PIXEL, b"\xff\xda", b"IHDR", b"VP8X"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(ORIGINALS),
+    st.lists(st.tuples(st.integers(0, 200), st.booleans(), MARKERS | st.binary(min_size=1, max_size=4)), max_size=4),
+)
+def test_whenever_both_accept_an_image_they_agree_on_its_size(original, edits):
+    encoded = bytearray(original)
+    for position, is_insertion, content in edits:
+        encoded[position : position if is_insertion else position + len(content)] = content
+    sizes = decoded_size(bytes(encoded))
+    assert sizes is None or sizes[0] == sizes[1]

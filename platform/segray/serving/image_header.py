@@ -12,7 +12,7 @@ import numpy as np
 from segray.core.errors import SegrayError
 
 MAX_JPEG_SEGMENTS = 4096
-"""Maximum number of JPEG segments before the first scan. A colour profile of 16 MiB needs 256."""
+"""Maximum number of JPEG segments and fill bytes before the first scan. A colour profile of 16 MiB needs 256."""
 MAX_JPEG_SCANS = 64
 """Maximum number of scans in a JPEG file. A progressive image has 10, and a file may contain several images."""
 MAX_PNG_CHUNKS = 16384
@@ -22,7 +22,11 @@ SIGNATURE_BYTES = 8
 _NO_PARAMETERS = {0x01, *range(0xD0, 0xD8)}
 """JPEG markers without a segment: TEM and RST0 to RST7."""
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
+_START_OF_SCAN, _FILL = 0xDA, 0xFF
+_DAMAGED_MARKERS = {0x00, *range(0x02, 0xC0), 0xD8, 0xD9}
+"""JPEG markers that are invalid before the first scan. Decoders do not agree on what follows them."""
+_PNG_HEADER_CHUNK = b"\0\0\0\x0dIHDR"
+"""Length and type of the first PNG chunk."""
 _OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%!PS": "EPS"}
 """Signatures of common formats that are not accepted, for the message."""
 
@@ -95,18 +99,31 @@ def require_known_format(start: bytes) -> None:
 def _read_jpeg_size(encoded: bytes) -> tuple[int, int]:
     size, position = (0, 0), 2
     for _ in range(MAX_JPEG_SEGMENTS):
-        while encoded[position] == 0xFF and encoded[position + 1] == 0xFF and position < MAX_JPEG_SEGMENTS:
-            position += 1  # fill bytes
         marker = encoded[position + 1]
-        if encoded[position] != 0xFF or marker == _END_OF_IMAGE:
+        if encoded[position] != 0xFF or marker in _DAMAGED_MARKERS:
             raise HeaderError("has a damaged JPEG header; expected a complete JPEG")
         if marker == _START_OF_SCAN:
             _require_few_scans(encoded)
             return size
         if marker in _START_OF_FRAME:
+            if size != (0, 0):
+                raise HeaderError("has several JPEG frame headers; expected one")
             size = _big_endian(encoded, position + 7, 2), _big_endian(encoded, position + 5, 2)
-        position += 2 if marker in _NO_PARAMETERS else 2 + _big_endian(encoded, position + 2, 2)
+        position += _jpeg_segment_length(encoded, position)
     raise HeaderError(f"has more than {MAX_JPEG_SEGMENTS} JPEG segments; save it again without metadata")
+
+
+def _jpeg_segment_length(encoded: bytes, position: int) -> int:
+    """Returns the number of bytes from the marker at a position to the next one."""
+    marker = encoded[position + 1]
+    if marker == _FILL:
+        return 1
+    if marker in _NO_PARAMETERS:
+        return 2
+    length = _big_endian(encoded, position + 2, 2)
+    if length < 2:
+        raise HeaderError(f"has a JPEG segment of {length} bytes; expected at least 2")
+    return 2 + length
 
 
 def _require_few_scans(encoded: bytes) -> None:
@@ -118,12 +135,15 @@ def _require_few_scans(encoded: bytes) -> None:
 
 
 def _read_png_size(encoded: bytes) -> tuple[int, int]:
-    if encoded[12:16] != b"IHDR" or len(encoded) < 33:
+    if encoded[8:16] != _PNG_HEADER_CHUNK or len(encoded) < 33:
         raise HeaderError("has a damaged PNG header; expected a complete PNG")
-    position = 8
+    position = 33
     for _ in range(MAX_PNG_CHUNKS):
-        if position + 8 > len(encoded) or encoded[position + 4 : position + 8] == b"IEND":
+        kind = encoded[position + 4 : position + 8]
+        if len(kind) < 4 or kind == b"IEND":
             return _big_endian(encoded, 16, 4), _big_endian(encoded, 20, 4)
+        if kind == b"IHDR":
+            raise HeaderError("has several PNG headers; expected one")
         position += 12 + _big_endian(encoded, position, 4)
     raise HeaderError(f"has more than {MAX_PNG_CHUNKS} PNG chunks; save it again with larger chunks")
 
