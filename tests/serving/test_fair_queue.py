@@ -94,6 +94,31 @@ def test_a_cancelled_request_gives_its_slot_to_the_next():
     assert asyncio.run(run()) == 1
 
 
+def test_a_cancelled_request_is_not_charged():
+    """A client whose requests timed out is served as if it had never sent them."""
+
+    async def run():
+        queue, order = FairQueue(1), []
+
+        async def work(client, cost):
+            async with queue.slot(client, cost):
+                order.append(client)
+                await asyncio.sleep(0)
+
+        async with queue.slot("other", 1.0):
+            lost = [asyncio.create_task(work("a", 100.0)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for task in lost:
+                task.cancel()
+            await asyncio.wait(lost)
+            tasks = [asyncio.create_task(work(client, 1.0)) for client in ("b", "b", "a", "b")]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(run()) == ["b", "a", "b", "b"]
+
+
 @pytest.mark.parametrize("num_greedy", [1, 2, 5])
 def test_greedy_clients_leave_the_share_of_another_client(num_greedy):
     budget = SharedBudget(60)

@@ -101,6 +101,17 @@ def test_an_image_that_takes_longer_than_the_timeout_is_refused_at_once_with_the
     assert asyncio.run(run()) == 413
 
 
+@pytest.mark.parametrize(("reported", "limit"), [(0, 0), (None, 2**25), (2**26, 2**25)])
+def test_a_limit_of_zero_is_a_limit(reported, limit):
+    async def run():
+        gateway = Gateway(ServeConfig(), DyingReplicas(), Controller(reported), None, "g1")
+        gateway.start()
+        await asyncio.sleep(0.1)
+        return gateway.max_image_pixels
+
+    assert asyncio.run(run()) == limit
+
+
 def test_the_largest_size_is_reported(store):
     async def run():
         async with served(store) as serving:

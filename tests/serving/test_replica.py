@@ -9,11 +9,15 @@ import pytest
 
 from segray.config import ServeConfig
 from segray.core.classes import Classes
-from segray.core.errors import ServingError
+from segray.core.errors import DataError, ServingError
 from segray.serving.comparison import count_agreeing_pixels
+from segray.serving.image_header import ImageHeader, read_image_header
 from segray.serving.model_cache import ModelCache
 from segray.serving.model_version import LoadedModel
-from segray.serving.replica import Replica
+from segray.serving.replica import Replica, decode_as_announced
+from segray.serving.requests import RequestError, ResponseOptions
+from segray.serving.responses import encode_png
+from segray.serving.speed import SAFETY, measure_seconds
 
 from .conftest import MODEL, LocalServing, damaged_version, mask, picture, segment, served
 
@@ -214,7 +218,7 @@ def test_a_small_image_does_not_wait_for_a_large_one_and_an_abandoned_one_ends(s
     """The large image is computed in steps for as long as its caller waits, and pauses for the small one."""
 
     async def run():
-        async with served(store) as serving:
+        async with served(store, request_timeout_s=3600.0) as serving:
             loaded, steps, small = serving.replica._champion, [], picture()
             predict = loaded.predict
 
@@ -231,6 +235,7 @@ def test_a_small_image_does_not_wait_for_a_large_one_and_an_abandoned_one_ends(s
             loaded.predict = endless
             large = asyncio.create_task(mask(serving, picture(800, 800)))
             while "large" not in steps:
+                assert not large.done()
                 await asyncio.sleep(0.01)
             number, _ = await asyncio.wait_for(mask(serving, small), 30)
             begun = steps.index("small")
@@ -281,3 +286,117 @@ def test_the_largest_image_is_one_that_the_replica_segments_in_time(store):
     side = int(slow.max_image_pixels**0.5)
     assert slow.estimate_seconds((side, side)) <= 0.02
     assert slow.info()["max_image_pixels"] == slow.max_image_pixels
+
+
+@pytest.mark.parametrize("header", [ImageHeader("JPEG", 1, 1), ImageHeader("JPEG", 40, 96)])
+def test_an_image_of_another_size_than_its_header_states_is_refused(header):
+    body = picture()
+    assert decode_as_announced(body, read_image_header(body)).shape == (48, 80, 3)
+    with pytest.raises(DataError, match="the image has"):
+        decode_as_announced(body, header)
+
+
+def test_the_cost_of_a_request_is_its_computation(store):
+    """Truth: the duration of the complete computation, on a machine that may be busy. Pixels are wrong by 1000."""
+    version = ModelCache(MODEL, store.uri, store.folder / "served").get("1")
+    loaded = LoadedModel(version, ServeConfig(), "cpu")
+
+    def seconds(size):
+        body = picture(*size)
+
+        def serve():
+            image = decode_as_announced(body, read_image_header(body))
+            encode_png(image, loaded.predict(size, [image])[0], loaded.classes, ResponseOptions())
+
+        return min(measure_seconds(serve) for _ in range(3))
+
+    durations = {size: seconds(size) for size in ((1, 1), (1, 64), (64, 64), (128, 128), (16, 512), (256, 256))}
+    for size, duration in durations.items():
+        for other, other_duration in durations.items():
+            charged = loaded.estimate_seconds(size) / loaded.estimate_seconds(other)
+            assert 1 / 10 < charged / (duration / other_duration) < 10, (size, other)
+
+
+def test_the_replica_charges_the_estimated_seconds(store):
+    async def run():
+        async with served(store) as serving:
+            replica, costs = serving.replica, []
+            slot = replica._small.queue.slot
+
+            def record(client, cost):
+                costs.append(cost)
+                return slot(client, cost)
+
+            replica._small.queue.slot = record
+            for size in ((1, 1), (48, 80)):
+                await segment(replica, picture(*size))
+            return costs, [replica._champion.estimate_seconds(size) for size in ((1, 1), (48, 80))]
+
+    costs, expected = asyncio.run(run())
+    assert costs == expected
+
+
+def test_an_image_whose_model_input_takes_too_long_is_refused_before_it_is_decoded(store):
+    """2^18 pixels in 8 rows become an input of 32 rows."""
+
+    async def run():
+        async with served(store) as serving:
+            loaded = serving.replica._champion
+            limit = SAFETY * loaded.estimate_seconds((512, 512))
+            assert SAFETY * loaded.estimate_seconds((8, 2**15)) > 2 * limit
+            serving.replica._settings = ServeConfig(request_timeout_s=1.5 * limit)
+            flat = picture(8, 2**15, kind="PNG")
+            refused = await segment(serving.replica, flat[:-100])  # truncated, but it is not decoded
+            return refused, await segment(serving.replica, picture(512, 512, kind="PNG"))
+
+    refused, answer = asyncio.run(run())
+    assert isinstance(refused, RequestError)
+    assert refused.status == 413
+    assert "32768x8" in str(refused)
+    assert not isinstance(answer, RequestError)
+
+
+class FailingModel:
+    """A champion whose forward pass raises an error."""
+
+    number, crop_pixels, max_image_pixels = "1", 64**2, 2**20
+
+    def __init__(self, error):
+        self._error = error
+
+    def estimate_seconds(self, _):
+        return 0.01
+
+    def max_batch_size(self, _):
+        return 1
+
+    def info(self):
+        return {}
+
+    def predict(self, *_):
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_healthy"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("an image that the model does not support"), True),
+    ],
+)
+def test_an_error_of_the_champion_is_a_problem_and_an_unusable_device_fails_the_health_check(error, is_healthy):
+    """A replica with an unusable device fails all requests at once, so it would look least loaded."""
+
+    async def run():
+        replica = Replica(ServeConfig(), "cpu", None, "r1")
+        replica._champion = replica._loaded["1"] = FailingModel(error)
+        with pytest.raises(type(error)):
+            await segment(replica, picture())
+        assert str(error) in replica._report().failures["1"]
+        if is_healthy:
+            replica.check_health()
+        else:
+            with pytest.raises(ServingError, match="illegal memory access"):
+                replica.check_health()
+
+    asyncio.run(run())

@@ -1,17 +1,26 @@
 """Fair queue: a limited number of slots, which clients receive in turn."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from heapq import heappop, heappush
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, eq=False)
+class _WaitingRequest:
+    """A request that waits for a slot: its cost, and the future of its rank."""
+
+    cost: float
+    rank: asyncio.Future[float]
 
 
 class FairQueue:
-    """Slots for concurrent work. Waiting requests of several clients get them in the order of start-time fair queueing.
+    """Slots for concurrent work. Waiting clients get them in the order of start-time fair queueing.
 
-    A request's rank is the work that its client received before it, counted from the least served waiting request. So
-    a client that sends much waits for itself, and a client that sends little is next. Requests of one client keep
-    their order.
+    A client's rank is the work for which it received slots, counted from the least served waiting client. So a client
+    that sends much waits for itself, and a client that sends little is next. Requests of one client keep their order.
+    A client is charged when its request receives a slot, so a request that is cancelled before costs nothing.
 
     Args:
         num_slots: maximum number of requests with a slot.
@@ -21,13 +30,12 @@ class FairQueue:
         self._num_slots = self._num_free = num_slots
         self._clock = 0.0
         self._next_rank: dict[str, float] = {}
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._count = 0
+        self._waiting: dict[str, deque[_WaitingRequest]] = {}
 
     @property
     def num_waiting(self) -> int:
         """Number of requests that wait for a slot."""
-        return sum(not future.done() for _, _, future in self._waiting)
+        return sum(not request.rank.done() for requests in self._waiting.values() for request in requests)
 
     @asynccontextmanager
     async def slot(self, client: str, cost: float) -> AsyncIterator[float]:
@@ -35,44 +43,58 @@ class FairQueue:
 
         Args:
             client: name of the client.
-            cost: amount of work of the request, in any unit that is the same for all requests.
+            cost: estimated duration of the work in seconds.
         """
-        rank = self._take_rank(client, cost)
-        await self._acquire(rank)
+        rank = await self._acquire(client, cost)
         try:
             yield rank
         finally:
             self._release()
 
-    def _take_rank(self, client: str, cost: float) -> float:
-        rank = max(self._clock, self._next_rank.get(client, 0.0))
-        self._next_rank[client] = rank + cost
-        return rank
-
-    async def _acquire(self, rank: float) -> None:
+    async def _acquire(self, client: str, cost: float) -> float:
         if self._num_free:
             self._num_free -= 1
-            self._clock = max(self._clock, rank)
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._count += 1
-        heappush(self._waiting, (rank, self._count, future))
+            return self._charge(client, cost)
+        request = _WaitingRequest(cost, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(client, deque()).append(request)
         try:
-            await future
+            return await request.rank
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():  # the slot arrived at the same time
+            if request.rank.cancelled():
+                self._remove(client, request)
+            else:  # the slot arrived at the same time
                 self._release()
             raise
 
+    def _remove(self, client: str, request: _WaitingRequest) -> None:
+        requests = self._waiting.get(client, deque())
+        if request in requests:  # else `_release` has removed it
+            requests.remove(request)
+            if not requests:
+                del self._waiting[client]
+
     def _release(self) -> None:
+        """Passes a slot to the next request of the least served client, or keeps it free."""
         while self._waiting:
-            rank, _, future = heappop(self._waiting)
-            if not future.done():  # the request was not cancelled
-                self._clock = max(self._clock, rank)
-                future.set_result(None)
-                return
-        self._num_free += 1
+            client = min(self._waiting, key=self._rank)
+            request = self._waiting[client].popleft()
+            if not self._waiting[client]:
+                del self._waiting[client]
+            if not request.rank.done():  # the request was not cancelled
+                request.rank.set_result(self._charge(client, request.cost))
+                break
+        else:
+            self._num_free += 1
         # A client behind the clock starts at the clock again, so its past need not be kept.
         self._next_rank = {client: rank for client, rank in self._next_rank.items() if rank > self._clock}
         if self._num_free == self._num_slots:
             self._clock, self._next_rank = 0.0, {}
+
+    def _rank(self, client: str) -> float:
+        return max(self._clock, self._next_rank.get(client, 0.0))
+
+    def _charge(self, client: str, cost: float) -> float:
+        """Charges a client and returns the rank that it had before."""
+        rank = self._clock = self._rank(client)
+        self._next_rank[client] = rank + cost
+        return rank

@@ -220,6 +220,7 @@ class Gateway:
                 report = StatusReport(self._client_id, dict(self.counters.counts), target)
                 target = await self._controller.sync(report)
                 limit = (await self._controller.state()).max_image_pixels
-                self.max_image_pixels = min(limit or self.settings.max_image_pixels, self.settings.max_image_pixels)
+                largest = self.settings.max_image_pixels
+                self.max_image_pixels = largest if limit is None else min(limit, largest)
             except Exception:  # the controller restarts; no counts are lost
                 await asyncio.sleep(1.0)

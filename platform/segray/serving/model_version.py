@@ -135,9 +135,11 @@ class LoadedModel:
         data, pixels, mode = self._predictor.config.data, prod(size), self._predictor.mode(size)
         input_size = model_input_size(*size, data.short_side, mode.size_multiple)
         if mode.crop is None:
-            return self._codec.seconds(pixels) + self._forward.seconds(max(pixels, prod(input_size)))
-        num_windows = count_windows(input_size, mode.crop, mode.stride)
-        return self._codec.seconds(pixels) + self._window_s * max(num_windows, pixels // mode.crop**2)
+            predict_s = self._forward.seconds(max(pixels, prod(input_size)))
+        else:
+            num_windows = count_windows(input_size, mode.crop, mode.stride)
+            predict_s = self._window_s * max(num_windows, pixels // mode.crop**2)
+        return max(self._codec.seconds(pixels) + predict_s, self._smallest_s)
 
     def max_batch_size(self, size: tuple[int, int]) -> int:
         """Returns the maximum number of images of size (H, W) in a forward pass."""
@@ -171,7 +173,7 @@ class LoadedModel:
     def _measure_speed(self) -> None:
         """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""
         side = self._predictor.config.data.crop
-        small, large = (_noise(length) for length in (side, 2 * side))
+        pixel, small, large = (_noise(length) for length in (1, side, 2 * side))
         encoded, mask = encode_png_image(small), np.zeros((side, side), np.uint8)
         options = ResponseOptions("overlay")
 
@@ -179,6 +181,7 @@ class LoadedModel:
             decode_upright(encoded, "the image", small.size)
             encode_png(small, mask, self.classes, options)
 
+        self._smallest_s = measure_seconds(lambda: self._predictor.predict_batch([pixel]))
         small_s, large_s = (
             measure_seconds(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
             for image in (small, large)

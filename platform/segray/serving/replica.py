@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from segray.config import ServeConfig
+from segray.core.device_errors import is_device_failure
 from segray.core.errors import DataError, SegrayError, ServingError
 from segray.data.images import Mask, Pixels
 from segray.data.normalize import decode_upright
@@ -24,6 +25,7 @@ from segray.serving.metrics import Counters
 from segray.serving.model_version import LoadedModel, ModelFiles
 from segray.serving.requests import RequestError, ResponseOptions
 from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_body
+from segray.serving.speed import SAFETY
 from segray.serving.status import StatusReport, TargetVersions
 
 FORWARD_TIMEOUT_S = 300.0
@@ -81,6 +83,7 @@ class Replica:
         self._small = Lane("small", self._predict, 2 * settings.max_batch_size, num_codec_threads=2)
         self._large = Lane("large", self._predict_large, 2, num_codec_threads=1)
         self._comparisons = Comparisons(self._large, self._counters, self._record_prediction_failure)
+        self._device_failure: str | None = None
         self._sync_task: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.cpus_per_replica)
 
@@ -115,21 +118,26 @@ class Replica:
         """
         routing = self._select_versions()
         header = read_image_header(body)
+        seconds = routing.primary.estimate_seconds((header.height, header.width))
+        if seconds * SAFETY > self._settings.request_timeout_s:
+            yield self._refuse_slow_image(header, seconds)
+            return
         is_small = header.pixels <= max(routing.primary.crop_pixels, MIN_SMALL_PIXELS)
         lane = self._small if is_small else self._large
-        async with lane.queue.slot(client, header.pixels) as rank:
+        async with lane.queue.slot(client, seconds) as rank:
             yield None
             yield await self._segment(_Job(body, header, options, lane, rank), routing)
 
     async def _segment(self, job: _Job, routing: _Routing) -> SegmentationResponse | RequestError:
         loop = asyncio.get_running_loop()
         try:
-            image = await loop.run_in_executor(
-                job.lane.codec_threads, _decode, job.body, job.header, self._settings.max_image_pixels
-            )
+            image = await loop.run_in_executor(job.lane.codec_threads, decode_as_announced, job.body, job.header)
             routing, result = await self._compute_primary(routing, image, job)
         except DataError as error:
             return RequestError(str(error))
+        except Exception as error:
+            self._record_prediction_failure(routing.primary, error)
+            raise
         if routing.shadow is not None:
             self._comparisons.start(routing.primary, routing.shadow, image, result.result, self._champion)
         # The shapes of a fragmented mask take long to encode.
@@ -143,12 +151,23 @@ class Replica:
         self._count_response(routing.primary, result, class_pixels)
         return response
 
+    def _refuse_slow_image(self, header: ImageHeader, seconds: float) -> RequestError:
+        return RequestError(
+            f"the image is {header.width}x{header.height}, which takes {seconds:.1f} s; expected at most "
+            f"{self._settings.request_timeout_s / SAFETY:g} s of serve.request_timeout_s "
+            f"{self._settings.request_timeout_s:g} s; send a smaller image, or tiles of it.",
+            413,
+        )
+
     def check_health(self) -> None:
-        """Checks that no forward pass hangs.
+        """Checks that no forward pass hangs and that the device is usable. Ray Serve replaces a replica that fails.
 
         Raises:
-            ServingError: a forward pass takes longer than `FORWARD_TIMEOUT_S`.
+            ServingError: a forward pass takes longer than `FORWARD_TIMEOUT_S`, or every further call on the device
+                fails.
         """
+        if self._device_failure is not None:
+            raise ServingError(f"the device of the replica is unusable: {self._device_failure}")
         for lane in (self._small, self._large):
             started_at = lane.batcher.batch_started_at
             if started_at is not None and perf_counter() - started_at > FORWARD_TIMEOUT_S:
@@ -202,6 +221,8 @@ class Replica:
             files = await self._controller.version(number)
             loaded = await asyncio.to_thread(LoadedModel, files, self._settings, self._device)
         except Exception as error:  # the replica keeps its current version after any failure
+            if is_device_failure(error):
+                self._device_failure = _error_text(error)
             self._failures.add(number, _error_text(error))
             return None
         self._failures.remove(number)
@@ -262,6 +283,8 @@ class Replica:
         return self._predict(key, images, pause)
 
     def _record_prediction_failure(self, loaded: LoadedModel, error: Exception) -> None:
+        if is_device_failure(error):
+            self._device_failure = _error_text(error)
         if loaded.number in self._loaded:
             self._failures.add(loaded.number, f"it fails on images: {_error_text(error)}")
 
@@ -283,8 +306,20 @@ def _encode_response(
     return SegmentationResponse(body, media_type, loaded.number, result.seconds, result.batch_size), class_pixels
 
 
-def _decode(body: bytes, header: ImageHeader, max_pixels: int) -> Pixels:
-    return decode_upright(body, "the image", max_pixels, (header.format,))
+def decode_as_announced(body: bytes, header: ImageHeader) -> Pixels:
+    """Decodes an image.
+
+    Raises:
+        DataError: the image is damaged, or its size differs from the one that its header states and that was charged.
+    """
+    image = decode_upright(body, "the image", header.pixels, (header.format,))
+    height, width = image.shape[:2]
+    if {height, width} != {header.height, header.width}:
+        raise DataError(
+            f"the image has the size {header.width}x{header.height} in its header, but {width}x{height} in its data; "
+            "expected equal sizes; save it again."
+        )
+    return image
 
 
 def _error_text(error: Exception) -> str:
