@@ -348,3 +348,19 @@ def test_a_body_that_is_no_image_is_refused_before_its_end(start, expected):
             return await asyncio.wait_for(status(reader), 5)
 
     assert asyncio.run(run()) == expected
+
+
+def test_pages_take_little_time_of_the_event_loop():
+    async def run():
+        async with listening() as (_, port):
+            assert [await request(port, path) for path in ("/", "/docs", "/healthz")] == [200] * 3
+            seconds = []
+            for path in ("/healthz", "/", "/docs"):
+                started_at = time.process_time()
+                for _ in range(20):
+                    await request(port, path)
+                seconds.append((time.process_time() - started_at) / 20)
+            return seconds
+
+    healthz, page, docs = asyncio.run(run())
+    assert max(page, docs) < healthz + 0.003

@@ -71,9 +71,9 @@ def build_app(gateway: Gateway) -> FastAPI:
     )
     app.add_middleware(RequestMetrics, counters=gateway.counters)
     _add_error_handlers(app)
-    _add_pages(app)
     _add_segmentation(app, gateway)
     _add_status(app, gateway)
+    _add_pages(app)
     return app
 
 
@@ -127,14 +127,17 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
+    """Adds the pages, which are rendered once. `/docs` describes the routes that exist already."""
+    page_html = render_page(TEMPLATES / "page.html")
+    docs_html = render_page(TEMPLATES / "docs.html", operations=api_reference(app.openapi()))
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(render_page(TEMPLATES / "page.html"), headers=PAGE_HEADERS)
+        return HTMLResponse(page_html, headers=PAGE_HEADERS)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
-        operations = api_reference(app.openapi())
-        return HTMLResponse(render_page(TEMPLATES / "docs.html", operations=operations), headers=PAGE_HEADERS)
+        return HTMLResponse(docs_html, headers=PAGE_HEADERS)
 
 
 def _add_status(app: FastAPI, gateway: Gateway) -> None:
