@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,16 +13,34 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from segray import config
-from segray.core.errors import TrainingError
+from segray.core.errors import ClusterError, DataError, OutOfMemoryError, TrainingError
 from segray.models import checkpoint
 from segray.tracking.journal import Journal
 from segray.training import checkpoint_store
+from segray.training import fit as fit_module
 from segray.training.attempts import FailureBudget, run_attempts
 from segray.training.failure_policy import PreemptedError
 from segray.training.fit import fit
 from segray.training.reporting import JournalCallback
 
 HINT = "resume it with --resume results/run"
+
+
+def prepared_run(folder, is_new=False):
+    return SimpleNamespace(folder=folder, is_new=is_new, config=config.build({}))
+
+
+@pytest.mark.parametrize("error", [TrainingError, OutOfMemoryError, DataError, ClusterError])
+def test_every_failure_of_a_run_names_the_option_that_resumes_it(tmp_path, error):
+    failure = fit_module._with_resume_hint(error("row 5 cannot be decoded."), prepared_run(tmp_path))
+    assert type(failure) is error
+    assert str(failure) == f"row 5 cannot be decoded; resume it with --resume {tmp_path}."
+    assert fit_module._with_resume_hint(failure, prepared_run(tmp_path)) is failure
+
+
+def test_a_failure_whose_run_folder_is_removed_does_not_name_it(tmp_path):
+    failure = DataError("row 5 cannot be decoded.")
+    assert fit_module._with_resume_hint(failure, prepared_run(tmp_path, is_new=True)) is failure
 
 
 def run(attempt, journal, most, stopped=False):

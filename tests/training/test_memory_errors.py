@@ -93,3 +93,4 @@ def test_a_validation_that_exhausts_the_memory_is_not_a_fault_of_the_training_st
     with pytest.raises(OutOfMemoryError, match="enough memory for the validation .*--eval.mode slide") as raised:
         fit(settings, say=lambda _line: None)
     assert not isinstance(raised.value, StepOutOfMemoryError)
+    assert f"; resume it with --resume {tiny.results}/" in str(raised.value)

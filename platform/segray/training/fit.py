@@ -13,7 +13,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from segray.config import Config, paths
-from segray.core.errors import RunStoppedError, TrainingError, UserError, root_cause
+from segray.core.errors import RunStoppedError, SegrayError, TrainingError, UserError, root_cause
 from segray.core.signals import handle_signals
 from segray.evaluation.metrics.scores import Scores, scores_from_confusion
 from segray.models import checkpoint
@@ -138,8 +138,7 @@ def _journal_of_run(
         status = "KILLED"
         raise
     except UserError:
-        is_empty = prepared.is_new and not any(prepared.folder.glob(f"*/{checkpoint.META}"))
-        keep = uploader is None or not is_empty  # the uploader of a sweep may already read the folder
+        keep = uploader is None or not _is_empty(prepared)  # the uploader of a sweep may already read the folder
         raise
     finally:
         _write_end(journal, status, say)
@@ -195,7 +194,7 @@ def _train(prepared: PreparedRun, journal: Journal, stop: StopRequest, say: Call
         cause = root_cause(error)
         if stop.requested and (cause is None or isinstance(cause, RunStoppedError)):
             raise RunStoppedError(_stop_message(prepared)) from error
-        raise cause or TrainingError(f"run {prepared.name} failed: {error}; {_resume_hint(prepared)}.") from error
+        raise _with_resume_hint(cause or TrainingError(f"run {prepared.name} failed: {error}."), prepared) from error
     finally:
         watchdog.stop()
         if prepared.job.heartbeat_monitor is None:
@@ -214,6 +213,19 @@ def _resume_hint(prepared: PreparedRun) -> str:
     if prepared.config.tune.space:  # only the sweep can resume a trial
         return f"resume the sweep with --resume {prepared.folder.parent}"
     return f"resume it with --resume {prepared.folder}"
+
+
+def _with_resume_hint(error: SegrayError, prepared: PreparedRun) -> SegrayError:
+    """Returns an error of the same class whose message names the option that resumes the run, if its folder is kept."""
+    text = str(error)
+    if "--resume" in text or (isinstance(error, UserError) and _is_empty(prepared)):
+        return error
+    return type(error)(f"{text.removesuffix('.')}; {_resume_hint(prepared)}.")
+
+
+def _is_empty(prepared: PreparedRun) -> bool:
+    """Returns `True` if the run is new and has no checkpoint. Its folder is removed after a user error."""
+    return prepared.is_new and not any(prepared.folder.glob(f"*/{checkpoint.META}"))
 
 
 def _stop_message(prepared: PreparedRun) -> str:
