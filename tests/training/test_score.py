@@ -142,6 +142,10 @@ def test_a_run_keeps_and_registers_the_checkpoint_of_its_score(ray_cluster, tiny
         if record["kind"] == "metrics" and "val/miou" in record["values"]
     }
     best = min(losses, key=losses.get)
+    mious = {
+        record["step"]: record["values"]["val/miou"] for record in records if "val/miou" in record.get("values", {})
+    }
+    assert max(mious, key=mious.get) != best  # val/miou would choose another checkpoint
     assert result.step == best
     (model,) = [record for record in records if record["kind"] == "model"]
     assert model["folder"] == Path(result.checkpoint).name == f"step-{best:06d}"
