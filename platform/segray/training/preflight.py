@@ -15,7 +15,9 @@ from segray.data.manifest import Manifest
 from segray.training import footprint
 
 
-def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str], None], goes_on: bool = False) -> None:
+def preflight(
+    config: Config, uri: str, manifest: Manifest, say: Callable[[str], None], is_resumed: bool = False
+) -> None:
     """Checks that the run or sweep can work on this cluster, and prints warnings.
 
     On a single-node cluster no node is probed, because this process has already checked the data and the results
@@ -26,7 +28,7 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
         uri: MLflow store.
         manifest: manifest of the dataset.
         say: callback that receives a line for each warning.
-        goes_on: `True` if the run is resumed, so that most of its checkpoints already exist.
+        is_resumed: `True` if the run is resumed, so that most of its checkpoints already exist.
 
     Raises:
         ClusterError: a check failed; the message lists all failed checks.
@@ -34,7 +36,7 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
     results = [
         check_tracking(paths.redact(uri), is_multi_host(), ""),
         preflight_stop_timeout(),
-        check_disk_space(config, manifest.classes, goes_on),
+        check_disk_space(config, manifest.classes, is_resumed),
     ]
     nodes = list_nodes()
     if len(nodes) > 1:
@@ -53,14 +55,14 @@ def preflight(config: Config, uri: str, manifest: Manifest, say: Callable[[str],
             say(f"{result}.")
 
 
-def check_disk_space(config: Config, classes: Classes, goes_on: bool = False) -> CheckResult:
+def check_disk_space(config: Config, classes: Classes, is_resumed: bool = False) -> CheckResult:
     """Checks the disk space for the checkpoints of a run or of the trials of a sweep.
 
     For a resumed run, only the space for the next checkpoints is required.
     """
     results = Path(config.results)
     existing = next(folder for folder in (results, *results.parents) if path_exists(folder))
-    num_kept = footprint.ALWAYS_KEPT if goes_on else footprint.num_kept_checkpoints(config)
+    num_kept = footprint.ALWAYS_KEPT if is_resumed else footprint.num_kept_checkpoints(config)
     checkpoint = footprint.checkpoint_bytes(config, classes)
     return check_disk(config.results, disk_free_bytes(str(existing)), checkpoint, num_kept)
 

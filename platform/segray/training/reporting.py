@@ -65,7 +65,7 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Writes the errors of the workers. The first one counts as a failure of the run, unless it is a preemption."""
-        failure = {} if any(map(_is_free, worker_exceptions.values())) else {FAILURE_FIELD: True}
+        failure = {FAILURE_FIELD: True} if all(map(_counts_as_failure, worker_exceptions.values())) else {}
         for rank, error in sorted(worker_exceptions.items()):
             self._write("event", text=_error_line(rank, error), **failure)
             failure = {}
@@ -84,10 +84,10 @@ class JournalCallback(UserCallback):  # type: ignore[misc]
             self._pending.pop(0)
 
 
-def _is_free(error: Exception) -> bool:
-    """Returns `True` if an error does not count against `train.max_failures`."""
+def _counts_as_failure(error: Exception) -> bool:
+    """Returns `True` if an error counts against `train.max_failures`: it is neither a preemption nor a stop."""
     is_preempted = getattr(getattr(error, "failure", None), "preempted", False)  # Ray keeps the death of an actor here
-    return is_preempted or isinstance(error, PreemptedError | RunStoppedError)
+    return not (is_preempted or isinstance(error, PreemptedError | RunStoppedError))
 
 
 def _error_line(rank: int, error: Exception) -> str:

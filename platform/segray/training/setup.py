@@ -221,7 +221,7 @@ def _allocate_workers(target: _RunTarget, say: Callable[[str], None]) -> resourc
     placement = resources.allocate_workers(
         potential_nodes(), train.workers, train.device, min_workers=train.min_workers
     )
-    preflight(target.config, target.tracking_uri, target.manifest, say, goes_on=target.run is not None)
+    preflight(target.config, target.tracking_uri, target.manifest, say, is_resumed=target.run is not None)
     return placement
 
 

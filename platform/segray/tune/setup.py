@@ -106,7 +106,7 @@ def prepare_sweep(
         slots = resources.allocate_trials(
             potential_nodes(), resolved.train.workers, resolved.train.device, resolved.tune.max_concurrent
         )
-        preflight(resolved, tracking_uri, manifest, say, goes_on=folder is not None)
+        preflight(resolved, tracking_uri, manifest, say, is_resumed=folder is not None)
         is_new = folder is None
         prior_trials = load_prior_trials(resolved, tracking_uri) if is_new and resolved.tune.warm_start else ()
         folder = folder or Path(paths.create_run_dir(resolved, SWEEP)[1])
