@@ -53,6 +53,20 @@ def test_polygons_enclose_the_area_and_nothing_else(area):
     assert np.array_equal(fill(polygons_of(area), area.shape), area)
 
 
+@given(AREAS, st.tuples(*[st.integers(0, 3)] * 4))
+def test_polygons_of_a_larger_mask_are_those_of_its_part(area, margins):
+    """Only the box around a region is searched for contours."""
+    top, bottom, left, right = margins
+    moved = [
+        {
+            "outer": [[x + left, y + top] for x, y in polygon["outer"]],
+            "holes": [[[x + left, y + top] for x, y in hole] for hole in polygon["holes"]],
+        }
+        for polygon in polygons_of(area)
+    ]
+    assert polygons_of(np.pad(area, ((top, bottom), (left, right)))) == moved
+
+
 def test_a_region_in_a_hole_is_a_separate_polygon():
     area = np.ones((9, 9), np.uint8)
     area[1:8, 1:8] = 0

@@ -60,8 +60,8 @@ class Comparisons:
         except Exception as error:  # the image is answered already
             self._record_failure(shadow, error)
             return
-        num_agreeing = await asyncio.get_running_loop().run_in_executor(
-            self._lane.codec_threads, count_agreeing_pixels, mask, primary.classes, result.result, shadow.classes
+        num_agreeing = await self._lane.codecs.run(
+            lambda _: count_agreeing_pixels(mask, primary.classes, result.result, shadow.classes)
         )
         self._counters.inc("segray_compared_images", *labels)
         self._counters.inc("segray_compared_pixels", *labels, by=mask.size)

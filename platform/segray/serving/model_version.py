@@ -23,7 +23,7 @@ from segray.models import checkpoint
 from segray.models.plugins import require_allowed_modules
 from segray.serving.requests import ResponseOptions
 from segray.serving.responses import encode_png, encode_png_image
-from segray.serving.speed import Speed, find_max_pixels, measure_seconds
+from segray.serving.speed import ModelSpeed, Speed, find_max_pixels, measure_seconds
 from segray.tracking.integrity import CHECKPOINT_FILES
 
 BATCH_PIXELS = 2**24
@@ -105,10 +105,7 @@ class LoadedModel:
         self._predictor.add_layer_hook(self._check)
         self.crop_pixels = self._predictor.config.data.crop**2
         self._warm_up(device)
-        self._measure_speed()
-        self.max_image_pixels = find_max_pixels(
-            lambda side: self.estimate_seconds((side, side)), settings.request_timeout_s, settings.max_image_pixels
-        )
+        self.set_speed(self.measure_speed())
 
     def predict(
         self, size: tuple[int, int], images: Sequence[Pixels], check: Callable[[], None] | None = None
@@ -130,16 +127,48 @@ class LoadedModel:
         finally:
             self._thread.check = None
 
+    def measure_speed(self) -> ModelSpeed:
+        """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""
+        side = self._predictor.config.data.crop
+        pixel, small, large = (_noise(length) for length in (1, side, 2 * side))
+        encoded, mask = encode_png_image(small), np.zeros((side, side), np.uint8)
+        options = ResponseOptions("overlay")
+
+        def run_codecs() -> None:
+            decode_upright(encoded, "the image", small.size)
+            encode_png(small, mask, self.classes, options)
+
+        small_s, large_s = (
+            measure_seconds(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
+            for image in (small, large)
+        )
+        return ModelSpeed(
+            codec=Speed(measure_seconds(run_codecs) / side**2),
+            forward=Speed.fit(side**2, small_s, 4 * side**2, large_s),
+            window_s=measure_seconds(lambda: self._predictor.predict_batch([small], self._predictor.sliding)),
+            smallest_s=measure_seconds(lambda: self._predictor.predict_batch([pixel])),
+        )
+
+    def set_speed(self, speed: ModelSpeed) -> None:
+        """Sets the measured speed, on which the estimates and `max_image_pixels` depend."""
+        self._speed = speed
+        self.max_image_pixels = find_max_pixels(
+            lambda side: self.estimate_seconds((side, side)),
+            self._settings.request_timeout_s,
+            self._settings.max_image_pixels,
+        )
+
     def estimate_seconds(self, size: tuple[int, int]) -> float:
         """Returns the estimated duration of decoding, segmenting and encoding an image of size (H, W)."""
         data, pixels, mode = self._predictor.config.data, prod(size), self._predictor.mode(size)
+        speed = self._speed
         input_size = model_input_size(*size, data.short_side, mode.size_multiple)
         if mode.crop is None:
-            predict_s = self._forward.seconds(max(pixels, prod(input_size)))
+            predict_s = speed.forward.seconds(max(pixels, prod(input_size)))
         else:
             num_windows = count_windows(input_size, mode.crop, mode.stride)
-            predict_s = self._window_s * max(num_windows, pixels // mode.crop**2)
-        return max(self._codec.seconds(pixels) + predict_s, self._smallest_s)
+            predict_s = speed.window_s * max(num_windows, pixels // mode.crop**2)
+        return max(speed.codec.seconds(pixels) + predict_s, speed.smallest_s)
 
     def max_batch_size(self, size: tuple[int, int]) -> int:
         """Returns the maximum number of images of size (H, W) in a forward pass."""
@@ -169,26 +198,6 @@ class LoadedModel:
         """Calls the function that the `predict` call of this thread was given."""
         if (check := getattr(self._thread, "check", None)) is not None:
             check()
-
-    def _measure_speed(self) -> None:
-        """Measures the speed of the codecs and of the model on two sizes of images of noise, the slowest to decode."""
-        side = self._predictor.config.data.crop
-        pixel, small, large = (_noise(length) for length in (1, side, 2 * side))
-        encoded, mask = encode_png_image(small), np.zeros((side, side), np.uint8)
-        options = ResponseOptions("overlay")
-
-        def run_codecs() -> None:
-            decode_upright(encoded, "the image", small.size)
-            encode_png(small, mask, self.classes, options)
-
-        self._smallest_s = measure_seconds(lambda: self._predictor.predict_batch([pixel]))
-        small_s, large_s = (
-            measure_seconds(lambda image=image: self._predictor.predict_batch([image], self._predictor.full_image))  # type: ignore[misc]
-            for image in (small, large)
-        )
-        self._codec = Speed(measure_seconds(run_codecs) / side**2)
-        self._forward = Speed.fit(side**2, small_s, 4 * side**2, large_s)
-        self._window_s = measure_seconds(lambda: self._predictor.predict_batch([small], self._predictor.sliding))
 
     def _warm_up(self, device: str) -> None:
         """Segments random images of the crop size to warm up the model and to verify its masks.

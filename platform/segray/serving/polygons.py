@@ -48,12 +48,14 @@ def encode_polygons(mask: BinaryMask, require_size: Callable[[int], None] = lamb
         require_size: function that is called with a lower bound of the number of bytes, before they are encoded. Its
             exceptions end the call.
     """
-    num_components, _ = cv2.connectedComponents(mask, connectivity=8)
-    require_size((num_components - 1) * MIN_POLYGON_BYTES)
-    rings = _find_rings(mask)
-    require_size(len(rings.points) * MIN_POINT_BYTES)
-    if not len(rings.parents):
+    x, y, width, height = cv2.boundingRect(mask)
+    box = mask[y : y + height, x : x + width]
+    if not box.size:
         return b"[]"
+    num_components, _ = cv2.connectedComponents(box, connectivity=8)
+    require_size((num_components - 1) * MIN_POLYGON_BYTES)
+    rings = _find_rings(box, (x, y))
+    require_size(len(rings.points) * MIN_POINT_BYTES)
     encoded = _encode_rings(rings)
     holes = _group_holes(encoded, rings.parents)
     outers = encoded.filter(pa.array(rings.parents < 0))
@@ -61,10 +63,9 @@ def encode_polygons(mask: BinaryMask, require_size: Callable[[int], None] = lamb
     return f"[{_join(polygons, [0, len(polygons)], ', ')[0].as_py()}]".encode("ascii")
 
 
-def _find_rings(mask: BinaryMask) -> Rings:
-    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours:
-        return Rings(np.zeros((0, 2), np.int32), np.zeros(1, np.int32), np.zeros(0, np.int32))
+def _find_rings(mask: BinaryMask, origin: tuple[int, int]) -> Rings:
+    """Returns the contours of a mask that is not empty, with points relative to the (x, y) of its first pixel."""
+    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=origin)
     offsets = np.cumsum([0, *map(len, contours)], dtype=np.int32)
     return Rings(np.concatenate(contours)[:, 0], offsets, hierarchy[0, :, 3])
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from time import perf_counter
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,25 +14,21 @@ from segray.config import ServeConfig
 from segray.core.device_errors import is_device_failure
 from segray.core.errors import DataError, SegrayError, ServingError
 from segray.data.images import Mask, Pixels
-from segray.data.normalize import decode_upright
 from segray.serving.batcher import BatchResult
 from segray.serving.comparison import Comparisons
 from segray.serving.failures import FailureLog
 from segray.serving.image_header import ImageHeader, read_image_header
-from segray.serving.lane import BatchKey, Lane
+from segray.serving.lane import Lane
 from segray.serving.metrics import Counters
 from segray.serving.model_version import LoadedModel, ModelFiles
+from segray.serving.pipeline import ImagePipeline, SegmentedImage, decode_as_announced
 from segray.serving.requests import RequestError, ResponseOptions
-from segray.serving.responses import SegmentationResponse, count_class_pixels, encode_body
+from segray.serving.responses import SegmentationResponse
 from segray.serving.speed import SAFETY
 from segray.serving.status import StatusReport, TargetVersions
 
-FORWARD_TIMEOUT_S = 300.0
-"""Duration in seconds after which a forward pass counts as hung."""
-PAUSE_S = 0.2
-"""Interval in seconds at which a paused computation checks whether it is still needed."""
-MIN_SMALL_PIXELS = 2**18
-"""Number of pixels up to which an image is small for every model."""
+SPEED_INTERVAL_S = 60.0
+"""Interval in seconds of the attempts to measure the speed of a version that was loaded beside requests."""
 
 
 class ControllerClient(Protocol):
@@ -78,11 +73,11 @@ class Replica:
         self._champion: LoadedModel | None = None
         self._loaded: dict[str, LoadedModel] = {}
         self._load_tasks: dict[str, asyncio.Task[None]] = {}
+        self._speed_tasks: set[asyncio.Task[None]] = set()
         self._failures = FailureLog()
         self._counters = Counters()
-        self._small = Lane("small", self._predict, 2 * settings.max_batch_size, num_codec_threads=2)
-        self._large = Lane("large", self._predict_large, 2, num_codec_threads=1)
-        self._comparisons = Comparisons(self._large, self._counters, self._record_prediction_failure)
+        self._pipeline = ImagePipeline(settings)
+        self._comparisons = Comparisons(self._pipeline.large, self._counters, self._record_prediction_failure)
         self._device_failure: str | None = None
         self._sync_task: asyncio.Task[None] | None = None
         torch.set_num_threads(settings.cpus_per_replica)
@@ -122,16 +117,21 @@ class Replica:
         if seconds * SAFETY > self._settings.request_timeout_s:
             yield self._refuse_slow_image(header, seconds)
             return
-        is_small = header.pixels <= max(routing.primary.crop_pixels, MIN_SMALL_PIXELS)
-        lane = self._small if is_small else self._large
-        async with lane.queue.slot(client, seconds) as rank:
+        async with self._pipeline.slot(routing.primary, header, client, seconds) as (lane, rank):
             yield None
-            yield await self._segment(_Job(body, header, options, lane, rank), routing)
+            segmented = await self._segment(_Job(body, header, options, lane, rank), routing)
+            if isinstance(segmented, RequestError):
+                yield segmented
+                return
+            if not options.has_shapes:
+                yield await self._respond(segmented, self._pipeline.encode(segmented, options, lane.codecs))
+                return
+        # The encoding of shapes takes long, and holds no slot of the lane.
+        yield await self._respond(segmented, self._pipeline.encode_shapes(segmented, options, client))
 
-    async def _segment(self, job: _Job, routing: _Routing) -> SegmentationResponse | RequestError:
-        loop = asyncio.get_running_loop()
+    async def _segment(self, job: _Job, routing: _Routing) -> SegmentedImage | RequestError:
         try:
-            image = await loop.run_in_executor(job.lane.codec_threads, decode_as_announced, job.body, job.header)
+            image = await job.lane.codecs.run(lambda _: decode_as_announced(job.body, job.header))
             routing, result = await self._compute_primary(routing, image, job)
         except DataError as error:
             return RequestError(str(error))
@@ -140,15 +140,17 @@ class Replica:
             raise
         if routing.shadow is not None:
             self._comparisons.start(routing.primary, routing.shadow, image, result.result, self._champion)
-        # The shapes of a fragmented mask take long to encode.
-        threads = self._large.codec_threads if job.options.has_shapes else job.lane.codec_threads
+        return SegmentedImage(routing.primary, result, None if job.options.output == "json" else image)
+
+    async def _respond(
+        self, segmented: SegmentedImage, encoding: Awaitable[tuple[SegmentationResponse, NDArray[np.int64]]]
+    ) -> SegmentationResponse | RequestError:
+        """Returns an encoded response, and counts it."""
         try:
-            response, class_pixels = await loop.run_in_executor(
-                threads, _encode_response, routing.primary, image, result, job.options
-            )
+            response, class_pixels = await encoding
         except RequestError as error:
             return error
-        self._count_response(routing.primary, result, class_pixels)
+        self._count_response(segmented.loaded, segmented.result, class_pixels)
         return response
 
     def _refuse_slow_image(self, header: ImageHeader, seconds: float) -> RequestError:
@@ -168,10 +170,7 @@ class Replica:
         """
         if self._device_failure is not None:
             raise ServingError(f"the device of the replica is unusable: {self._device_failure}")
-        for lane in (self._small, self._large):
-            started_at = lane.batcher.batch_started_at
-            if started_at is not None and perf_counter() - started_at > FORWARD_TIMEOUT_S:
-                raise ServingError(f"a forward pass takes more than {FORWARD_TIMEOUT_S:g} s.")
+        self._pipeline.check_health()
 
     async def _sync(self) -> None:
         """Reports to the controller and follows its targets over the replica's lifetime, also during loading.
@@ -227,7 +226,27 @@ class Replica:
             return None
         self._failures.remove(number)
         self._loaded[number] = loaded
+        task = asyncio.create_task(self._measure_speed(loaded))
+        self._speed_tasks.add(task)
+        task.add_done_callback(self._speed_tasks.discard)
         return loaded
+
+    async def _measure_speed(self, loaded: LoadedModel) -> None:
+        """Measures the speed of a version again, until no request disturbs the measurement.
+
+        Other versions that load, and requests that are computed meanwhile, make the first measurement too slow.
+        """
+        while True:
+            await asyncio.sleep(SPEED_INTERVAL_S)
+            num_received = self._pipeline.num_received
+            if self._loaded.get(loaded.number) is not loaded:
+                return
+            if num_received is None:
+                continue
+            speed = await asyncio.to_thread(loaded.measure_speed)
+            if self._pipeline.num_received == num_received:
+                loaded.set_speed(speed)
+                return
 
     def _challenger(self) -> LoadedModel | None:
         """Returns the challenger if it is loaded and not the version that answers."""
@@ -266,22 +285,6 @@ class Replica:
             self._record_prediction_failure(routing.primary, error)
             return _Routing(champion, None), await job.lane.batcher((champion, key), image, job.rank)
 
-    def _predict(self, key: BatchKey, images: Sequence[Pixels], check: Callable[[], None]) -> list[Mask]:
-        torch.set_num_threads(self._settings.cpus_per_replica)  # the setting applies to the current thread only
-        loaded, size = key
-        return loaded.predict(size, images, check)
-
-    def _predict_large(self, key: BatchKey, images: Sequence[Pixels], check: Callable[[], None]) -> list[Mask]:
-        """Computes large images in the time that small images leave: it pauses between layers while one waits."""
-
-        def pause() -> None:
-            while not self._small.batcher.is_idle.wait(PAUSE_S):
-                self._large.batcher.batch_started_at = perf_counter()  # it does not hang
-                check()
-            check()
-
-        return self._predict(key, images, pause)
-
     def _record_prediction_failure(self, loaded: LoadedModel, error: Exception) -> None:
         if is_device_failure(error):
             self._device_failure = _error_text(error)
@@ -294,32 +297,6 @@ class Replica:
         for class_id in class_pixels.nonzero()[0]:
             name = loaded.classes.names[class_id]
             self._counters.inc("segray_class_pixels", loaded.number, name, by=float(class_pixels[class_id]))
-
-
-def _encode_response(
-    loaded: LoadedModel, image: Pixels, result: BatchResult[Mask], options: ResponseOptions
-) -> tuple[SegmentationResponse, NDArray[np.int64]]:
-    """Returns the response and the number of pixels of each class (K,)."""
-    class_pixels = count_class_pixels(result.result, loaded.classes)
-    options = replace(options, version=loaded.number)
-    body, media_type = encode_body(image, result.result, class_pixels, loaded.classes, options)
-    return SegmentationResponse(body, media_type, loaded.number, result.seconds, result.batch_size), class_pixels
-
-
-def decode_as_announced(body: bytes, header: ImageHeader) -> Pixels:
-    """Decodes an image.
-
-    Raises:
-        DataError: the image is damaged, or its size differs from the one that its header states and that was charged.
-    """
-    image = decode_upright(body, "the image", header.pixels, (header.format,))
-    height, width = image.shape[:2]
-    if {height, width} != {header.height, header.width}:
-        raise DataError(
-            f"the image has the size {header.width}x{header.height} in its header, but {width}x{height} in its data; "
-            "expected equal sizes; save it again."
-        )
-    return image
 
 
 def _error_text(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,23 +72,30 @@ def encode_png(image: Pixels, mask: Mask, classes: Classes, options: ResponseOpt
 
 
 def encode_body(
-    image: Pixels, mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions
+    image: Pixels | None,
+    mask: Mask,
+    class_pixels: NDArray[np.int64],
+    classes: Classes,
+    options: ResponseOptions,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[bytes, str]:
     """Returns the body of a response and its media type.
 
     Args:
-        image: RGB image (H, W, 3).
+        image: RGB image (H, W, 3). `None` if the output is JSON.
         mask: class ids (H, W).
         class_pixels: number of pixels of each class (K,).
         classes: classes of the mask ids.
         options: response options.
+        check: function that is called before each class of JSON. Its exceptions end the call.
 
     Raises:
         ResponseSizeError: the body would be larger than `options.max_bytes`.
     """
     if options.output == "json":
-        body, media_type = encode_summary(mask, class_pixels, classes, options), JSON
+        body, media_type = encode_summary(mask, class_pixels, classes, options, check), JSON
     else:
+        assert image is not None
         body, media_type = encode_png(image, mask, classes, options), PNG
         if options.is_embedded:
             body, media_type = encode_json({"version": options.version, "image": _base64(body)}), JSON
@@ -96,7 +103,13 @@ def encode_body(
     return body, media_type
 
 
-def encode_summary(mask: Mask, class_pixels: NDArray[np.int64], classes: Classes, options: ResponseOptions) -> bytes:
+def encode_summary(
+    mask: Mask,
+    class_pixels: NDArray[np.int64],
+    classes: Classes,
+    options: ResponseOptions,
+    check: Callable[[], None] = lambda: None,
+) -> bytes:
     """Returns the JSON for a mask (H, W): version, size, pixels and share of each present class, requested fields.
 
     Raises:
@@ -105,11 +118,12 @@ def encode_summary(mask: Mask, class_pixels: NDArray[np.int64], classes: Classes
     height, width = mask.shape
     entries, size = list[bytes](), 0
     for class_id in map(int, np.flatnonzero(class_pixels)):
+        check()
         count = int(class_pixels[class_id])
         content = {"id": class_id, "name": classes.names[class_id], "pixels": count, "share": count / mask.size}
         entry = encode_json(content)
         if options.has_shapes:
-            entry = _add_shapes(entry, mask == class_id, options)
+            entry = _add_shapes(entry, (mask == class_id).view(np.uint8), options)
         entries.append(entry)
         size += len(entry)
         options.require_size(size)
@@ -121,9 +135,8 @@ def encode_summary(mask: Mask, class_pixels: NDArray[np.int64], classes: Classes
     return with_field(encode_json(summary), "classes", b"[" + b", ".join(entries) + b"]")
 
 
-def _add_shapes(entry: bytes, class_mask: NDArray[np.bool_], options: ResponseOptions) -> bytes:
+def _add_shapes(entry: bytes, binary: BinaryMask, options: ResponseOptions) -> bytes:
     """Adds the polygons and run lengths of a class to its JSON entry."""
-    binary = class_mask.astype(np.uint8)
     if "polygons" in options.include:
         entry = with_field(entry, "polygons", encode_polygons(binary, options.require_size))
     if "rle" in options.include:

@@ -37,6 +37,23 @@ class Speed:
         return self.linear * pixels + self.quadratic * pixels**2
 
 
+@dataclass(frozen=True)
+class ModelSpeed:
+    """Measured speed of a version.
+
+    Attributes:
+        codec: decoding and encoding an image.
+        forward: forward pass of a whole image.
+        window_s: duration of the forward pass of one sliding window in seconds.
+        smallest_s: duration of the forward pass of the smallest image in seconds.
+    """
+
+    codec: Speed
+    forward: Speed
+    window_s: float
+    smallest_s: float
+
+
 def measure_seconds(call: Callable[[], object]) -> float:
     """Returns the shortest duration of a few calls in seconds."""
     durations = []
