@@ -160,7 +160,7 @@ def test_other_classes_are_refused_unless_all_that_differ_are_named(names, chang
 def test_what_is_not_stored_as_it_was_trained_is_refused_with_what_differs():
     decision = evaluate_gates(PromoteConfig(), replace(NEW, mismatch="its weights are others"), OLD, compared())
     assert decision.reasons == [
-        "package integrity: its weights are others; expected files and masks of the registered checkpoint"
+        "package integrity: its weights are others; expected files of the registered checkpoint"
     ]
 
 

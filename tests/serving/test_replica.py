@@ -184,7 +184,7 @@ def test_the_champion_answers_if_the_challenger_fails_on_an_image(store, monkeyp
             monkeypatch.setattr(challenger, "predict", lambda *_: 1 / 0)
             answers = await mask(serving, picture())
             return answers, await serving.until(
-                lambda state: any("fails on images" in problem for problem in state.problems)
+                lambda state: any("failed images: 1, the last one with" in problem for problem in state.problems)
             )
 
     (number, result), _ = asyncio.run(run())
@@ -198,11 +198,16 @@ def test_a_version_that_fails_in_a_comparison_is_a_problem(store, monkeypatch, t
         async with served(store, **{traffic: 1.0}) as serving:
             await serving.until(lambda state: "2" in state.models)
             monkeypatch.setattr(serving.replica._loaded[failing], "predict", lambda *_: 1 / 0)
-            await mask(serving, picture())
-            return await serving.until(lambda state: state.problems, 5)
+            for _ in range(2):
+                await mask(serving, picture())
+            return await serving.until(
+                lambda state: any("failed images: 2" in problem for problem in state.problems), 5
+            )
 
-    (problem,) = asyncio.run(run()).problems
-    assert f"version {failing}: it fails on images: ZeroDivisionError" in problem
+    state = asyncio.run(run())
+    (problem,) = state.problems
+    assert f"version {failing}: failed images: 2, the last one with ZeroDivisionError" in problem
+    assert state.counts["segray_failed_images", (failing,), ""] == 2
 
 
 def test_a_canary_with_other_classes_is_a_problem_and_answers_no_request(store, monkeypatch):

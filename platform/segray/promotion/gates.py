@@ -25,7 +25,7 @@ class ModelMeasurements:
         iou: IoU of each class; `None` for a class that occurs in neither labels nor predictions.
         latency_ms: median time for an image, in milliseconds.
         size_mib: size of the weights, in MiB.
-        mismatch: difference between the stored files and the registered checkpoint; empty if there is none.
+        mismatch: problem with the stored files, such as a difference from the registered ones; empty if there is none.
     """
 
     version: str
@@ -115,10 +115,8 @@ def evaluate_gates(
 
 
 def _package_gate(challenger: ModelMeasurements) -> GateResult:
-    observed = challenger.mismatch or "files and masks are identical"
-    return GateResult(
-        "package integrity", not challenger.mismatch, observed, "files and masks of the registered checkpoint"
-    )
+    observed = challenger.mismatch or "files are identical"
+    return GateResult("package integrity", not challenger.mismatch, observed, "files of the registered checkpoint")
 
 
 def _class_iou_gate(gates: PromoteConfig, challenger: ModelMeasurements) -> Iterator[GateResult]:

@@ -48,6 +48,7 @@ METRICS = {
         "Number of compared pixels with the same class in both versions.", ("champion", "challenger")
     ),
     "segray_uncompared_images": MetricSpec("Number of images that were selected for comparison but dropped."),
+    "segray_failed_images": MetricSpec("Number of images that a version failed to segment.", ("version",)),
 }
 
 Key = tuple[str, tuple[str, ...], str]

@@ -135,9 +135,6 @@ class Replica:
             routing, result = await self._compute_primary(routing, image, job)
         except DataError as error:
             return RequestError(str(error))
-        except Exception as error:
-            self._record_prediction_failure(routing.primary, error)
-            raise
         if routing.shadow is not None:
             self._comparisons.start(routing.primary, routing.shadow, image, result.result, self._champion)
         return SegmentedImage(routing.primary, result, None if job.options.output == "json" else image)
@@ -275,21 +272,30 @@ class Replica:
 
     async def _compute_primary(self, routing: _Routing, image: Pixels, job: _Job) -> tuple[_Routing, BatchResult[Mask]]:
         """Computes a mask and returns it with its routing. The champion answers if the challenger fails."""
-        key = image.shape[:2]
         try:
-            return routing, await job.lane.batcher((routing.primary, key), image, job.rank)
+            return routing, await self._compute(routing.primary, image, job)
         except Exception as error:
             champion = routing.shadow
             if routing.primary is self._champion or champion is None or isinstance(error, DataError):
                 raise
-            self._record_prediction_failure(routing.primary, error)
-            return _Routing(champion, None), await job.lane.batcher((champion, key), image, job.rank)
+            return _Routing(champion, None), await self._compute(champion, image, job)
+
+    async def _compute(self, loaded: LoadedModel, image: Pixels, job: _Job) -> BatchResult[Mask]:
+        try:
+            return await job.lane.batcher((loaded, image.shape[:2]), image, job.rank)
+        except DataError:
+            raise
+        except Exception as error:
+            self._record_prediction_failure(loaded, error)
+            raise
 
     def _record_prediction_failure(self, loaded: LoadedModel, error: Exception) -> None:
         if is_device_failure(error):
             self._device_failure = _error_text(error)
+        self._counters.inc("segray_failed_images", loaded.number)
         if loaded.number in self._loaded:
-            self._failures.add(loaded.number, f"it fails on images: {_error_text(error)}")
+            count = self._counters.counts["segray_failed_images", (loaded.number,), ""]
+            self._failures.add(loaded.number, f"failed images: {count:.0f}, the last one with {_error_text(error)}")
 
     def _count_response(self, loaded: LoadedModel, result: BatchResult[Mask], class_pixels: NDArray[np.int64]) -> None:
         self._counters.observe("segray_batch_seconds", result.seconds, loaded.number)
