@@ -3,6 +3,24 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+
+
+def client_name(host: str) -> str:
+    """Returns the name of a client in queues and budgets.
+
+    It is the IPv4 address of the client, or the /64 network of its IPv6 address, because one machine may use all
+    addresses of such a network.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:  # not an address, for example in a test
+        return host
+    if address.version == 4:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ip_network((int(address) >> 64 << 64, 64)))
 
 
 class SharedBudget:

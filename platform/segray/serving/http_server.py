@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from segray.config import ServeConfig
 from segray.core.errors import ServingError
 from segray.core.numbers import MIB
-from segray.serving.budget import SharedBudget
+from segray.serving.budget import SharedBudget, client_name
 
 MAX_CONNECTIONS = 1024
 """Maximum number of open connections."""
@@ -51,7 +51,7 @@ class ConnectionLimits:
         if address is None:
             return ""
         host, port = address
-        return f"{host}:{port}" if host in self._proxies else host
+        return f"{host}:{port}" if host in self._proxies else client_name(host)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from segray.core.errors import ServingError
 from segray.core.html import render_page
 from segray.core.numbers import MIB
+from segray.serving.budget import client_name
 from segray.serving.gateway import Gateway
 from segray.serving.metrics import Counters, Gauges, render_prometheus
 from segray.serving.openapi import (
@@ -233,8 +234,8 @@ async def _received_images(gateway: Gateway, request: Request) -> AsyncIterator[
 
 
 def _client(request: Request) -> str:
-    """Returns the address of a client. Limits per client apply to it."""
-    return request.client.host if request.client else ""
+    """Returns the name of a client. Limits per client apply to it."""
+    return client_name(request.client.host) if request.client else ""
 
 
 async def _run_while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

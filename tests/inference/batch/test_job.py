@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from ray.exceptions import RayError
 
+from segray.cluster.resources import WorkerResources
 from segray.core.errors import DataError, SegrayError
 from segray.data.images import decode_image, decode_mask, encode_mask
 from segray.data.normalize import normalize_image
@@ -119,6 +120,15 @@ def test_a_job_whose_actors_die_again_and_again_ends(folder, drawn, tmp_path, ra
     monkeypatch.setattr(module, "_run_dataset", die)
     with pytest.raises(SegrayError, match="failed 4 times in a row, the last time with: a node died"):
         job(folder, drawn, tmp_path / "out")
+
+
+def test_an_actor_that_cannot_load_the_model_names_the_reason(folder, drawn, tmp_path, ray_cluster):
+    predictor, inputs = Predictor(folder), open_inputs(str(drawn))
+    task = BatchTask(predictor, inputs.are_normalized, Outputs(str(tmp_path / "out"), predictor.classes))
+    resources = WorkerResources(workers=1, device="cuda", threads=1, cpus=0.5, gpus=0, read_cpus=0.5)
+    with pytest.raises(SegrayError, match="cannot load the model on cuda") as raised:
+        list(module.segment_on_cluster(inputs, task, resources, ()))
+    assert "memory" not in str(raised.value)
 
 
 def test_a_table_that_breaks_meanwhile_ends_the_job(folder, tmp_path, ray_cluster):

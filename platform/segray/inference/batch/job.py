@@ -1,6 +1,7 @@
 """Runs a complete batch job, resumes an interrupted one, and records the progress."""
 
 import logging
+import platform
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from segray.cluster import resources
 from segray.cluster.connect import connect
 from segray.cluster.nodes import potential_nodes
 from segray.cluster.resources import WorkerResources
-from segray.core.errors import DataError, SegrayError
+from segray.core.errors import DataError, SegrayError, first_line
 from segray.core.logging import silence_libraries
 from segray.data.prefetch import READ_CPUS, translate_store_full
 from segray.data.storage import filesystem, require_writable
@@ -167,12 +168,23 @@ class _SegmentActor:
     """Segments one chunk per call."""
 
     def __init__(self, task_ref: Any, device: str, threads: int) -> None:
-        task: BatchTask = ray.get(task_ref)
-        self._segment, self._progress = ChunkSegmenter(task, device, threads), JobProgress(task.outputs.root)
+        self._start_error: SegrayError | None = None
+        try:
+            task: BatchTask = ray.get(task_ref)
+            self._segment, self._progress = ChunkSegmenter(task, device, threads), JobProgress(task.outputs.root)
+        except RayError:  # another node was lost
+            raise
+        except Exception as error:  # Ray would report the death of the actor without the reason
+            self._start_error = SegrayError(
+                f"an actor on {platform.node()} cannot load the model on {device} ({type(error).__name__}: "
+                f"{first_line(error)}); the same command resumes the job."
+            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
         key = row["shard"], row["chunk"]
+        if self._start_error is not None:
+            return _result_row(key, error=self._start_error)
         if row["error"]:
             return _result_row(key, error=DataError(row["error"]))
         chunk = [InputImage(**image) for image in row["images"]]
