@@ -221,9 +221,10 @@ def test_a_request_times_out(store):
         serving.replica.segment = never
         return await serving.client.post("/v1/segment", content=picture(), headers=JPEG)
 
-    response = call(store, request, request_timeout_s=0.1)
-    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
-    assert "0.1 s" in response.json()["detail"]
+    # With a shorter time, a busy machine refuses the image by its estimate.
+    response = call(store, request, request_timeout_s=3.0)
+    assert (response.status_code, response.headers.get("retry-after")) == (503, "5")
+    assert "timed out after 3 s" in response.json()["detail"]
 
 
 def test_the_model_has_version_classes_and_metrics(store):
