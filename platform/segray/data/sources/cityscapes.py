@@ -8,7 +8,7 @@ from pathlib import Path
 from segray.core.classes import Classes
 from segray.core.errors import DataError
 from segray.data.sources.collector import SampleCollector
-from segray.data.sources.files import is_junk_file, match_stems, require_path, require_source_dir, sort_splits
+from segray.data.sources.files import glob_files, match_stems, require_path, require_source_dir, sort_splits
 from segray.data.sources.sample import SourceListing
 
 CLASSES = {
@@ -67,13 +67,13 @@ def list_samples(source: str | None) -> SourceListing:
 
 def _by_frame(folder: Path, suffix: str) -> dict[str, Path]:
     """Returns the files of all cities of a split by `city/frame`."""
-    paths = sorted(path for path in folder.glob(f"*/*{suffix}.png") if not is_junk_file(path))
+    paths = glob_files(folder, f"*/*{suffix}.png")
     return {f"{path.parent.name}/{path.stem.removesuffix(suffix)}": path for path in paths}
 
 
 def _mask_suffix(masks: Path) -> str:
     for suffix in MASK_SUFFIXES:
-        if next(masks.glob(f"*/*/*{suffix}.png"), None) is not None:
+        if glob_files(masks, f"*/*/*{suffix}.png"):
             return suffix
     raise DataError(f"{masks} contains neither <city>/*{MASK_SUFFIXES[0]}.png nor <city>/*{MASK_SUFFIXES[1]}.png.")
 

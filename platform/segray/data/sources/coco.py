@@ -21,7 +21,14 @@ from segray.core.errors import DataError
 from segray.core.parsing import parse_json, summarize_error
 from segray.data.source_masks import RasterBudget, decode_rgb, require_mask_size
 from segray.data.sources.collector import MaskReader, SampleCollector
-from segray.data.sources.files import SourceFile, build_classes, read_source_file, require_path, require_source_dir
+from segray.data.sources.files import (
+    SourceFile,
+    build_classes,
+    glob_files,
+    read_source_file,
+    require_path,
+    require_source_dir,
+)
 from segray.data.sources.sample import Ids, Json, SourceListing
 
 LAYOUT = "train2017/, val2017/ and annotations/ with {kind}_train2017.json, {kind}_val2017.json"
@@ -60,7 +67,8 @@ def _list_samples(kind: str, source: str | None) -> SourceListing:
     layout = LAYOUT.format(kind=kind)
     root = require_source_dir(f"coco-{kind}", source, layout)
     files = sorted(
-        require_path(root / "annotations", layout).glob(f"{kind}_*.json"), key=lambda path: ("val" in path.stem, path)
+        glob_files(require_path(root / "annotations", layout), f"{kind}_*.json"),
+        key=lambda path: ("val" in path.stem, path),
     )
     if not files:
         raise DataError(f"{root / 'annotations'} contains no {kind}_*.json; expected {layout}.")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -164,8 +165,34 @@ def build_classes(origin: Path, names: Sequence[str], palette: Sequence[Colour] 
 
 
 def is_junk_file(path: Path) -> bool:
-    """Returns `True` for hidden files and files that file managers create."""
-    return path.name.startswith(".") or path.name in {"Thumbs.db", "desktop.ini"}
+    """Returns `True` for hidden files and files that file managers and file systems create."""
+    return path.name.startswith(".") or path.name in {"Thumbs.db", "desktop.ini", "lost+found"}
+
+
+def glob_files(root: Path, pattern: str) -> list[Path]:
+    """Returns the paths below a folder that match a pattern, in order, without hidden files.
+
+    `Path.glob` leaves out folders that cannot be read, and thus their samples.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    *parents, name = pattern.split("/")
+    folders = [root]
+    for parent in parents:
+        folders = [path for folder in folders for path in _list_dir(folder, parent) if path.is_dir()]
+    return sorted(path for folder in folders for path in _list_dir(folder, name))
+
+
+def _list_dir(folder: Path, pattern: str) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            paths = [folder / entry.name for entry in entries if fnmatchcase(entry.name, pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read ({error.strerror}); expected a folder with data.") from error
+    return [path for path in paths if not is_junk_file(path)]
 
 
 def by_stem(folder: Path, suffixes: Sequence[str], kind: str, problems: list[str]) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from segray.data.manifest import RESERVED_COLUMNS
 from segray.data.sources.collector import SampleCollector
 from segray.data.sources.files import (
     SourceFile,
-    is_junk_file,
+    glob_files,
     require_regular_file,
     require_source_dir,
     require_source_file,
@@ -65,7 +65,7 @@ def _files_by_split(root: Path) -> dict[str, list[Path]]:
     """Returns the files of each split, in order."""
     files = defaultdict[str, list[Path]](list)
     configurations = set[Path]()
-    for path in sorted(path for path in [*root.glob("*.parquet"), *root.glob("*/*.parquet")] if not is_junk_file(path)):
+    for path in sorted([*glob_files(root, "*.parquet"), *glob_files(root, "*/*.parquet")]):
         match = PARQUET.fullmatch(path.stem)
         name = match[1] if match else path.stem
         if path.parent in (root, root / "data"):
@@ -75,7 +75,7 @@ def _files_by_split(root: Path) -> dict[str, list[Path]]:
             configurations.add(path.parent)
         else:
             files[path.parent.name].append(path)
-    for path in sorted([*root.glob("data-*.arrow"), *root.glob("*/data-*.arrow")]):
+    for path in sorted([*glob_files(root, "data-*.arrow"), *glob_files(root, "*/data-*.arrow")]):
         files["train" if path.parent == root else path.parent.name].append(path)
     _check_files(root, files, configurations)
     return {"val" if split == VALIDATION else split: paths for split, paths in files.items()}

@@ -71,7 +71,7 @@ def locate_cell(file: SourceFile, row: int, column: str, path: str | None) -> Im
         external = (folder / path).resolve()
         if external.is_relative_to(folder):
             return ImageCell(file, row, column, SourceFile.stat(require_regular_file(external)))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, DataError) as error:
         raise DataError(f"{cell} has no bytes, and its file {path!r} cannot be read ({error})") from error
     raise DataError(f"{cell} has no bytes, and its path {path!r} is outside the folder; copy the image into it")
 

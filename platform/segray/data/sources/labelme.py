@@ -16,7 +16,7 @@ from segray.data.sources.collector import SampleCollector
 from segray.data.sources.files import (
     SourceFile,
     build_classes,
-    is_junk_file,
+    glob_files,
     read_source_file,
     require_source_dir,
     require_source_file,
@@ -51,7 +51,7 @@ def list_samples(source: str | None) -> SourceListing:
     root = require_source_dir("labelme", source, LAYOUT)
     collector = SampleCollector(root)
     files = _list_files(root)
-    for file in sorted(set(root.glob("*.json")) - set(files)):
+    for file in sorted(set(glob_files(root, "*.json")) - set(files)):
         collector.problems.append(f"{file}: not in the folder of a split; move it into one")
     images, labels = dict[Path, Path](), set[str]()
     for file in files:
@@ -76,9 +76,9 @@ def list_samples(source: str | None) -> SourceListing:
 
 
 def _list_files(root: Path) -> list[Path]:
-    splits = sort_splits(path.parent.name for path in root.glob("*/*.json") if not is_junk_file(path))
+    splits = sort_splits(path.parent.name for path in glob_files(root, "*/*.json"))
     folders = [root / split for split in splits] or [root]
-    return [file for folder in folders for file in sorted(folder.glob("*.json")) if not is_junk_file(file)]
+    return [file for folder in folders for file in glob_files(folder, "*.json")]
 
 
 def _parse(content: bytes) -> Json:

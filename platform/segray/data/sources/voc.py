@@ -4,7 +4,7 @@ from pathlib import Path
 
 from segray.core.classes import Classes, default_palette
 from segray.data.sources.collector import SampleCollector
-from segray.data.sources.files import read_lines, require_path, require_source_dir, sort_splits
+from segray.data.sources.files import glob_files, read_lines, require_path, require_source_dir, sort_splits
 from segray.data.sources.sample import SourceListing
 
 LAYOUT = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
@@ -23,7 +23,7 @@ def list_samples(source: str | None) -> SourceListing:
     """
     root = require_source_dir("voc", source, LAYOUT)
     images, masks = require_path(root / "JPEGImages", LAYOUT), require_path(root / "SegmentationClass", LAYOUT)
-    lists = {path.stem: path for path in require_path(root / "ImageSets" / "Segmentation", LAYOUT).glob("*.txt")}
+    lists = {path.stem: path for path in glob_files(require_path(root / "ImageSets" / "Segmentation", LAYOUT), "*.txt")}
     if {"train", "val"} <= lists.keys():
         lists.pop(UNION, None)
     collector, split_of = SampleCollector(root), dict[str, str]()

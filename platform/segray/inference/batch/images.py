@@ -21,7 +21,7 @@ def list_files(fs: FileSystem, root: str) -> list[FileInfo]:
         infos: list[FileInfo] = fs.get_file_info(FileSelector(root, recursive=True))
         return infos
     visited, paths = set[tuple[int, int]](), list[str]()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_raise_unreadable, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
@@ -30,6 +30,10 @@ def list_files(fs: FileSystem, root: str) -> list[FileInfo]:
         paths += [f"{folder}/{name}" for name in files]
     require_encodable(paths)
     return list(fs.get_file_info(paths))
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DataError(f"folder {error.filename} cannot be read ({error.strerror}); expected a folder with images.")
 
 
 def require_encodable(names: Sequence[str]) -> None:
