@@ -43,12 +43,13 @@ def validate_row_group(root, monkeypatch):
     (root / "train").mkdir()
     pq.write_table(COLUMNS.empty_table(), root / SHARD.path)
     shard = SHARD.model_copy(update={"row_groups": (0,)})
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", exhaust)
+    for name in ("read_row_groups", "iter_batches"):
+        monkeypatch.setattr(pq.ParquetFile, name, exhaust)
     inspect_shard(ShardTask(str(root), "train", shard, 2, 255))
 
 
 def read_segmentation(_root, monkeypatch):
-    monkeypatch.setattr(coco, "_decode_segmentation", exhaust)
+    monkeypatch.setattr(coco, "_read_run_lengths", exhaust)
     annotations = [{"category_id": 1, "segmentation": []}]
     coco.AnnotationMask(None, "image", (4, 4), zlib.compress(json.dumps(annotations).encode()), False)()
 
@@ -95,5 +96,5 @@ def test_an_evaluation_that_exhausts_memory_names_what_to_do(monkeypatch):
     settings = config.build({})
     classes = SimpleNamespace(num_classes=2, ignore_id=255)
     task = evaluate_module._EvaluationTask(settings, classes, {}, SimpleNamespace(split=split), resources)
-    with pytest.raises(OutOfMemoryError, match=r"not enough memory .*malloc.*--eval\.mode slide"):
+    with pytest.raises(OutOfMemoryError, match=r"not have enough memory .*malloc.*--eval\.mode slide"):
         evaluate_module._count_share(task, 0)

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from segray.core.errors import RegistryError
-from segray.tracking import metrics
+from segray.tracking import metric_names
 from segray.tracking import uploader as module
 from segray.tracking.journal import JOURNAL, Journal, JournalReader
 from segray.tracking.metric_names import MAX_METRICS
@@ -162,7 +162,9 @@ def test_what_the_store_refuses_is_left_out_and_said_and_the_rest_arrives(tmp_pa
 
 
 def test_one_refused_record_among_metrics_costs_itself_alone(tmp_path, journal, store, monkeypatch):
-    monkeypatch.setattr(metrics, "_valid_name", lambda name: name)  # names as they come: MLflow refuses the semicolon
+    monkeypatch.setattr(
+        metric_names, "_valid_name", lambda name: name
+    )  # names as they come: MLflow refuses the semicolon
     journal.write("metrics", step=4, values={"train/loss": 0.25})
     said = []
     upload = RunUploader(tmp_path, store, said.append)
