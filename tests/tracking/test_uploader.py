@@ -106,7 +106,8 @@ def test_metrics_are_sent_as_many_at_a_time_as_mlflow_takes_and_in_order(tmp_pat
     journal = Journal(tmp_path)
     kinds = ["run", *["metrics"] * 5, "text", "metrics", "end"]
     for step, kind in enumerate(kinds):
-        journal.write(kind, step=step, values={f"m{number}": 1.0 for number in range(400)})
+        values = {f"m{number}": 1.0 for number in range(400)}
+        journal.write(kind, step=step, name="config.json", text="{}", values=values)
     tail = JournalReader(tmp_path / JOURNAL)
     batches = list(batch_records(tail))
     assert [[record["step"] for record in records] for records, _ in batches] == [
