@@ -60,6 +60,13 @@ def test_a_missing_shard_is_an_error_at_the_start_and_later(copy):
         source.read([0])
 
 
+def test_a_dataset_that_is_not_mounted_is_not_called_deleted(copy):
+    source = train(copy)
+    copy.rename(copy.with_name("elsewhere"))
+    with pytest.raises(DataError, match=r"part-00000.parquet does not exist on .*; expected a dataset that all nodes"):
+        source.read([0])
+
+
 def test_a_shard_of_the_wrong_size_is_an_error_at_the_start(copy):
     with (copy / "train/part-00000.parquet").open("ab") as file:
         file.write(b"more")

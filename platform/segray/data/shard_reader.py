@@ -3,6 +3,7 @@
 This module imports only what a read needs, because every process that runs read tasks loads it.
 """
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -10,6 +11,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
 
 from segray.core.device_errors import is_out_of_memory
 from segray.core.errors import DataError
@@ -50,7 +52,13 @@ def _open(root: str, shard: Shard) -> Iterator[pq.ParquetFile]:
         with open_shard(fs, f"{path}/{shard.path}") as file:
             yield file
     except FileNotFoundError as error:
-        raise DataError(f"shard {display_path(root, shard.path)} was deleted after the run started.") from error
+        name = display_path(root, shard.path)
+        if fs.get_file_info(f"{path}/{manifest.MANIFEST}").type == FileType.NotFound:
+            raise DataError(
+                f"shard {name} does not exist on {platform.node()}, nor does the manifest of its dataset; expected a "
+                "dataset that all nodes can read."
+            ) from error
+        raise DataError(f"shard {name} was deleted after the run started.") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if is_out_of_memory(error):  # the shard is not at fault
             raise

@@ -160,6 +160,11 @@ def test_a_video_that_ends_early_says_so_in_a_part_of_its_own(tmp_path, frames):
     assert [number for number, _ in unit.chunks(frozenset(numbers[:-1]))] == numbers[-1:]
 
 
+def test_a_video_that_cannot_be_opened_any_more_ends_the_job(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.avi cannot be opened on .*; the same command resumes the job"):
+        list(VideoShard(str(tmp_path / "gone.avi"), 40, "").chunks(NONE))
+
+
 def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path):
     film(tmp_path / "whole.avi", 40)
     content = (tmp_path / "whole.avi").read_bytes()

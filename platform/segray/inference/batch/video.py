@@ -1,5 +1,6 @@
 """The frames of a video."""
 
+import platform
 from dataclasses import dataclass
 from math import ceil
 
@@ -40,8 +41,17 @@ class VideoShard:
         return False
 
     def chunks(self, done: frozenset[int]) -> Chunks:
-        """Yields the chunks that are not done and skips the frames of the others."""
+        """Yields the chunks that are not done and skips the frames of the others.
+
+        Raises:
+            DataError: the video cannot be opened on this node.
+        """
         capture = cv2.VideoCapture(self.path)
+        if not capture.isOpened():  # it was opened when the job started
+            raise DataError(
+                f"{self.path} cannot be opened on {platform.node()}; expected a path that all nodes can read; the same "
+                "command resumes the job."
+            )
         number, num_frames, chunk = 0, 0, list[InputImage]()
         while capture.grab():
             number, index = divmod(num_frames, CHUNK_FRAMES)
