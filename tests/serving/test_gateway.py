@@ -1,9 +1,13 @@
 """The gateway refuses what cannot be served in time, and does not pass a request that kills replicas on."""
 
 import asyncio
+import os
+import signal
+import time
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from segray.config import ServeConfig
 from segray.core.errors import ServingError
@@ -142,3 +146,38 @@ def test_one_client_leaves_places_for_another():
             return len(held), refused
 
     assert asyncio.run(run()) == (4, [429] * 4)
+
+
+@ray.remote(num_cpus=0)
+class Computation:
+    """Actor that dies while it computes."""
+
+    def die(self, signal_number):
+        os.kill(os.getpid(), signal_number)
+
+    def exit(self):
+        os._exit(1)
+
+    def hang(self):
+        time.sleep(120)
+
+
+def real_death(cause):
+    """The error of Ray for a call whose actor died."""
+    actor = Computation.remote()
+    if cause == "ray.kill":
+        call = actor.hang.remote()
+        ray.kill(actor)
+    else:
+        call = actor.exit.remote() if cause == "exit" else actor.die.remote(signal.SIGKILL)
+    with pytest.raises(RayError) as raised:
+        ray.get(call, timeout=60)
+    return raised.value
+
+
+@pytest.mark.parametrize(("cause", "num_calls"), [("exit", 1), ("SIGKILL", 1), ("ray.kill", 2)])
+def test_a_request_is_retried_after_a_real_death_only_if_it_is_not_the_cause(ray_cluster, cause, num_calls):
+    response, calls, _ = segment((True, real_death(cause)))
+    assert calls == num_calls
+    assert (response == RESPONSE) == (num_calls == 2)
+    assert num_calls == 2 or "the image may be the cause" in str(response)
